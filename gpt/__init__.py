@@ -1,0 +1,1 @@
+"""The decoder-only model: configuration, data, model, trainer and generation."""

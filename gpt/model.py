@@ -1,0 +1,144 @@
+"""The decoder-only transformer.
+
+Choices: pre-norm blocks with RMSNorm, no biases, SwiGLU, optional query-key norm, grouped key-value heads, three kinds
+of positions, head tied to the embedding or not. The number of parameters, with head size D = M / H, is
+
+    V M + L (2 M M + 2 M K D + 3 M F + 2 M) + M          embedding, blocks, final norm
+    + V M unless tied                                     head
+    + 2 L D with query-key norm                           query and key norms
+    + max_len M with learned positions                    positions
+
+Shapes: B batch, T tokens, M model size, V vocabulary, and in the formula L layers, H heads, K key-value heads, F
+feed-forward size.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt.config import ModelConfig
+from layers import (
+    KVCache,
+    LayerCache,
+    LearnedPositions,
+    MultiHeadAttention,
+    RMSNorm,
+    RotaryPositions,
+    SinusoidalPositions,
+    SwiGLU,
+)
+
+
+class Block(nn.Module):
+    """`x + attention(norm(x))`, then `x + feed_forward(norm(x))`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.d_model)
+        self.attention = MultiHeadAttention(
+            d_model=config.d_model,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            dropout=config.dropout,
+            qk_norm=config.qk_norm,
+        )
+        self.feed_forward_norm = RMSNorm(config.d_model)
+        self.feed_forward = SwiGLU(config.d_model, config.d_ff)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTM: Tensor, rotary: RotaryPositions | None, cache: LayerCache | None) -> Tensor:
+        """Map (B, T, M) to (B, T, M)."""
+        attended_BTM = self.attention(self.attention_norm(x_BTM), causal=True, rotary=rotary, cache=cache)
+        x_BTM = x_BTM + self.dropout(attended_BTM)
+        return x_BTM + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTM)))
+
+
+class GPT(nn.Module):
+    """Predicts each next token from those before it.
+
+    Args:
+        config: The shape of the model.
+        vocab_size: Number of different tokens V.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.embedding = nn.Embedding(vocab_size, config.d_model)
+        self.positions: nn.Module | None = None
+        self.rotary: RotaryPositions | None = None
+        if config.positions == "rotary":
+            self.rotary = RotaryPositions(config.max_len, config.d_model // config.num_heads)
+        elif config.positions == "learned":
+            self.positions = LearnedPositions(config.max_len, config.d_model)
+        else:
+            self.positions = SinusoidalPositions(config.max_len, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.d_model)
+        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, vocab_size, bias=False)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew, on the CPU, from `generator`.
+
+        - Embeddings: normal, deviation 1 / sqrt(M). `forward` multiplies them by sqrt(M) (Vaswani et al. 2017, section
+          3.4), so that tokens enter with size 1, next to positions of the same size. Learned positions: deviation 0.02.
+        - Matrices inside blocks: normal, deviation 1 / sqrt(inputs), which keeps the size of what passes through.
+        - Matrices that write to the residual stream: zero, so that every block starts as the identity.
+        - Head: zero when it has its own weights: the first loss is then ln V exactly.
+        - Norms: one.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(0.0, module.in_features**-0.5, generator=generator)
+            elif isinstance(module, RMSNorm):
+                module.weight.fill_(1.0)
+        self.embedding.weight.normal_(0.0, self.config.d_model**-0.5, generator=generator)
+        if isinstance(self.positions, LearnedPositions):
+            self.positions.embedding.weight.normal_(0.0, 0.02, generator=generator)
+        for block in self.blocks:
+            block.attention.out.weight.zero_()
+            block.feed_forward.down.weight.zero_()
+        if self.head is not None:
+            self.head.weight.zero_()
+
+    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Predict the token after each of `tokens_BT`.
+
+        Args:
+            tokens_BT: Token ids, (B, T).
+            cache: What earlier calls computed of the same sequences; the tokens continue there.
+
+        Returns:
+            Logits of shape (B, T, V).
+
+        Raises:
+            ValueError: The sequences are longer than `max_len`.
+        """
+        start = 0 if cache is None else cache.length
+        if start + tokens_BT.size(1) > self.config.max_len:
+            raise ValueError(f"expected at most {self.config.max_len} tokens, got {start + tokens_BT.size(1)}")
+        x_BTM = self.embedding(tokens_BT) * math.sqrt(self.config.d_model)
+        if self.positions is not None:
+            x_BTM = self.positions(x_BTM, start)
+        x_BTM = self.dropout(x_BTM)
+        for index, block in enumerate(self.blocks):
+            x_BTM = block(x_BTM, self.rotary, None if cache is None else cache.layers[index])
+        return F.linear(self.norm(x_BTM), self.embedding.weight if self.head is None else self.head.weight)
+
+    def new_cache(self, batch_size: int = 1) -> KVCache:
+        """A cache for `batch_size` sequences of up to `max_len` tokens, on the model's device and in its dtype."""
+        config = self.config
+        return KVCache(
+            num_layers=config.num_layers,
+            batch_size=batch_size,
+            num_kv_heads=config.num_kv_heads or config.num_heads,
+            max_len=config.max_len,
+            head_size=config.d_model // config.num_heads,
+            device=self.embedding.weight.device,
+            dtype=self.embedding.weight.dtype,
+        )

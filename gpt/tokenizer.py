@@ -1,0 +1,68 @@
+"""A tokenizer of single characters."""
+
+import json
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.errors import InputError
+
+
+class CharTokenizer:
+    """Numbers the characters of a text in the order of their code points.
+
+    Args:
+        characters: The vocabulary; its first character has number 0.
+    """
+
+    def __init__(self, characters: str) -> None:
+        self.characters = characters
+        codes = np.frombuffer(characters.encode("utf-32-le"), dtype=np.uint32)
+        self._ids = np.full(int(codes.max(initial=0)) + 1, -1, dtype=np.int32)
+        self._ids[codes] = np.arange(len(codes), dtype=np.int32)
+
+    @classmethod
+    def from_text(cls, text: str) -> "CharTokenizer":
+        """The vocabulary of a text."""
+        return cls("".join(sorted(set(text))))
+
+    def __len__(self) -> int:
+        return len(self.characters)
+
+    def encode(self, text: str, name: str = "the text") -> NDArray[np.int32]:
+        """The numbers of a text's characters.
+
+        Args:
+            text: Any text.
+            name: What to call it in an error.
+
+        Raises:
+            InputError: A character is not in the vocabulary; the message shows it and where it stands.
+        """
+        codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
+        known = codes < len(self._ids)
+        ids = np.where(known, self._ids[np.where(known, codes, 0)], -1).astype(np.int32)
+        unknown = np.flatnonzero(ids < 0)
+        if len(unknown):
+            place = int(unknown[0])
+            character, line = text[place], text.count("\n", 0, place) + 1
+            column = place - (text.rfind("\n", 0, place) + 1) + 1
+            raise InputError(
+                f"unknown character {ascii(character) if not character.isprintable() else repr(character)} "
+                f"(U+{ord(character):04X}) at line {line}, column {column} of {name}: "
+                f"it does not occur in the training text"
+            )
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of a list of numbers."""
+        return "".join(self.characters[i] for i in ids)
+
+    def to_json(self) -> str:
+        """The content of tokenizer.json."""
+        return json.dumps({"kind": "characters", "characters": self.characters}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, content: str) -> "CharTokenizer":
+        """Read what `to_json` wrote."""
+        return cls(json.loads(content)["characters"])

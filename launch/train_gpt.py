@@ -1,0 +1,62 @@
+"""Train a GPT: `accelerate launch launch/train_gpt.py [--config FILE] [--section.key value …]`."""
+
+import sys
+from pathlib import Path
+
+from gpt.config import GPTConfig
+from gpt.trainer import load_gpt, sample_text, train_gpt
+from training.command_line import StrictParser
+from training.errors import exit_code
+from training.run import Result
+
+DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/gpt/quick.yaml"
+
+
+def main() -> None:
+    """Parse, train, and show what came out."""
+    parser = StrictParser(prog="train_gpt.py", description="Train a GPT on text.")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help=f"YAML file of the experiment; options after it change what it says. Default: configs/gpt/{DEFAULT_CONFIG.name}.",
+    )
+    parser.add_argument(
+        "--output_dir", type=Path | None, default=None, help="Folder of the run. Default: the next free runs/NAME-N."
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="Go on from the last sound checkpoint in --output_dir (without it, in the newest runs/NAME-N); "
+        "start where there is none.",
+    )
+    parser.add_class_arguments(GPTConfig)
+    arguments = sys.argv[1:]
+    if not any(argument.split("=")[0] == "--config" for argument in arguments):
+        arguments = ["--config", str(DEFAULT_CONFIG), *arguments]
+    values = parser.parse_args(arguments)
+    config = parser.build(GPTConfig, values)
+    result = train_gpt(config, output_dir=values.output_dir, resume=values.resume)
+    if result.is_main_process:
+        show(result)
+
+
+def show(result: Result) -> None:
+    """Print the losses, the best checkpoint, a sample from it, and what to type next."""
+    counters, run = result.counters, result.run.path
+    best = run / "checkpoints" / "best"
+    print(f"\ntrained {counters.step:,} steps on {counters.tokens:,} characters in {counters.seconds:.0f} s")
+    print(f"validation loss  {counters.val_loss:.4f} nats per character, over the whole validation split")
+    print(f"best checkpoint  {best} (step {counters.best_step}, {counters.best_val_loss:.4f})\n")
+    loaded = load_gpt(best)
+    for piece in sample_text(loaded.model, loaded.tokenizer, "\n"):
+        print(piece, end="", flush=True)
+    print(
+        f"\n\nWhat next:\n"
+        f'  sample:      python launch/evaluate.py --checkpoint {run} --prompt "ROMEO:"\n'
+        f"  see curves:  tensorboard --logdir {run.parent}\n"
+        f"  train on:    {result.run.resume_command} --training.max_steps {2 * counters.step}\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,120 @@
+"""Multi-head attention, for self-attention and cross-attention.
+
+Shapes: B batch, T query tokens, S key tokens, H heads (queries) or key-value heads, D head size, M model size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layers.cache import LayerCache
+from layers.norm import RMSNorm
+from layers.positions import RotaryPositions
+
+
+class MultiHeadAttention(nn.Module):
+    """`softmax(Q K^T / sqrt(D)) V`, projected back to the model size (Vaswani et al. 2017, section 3.2).
+
+    With fewer key-value heads than heads, each key-value head serves a group of query heads (Ainslie et al. 2023).
+    With `qk_norm`, queries and keys are normalised per head before they meet, which keeps the logits bounded
+    (Henry et al. 2020, with RMSNorm in place of the unit length).
+
+    Args:
+        d_model: Model size M, a multiple of `num_heads`.
+        num_heads: Query heads; D is `d_model / num_heads`.
+        num_kv_heads: Key-value heads, a divisor of `num_heads`; None for as many as heads.
+        dropout: Probability that an attention weight is dropped in training.
+        qk_norm: Normalise queries and keys.
+
+    Raises:
+        ValueError: `num_heads` does not divide `d_model`, or `num_kv_heads` does not divide `num_heads`.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        dropout: float = 0.0,
+        qk_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        kv_heads = num_kv_heads or num_heads
+        if d_model % num_heads or num_heads % kv_heads:
+            raise ValueError(
+                f"expected num_kv_heads to divide num_heads and num_heads to divide d_model, "
+                f"got {kv_heads}, {num_heads} and {d_model}"
+            )
+        self.head_size = d_model // num_heads
+        self.grouped = kv_heads != num_heads
+        self.dropout = dropout
+        self.query = nn.Linear(d_model, d_model, bias=False)
+        self.key = nn.Linear(d_model, kv_heads * self.head_size, bias=False)
+        self.value = nn.Linear(d_model, kv_heads * self.head_size, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+        self.query_norm: nn.Module = RMSNorm(self.head_size) if qk_norm else nn.Identity()
+        self.key_norm: nn.Module = RMSNorm(self.head_size) if qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        x_BTM: Tensor,
+        memory_BSM: Tensor | None = None,
+        *,
+        causal: bool = False,
+        mask_BTS: Tensor | None = None,
+        rotary: RotaryPositions | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Let each token of `x_BTM` gather from the tokens it may see.
+
+        Args:
+            x_BTM: Where queries come from, and keys and values too unless `memory_BSM` is given.
+            memory_BSM: Where keys and values come from in cross-attention.
+            causal: Token t sees tokens 0 to t only.
+            mask_BTS: True where a query may see a key, broadcast over heads; (B, 1, S) serves for padding.
+            rotary: Positions that turn queries and keys; for self-attention.
+            cache: Keys and values of earlier tokens of the same sequences; the new ones are added to it.
+
+        Returns:
+            A tensor of shape (B, T, M).
+        """
+        source_BSM = x_BTM if memory_BSM is None else memory_BSM
+        q_BHTD = self.query_norm(self._heads(self.query(x_BTM)))
+        k_BHSD = self.key_norm(self._heads(self.key(source_BSM)))
+        v_BHSD = self._heads(self.value(source_BSM))
+        past = 0 if cache is None else cache.length
+        if rotary is not None:
+            q_BHTD, k_BHSD = rotary(q_BHTD, past), rotary(k_BHSD, past)
+        if cache is not None:
+            k_BHSD, v_BHSD = cache.append(k_BHSD, v_BHSD)
+            q_BHTD = q_BHTD.to(k_BHSD.dtype)
+        mask = None if mask_BTS is None else mask_BTS.unsqueeze(1)
+        if causal and (past or mask is not None):
+            mask, causal = self._causal_mask(q_BHTD.size(2), k_BHSD.size(2), mask, x_BTM.device), False
+        y_BHTD = F.scaled_dot_product_attention(
+            q_BHTD,
+            k_BHSD,
+            v_BHSD,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=causal and q_BHTD.size(2) > 1,
+            enable_gqa=self.grouped,
+        )
+        return self.out(y_BHTD.transpose(1, 2).flatten(2))
+
+    def _heads(self, x_BTM: Tensor) -> Tensor:
+        """Split (B, T, H * D) into (B, H, T, D)."""
+        return x_BTM.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+
+    @staticmethod
+    def _causal_mask(queries: int, keys: int, mask: Tensor | None, device: torch.device) -> Tensor | None:
+        """Join `mask` with "the last query sees every key, the one before it all but one, …".
+
+        `is_causal` counts from the first key, which is wrong as soon as a cache holds earlier ones. A single query
+        sees all keys, and needs no mask of its own.
+        """
+        if queries == 1:
+            return mask
+        causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+        return causal if mask is None else causal & mask

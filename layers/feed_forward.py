@@ -1,0 +1,26 @@
+"""The feed-forward layer.
+
+Shapes: B batch, T tokens, M model size, F feed-forward size.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SwiGLU(nn.Module):
+    """`down(silu(gate(x)) * up(x))`, without biases (Shazeer 2020, "GLU Variants Improve Transformer", equation 6).
+
+    Args:
+        d_model: Model size M.
+        d_ff: Hidden size F. The layer holds three matrices of M x F.
+    """
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(d_model, d_ff, bias=False)
+        self.up = nn.Linear(d_model, d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x_BTM: Tensor) -> Tensor:
+        """Map (B, T, M) to (B, T, M), each token by itself."""
+        return self.down(F.silu(self.gate(x_BTM)) * self.up(x_BTM))

@@ -1,0 +1,23 @@
+"""Root mean square normalisation."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """`y = x / sqrt(mean(x^2) + eps) * weight` over the last dimension (Zhang and Sennrich 2019, equation 4).
+
+    Args:
+        size: Length of the last dimension.
+        eps: Added to the mean square, so that a zero vector stays finite.
+    """
+
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` of any shape that ends in `size`; the result has its shape and dtype."""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)

@@ -1,0 +1,84 @@
+"""Three ways to tell a model where a token stands.
+
+Sinusoidal and learned positions are added to the embeddings; rotary positions turn queries and keys inside attention.
+
+Shapes: B batch, T tokens, H heads, D head size, M model size.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def _angles(max_len: int, size: int, base: float) -> Tensor:
+    """Angles `position / base^(2i / size)` of shape (max_len, size / 2), in fp64 so that long tables stay exact."""
+    if size % 2:
+        raise ValueError(f"positions need an even size to pair sines with cosines, got {size}")
+    frequencies = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    return torch.outer(torch.arange(max_len, dtype=torch.float64), frequencies)
+
+
+class SinusoidalPositions(nn.Module):
+    """Fixed sines and cosines (Vaswani et al. 2017, section 3.5): sines in even columns, cosines in odd ones.
+
+    Args:
+        max_len: Longest sequence, in tokens.
+        d_model: Model size M, even.
+    """
+
+    table_TM: Tensor
+
+    def __init__(self, max_len: int, d_model: int) -> None:
+        super().__init__()
+        angles = _angles(max_len, d_model, base=10_000.0)
+        table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+        self.register_buffer("table_TM", table.to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, x_BTM: Tensor, start: int = 0) -> Tensor:
+        """Add positions `start` to `start + T` to embeddings of shape (B, T, M)."""
+        return x_BTM + self.table_TM[start : start + x_BTM.size(1)].to(x_BTM.dtype)
+
+
+class LearnedPositions(nn.Module):
+    """One trained vector per position.
+
+    Args:
+        max_len: Longest sequence, in tokens.
+        d_model: Model size M.
+    """
+
+    def __init__(self, max_len: int, d_model: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(max_len, d_model)
+
+    def forward(self, x_BTM: Tensor, start: int = 0) -> Tensor:
+        """Add positions `start` to `start + T` to embeddings of shape (B, T, M)."""
+        return x_BTM + self.embedding.weight[start : start + x_BTM.size(1)]
+
+
+class RotaryPositions(nn.Module):
+    """Rotary positions (Su et al. 2021, "RoFormer", equation 34).
+
+    Each pair of columns (i, i + D/2) of a query or key is turned by `position / base^(2i / D)`, so that the product
+    of a query and a key depends on their distance alone.
+
+    Args:
+        max_len: Longest sequence, in tokens.
+        head_size: Head size D, even.
+        base: Longest wavelength divided by 2 pi, in tokens.
+    """
+
+    cos_TD: Tensor
+    sin_TD: Tensor
+
+    def __init__(self, max_len: int, head_size: int, base: float = 10_000.0) -> None:
+        super().__init__()
+        angles = _angles(max_len, head_size, base).repeat(1, 2)
+        self.register_buffer("cos_TD", angles.cos().to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("sin_TD", angles.sin().to(torch.get_default_dtype()), persistent=False)
+
+    def forward(self, x_BHTD: Tensor, start: int = 0) -> Tensor:
+        """Turn queries or keys of shape (B, H, T, D) that stand at positions `start` to `start + T`."""
+        cos = self.cos_TD[start : start + x_BHTD.size(2)].to(x_BHTD.dtype)
+        sin = self.sin_TD[start : start + x_BHTD.size(2)].to(x_BHTD.dtype)
+        first, second = x_BHTD.chunk(2, dim=-1)
+        return x_BHTD * cos + torch.cat((-second, first), dim=-1) * sin

@@ -1,0 +1,229 @@
+"""Checkpoints that exist whole or not at all.
+
+    checkpoints/step-00000500/    model.safetensors, optimizer.safetensors, state.json, … and manifest.json
+    checkpoints/last, best        relative links
+
+A checkpoint is written beside its place, flushed, sealed by a manifest of sizes and SHA-256 that is written last and
+seals itself, and renamed into place. Only then are old ones pruned. Readers check the manifest first. Nothing in a
+checkpoint is unpickled.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from training.errors import InputError
+from training.files import replace_link, sync, write_synced
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing or damaged, or cannot be written."""
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of a step; names sort as steps do."""
+    return f"step-{step:08d}"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _seal(files: Mapping[str, Any]) -> str:
+    return _digest(json.dumps([FORMAT, files], sort_keys=True).encode())
+
+
+class Checkpoint:
+    """One checkpoint, read and verified.
+
+    Args:
+        folder: The folder, or a link to it.
+
+    Raises:
+        CheckpointError: It is missing, incomplete or damaged; the message names the file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self._contents = _verified_contents(self.folder)
+        self.state: dict[str, Any] = json.loads(self.text(STATE))
+
+    def text(self, name: str) -> str:
+        """The content of a text file."""
+        return self._file(name).decode()
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of `NAME.safetensors`, on the CPU."""
+        try:
+            return load(self._file(f"{name}.safetensors"))
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.folder / name}.safetensors cannot be read: {error}") from error
+
+    def _file(self, name: str) -> bytes:
+        if name not in self._contents:
+            raise CheckpointError(f"checkpoint {self.folder} holds no {name}")
+        return self._contents[name]
+
+
+def _verified_contents(folder: Path) -> dict[str, bytes]:
+    """Read all files of a checkpoint, each against the manifest."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        files, seal = manifest["files"], manifest["seal"]
+    except FileNotFoundError as error:
+        what = "has no manifest, so it is not a complete checkpoint" if folder.exists() else "does not exist"
+        raise CheckpointError(f"checkpoint {folder} {what}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} cannot be read ({error})") from error
+    if seal != _seal(files):
+        raise CheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} does not match its own seal")
+    contents = {}
+    for name, expected in files.items():
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"checkpoint {folder} is damaged: {name}: {error.strerror}") from error
+        if len(content) != expected["size"]:
+            sizes = f"expected {expected['size']:,} bytes, found {len(content):,}"
+            raise CheckpointError(f"checkpoint {folder} is damaged: {name}: {sizes}")
+        if _digest(content) != expected["sha256"]:
+            raise CheckpointError(f"checkpoint {folder} is damaged: {name} does not match its SHA-256")
+        contents[name] = content
+    return contents
+
+
+class CheckpointStore:
+    """The `checkpoints/` folder of a run. One process at a time may write to it.
+
+    Args:
+        folder: The folder; it is made when the first checkpoint is written.
+        keep: How many of the newest checkpoints to keep, besides the best; at least 2.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = max(keep, 2)
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, sound or not, in rising order."""
+        if not self.folder.is_dir():
+            return []
+        matches = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
+
+    def newest_sound(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that is whole, and what was wrong with each newer one."""
+        damage: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                return Checkpoint(self.folder / checkpoint_name(step)), damage
+            except CheckpointError as error:
+                damage.append(str(error))
+        return None, damage
+
+    def save(
+        self,
+        step: int,
+        *,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        state: Mapping[str, Any],
+        files: Mapping[str, str],
+        best: bool = False,
+    ) -> Path:
+        """Write the checkpoint of a step, point `last` (and `best`) to it, and prune old ones.
+
+        Args:
+            step: The step that was just finished. A checkpoint that stands there already is replaced.
+            tensors: For each safetensors file, its tensors. No two may share memory.
+            state: Counters, for state.json.
+            files: Other text files.
+            best: Whether this is the best checkpoint so far.
+
+        Raises:
+            CheckpointError: The disk refused; earlier checkpoints stand as they were.
+        """
+        contents = {f"{name}.safetensors": _to_bytes(group) for name, group in tensors.items()}
+        contents |= {STATE: json.dumps(state, indent=1).encode()}
+        contents |= {name: text.encode() for name, text in files.items()}
+        place = self.folder / checkpoint_name(step)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+            beside = self.folder / f".{place.name}.new"
+            _write_sealed(beside, contents)
+            self._move_into_place(beside, place)
+            replace_link(self.folder / "last", place.name)
+            if best:
+                replace_link(self.folder / "best", place.name)
+            self._prune()
+        except OSError as error:
+            raise CheckpointError(f"cannot write checkpoint {place}: {error.strerror or error}") from error
+        return place
+
+    def go_back_to(self, step: int, best_step: int | None) -> None:
+        """Set aside what is newer than a step (renamed, not removed), and point `last` and `best` to what stays."""
+        for newer in self.steps():
+            if newer > step:
+                place = self.folder / checkpoint_name(newer)
+                aside = place.with_name(f"damaged-{place.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(place, aside)
+        for name, target in (("last", step), ("best", best_step)):
+            if target is not None and target in self.steps():
+                replace_link(self.folder / name, checkpoint_name(target))
+            else:
+                (self.folder / name).unlink(missing_ok=True)
+
+    def _move_into_place(self, beside: Path, place: Path) -> None:
+        if place.exists():
+            os.rename(place, self.folder / f".{place.name}.old")
+        os.rename(beside, place)
+        sync(self.folder)
+        self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        """Remove what an interrupted writer left; a checkpoint it had moved aside without replacing goes back."""
+        for path in self.folder.glob(".step-*"):
+            place = self.folder / path.name.removeprefix(".").removesuffix(".old")
+            if path.name.endswith(".old") and not place.exists():
+                os.rename(path, place)
+            else:
+                shutil.rmtree(path)
+
+    def _prune(self) -> None:
+        kept = {checkpoint_name(step) for step in self.steps()[-self.keep :]}
+        kept |= {os.readlink(link) for name in ("last", "best") if (link := self.folder / name).is_symlink()}
+        for step in self.steps():
+            if checkpoint_name(step) not in kept:
+                # Unsealed first: a removal that is cut short must not leave what looks whole.
+                (self.folder / checkpoint_name(step) / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(self.folder / checkpoint_name(step))
+
+
+def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+
+
+def _write_sealed(folder: Path, contents: Mapping[str, bytes]) -> None:
+    folder.mkdir()
+    for name, content in contents.items():
+        write_synced(folder / name, content)
+    files = {name: {"size": len(content), "sha256": _digest(content)} for name, content in contents.items()}
+    sync(folder)
+    manifest = {"format": FORMAT, "files": files, "seal": _seal(files)}
+    write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    sync(folder)

@@ -1,0 +1,130 @@
+"""The sections of a configuration that every model shares. A bad value names its field, itself and what is allowed."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from training.errors import InputError
+
+
+def check(section: object, name: str, valid: bool, allowed: str) -> None:
+    """Raise an `InputError` that names the field unless `valid`.
+
+    Args:
+        section: The dataclass instance, whose class name minus "Config" names the section.
+        name: The field.
+        valid: Whether its value is allowed.
+        allowed: What is allowed, in words.
+    """
+    if not valid:
+        prefix = type(section).__name__.removesuffix("Config").lower()
+        raise InputError(f"{prefix}.{name} must be {allowed}, got {getattr(section, name)!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long to train, on how much at a time, and what to write when.
+
+    Attributes:
+        max_steps: Optimizer steps; null for as many as `epochs` needs. With both, whichever ends first.
+        epochs: Passes over the training data; null for as many as `max_steps` needs.
+        batch_size: Sequences in one optimizer step, over all processes and all accumulation steps.
+        accumulation_steps: Parts in which a process works through its share of a batch, to save memory.
+        precision: Numbers to compute in. auto takes what the launch configuration says, else bf16 where the device
+            is fast at it, else fp32. Weights are kept in fp32 (fp64 under fp64, which is for checking numbers).
+        max_grad_norm: Gradients are scaled down to this norm; 0 for no limit.
+        eval_interval: Steps between two evaluations of the whole validation split; 0 for one at the end only.
+        eval_batch_size: Sequences evaluated at a time, per process.
+        log_interval: Steps between two lines of metrics.
+        checkpoint_interval: Steps between two checkpoints; 0 for one at the end only.
+        keep_checkpoints: How many of the newest checkpoints to keep, besides the best one.
+    """
+
+    max_steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 32
+    accumulation_steps: int = 1
+    precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = "auto"
+    max_grad_norm: float = 1.0
+    eval_interval: int = 250
+    eval_batch_size: int = 64
+    log_interval: int = 10
+    checkpoint_interval: int = 250
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "null or at least 1")
+        check(self, "epochs", self.epochs is None or self.epochs > 0, "null or above 0")
+        if self.max_steps is None and self.epochs is None:
+            raise InputError("training.max_steps or training.epochs must say when to end, got null for both")
+        for name in ("batch_size", "accumulation_steps", "eval_batch_size", "log_interval"):
+            check(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("max_grad_norm", "eval_interval", "checkpoint_interval"):
+            check(self, name, getattr(self, name) >= 0, "at least 0")
+        check(self, "keep_checkpoints", self.keep_checkpoints >= 2, "at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How weights follow their gradients.
+
+    Attributes:
+        name: adamw for all weights, or muon for the matrices of the blocks with adamw for the rest.
+        learning_rate: Peak learning rate of adamw.
+        muon_learning_rate: Peak learning rate of muon.
+        weight_decay: Share of a block's matrix that is removed per step, times the learning rate.
+        beta1: Decay of adamw's mean of gradients.
+        beta2: Decay of adamw's mean of squared gradients.
+        eps: Added to adamw's root mean square.
+        momentum: Decay of muon's sum of gradients.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    muon_learning_rate: float = 0.02
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "muon_learning_rate", "eps"):
+            check(self, name, getattr(self, name) > 0, "above 0")
+        check(self, "weight_decay", self.weight_decay >= 0, "at least 0")
+        for name in ("beta1", "beta2", "momentum"):
+            check(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How the learning rate moves: up for `warmup_steps`, then down to `final_ratio` of its peak.
+
+    Attributes:
+        name: cosine, linear, wsd (flat, then linear over the last `decay_fraction`), or constant (flat to the end).
+        warmup_steps: Steps over which it rises linearly from 0.
+        final_ratio: Learning rate of the last step as a share of the peak; constant ignores it.
+        decay_fraction: Share of all steps over which wsd comes down; the others ignore it.
+    """
+
+    name: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    warmup_steps: int = 0
+    final_ratio: float = 0.0
+    decay_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        check(self, "warmup_steps", self.warmup_steps >= 0, "at least 0")
+        check(self, "final_ratio", 0 <= self.final_ratio <= 1, "between 0 and 1")
+        check(self, "decay_fraction", 0 < self.decay_fraction <= 1, "above 0 and at most 1")
+
+
+class RunConfig:
+    """The part of a whole configuration that the loop reads; each model's configuration derives from it."""
+
+    name: str
+    seed: int
+    tracking: Literal["tensorboard", "none"]
+    training: TrainingConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    model: Any
+    data: Any

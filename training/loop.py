@@ -1,0 +1,268 @@
+"""The training loop. It knows no model: a `Task` brings model and data.
+
+One optimizer step works on one global batch. Its samples are split over processes and accumulation steps, losses are
+summed, and the sum is divided by the number of targets of the whole global batch, so that a step is the same however
+it is split. A step depends on (seed, step, rank) and the state in a checkpoint, on nothing else.
+"""
+
+import math
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from training.checkpoint import Checkpoint, CheckpointStore
+from training.config import RunConfig
+from training.device import Precision
+from training.errors import InputError, NonFiniteError, StoppedBySignal
+from training.optimizer import MuonAdamW, build_optimizer, optimizer_tensors
+from training.progress import Progress
+from training.run_folder import RunFolder
+from training.schedule import learning_rate_scale
+from training.seeds import derive_seed
+from training.signals import StopSignals
+from training.state import Counters, check_identity, run_identity
+from training.task import Task, loss_sum
+from training.tracking import Tracking
+
+LOSS_SCALE_FLOOR = 1.0
+"""Below this loss scale fp16 has no excuse left: a gradient that is still infinite is so by itself."""
+
+
+class Trainer:
+    """Trains a task, from the beginning or from a checkpoint.
+
+    Args:
+        accelerator: Processes, device and mixed precision.
+        precision: What `accelerator` computes in.
+        task: The model and its data.
+        config: The configuration.
+        run: Where to write.
+
+    Raises:
+        InputError: The batch cannot be split evenly over processes and accumulation steps.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, precision: Precision, task: Task, config: RunConfig, run: RunFolder
+    ) -> None:
+        self.accelerator, self.task, self.config, self.run = accelerator, task, config, run
+        self.num_steps = count_steps(config, task)
+        self.counters = Counters()
+        self._identity = run_identity(config, task)
+        self._store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
+        self._part_size = part_size(config, accelerator.num_processes)
+        task.model.to(accelerator.device, torch.float64 if precision == "fp64" else torch.float32)
+        optimizer = build_optimizer(task.model, config.optimizer, bf16=precision == "bf16")
+        self._parallel_model, self._accelerated_optimizer = accelerator.prepare(task.model, optimizer)
+
+    @property
+    def _optimizer(self) -> MuonAdamW:
+        return self._accelerated_optimizer.optimizer
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take weights, optimizer tensors and counters from a checkpoint of the same run."""
+        check_identity(checkpoint, self._identity)
+        self.counters = Counters.from_checkpoint(checkpoint)
+        self.task.model.load_state_dict(checkpoint.tensors("model"))
+        saved = checkpoint.tensors("optimizer")
+        for name, tensor in optimizer_tensors(self.task.model, self._optimizer).items():
+            tensor.copy_(saved[name])
+        if self.accelerator.scaler is not None and self.counters.loss_scale is not None:
+            scale = {"scale": self.counters.loss_scale, "_growth_tracker": self.counters.loss_scale_streak}
+            self.accelerator.scaler.load_state_dict(self.accelerator.scaler.state_dict() | scale)
+
+    def fit(self) -> None:
+        """Train to the last step.
+
+        Raises:
+            StoppedBySignal: After the checkpoint that a signal asked for.
+            NonFiniteError: A loss or gradient is not finite; the weights are those of the step before.
+        """
+        accelerator = self.accelerator
+        tracking = Tracking(accelerator, self.config, self.run, self.counters.step)
+        progress = Progress(self.counters.step, self.num_steps, visible=accelerator.is_main_process)
+        self._settle_gradient_buckets()
+        interval_seconds, interval_tokens = 0.0, 0
+        try:
+            with StopSignals() as signals:
+                while self.counters.step < self.num_steps:
+                    seconds, tokens = self.counters.seconds, self.counters.tokens
+                    metrics, stopping = self._train_step(stop=signals.received is not None)
+                    interval_seconds += self.counters.seconds - seconds
+                    interval_tokens += self.counters.tokens - tokens
+                    progress.advance()
+                    evaluated = self._is_due(self.config.training.eval_interval)
+                    if evaluated:
+                        metrics |= self._evaluate(progress)
+                    if evaluated or self._is_due(self.config.training.log_interval):
+                        metrics["tokens_per_second"] = interval_tokens / interval_seconds
+                        interval_seconds, interval_tokens = 0.0, 0
+                        self._report(metrics, progress, tracking)
+                    improved = evaluated and self.counters.best_step == self.counters.step
+                    if improved or stopping or self._is_due(self.config.training.checkpoint_interval):
+                        self._save(best=improved)
+                    if stopping:
+                        raise StoppedBySignal(f"saved step {self.counters.step}; go on with: {self.run.resume_command}")
+        finally:
+            progress.close()
+            tracking.finish()
+
+    def _is_due(self, interval: int) -> bool:
+        step = self.counters.step
+        return step == self.num_steps or (interval > 0 and step % interval == 0)
+
+    def _train_step(self, *, stop: bool) -> tuple[dict[str, Any], bool]:
+        """Do one optimizer step; return its metrics, and whether any process was asked to stop."""
+        start = time.perf_counter()
+        accelerator, counters, config = self.accelerator, self.counters, self.config
+        step = counters.step + 1
+        torch.manual_seed(derive_seed(config.seed, step, accelerator.process_index, "dropout"))
+        learning_rate = self._optimizer.set_learning_rate(
+            learning_rate_scale(config.schedule, step, self.num_steps)
+        )
+        loss, num_targets = self._backward(first_sample=(step - 1) * config.training.batch_size)
+        grad_norm = accelerator.clip_grad_norm_(
+            self._parallel_model.parameters(), config.training.max_grad_norm or math.inf
+        )
+        # One transfer from the device per step, which also lets all processes agree to stop.
+        summed = accelerator.reduce(torch.stack((loss, torch.full_like(loss, stop))), "sum")
+        loss_total, stops, norm = torch.cat((summed, grad_norm.to(summed).reshape(1))).tolist()
+        self._check_finite(step, loss_total, norm)
+        self._accelerated_optimizer.step()
+        self._accelerated_optimizer.zero_grad()
+        counters.skipped_steps += self._accelerated_optimizer.step_was_skipped
+        counters.step, counters.samples = step, counters.samples + config.training.batch_size
+        counters.tokens += num_targets
+        counters.seconds += time.perf_counter() - start
+        metrics = {
+            "step": step,
+            "epoch": counters.samples / self.task.samples_per_epoch,
+            "tokens": counters.tokens,
+            "seconds": counters.seconds,
+            "train_loss": loss_total / num_targets,
+            "learning_rate": learning_rate,
+            "grad_norm": norm,
+        }
+        return metrics, stops > 0
+
+    def _backward(self, first_sample: int) -> tuple[Tensor, int]:
+        """Add up the gradients of a global batch; return this process's sum of losses, and all processes' targets."""
+        accelerator, size = self.accelerator, self._part_size
+        starts = [
+            first_sample + (part * accelerator.num_processes + accelerator.process_index) * size
+            for part in range(self.config.training.accumulation_steps)
+        ]
+        batches = [self.task.training_batch(start, size) for start in starts]
+        num_targets = sum(batch.num_targets for batch in batches)
+        if accelerator.num_processes > 1:
+            num_targets = int(accelerator.reduce(torch.tensor(num_targets, device=accelerator.device), "sum"))
+        losses = []
+        for batch in batches:
+            last = batch is batches[-1]
+            with nullcontext() if last else accelerator.no_sync(self._parallel_model):
+                loss = loss_sum(self._parallel_model, batch.to(accelerator.device))
+                # DDP takes the mean of the processes' gradients: times their number it is the sum.
+                accelerator.backward(loss * (accelerator.num_processes / num_targets))
+            losses.append(loss.detach())
+        return torch.stack(losses).sum(), num_targets
+
+    def _settle_gradient_buckets(self) -> None:
+        """Let DDP rebuild its buckets before the first step, so that a resumed run adds gradients in the same order."""
+        if self.accelerator.num_processes > 1:
+            for _ in range(2):
+                self._backward(first_sample=0)
+                self._accelerated_optimizer.zero_grad()
+
+    def _check_finite(self, step: int, loss_total: float, grad_norm: float) -> None:
+        """Stop before the weights change, unless lowering fp16's loss scale may still help."""
+        if math.isfinite(loss_total) and math.isfinite(grad_norm):
+            return
+        scaler = self.accelerator.scaler
+        if scaler is not None and scaler.get_scale() > LOSS_SCALE_FLOOR:
+            return
+        cause = f"gradient norm is {grad_norm}" if math.isfinite(loss_total) else f"loss is {loss_total}"
+        self._save(best=False)
+        raise NonFiniteError(
+            f"at step {step} the {cause}; the weights of step {step - 1} are saved in {self.run.checkpoints / 'last'}. "
+            f"A lower optimizer.learning_rate or a longer schedule.warmup_steps helps most often; "
+            f"go on with: {self.run.resume_command}"
+        )
+
+    def _evaluate(self, progress: Progress) -> dict[str, float]:
+        """Measure the validation loss, note whether it is the best, and write a sample."""
+        accelerator, counters = self.accelerator, self.counters
+        val_loss = validation_loss(accelerator, self.task, self.config.training.eval_batch_size)
+        counters.val_loss = val_loss
+        improved = counters.best_val_loss is None or val_loss < counters.best_val_loss
+        if improved:
+            counters.best_val_loss, counters.best_step = val_loss, counters.step
+        if accelerator.is_main_process:
+            self.run.write_sample(counters.step, self.task.sample(derive_seed(self.config.seed, counters.step, "sample")))
+        note = "the best so far" if improved else f"best {counters.best_val_loss:.4f} at step {counters.best_step}"
+        progress.say(f"step {counters.step}/{self.num_steps}  validation loss {val_loss:.4f}  ({note})")
+        return {"val_loss": val_loss}
+
+    def _report(self, metrics: dict[str, Any], progress: Progress, tracking: Tracking) -> None:
+        if self.accelerator.is_main_process:
+            self.run.append_metrics(metrics)
+            tracking.log(metrics)
+            steps_left = self.num_steps - self.counters.step
+            progress.report(metrics, self.counters.seconds / self.counters.step * steps_left)
+
+    def _save(self, *, best: bool) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        if self.accelerator.scaler is not None:
+            scale = self.accelerator.scaler.state_dict()
+            self.counters.loss_scale, self.counters.loss_scale_streak = scale["scale"], scale["_growth_tracker"]
+        tensors = {
+            "model": self.task.model.state_dict(),
+            "optimizer": optimizer_tensors(self.task.model, self._optimizer),
+        }
+        files = {"config.yaml": self.run.config_file.read_text()} | dict(self.task.checkpoint_files())
+        state = self.counters.to_json(self._identity)
+        self._store.save(self.counters.step, tensors=tensors, state=state, files=files, best=best)
+
+
+@torch.no_grad()
+def validation_loss(accelerator: Accelerator, task: Task, batch_size: int) -> float:
+    """Mean negative log-likelihood over every target of the validation split, in nats per token."""
+    task.model.eval()
+    losses, num_targets = [], 0
+    for batch in task.validation_batches(batch_size, accelerator.process_index, accelerator.num_processes):
+        losses.append(loss_sum(task.model, batch.to(accelerator.device)))
+        num_targets += batch.num_targets
+    task.model.train()
+    total = math.fsum(torch.stack(losses).tolist()) if losses else 0.0
+    if accelerator.num_processes > 1:
+        pair = torch.tensor([total, num_targets], dtype=torch.float64, device=accelerator.device)
+        total, num_targets = accelerator.reduce(pair, "sum").tolist()
+    return total / num_targets
+
+
+def part_size(config: RunConfig, num_processes: int) -> int:
+    """Samples that a process works on at a time.
+
+    Raises:
+        InputError: The batch cannot be split evenly over processes and accumulation steps.
+    """
+    accumulation_steps = config.training.accumulation_steps
+    size, rest = divmod(config.training.batch_size, num_processes * accumulation_steps)
+    if rest:
+        raise InputError(
+            f"training.batch_size must be a multiple of processes x training.accumulation_steps "
+            f"({num_processes} x {accumulation_steps}), got {config.training.batch_size}"
+        )
+    return size
+
+
+def count_steps(config: RunConfig, task: Task) -> int:
+    """Optimizer steps of a whole run: `max_steps`, or what `epochs` needs, whichever is less."""
+    limits = [] if config.training.max_steps is None else [config.training.max_steps]
+    if config.training.epochs is not None:
+        limits.append(math.ceil(config.training.epochs * task.samples_per_epoch / config.training.batch_size))
+    return min(limits)

@@ -1,0 +1,56 @@
+"""What a person sees while a run goes on."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar on a terminal, one line per logging interval elsewhere, nothing unless `visible`.
+
+    Args:
+        first_step: Steps done before.
+        num_steps: Steps in all.
+        visible: Whether this is the process that speaks.
+    """
+
+    def __init__(self, first_step: int, num_steps: int, *, visible: bool) -> None:
+        self._visible = visible
+        self._num_steps = num_steps
+        on_terminal = visible and sys.stderr.isatty()
+        self._bar = tqdm(
+            total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not on_terminal, leave=False
+        )
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar where there is one."""
+        if self._visible:
+            self._bar.clear()
+            print(text, flush=True)
+            self._bar.refresh()
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._bar.update()
+
+    def report(self, metrics: dict[str, Any], seconds_left: float) -> None:
+        """Show the metrics of a logging interval."""
+        line = (
+            f"loss {metrics['train_loss']:.4f}  lr {metrics['learning_rate']:.2e}  "
+            f"{metrics['tokens_per_second']:,.0f} tokens/s"
+        )
+        if self._bar.disable:
+            self.say(f"step {metrics['step']:>{len(str(self._num_steps))}}/{self._num_steps}  {line}  "
+                     f"{format_seconds(seconds_left)} left")  # fmt: skip
+        else:
+            self._bar.set_postfix_str(line, refresh=False)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds as `m:ss` or `h:mm:ss`."""
+    return tqdm.format_interval(max(seconds, 0.0))

@@ -1,0 +1,125 @@
+"""The folder of a run: configuration, metrics, samples, curves and checkpoints."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from training.errors import InputError
+from training.files import replace_text
+
+
+class RunFolder:
+    """Names inside a run, and the writing of its small files.
+
+    Args:
+        path: The folder; `create` makes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a run was started here."""
+        return self.config_file.exists() or self.checkpoints.exists() or self.metrics_file.exists()
+
+    @property
+    def resume_command(self) -> str:
+        """The command line that goes on with this run."""
+        return f"python {sys.argv[0]} --config {self.config_file} --output_dir {self.path} --resume"
+
+    def create(self, config_yaml: str) -> None:
+        """Make the folder and write the resolved configuration; older content stays."""
+        try:
+            (self.path / "samples").mkdir(parents=True, exist_ok=True)
+            replace_text(self.config_file, config_yaml)
+        except OSError as error:
+            raise InputError(f"cannot write the run's folder {self.path}: {error.strerror}") from error
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of `metrics.jsonl` that a resumed run will write again, and a line that was cut short."""
+        if self.metrics_file.exists():
+            lines = self.metrics_file.read_text(errors="replace").splitlines()
+            replace_text(self.metrics_file, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+
+    def append_metrics(self, metrics: dict[str, Any]) -> None:
+        """Add one line to `metrics.jsonl`."""
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def write_sample(self, step: int, text: str) -> None:
+        """Keep the text that was sampled at a step."""
+        (self.path / "samples" / f"step-{step:08d}.txt").write_text(text, encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def choose_run_folder(name: str, output_dir: Path | None, *, resume: bool) -> RunFolder:
+    """The folder for a run that starts or goes on; a run is never overwritten.
+
+    Args:
+        name: Without `output_dir`: the next free runs/NAME-N, or to resume the newest one.
+        output_dir: Exactly this folder.
+        resume: Whether a run may be inside already.
+
+    Raises:
+        InputError: `output_dir` holds a run, and `resume` was not asked for.
+    """
+    if output_dir is None:
+        return RunFolder(_numbered_folder(Path("runs"), name, newest=resume))
+    run = RunFolder(output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise InputError(f"--output_dir {output_dir} is a file, not a folder")
+    if run.in_use and not resume:
+        raise InputError(
+            f"{output_dir} already holds a run: go on with it by adding --resume, or choose another --output_dir"
+        )
+    return run
+
+
+def _numbered_folder(parent: Path, name: str, *, newest: bool) -> Path:
+    pattern = re.compile(re.escape(name) + r"-(\d+)")
+    found = [pattern.fullmatch(path.name) for path in parent.iterdir()] if parent.is_dir() else []
+    numbers = [int(match[1]) for match in found if match]
+    if newest and numbers:
+        return parent / f"{name}-{max(numbers)}"
+    number = max(numbers, default=0) + 1
+    while True:
+        # Making the folder is what claims the number, against another run that starts at the same time.
+        folder = parent / f"{name}-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise InputError(f"cannot make the run's folder {folder}: {error.strerror}") from error
+        else:
+            return folder
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read the best checkpoint of a run (its last where none is best yet), or the one checkpoint that `path` is.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    if not path.exists() and not path.is_symlink():
+        raise CheckpointError(f"{path} does not exist: expected a run's folder or a checkpoint's")
+    if not (path / "checkpoints").is_dir():
+        return Checkpoint(path)
+    store = CheckpointStore(path / "checkpoints")
+    for name in ("best", "last"):
+        if (store.folder / name).is_symlink():
+            return Checkpoint(store.folder / name)
+    raise CheckpointError(f"{path} holds no checkpoint yet")

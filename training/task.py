@@ -1,0 +1,61 @@
+"""What the loop must be told about a model and its data.
+
+Shapes: B batch, T target tokens, V vocabulary.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IGNORED = -100
+"""A target that does not count: padding."""
+
+
+class Batch(NamedTuple):
+    """What goes into a model, and what should come out: `targets_BT` holds token ids, or IGNORED."""
+
+    inputs: tuple[Tensor, ...]
+    targets_BT: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on `device`, copied while the device goes on computing where it can."""
+        if device.type == "cuda":
+            inputs = tuple(t.pin_memory().to(device, non_blocking=True) for t in self.inputs)
+            return Batch(inputs, self.targets_BT.pin_memory().to(device, non_blocking=True))
+        return Batch(tuple(t.to(device) for t in self.inputs), self.targets_BT.to(device))
+
+    @property
+    def num_targets(self) -> int:
+        """Number of targets that count; call it before the batch goes to a device."""
+        return int((self.targets_BT != IGNORED).sum())
+
+
+class Task(Protocol):
+    """A model with its data. The model maps `Batch.inputs` to logits of shape (B, T, V)."""
+
+    model: nn.Module
+    samples_per_epoch: int
+    tokens_per_sample: int
+    data_sha256: str
+
+    def training_batch(self, first: int, count: int) -> Batch:
+        """Samples `first` to `first + count` of the endless stream of all epochs; a pure function."""
+
+    def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterable[Batch]:
+        """This rank's share of the validation split; over all ranks every target comes once."""
+
+    def sample(self, seed: int) -> str:
+        """Text that shows what the model can do now."""
+
+    def checkpoint_files(self) -> Mapping[str, str]:
+        """Names and contents of text files that a checkpoint needs besides weights: vocabulary and the like."""
+
+
+def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
+    """Sum over targets of the negative log-likelihood, in nats, computed in fp32 at least."""
+    logits_BTV = model(*batch.inputs)
+    logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
+    return F.cross_entropy(logits_BTV.flatten(0, 1), batch.targets_BT.flatten(), ignore_index=IGNORED, reduction="sum")

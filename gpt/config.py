@@ -78,10 +78,6 @@ class GPTConfig(RunConfig):
     tracking: Literal["tensorboard", "none"] = "tensorboard"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(max_steps=1000))
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-
-    def __post_init__(self) -> None:
-        valid = self.name not in ("", ".", "..") and "/" not in self.name
-        check(self, "name", valid, "a plain folder name")

@@ -85,7 +85,7 @@ def _hub() -> tuple["Dataset", str]:
 
 def _local(path: Path) -> tuple["Dataset", str]:
     if not path.exists():
-        raise InputError(f"data.source {path} does not exist: expected auto, hub, a text file or a folder of text files")
+        raise InputError(f"data.source {path} does not exist: expected auto, hub, a text file or a folder of them")
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
         if not files:
@@ -186,7 +186,7 @@ def _padded(tokens_N: Tensor, rows: int, columns: int, filler: int) -> Tensor:
 def main() -> None:
     """Write the text of a source to a file, and say what it is."""
     parser = argparse.ArgumentParser(prog="python -m gpt.data", description="Write the text of a source to a file.")
-    parser.add_argument("--source", "--data.source", default="auto", help="auto, hub, a file or a folder (default: auto)")
+    parser.add_argument("--source", default="auto", help="auto, hub, a file or a folder (default: auto)")
     parser.add_argument("--output", type=Path, required=True, help="where to write the text")
     arguments = parser.parse_args()
     source = load_source(arguments.source)

@@ -100,9 +100,11 @@ class GPT(nn.Module):
         self.embedding.weight.normal_(0.0, self.config.d_model**-0.5, generator=generator)
         if isinstance(self.positions, LearnedPositions):
             self.positions.embedding.weight.normal_(0.0, 0.02, generator=generator)
-        for block in self.blocks:
-            block.attention.out.weight.zero_()
-            block.feed_forward.down.weight.zero_()
+        for module in self.modules():
+            if isinstance(module, MultiHeadAttention):
+                module.out.weight.zero_()
+            elif isinstance(module, SwiGLU):
+                module.down.weight.zero_()
         if self.head is not None:
             self.head.weight.zero_()
 

@@ -73,8 +73,8 @@ def sample_text(
     model.eval()
     try:
         ids = tokenizer.encode(prompt, "the prompt").tolist()
-        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "seed": seed}
-        for token in generate(model, ids, **options):
+        tokens = generate(model, ids, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
+        for token in tokens:
             yield tokenizer.decode([token])
     finally:
         model.train(was_training)

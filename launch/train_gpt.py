@@ -14,11 +14,11 @@ DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/gpt/quick.yaml"
 
 def main() -> None:
     """Parse, train, and show what came out."""
-    parser = StrictParser(prog="train_gpt.py", description="Train a GPT on text.")
+    parser = StrictParser(prog="train_gpt.py", description="Train a GPT on text. Options stand above the configuration file, the file above the defaults below.")
     parser.add_argument(
         "--config",
         action="config",
-        help=f"YAML file of the experiment; options after it change what it says. Default: configs/gpt/{DEFAULT_CONFIG.name}.",
+        help="YAML file of the experiment; options after it change what it says. Default: configs/gpt/quick.yaml.",
     )
     parser.add_argument(
         "--output_dir", type=Path | None, default=None, help="Folder of the run. Default: the next free runs/NAME-N."

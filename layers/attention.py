@@ -105,7 +105,7 @@ class MultiHeadAttention(nn.Module):
 
     def _heads(self, x_BTM: Tensor) -> Tensor:
         """Split (B, T, H * D) into (B, H, T, D)."""
-        return x_BTM.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        return x_BTM.view(*x_BTM.shape[:-1], -1, self.head_size).transpose(1, 2)
 
     @staticmethod
     def _causal_mask(queries: int, keys: int, mask: Tensor | None, device: torch.device) -> Tensor | None:

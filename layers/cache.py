@@ -53,9 +53,9 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        shape = (num_layers, 2, batch_size, num_kv_heads, max_len, head_size)
+        memory = torch.zeros(2 * num_layers, batch_size, num_kv_heads, max_len, head_size, device=device, dtype=dtype)
         self.max_len = max_len
-        self.layers = [LayerCache(k, v) for k, v in torch.zeros(shape, device=device, dtype=dtype)]
+        self.layers = [LayerCache(memory[2 * i], memory[2 * i + 1]) for i in range(num_layers)]
 
     @property
     def length(self) -> int:

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, NoReturn, TypeVar
 
 import yaml
@@ -26,7 +26,7 @@ class StrictParser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as an `InputError`."""
         raise InputError(_one_line(message, self._valid_names())) from ex
 
@@ -39,9 +39,8 @@ class StrictParser(ArgumentParser):
         Raises:
             InputError: A value is out of range.
         """
-        names = config_class.__dataclass_fields__  # type: ignore[attr-defined]
         built = self.instantiate(values)
-        return config_class(**{name: built[name] for name in names})
+        return config_class(**{field.name: built[field.name] for field in fields(config_class)})
 
 
 def _one_line(message: str, valid_names: list[str]) -> str:
@@ -71,4 +70,4 @@ def parse_config_text(config_class: type[Config], text: str) -> Config:
 
 def config_to_yaml(config: RunConfig) -> str:
     """A configuration as YAML, every field written out."""
-    return yaml.safe_dump(asdict(config), sort_keys=False)  # type: ignore[call-overload, no-any-return]
+    return yaml.safe_dump(asdict(config), sort_keys=False)

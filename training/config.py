@@ -54,8 +54,6 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "null or at least 1")
         check(self, "epochs", self.epochs is None or self.epochs > 0, "null or above 0")
-        if self.max_steps is None and self.epochs is None:
-            raise InputError("training.max_steps or training.epochs must say when to end, got null for both")
         for name in ("batch_size", "accumulation_steps", "eval_batch_size", "log_interval"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_grad_norm", "eval_interval", "checkpoint_interval"):
@@ -117,14 +115,21 @@ class ScheduleConfig:
         check(self, "decay_fraction", 0 < self.decay_fraction <= 1, "above 0 and at most 1")
 
 
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The part of a whole configuration that the loop reads; each model's configuration derives from it."""
+    """What the loop reads of a whole configuration. Each model derives its own, with defaults and help."""
 
     name: str
     seed: int
     tracking: Literal["tensorboard", "none"]
+    model: Any
+    data: Any
     training: TrainingConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
-    model: Any
-    data: Any
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or "/" in self.name:
+            raise InputError(f"name must be a plain folder name, got {self.name!r}")
+        if self.training.max_steps is None and self.training.epochs is None:
+            raise InputError("training.max_steps or training.epochs must say when to end, got null for both")

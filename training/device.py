@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from training.errors import InputError
 
@@ -61,8 +62,10 @@ def choose_precision(asked: AsWritten, device: torch.device) -> tuple[Precision,
 def _wanted(asked: AsWritten, launched: str, device: torch.device) -> tuple[Precision, str]:
     if asked != "auto":
         return asked, "as configured"
-    if launched == "bf16" or launched == "fp16":
-        return launched, "from the launch configuration"
+    if launched == "bf16":
+        return "bf16", "from the launch configuration"
+    if launched == "fp16":
+        return "fp16", "from the launch configuration"
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -76,7 +79,8 @@ def make_accelerator(asked: AsWritten) -> tuple[Accelerator, Precision, str]:
     Returns:
         The accelerator, the precision, and a line that describes all of it.
     """
-    device = PartialState().device
+    # Without its flag, processes that a launcher meant for the CPU would not find each other.
+    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
     precision, reason = choose_precision(asked, device)
     mixed = precision if precision in ("bf16", "fp16") else "no"
     accelerator = Accelerator(mixed_precision=mixed, step_scheduler_with_optimizer=False)

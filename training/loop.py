@@ -61,7 +61,8 @@ class Trainer:
 
     @property
     def _optimizer(self) -> MuonAdamW:
-        return self._accelerated_optimizer.optimizer
+        optimizer: MuonAdamW = self._accelerated_optimizer.optimizer
+        return optimizer
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take weights, optimizer tensors and counters from a checkpoint of the same run."""
@@ -121,9 +122,7 @@ class Trainer:
         accelerator, counters, config = self.accelerator, self.counters, self.config
         step = counters.step + 1
         torch.manual_seed(derive_seed(config.seed, step, accelerator.process_index, "dropout"))
-        learning_rate = self._optimizer.set_learning_rate(
-            learning_rate_scale(config.schedule, step, self.num_steps)
-        )
+        learning_rate = self._optimizer.set_learning_rate(learning_rate_scale(config.schedule, step, self.num_steps))
         loss, num_targets = self._backward(first_sample=(step - 1) * config.training.batch_size)
         grad_norm = accelerator.clip_grad_norm_(
             self._parallel_model.parameters(), config.training.max_grad_norm or math.inf
@@ -201,7 +200,8 @@ class Trainer:
         if improved:
             counters.best_val_loss, counters.best_step = val_loss, counters.step
         if accelerator.is_main_process:
-            self.run.write_sample(counters.step, self.task.sample(derive_seed(self.config.seed, counters.step, "sample")))
+            seed = derive_seed(self.config.seed, counters.step, "sample")
+            self.run.write_sample(counters.step, self.task.sample(seed))
         note = "the best so far" if improved else f"best {counters.best_val_loss:.4f} at step {counters.best_step}"
         progress.say(f"step {counters.step}/{self.num_steps}  validation loss {val_loss:.4f}  ({note})")
         return {"val_loss": val_loss}

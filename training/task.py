@@ -36,10 +36,13 @@ class Batch(NamedTuple):
 class Task(Protocol):
     """A model with its data. The model maps `Batch.inputs` to logits of shape (B, T, V)."""
 
-    model: nn.Module
     samples_per_epoch: int
     tokens_per_sample: int
     data_sha256: str
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, with the weights that a new run starts from."""
 
     def training_batch(self, first: int, count: int) -> Batch:
         """Samples `first` to `first + count` of the endless stream of all epochs; a pure function."""

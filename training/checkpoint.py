@@ -43,8 +43,8 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _seal(files: Mapping[str, Any]) -> str:
-    return _digest(json.dumps([FORMAT, files], sort_keys=True).encode())
+def _seal(version: int, files: Mapping[str, Any]) -> str:
+    return _digest(json.dumps([version, files], sort_keys=True).encode())
 
 
 class Checkpoint:
@@ -83,14 +83,16 @@ def _verified_contents(folder: Path) -> dict[str, bytes]:
     """Read all files of a checkpoint, each against the manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        files, seal = manifest["files"], manifest["seal"]
+        version, files, seal = manifest["format"], manifest["files"], manifest["seal"]
     except FileNotFoundError as error:
         what = "has no manifest, so it is not a complete checkpoint" if folder.exists() else "does not exist"
         raise CheckpointError(f"checkpoint {folder} {what}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} cannot be read ({error})") from error
-    if seal != _seal(files):
+    if seal != _seal(version, files):
         raise CheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} does not match its own seal")
+    if version != FORMAT:
+        raise CheckpointError(f"checkpoint {folder} has format {version}, this version reads {FORMAT} only")
     contents = {}
     for name, expected in files.items():
         try:
@@ -224,6 +226,6 @@ def _write_sealed(folder: Path, contents: Mapping[str, bytes]) -> None:
         write_synced(folder / name, content)
     files = {name: {"size": len(content), "sha256": _digest(content)} for name, content in contents.items()}
     sync(folder)
-    manifest = {"format": FORMAT, "files": files, "seal": _seal(files)}
+    manifest = {"format": FORMAT, "files": files, "seal": _seal(FORMAT, files)}
     write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     sync(folder)

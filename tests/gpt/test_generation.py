@@ -76,7 +76,7 @@ def test_top_k_leaves_the_likeliest_and_tiny_temperatures_stay_finite() -> None:
 )
 def test_bad_options_are_errors(model: GPT, options: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        next(generate(model, [1], **({"max_new_tokens": 1} | options)))  # type: ignore[arg-type]
+        next(generate(model, [1], **({"max_new_tokens": 1} | options)))
 
 
 def test_an_empty_prompt_is_an_error(model: GPT) -> None:

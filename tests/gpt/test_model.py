@@ -137,4 +137,4 @@ def test_shakespeare_keeps_to_its_size() -> None:
 )
 def test_bad_shapes_name_field_value_and_range(change: dict[str, int | float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(SMALL, **change)  # type: ignore[arg-type]
+        replace(SMALL, **change)

@@ -1,0 +1,36 @@
+"""Small things that several suites do to runs."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gpt.config import GPTConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def with_training(config: GPTConfig, **changes: Any) -> GPTConfig:
+    """The configuration with other values in its training section."""
+    return replace(config, training=replace(config.training, **changes))
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def command(*arguments: str | Path, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run Python with arguments, from a folder, and capture what it prints."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )

@@ -1,0 +1,43 @@
+"""Imports go one way, and heavy packages are imported where they are used."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "layers": set(),
+    "training": set(),
+    "gpt": {"layers", "training"},
+    "seq2seq": {"layers", "training"},
+    "demo": {"layers", "training", "gpt", "seq2seq"},
+    "launch": {"layers", "training", "gpt", "seq2seq"},
+}
+HEAVY = {"gradio", "wandb", "datasets", "tensorboard", "matplotlib"}
+FILES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(nodes: list[ast.stmt] | list[ast.AST]) -> set[str]:
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    package = path.relative_to(ROOT).parts[0]
+    ours = imported(list(ast.walk(tree))) & set(MAY_IMPORT)
+    assert ours <= MAY_IMPORT[package] | {package}
+    assert not imported(tree.body) & HEAVY, "import it inside the function that uses it"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "layers").glob("*.py")), ids=lambda path: path.name)
+def test_layers_import_torch_only(path: Path) -> None:
+    assert imported(list(ast.walk(ast.parse(path.read_text())))) <= {"torch", "math", "layers"}

@@ -1,0 +1,268 @@
+"""The loop: what it writes, that it can stop anywhere and go on, and that a step is the same however it is split."""
+
+import json
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from helpers import read_metrics, with_training
+from torch import Tensor, nn
+
+from gpt.config import GPTConfig
+from gpt.trainer import GPTTask, load_gpt, train_gpt
+from training import loop
+from training.checkpoint import Checkpoint
+from training.errors import InputError, NonFiniteError, StoppedBySignal
+from training.task import Batch, loss_sum
+
+
+def weights(run: Path, name: str = "last") -> dict[str, Tensor]:
+    checkpoint = Checkpoint(run / "checkpoints" / name)
+    return checkpoint.tensors("model") | {f"optimizer/{k}": v for k, v in checkpoint.tensors("optimizer").items()}
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def losses(run: Path) -> list[tuple[Any, ...]]:
+    names = ("step", "epoch", "tokens", "train_loss", "val_loss", "learning_rate", "grad_norm")
+    return [tuple(line.get(name) for name in names) for line in read_metrics(run)]
+
+
+def test_a_run_leaves_what_it_promises(config: GPTConfig, tmp_path: Path) -> None:
+    result = train_gpt(config, output_dir=tmp_path / "run")
+    run = tmp_path / "run"
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl", "samples"]
+    assert os.readlink(run / "checkpoints/last") == "step-00000012"
+    lines = read_metrics(run)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["step"] for line in lines if "val_loss" in line] == [5, 10, 12]
+    expected = "step epoch tokens seconds train_loss val_loss learning_rate grad_norm tokens_per_second"
+    assert set(lines[-1]) == set(expected.split())
+    assert lines[-1]["tokens"] == 12 * 8 * 16
+    assert lines[-1]["val_loss"] < lines[0]["train_loss"]
+    assert result.counters.best_val_loss == min(line["val_loss"] for line in lines if "val_loss" in line)
+    assert all(len((run / f"samples/step-{step:08d}.txt").read_text()) == 300 for step in (5, 10, 12))
+
+
+def test_the_validation_loss_is_the_mean_over_every_target(config: GPTConfig, tmp_path: Path) -> None:
+    result = train_gpt(config, output_dir=tmp_path / "run")
+    model, tokenizer, _, _ = load_gpt(tmp_path / "run/checkpoints/last")
+    text = Path(config.data.source).read_text()
+    ids = torch.from_numpy(tokenizer.encode(text[len(text) * 9 // 10 :])).long()
+    total, context = 0.0, config.model.max_len
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, context):
+            window = ids[start : start + context + 1]
+            logits = model(window[None, :-1])[0]
+            total += nn.functional.cross_entropy(logits, window[1:], reduction="sum").item()
+    assert result.counters.val_loss == pytest.approx(total / (len(ids) - 1), rel=1e-5)
+
+
+def test_the_same_command_twice_is_equal_to_the_last_bit(config: GPTConfig, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train_gpt(config, output_dir=tmp_path / name)
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
+    """Send a signal to this process in the middle of a step."""
+    original = GPTTask.training_batch
+
+    def signalling(task: GPTTask, first: int, count: int) -> Batch:
+        if first == (step - 1) * 8:
+            signal.raise_signal(number)
+        return original(task, first, count)
+
+    monkeypatch.setattr(GPTTask, "training_batch", signalling)
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize(
+    ("step", "number", "optimizer"),
+    [
+        (3, signal.SIGINT, "muon"),
+        (5, signal.SIGTERM, "adamw"),
+        (8, signal.SIGTERM, "muon"),
+        (11, signal.SIGINT, "adamw"),
+    ],
+)
+def test_a_stopped_run_goes_on_as_if_left_alone(
+    config: GPTConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    number: signal.Signals,
+    optimizer: Any,
+) -> None:
+    config = replace(config, optimizer=replace(config.optimizer, name=optimizer))
+    train_gpt(config, output_dir=tmp_path / "whole")
+    stop_at(monkeypatch, step, number)
+    with pytest.raises(StoppedBySignal, match=r"saved step \d+; go on with: python .* --output_dir .*stopped --resume"):
+        train_gpt(config, output_dir=tmp_path / "stopped")
+    monkeypatch.undo()
+    # The signal comes within a step, is noticed by all processes in the next one, and both are finished.
+    assert Checkpoint(tmp_path / "stopped/checkpoints/last").state["counters"]["step"] in (step, step + 1)
+    torch.rand(5)
+    train_gpt(config, output_dir=tmp_path / "stopped", resume=True)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert equal(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
+    assert equal(weights(tmp_path / "stopped", "best"), weights(tmp_path / "whole", "best"))
+
+
+@pytest.mark.reliability
+def test_resume_goes_back_behind_damage_and_still_ends_the_same(
+    config: GPTConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_gpt(config, output_dir=tmp_path / "whole")
+    train_gpt(config, output_dir=tmp_path / "run")
+    (tmp_path / "run/checkpoints/step-00000012/optimizer.safetensors").write_bytes(b"rubbish")
+    train_gpt(config, output_dir=tmp_path / "run", resume=True)
+    printed = capsys.readouterr().out
+    assert "step-00000012 is damaged: optimizer.safetensors: expected" in printed
+    assert "resuming    after step 10" in printed
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+def test_resume_starts_where_there_is_nothing(config: GPTConfig, tmp_path: Path) -> None:
+    train_gpt(config, output_dir=tmp_path / "fresh", resume=True)
+    assert Checkpoint(tmp_path / "fresh/checkpoints/last").state["counters"]["step"] == 12
+
+
+def test_a_finished_run_can_be_trained_on(config: GPTConfig, tmp_path: Path) -> None:
+    train_gpt(config, output_dir=tmp_path / "run")
+    result = train_gpt(with_training(config, max_steps=14), output_dir=tmp_path / "run", resume=True)
+    assert result.counters.step == 14
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, 15))
+
+
+def test_resume_refuses_another_run_and_names_what_differs(config: GPTConfig, tmp_path: Path) -> None:
+    train_gpt(config, output_dir=tmp_path / "run")
+    before = (tmp_path / "run/config.yaml").read_text()
+    other = replace(config, seed=9, model=replace(config.model, d_ff=48))
+    with pytest.raises(InputError, match=r"model.d_ff was 32, is now 48; seed was 1, is now 9\. Undo that, or start"):
+        train_gpt(other, output_dir=tmp_path / "run", resume=True)
+    assert (tmp_path / "run/config.yaml").read_text() == before
+
+
+def test_the_best_checkpoint_outlives_the_newer_ones(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([3.0, 1.0, 2.0, 2.5])
+    monkeypatch.setattr(loop, "validation_loss", lambda *arguments: next(values))
+    result = train_gpt(with_training(config, eval_interval=3), output_dir=tmp_path / "run")
+    assert (result.counters.best_step, result.counters.best_val_loss, result.counters.val_loss) == (6, 1.0, 2.5)
+    folder = tmp_path / "run/checkpoints"
+    assert os.readlink(folder / "best") == "step-00000006"
+    assert sorted(p.name for p in folder.glob("step-*")) == ["step-00000006", "step-00000008", "step-00000012"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_accumulation_changes_nothing(config: GPTConfig, tmp_path: Path, optimizer: Any) -> None:
+    config = with_training(config, precision="fp64", max_steps=20)
+    config = replace(
+        config, model=replace(config.model, dropout=0.0), optimizer=replace(config.optimizer, name=optimizer)
+    )
+    train_gpt(config, output_dir=tmp_path / "whole")
+    train_gpt(with_training(config, accumulation_steps=4), output_dir=tmp_path / "parts")
+    for whole, parts in zip(read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts"), strict=True):
+        assert parts["train_loss"] == pytest.approx(whole["train_loss"], abs=1e-8, rel=0)
+        assert parts["grad_norm"] == pytest.approx(whole["grad_norm"], abs=1e-8, rel=0)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, step: int, kind: str) -> None:
+    """Make the loss, or only its gradient, NaN at a step."""
+    calls = 0
+
+    def poisoned(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal calls
+        loss = loss_sum(model, batch)
+        calls += torch.is_grad_enabled()
+        if calls != step or not torch.is_grad_enabled():
+            return loss
+        if kind == "loss":
+            return loss * math.nan
+        loss.register_hook(lambda gradient: gradient * math.inf)
+        return loss
+
+    monkeypatch.setattr(loop, "loss_sum", poisoned)
+
+
+@pytest.mark.parametrize(("kind", "cause"), [("loss", "loss is nan"), ("gradient", "gradient norm is (nan|inf)")])
+def test_a_non_finite_number_stops_the_run_before_the_weights_change(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, cause: str
+) -> None:
+    train_gpt(config, output_dir=tmp_path / "sound")
+    poison(monkeypatch, 7, kind)
+    with pytest.raises(NonFiniteError, match=f"at step 7 the {cause}; the weights of step 6 are saved in .*last"):
+        train_gpt(config, output_dir=tmp_path / "poisoned")
+    assert Checkpoint(tmp_path / "poisoned/checkpoints/last").state["counters"]["step"] == 6
+    assert losses(tmp_path / "poisoned") == losses(tmp_path / "sound")[:6]
+    monkeypatch.undo()
+    train_gpt(config, output_dir=tmp_path / "poisoned", resume=True)
+    assert equal(weights(tmp_path / "poisoned"), weights(tmp_path / "sound"))
+
+
+@pytest.mark.parametrize(("scale", "stops"), [(None, True), (1.0, True), (2.0, False), (65536.0, False)])
+def test_fp16_stops_only_when_its_loss_scale_has_reached_the_floor(scale: float | None, stops: bool) -> None:
+    scaler = None if scale is None else SimpleNamespace(get_scale=lambda: scale)
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(scaler=scaler),
+        run=SimpleNamespace(checkpoints=Path("checkpoints"), resume_command="…"),
+        _save=lambda best: None,
+    )
+    check = loop.Trainer._check_finite
+    check(trainer, 3, 1.0, 1.0)
+    if stops:
+        with pytest.raises(NonFiniteError):
+            check(trainer, 3, 1.0, math.inf)
+    else:
+        check(trainer, 3, 1.0, math.inf)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation_steps"), [(8, 3), (4, 8)])
+def test_a_batch_that_cannot_be_split_is_an_error_before_anything_is_written(
+    config: GPTConfig, tmp_path: Path, batch_size: int, accumulation_steps: int
+) -> None:
+    config = with_training(config, batch_size=batch_size, accumulation_steps=accumulation_steps)
+    with pytest.raises(InputError, match=rf"must be a multiple of .*\(1 x {accumulation_steps}\), got {batch_size}"):
+        train_gpt(config, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_epochs_and_max_steps_end_a_run_whichever_is_first(config: GPTConfig) -> None:
+    task = GPTTask(config)
+    per_epoch = math.ceil(2 * task.samples_per_epoch / 8)
+    assert loop.count_steps(with_training(config, max_steps=None, epochs=2), task) == per_epoch
+    assert loop.count_steps(with_training(config, max_steps=3, epochs=2), task) == 3
+    assert loop.count_steps(with_training(config, max_steps=10**6, epochs=2), task) == per_epoch
+
+
+def test_tensorboard_shows_every_curve(config: GPTConfig, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_gpt(replace(config, tracking="tensorboard"), output_dir=tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    curve = [(event.step, event.value) for event in events.Scalars("loss/train")]
+    expected = [(line["step"], line["train_loss"]) for line in read_metrics(tmp_path / "run")]
+    assert curve == [(step, pytest.approx(value)) for step, value in expected]
+    assert [event.step for event in events.Scalars("loss/validation")] == [5, 10, 12]
+    assert {"learning_rate", "grad_norm", "tokens_per_second"} <= set(events.Tags()["scalars"])
+
+
+def test_an_older_state_file_with_unknown_counters_is_read(config: GPTConfig, tmp_path: Path) -> None:
+    train_gpt(config, output_dir=tmp_path / "run")
+    checkpoint = Checkpoint(tmp_path / "run/checkpoints/last")
+    checkpoint.state["counters"]["later"] = 1
+    assert loop.Counters.from_checkpoint(checkpoint).step == 12
+    assert json.dumps(checkpoint.state["identity"])

@@ -1,0 +1,69 @@
+"""A run is never overwritten."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from training.errors import InputError
+from training.run_folder import RunFolder, choose_run_folder
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_runs_are_numbered_in_turn_and_numbers_are_not_used_again() -> None:
+    assert [str(choose_run_folder("a", None, resume=False).path) for _ in range(3)] == [
+        "runs/a-1",
+        "runs/a-2",
+        "runs/a-3",
+    ]
+    Path("runs/a-2").rmdir()
+    assert choose_run_folder("a", None, resume=False).path == Path("runs/a-4")
+    assert choose_run_folder("a-1", None, resume=False).path == Path("runs/a-1-1")
+
+
+def test_resume_without_a_folder_takes_the_newest_run_or_starts_one() -> None:
+    assert choose_run_folder("a", None, resume=True).path == Path("runs/a-1")
+    for number in (2, 10):
+        Path(f"runs/a-{number}").mkdir()
+    assert choose_run_folder("a", None, resume=True).path == Path("runs/a-10")
+
+
+def test_a_folder_with_a_run_inside_is_refused_with_both_ways_out() -> None:
+    run = choose_run_folder("a", Path("mine"), resume=False)
+    run.create("name: a\n")
+    with pytest.raises(InputError) as caught:
+        choose_run_folder("a", Path("mine"), resume=False)
+    assert str(caught.value) == (
+        "mine already holds a run: go on with it by adding --resume, or choose another --output_dir"
+    )
+    assert choose_run_folder("a", Path("mine"), resume=True).path == Path("mine")
+
+
+def test_an_empty_folder_serves_and_a_file_does_not() -> None:
+    Path("empty").mkdir()
+    assert choose_run_folder("a", Path("empty"), resume=False).path == Path("empty")
+    Path("file").write_text("")
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        choose_run_folder("a", Path("file"), resume=False)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line() -> None:
+    Path("file").write_text("")
+    with pytest.raises(InputError, match="cannot write the run's folder file/run: Not a directory"):
+        RunFolder(Path("file/run")).create("")
+
+
+def test_metrics_after_a_step_are_forgotten_with_what_was_cut_short() -> None:
+    run = RunFolder(Path("run"))
+    run.create("")
+    for step in (1, 2, 3):
+        run.append_metrics({"step": step, "train_loss": 0.1 * step})
+    with run.metrics_file.open("a") as file:
+        file.write('{"step": 4, "tr')
+    run.forget_metrics_after(2)
+    lines = run.metrics_file.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]

@@ -1,0 +1,82 @@
+"""Pure functions of the step: learning rate, seeds, and places in epochs."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from training.batches import epoch_samples
+from training.config import ScheduleConfig
+from training.schedule import learning_rate_scale
+from training.seeds import derive_seed, generator
+
+
+def scales(num_steps: int, **options: object) -> list[float]:
+    config = ScheduleConfig(**options)
+    return [learning_rate_scale(config, step, num_steps) for step in range(1, num_steps + 1)]
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "constant"])
+def test_warm_up_rises_evenly_to_the_peak(name: str) -> None:
+    assert scales(100, name=name, warmup_steps=4, decay_fraction=0.5)[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+def test_the_last_step_stands_at_the_final_ratio(name: str) -> None:
+    assert scales(50, name=name, warmup_steps=10, final_ratio=0.1)[-1] == pytest.approx(0.1)
+    assert scales(50, name=name, warmup_steps=10)[-1] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_shapes_between_peak_and_end() -> None:
+    assert scales(100, name="linear")[24] == pytest.approx(0.75)
+    assert scales(100, name="cosine")[24] == pytest.approx(0.5 * (1 + 2**-0.5))
+    wsd = scales(100, name="wsd", decay_fraction=0.2)
+    assert wsd[:80] == [1.0] * 80
+    assert wsd[89] == pytest.approx(0.5)
+    assert scales(100, name="constant", final_ratio=0.3) == [1.0] * 100
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+def test_a_learning_rate_never_rises_after_the_warm_up(name: str) -> None:
+    values = scales(60, name=name, warmup_steps=7)
+    assert all(a >= b for a, b in pairwise(values[7:]))
+
+
+def test_a_run_shorter_than_its_warm_up_only_rises() -> None:
+    values = scales(5, name="cosine", warmup_steps=10)
+    assert values == sorted(values)
+    assert values[-1] < 0.5
+
+
+def test_seeds_differ_by_every_part_and_fit_32_bits() -> None:
+    parts = [
+        (1, 2, 3, "a"),
+        (1, 2, 3, "b"),
+        (1, 3, 2, "a"),
+        (2, 2, 3, "a"),
+        (1, 23, "a"),
+        (12, 3, "a"),
+        (2**32 + 1, 2, 3, "a"),
+    ]
+    seeds = [derive_seed(*p) for p in parts]
+    assert len(set(seeds)) == len(parts)
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert derive_seed(1, 2, 3, "a") == seeds[0]
+
+
+def test_neighbouring_steps_draw_unrelated_numbers() -> None:
+    draws = torch.stack([torch.rand(50, generator=generator(7, step, "x")) for step in range(40)])
+    assert draws.corrcoef().fill_diagonal_(0).abs().max() < 0.6
+
+
+def test_an_epoch_holds_every_sample_once_and_the_next_is_shuffled_anew() -> None:
+    [(number, first)] = epoch_samples(0, 50, num_samples=50, seed=3)
+    [(_, second)] = epoch_samples(50, 50, num_samples=50, seed=3)
+    assert number == 0
+    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(50))
+    assert first.tolist() != second.tolist()
+
+
+def test_samples_run_on_over_several_epochs() -> None:
+    parts = epoch_samples(8, 15, num_samples=10, seed=3)
+    assert [(epoch, len(samples)) for epoch, samples in parts] == [(0, 2), (1, 10), (2, 3)]

@@ -1,0 +1,157 @@
+"""The commands as a person types them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT, command, read_metrics
+
+TRAIN, EVALUATE = ROOT / "launch/train_gpt.py", ROOT / "launch/evaluate.py"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the default configuration was trained for 6 steps, as runs/gpt-quick-1."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = command(TRAIN, "--training.max_steps", "6", "--training.log_interval", "2", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "printed.txt").write_text(done.stdout)
+    return folder
+
+
+def test_training_says_what_it_is_and_what_came_out(trained: Path) -> None:
+    printed = (trained / "printed.txt").read_text()
+    for pattern in (
+        r"device      cpu, 1 process, \d+ threads each, (bf16|fp32) \(.*\)",
+        r"model       870,016 parameters",
+        r"data        1,003,840 tokens per epoch",
+        r"steps       6 of 1,536 tokens, 0.00918 epochs",
+        r"folder      runs/gpt-quick-1",
+        r"step 2/6  loss \d\.\d{4}  lr \S+  [\d,]+ tokens/s  \d\d:\d\d left",
+        r"step 6/6  validation loss \d\.\d{4}  \(the best so far\)",
+        r"validation loss  \d\.\d{4} nats per character, over the whole validation split",
+        r"best checkpoint  runs/gpt-quick-1/checkpoints/best \(step 6, \d\.\d{4}\)",
+        r"python launch/evaluate.py --checkpoint runs/gpt-quick-1 --prompt",
+        r"tensorboard --logdir runs",
+        r"--config runs/gpt-quick-1/config.yaml --output_dir runs/gpt-quick-1 --resume --training.max_steps 12",
+    ):
+        assert re.search(pattern, printed), pattern
+    sample = printed.split("(step 6, ")[1].split("\n\n", 1)[1].split("\n\nWhat next:")[0]
+    assert len(sample) == 300
+    assert "\x1b" not in printed, "no bar and no colours where there is no terminal"
+
+
+def test_the_run_holds_its_resolved_configuration(trained: Path) -> None:
+    config = yaml.safe_load((trained / "runs/gpt-quick-1/config.yaml").read_text())
+    assert config["training"]["max_steps"] == 6
+    assert config["model"]["num_kv_heads"] is None
+    assert [line["step"] for line in read_metrics(trained / "runs/gpt-quick-1")] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("checkpoint", ["runs/gpt-quick-1", "runs/gpt-quick-1/checkpoints/last"])
+def test_evaluate_continues_a_prompt(trained: Path, checkpoint: str) -> None:
+    arguments = [EVALUATE, "--checkpoint", checkpoint, "--prompt", "ROMEO:", "--max_new_tokens", "90", "--top_k", "5"]
+    first = command(*arguments, cwd=trained)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("ROMEO:")
+    assert len(first.stdout) == len("ROMEO:") + 90 + 1
+    assert re.fullmatch(r"90 tokens, [\d,]+ tokens/s after the first, on cpu\n", first.stderr)
+    if checkpoint.endswith("last"):
+        assert command(*arguments, "--seed", "0", cwd=trained).stdout == first.stdout
+        assert command(*arguments, "--seed", "1", cwd=trained).stdout != first.stdout
+
+
+def test_help_gives_every_option_its_meaning_and_default() -> None:
+    done = command(TRAIN, "--help", cwd=ROOT)
+    assert done.returncode == 0
+    options = re.split(r"\n  (?=--)", done.stdout.split("options:")[1])[1:]
+    assert len(options) > 35
+    for option in options:
+        name = option.split()[0]
+        text = " ".join(option.split("\n\n")[0].split())
+        assert len(text.split()) > 5, f"{name} says nothing"
+        if "." in name:
+            assert "(type: " in text, name
+            assert "default: " in text, name
+
+
+def test_print_config_prints_what_a_run_would_use(tmp_path: Path) -> None:
+    printed = command(TRAIN, "--model.d_ff", "99", "--print_config", cwd=tmp_path)
+    assert printed.returncode == 0
+    config = yaml.safe_load(printed.stdout)
+    assert (config["name"], config["model"]["d_ff"]) == ("gpt-quick", 99)
+    (tmp_path / "again.yaml").write_text(printed.stdout)
+    assert command(TRAIN, "--config", "again.yaml", "--print_config", cwd=tmp_path).stdout == printed.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([TRAIN, "--model.num_layer", "3"], "error: unknown option model.num_layer: did you mean model.num_layers?"),
+        ([TRAIN, "--config", "no.yaml"], "error: config: File does not exist"),
+        ([TRAIN, "--data.source", "no.txt"], "error: data.source no.txt does not exist: expected auto, hub"),
+        ([TRAIN, "--training.precision", "fp16"], "error: fp16 (as configured) needs a GPU"),
+        ([EVALUATE, "--checkpoint", "nothing"], "error: nothing does not exist"),
+        ([EVALUATE, "--checkpoint", "x", "--temperature", "-1"], "error: temperature must be at least 0, got -1.0"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], line: str) -> None:
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate_refuses_unknown_characters_and_damage(trained: Path) -> None:
+    evaluate = [EVALUATE, "--checkpoint", "runs/gpt-quick-1"]
+    done = command(*evaluate, "--prompt", "caf\u00e9", cwd=trained)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: unknown character '\u00e9' (U+00E9) at line 1, column 4 of the prompt" in done.stderr
+    file = trained / "runs/gpt-quick-1/checkpoints/best/model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:5000] + b"\x00" + content[5001:])
+    done = command(*evaluate, cwd=trained)
+    file.write_bytes(content)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"error: checkpoint .*step-00000006 is damaged: model.safetensors does not match its SHA-256\n", done.stderr
+    )
+
+
+def test_a_second_run_does_not_touch_the_first(trained: Path, tmp_path: Path) -> None:
+    before = (trained / "runs/gpt-quick-1/metrics.jsonl").read_text()
+    short = [TRAIN, "--training.max_steps", "1", "--tracking", "none"]
+    done = command(*short, cwd=trained)
+    assert "folder      runs/gpt-quick-2" in done.stdout
+    done = command(*short, "--output_dir", "runs/gpt-quick-1", cwd=trained)
+    assert done.returncode == 2
+    assert "already holds a run: go on with it by adding --resume, or choose another --output_dir" in done.stderr
+    assert (trained / "runs/gpt-quick-1/metrics.jsonl").read_text() == before
+
+
+def test_the_text_of_a_source_can_be_written(tmp_path: Path) -> None:
+    done = command("-m", "gpt.data", "--output", "input.txt", cwd=tmp_path)
+    assert done.returncode == 0
+    assert (tmp_path / "input.txt").stat().st_size == 1_115_394
+    assert done.stdout.splitlines() == [
+        "source      Tiny Shakespeare, from the packaged plays",
+        "bytes       1,115,394",
+        "characters  1,115,394",
+        "sha256      86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ]
+    done = command("-m", "gpt.data", "--output", "no/input.txt", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot write no/input.txt: No such file or directory\n"
+
+
+def test_a_loss_that_explodes_is_exit_code_4(tmp_path: Path) -> None:
+    options = ["--optimizer.learning_rate", "1e38", "--training.max_steps", "9", "--training.max_grad_norm", "0"]
+    done = command(TRAIN, *options, "--output_dir", "run", cwd=tmp_path)
+    assert done.returncode == 4
+    assert re.fullmatch(r"error: at step \d the (loss|gradient norm) is \S+; the weights of step .*\n", done.stderr)
+    state = json.loads((tmp_path / "run/checkpoints/last/state.json").read_text())
+    assert 0 < state["counters"]["step"] < 9

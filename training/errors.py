@@ -2,7 +2,11 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
+
+LAST_WORDS_SECONDS = 10.0
+"""How long the main process has to speak before another one does: a launcher ends all when one ends."""
 
 
 class CommandError(Exception):
@@ -30,13 +34,18 @@ class NonFiniteError(CommandError):
 
 
 def exit_code(command: Callable[[], None]) -> int:
-    """Run `command` and return its exit code; errors go to standard error, once for all processes of a launch."""
+    """Run `command` and return its exit code; errors go to standard error.
+
+    Where all processes of a launch fail alike, only the first one speaks: the others wait, and their launcher ends them
+    as soon as the first one has gone.
+    """
     try:
         command()
     except CommandError as error:
-        if os.environ.get("RANK", "0") == "0":
-            label = "stopped" if isinstance(error, StoppedBySignal) else "error"
-            print(f"{label}: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(LAST_WORDS_SECONDS)
+        label = "stopped" if isinstance(error, StoppedBySignal) else "error"
+        print(f"{label}: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

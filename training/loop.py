@@ -107,6 +107,7 @@ class Trainer:
                     if improved or stopping or self._is_due(self.config.training.checkpoint_interval):
                         self._save(best=improved)
                     if stopping:
+                        accelerator.wait_for_everyone()
                         raise StoppedBySignal(f"saved step {self.counters.step}; go on with: {self.run.resume_command}")
         finally:
             progress.close()
@@ -185,6 +186,7 @@ class Trainer:
             return
         cause = f"gradient norm is {grad_norm}" if math.isfinite(loss_total) else f"loss is {loss_total}"
         self._save(best=False)
+        self.accelerator.wait_for_everyone()
         raise NonFiniteError(
             f"at step {step} the {cause}; the weights of step {step - 1} are saved in {self.run.checkpoints / 'last'}. "
             f"A lower optimizer.learning_rate or a longer schedule.warmup_steps helps most often; "

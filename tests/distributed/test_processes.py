@@ -110,12 +110,21 @@ def test_accelerate_launch_with_a_file_starts_real_processes(config: GPTConfig, 
     assert "device      cpu, 2 processes" in done.stdout
 
 
-def test_an_error_is_said_once_and_nobody_hangs(config: GPTConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output_dir", "run"], "error: run already holds a run"),
+        (["--data.source", "nowhere"], "error: data.source nowhere does not exist"),
+    ],
+)
+def test_an_error_is_said_once_and_nobody_hangs(
+    config: GPTConfig, tmp_path: Path, options: list[str], message: str
+) -> None:
     (tmp_path / "run/checkpoints").mkdir(parents=True)
-    train = [*torchrun(2), ROOT / "launch/train_gpt.py", "--config", write(config, tmp_path), "--output_dir", "run"]
+    train = [*torchrun(2), ROOT / "launch/train_gpt.py", "--config", write(config, tmp_path), *options]
     done = command(*train, cwd=tmp_path, **ENVIRONMENT)
     assert done.returncode != 0
-    assert done.stderr.count("error: run already holds a run") == 1
+    assert done.stderr.count(message) == 1
 
 
 @pytest.mark.reliability

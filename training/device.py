@@ -1,7 +1,8 @@
 """What a run computes on, and in which numbers."""
 
 import os
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -33,12 +34,9 @@ def set_cpu_threads() -> int:
 
 def cpu_has_fast_bf16() -> bool:
     """Whether the CPU multiplies bf16 in hardware: AMX, or the AVX-512 instructions for bf16."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = next((line.split() for line in file if line.startswith("flags")), [])
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+    # Older versions of torch do not tell.
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def choose_precision(asked: AsWritten, device: torch.device) -> tuple[Precision, str]:

@@ -196,6 +196,7 @@ class Trainer:
     def _evaluate(self, progress: Progress) -> dict[str, float]:
         """Measure the validation loss, note whether it is the best, and write a sample."""
         accelerator, counters = self.accelerator, self.counters
+        progress.doing("evaluating …")
         val_loss = validation_loss(accelerator, self.task, self.config.training.eval_batch_size)
         counters.val_loss = val_loss
         improved = counters.best_val_loss is None or val_loss < counters.best_val_loss

@@ -30,6 +30,10 @@ class Progress:
             print(text, flush=True)
             self._bar.refresh()
 
+    def doing(self, what: str) -> None:
+        """Show on the bar what takes its time."""
+        self._bar.set_postfix_str(what)
+
     def advance(self) -> None:
         """One step is done."""
         self._bar.update()

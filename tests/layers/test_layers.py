@@ -14,6 +14,7 @@ from layers import (
     RotaryPositions,
     SinusoidalPositions,
     SwiGLU,
+    attention,
 )
 
 
@@ -159,6 +160,20 @@ def test_rotary_turns_each_pair_by_its_angle() -> None:
     slow = 5 / 10_000**0.5
     # Pairs are (0, 2) and (1, 3): (1, 0) turned by 5, and (0, 1) turned by 5 / 100.
     assert turned == pytest.approx([math.cos(5), -math.sin(slow), math.sin(5), math.cos(slow)], abs=1e-6)
+
+
+@pytest.mark.parametrize("has_amx", [True, False])
+def test_bf16_attention_on_a_cpu_stays_near_fp32_whatever_the_kernel(
+    monkeypatch: pytest.MonkeyPatch, has_amx: bool
+) -> None:
+    monkeypatch.setattr(attention, "_cpu_has_amx", lambda: has_amx)
+    layer = MultiHeadAttention(d_model=32, num_heads=4, num_kv_heads=2, qk_norm=True)
+    x = torch.randn(2, 9, 32)
+    exact = layer(x, causal=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = layer(x, causal=True)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded - exact).norm() < 0.02 * exact.norm()
 
 
 def test_odd_sizes_have_no_pairs() -> None:

@@ -23,7 +23,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def command(*arguments: str | Path, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+def command(*arguments: str | Path, cwd: Path, timeout: float = 300, **environment: str) -> "subprocess.CompletedProcess[str]":
     """Run Python with arguments, from a folder, and capture what it prints."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
@@ -31,6 +31,6 @@ def command(*arguments: str | Path, cwd: Path, **environment: str) -> "subproces
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )

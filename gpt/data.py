@@ -5,7 +5,6 @@
 Shapes: B batch, T tokens, N tokens of a split.
 """
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from torch import Tensor
 from gpt.plays import INSTALL, SHA256, PlaysError, build_text
 from gpt.tokenizer import CharTokenizer
 from training.batches import epoch_samples
+from training.command_line import StrictParser
 from training.errors import InputError, exit_code
 from training.seeds import generator
 from training.task import IGNORED, Batch
@@ -47,6 +47,8 @@ def load_source(source: str) -> Source:
         dataset, origin = _plays_or_hub()
     elif source == "hub":
         dataset, origin = _hub()
+    elif not source:
+        raise InputError("data.source is empty: expected auto, hub, a text file or a folder of them")
     else:
         dataset, origin = _local(Path(source))
     text = "".join(dataset["text"])
@@ -87,11 +89,15 @@ def _local(path: Path) -> tuple["Dataset", str]:
     if not path.exists():
         raise InputError(f"data.source {path} does not exist: expected auto, hub, a text file or a folder of them")
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        files = sorted(p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path)))
         if not files:
             raise InputError(f"data.source {path} holds no files: put text files there, or choose another source")
         return _as_dataset([_read(file) for file in files]), f"{path} ({len(files)} files)"
     return _as_dataset([_read(path)]), str(path)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _read(path: Path) -> str:
@@ -185,8 +191,8 @@ def _padded(tokens_N: Tensor, rows: int, columns: int, filler: int) -> Tensor:
 
 def main() -> None:
     """Write the text of a source to a file, and say what it is."""
-    parser = argparse.ArgumentParser(prog="python -m gpt.data", description="Write the text of a source to a file.")
-    parser.add_argument("--source", default="auto", help="auto, hub, a file or a folder (default: auto)")
+    parser = StrictParser(prog="python -m gpt.data", description="Write the text of a source to a file.")
+    parser.add_argument("--source", default="auto", help="auto, hub, a text file, or a folder of text files")
     parser.add_argument("--output", type=Path, required=True, help="where to write the text")
     arguments = parser.parse_args()
     source = load_source(arguments.source)

@@ -12,7 +12,7 @@ from gpt.model import GPT
 from training.errors import InputError
 
 
-def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None) -> None:
+def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, seed: int) -> None:
     """Raise an `InputError` for a sampling option that is out of range."""
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -20,6 +20,8 @@ def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None) -
         raise InputError(f"temperature must be at least 0, got {temperature}")
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k must be null or at least 1, got {top_k}")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed must be at least 0 and below 2^63, got {seed}")
 
 
 def choose_token(
@@ -62,7 +64,7 @@ def generate(
     Raises:
         InputError: An option is out of range, or the prompt is empty.
     """
-    check_sampling(max_new_tokens, temperature, top_k)
+    check_sampling(max_new_tokens, temperature, top_k, seed)
     if len(prompt) == 0:
         raise InputError("the prompt is empty: give at least one character to continue")
     context, device = model.config.max_len, model.embedding.weight.device

@@ -34,6 +34,7 @@ class GPTTask:
         self.model.init_weights(generator(config.seed, "weights"))
         self.samples_per_epoch = self._data.windows_per_epoch
         self.tokens_per_sample = config.model.max_len
+        self.data_origin = self._data.origin
         self.data_sha256 = self._data.sha256
 
     def training_batch(self, first: int, count: int) -> Batch:
@@ -88,12 +89,10 @@ def train_gpt(config: GPTConfig, *, output_dir: Path | None = None, resume: bool
 
 
 class LoadedGPT(NamedTuple):
-    """A trained model, ready to sample from, and what it came with."""
+    """A trained model, ready to sample from."""
 
     model: GPT
     tokenizer: CharTokenizer
-    config: GPTConfig
-    checkpoint: Path
 
 
 def load_gpt(path: Path, device: torch.device | str = "cpu") -> LoadedGPT:
@@ -116,4 +115,4 @@ def load_gpt(path: Path, device: torch.device | str = "cpu") -> LoadedGPT:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"the weights of {checkpoint.folder} do not fit its configuration: {error}") from error
-    return LoadedGPT(model.to(device).float().eval(), tokenizer, config, checkpoint.folder)
+    return LoadedGPT(model.to(device).float().eval(), tokenizer)

@@ -4,10 +4,11 @@ import sys
 from pathlib import Path
 
 from gpt.config import GPTConfig
-from gpt.trainer import load_gpt, sample_text, train_gpt
+from gpt.trainer import default_prompt, load_gpt, sample_text, train_gpt
 from training.command_line import StrictParser
 from training.errors import exit_code
 from training.run import Result
+from training.run_folder import python_command
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/gpt/quick.yaml"
 
@@ -40,24 +41,28 @@ def main() -> None:
     config = parser.build(GPTConfig, values)
     result = train_gpt(config, output_dir=values.output_dir, resume=values.resume)
     if result.is_main_process:
-        show(result)
+        show(result, config)
 
 
-def show(result: Result) -> None:
+def show(result: Result, config: GPTConfig) -> None:
     """Print the losses, the best checkpoint, a sample from it, and what to type next."""
     counters, run = result.counters, result.run.path
-    best = run / "checkpoints" / "best"
+    best = load_gpt(run)
     print(f"\ntrained {counters.step:,} steps on {counters.tokens:,} characters in {counters.seconds:.0f} s")
     print(f"validation loss  {counters.val_loss:.4f} nats per character, over the whole validation split")
-    print(f"best checkpoint  {best} (step {counters.best_step}, {counters.best_val_loss:.4f})\n")
-    loaded = load_gpt(best)
-    for piece in sample_text(loaded.model, loaded.tokenizer, "\n"):
+    print(f"best checkpoint  {run / 'checkpoints/best'} (step {counters.best_step}, {counters.best_val_loss:.4f})\n")
+    for piece in sample_text(best.model, best.tokenizer, default_prompt(best.tokenizer)):
         print(piece, end="", flush=True)
+    evaluate = python_command(Path(sys.argv[0]).with_name("evaluate.py"), "--checkpoint", run)
+    prompt = ' --prompt "ROMEO:"' if set("ROMEO:") <= set(best.tokenizer.characters) else ""
+    longer = f"--training.max_steps {2 * counters.step}"
+    if config.training.max_steps is None and config.training.epochs is not None:
+        longer = f"--training.epochs {2 * config.training.epochs:g}"
     print(
         f"\n\nWhat next:\n"
-        f'  sample:      python launch/evaluate.py --checkpoint {run} --prompt "ROMEO:"\n'
-        f"  see curves:  tensorboard --logdir {run.parent}\n"
-        f"  train on:    {result.run.resume_command} --training.max_steps {2 * counters.step}\n"
+        f"  sample:      {evaluate}{prompt}\n"
+        f"  see curves:  {python_command('-m', 'tensorboard.main', '--logdir', run.parent)}\n"
+        f"  train on:    {result.run.resume_command} {longer}\n"
     )
 
 

@@ -23,7 +23,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def command(*arguments: str | Path, cwd: Path, timeout: float = 300, **environment: str) -> "subprocess.CompletedProcess[str]":
+def command(
+    *arguments: str | Path, cwd: Path, timeout: float = 300, **environment: str
+) -> "subprocess.CompletedProcess[str]":
     """Run Python with arguments, from a folder, and capture what it prints."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],

@@ -31,7 +31,11 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 
 class CheckpointError(InputError):
-    """A checkpoint is missing or damaged, or cannot be written."""
+    """A checkpoint is missing, or cannot be read or written."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is incomplete, or its content is not what was written."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -54,7 +58,8 @@ class Checkpoint:
         folder: The folder, or a link to it.
 
     Raises:
-        CheckpointError: It is missing, incomplete or damaged; the message names the file.
+        DamagedCheckpointError: It is incomplete or damaged; the message names the file.
+        CheckpointError: It is missing, cannot be read, or has the format of another version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -85,25 +90,30 @@ def _verified_contents(folder: Path) -> dict[str, bytes]:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         version, files, seal = manifest["format"], manifest["files"], manifest["seal"]
     except FileNotFoundError as error:
-        what = "has no manifest, so it is not a complete checkpoint" if folder.exists() else "does not exist"
-        raise CheckpointError(f"checkpoint {folder} {what}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} cannot be read ({error})") from error
+        if not folder.exists():
+            raise CheckpointError(f"checkpoint {folder} does not exist") from error
+        raise DamagedCheckpointError(f"{folder} has no manifest, so it is not a complete checkpoint") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint {folder}: {MANIFEST}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} makes no sense ({error})") from error
     if seal != _seal(version, files):
-        raise CheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} does not match its own seal")
+        raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} does not match its own seal")
     if version != FORMAT:
         raise CheckpointError(f"checkpoint {folder} has format {version}, this version reads {FORMAT} only")
     contents = {}
     for name, expected in files.items():
         try:
             content = (folder / name).read_bytes()
+        except FileNotFoundError as error:
+            raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {name} is missing") from error
         except OSError as error:
-            raise CheckpointError(f"checkpoint {folder} is damaged: {name}: {error.strerror}") from error
+            raise CheckpointError(f"cannot read checkpoint {folder}: {name}: {error.strerror}") from error
         if len(content) != expected["size"]:
             sizes = f"expected {expected['size']:,} bytes, found {len(content):,}"
-            raise CheckpointError(f"checkpoint {folder} is damaged: {name}: {sizes}")
+            raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {name}: {sizes}")
         if _digest(content) != expected["sha256"]:
-            raise CheckpointError(f"checkpoint {folder} is damaged: {name} does not match its SHA-256")
+            raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {name} does not match its SHA-256")
         contents[name] = content
     return contents
 
@@ -128,12 +138,16 @@ class CheckpointStore:
         return sorted(int(match[1]) for match in matches if match)
 
     def newest_sound(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that is whole, and what was wrong with each newer one."""
+        """The newest checkpoint that is whole, and what was wrong with each newer one.
+
+        Raises:
+            CheckpointError: One cannot be read, though it may be whole.
+        """
         damage: list[str] = []
         for step in reversed(self.steps()):
             try:
                 return Checkpoint(self.folder / checkpoint_name(step)), damage
-            except CheckpointError as error:
+            except DamagedCheckpointError as error:
                 damage.append(str(error))
         return None, damage
 
@@ -149,7 +163,7 @@ class CheckpointStore:
         """Write the checkpoint of a step, point `last` (and `best`) to it, and prune old ones.
 
         Args:
-            step: The step that was just finished. A checkpoint that stands there already is replaced.
+            step: The step that was just finished. A checkpoint that it has already is kept as it is.
             tensors: For each safetensors file, its tensors. No two may share memory.
             state: Counters, for state.json.
             files: Other text files.
@@ -164,10 +178,11 @@ class CheckpointStore:
         place = self.folder / checkpoint_name(step)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
-            beside = self.folder / f".{place.name}.new"
-            _write_sealed(beside, contents)
-            self._move_into_place(beside, place)
+            if not place.exists():
+                beside = self._clean_place_beside(place)
+                _write_sealed(beside, contents)
+                os.rename(beside, place)
+                sync(self.folder)
             replace_link(self.folder / "last", place.name)
             if best:
                 replace_link(self.folder / "best", place.name)
@@ -190,21 +205,11 @@ class CheckpointStore:
             else:
                 (self.folder / name).unlink(missing_ok=True)
 
-    def _move_into_place(self, beside: Path, place: Path) -> None:
-        if place.exists():
-            os.rename(place, self.folder / f".{place.name}.old")
-        os.rename(beside, place)
-        sync(self.folder)
-        self._remove_leftovers()
-
-    def _remove_leftovers(self) -> None:
-        """Remove what an interrupted writer left; a checkpoint it had moved aside without replacing goes back."""
-        for path in self.folder.glob(".step-*"):
-            place = self.folder / path.name.removeprefix(".").removesuffix(".old")
-            if path.name.endswith(".old") and not place.exists():
-                os.rename(path, place)
-            else:
-                shutil.rmtree(path)
+    def _clean_place_beside(self, place: Path) -> Path:
+        """Where to write a checkpoint before it is moved; what an interrupted writer left there is removed."""
+        for leftover in self.folder.glob(".step-*.new"):
+            shutil.rmtree(leftover)
+        return place.with_name(f".{place.name}.new")
 
     def _prune(self) -> None:
         kept = {checkpoint_name(step) for step in self.steps()[-self.keep :]}

@@ -30,6 +30,13 @@ class StrictParser(ArgumentParser):
         """Raise the message as an `InputError`."""
         raise InputError(_one_line(message, self._valid_names())) from ex
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Parse, as jsonargparse does, and report a configuration file that is no text."""
+        try:
+            return super().parse_args(*args, **kwargs)
+        except UnicodeDecodeError as error:
+            raise InputError(f"the configuration file is not UTF-8: {error}") from error
+
     def _valid_names(self) -> list[str]:
         return [name.removeprefix("--") for action in self._actions for name in action.option_strings]
 

@@ -1,6 +1,7 @@
 """The sections of a configuration that every model shares. A bad value names its field, itself and what is allowed."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from training.errors import InputError
@@ -53,11 +54,11 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "null or at least 1")
-        check(self, "epochs", self.epochs is None or self.epochs > 0, "null or above 0")
+        check(self, "epochs", self.epochs is None or 0 < self.epochs < inf, "null or above 0, and finite")
         for name in ("batch_size", "accumulation_steps", "eval_batch_size", "log_interval"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_grad_norm", "eval_interval", "checkpoint_interval"):
-            check(self, name, getattr(self, name) >= 0, "at least 0")
+            check(self, name, 0 <= getattr(self, name) < inf, "at least 0, and finite")
         check(self, "keep_checkpoints", self.keep_checkpoints >= 2, "at least 2")
 
 
@@ -87,8 +88,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "muon_learning_rate", "eps"):
-            check(self, name, getattr(self, name) > 0, "above 0")
-        check(self, "weight_decay", self.weight_decay >= 0, "at least 0")
+            check(self, name, 0 < getattr(self, name) < inf, "above 0, and finite")
+        check(self, "weight_decay", 0 <= self.weight_decay < inf, "at least 0, and finite")
         for name in ("beta1", "beta2", "momentum"):
             check(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
 

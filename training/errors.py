@@ -42,19 +42,33 @@ def exit_code(command: Callable[[], None]) -> int:
     try:
         command()
     except CommandError as error:
-        _report(error, main_process=os.environ.get("RANK", "0") == "0")
+        _report(error)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         # The reader of our output (`| head`) has gone: nothing is left to say, not even by the interpreter at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        _report(InputError(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
+        return InputError.exit_code
+    except Exception:
+        if not _is_main_process():
+            # Most often the main process has gone, with an error of its own, and only left a broken connection here.
+            time.sleep(LAST_WORDS_SECONDS)
+        raise
+    except KeyboardInterrupt:
+        _report(CommandError("interrupted"))
+        return 130
     return 0
 
 
-def _report(error: CommandError, *, main_process: bool) -> None:
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _report(error: CommandError) -> None:
     """Let the main process speak first: where the others fail alike, their launcher ends them while they wait."""
+    main_process = _is_main_process()
     if not main_process:
         time.sleep(LAST_WORDS_SECONDS / 5 if error.shared else LAST_WORDS_SECONDS)
     if main_process or not error.shared:

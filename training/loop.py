@@ -8,7 +8,7 @@ it is split. A step depends on (seed, step, rank) and the state in a checkpoint,
 import math
 import time
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -89,10 +89,14 @@ class Trainer:
         self._settle_gradient_buckets()
         interval_seconds, interval_tokens = 0.0, 0
         try:
+            if self.counters.step >= self.num_steps and self.counters.best_step is None:
+                # The run was stopped before its first evaluation, and is asked for no further step.
+                self._evaluate(progress)
+                self._save(best=True)
             with StopSignals() as signals:
                 while self.counters.step < self.num_steps:
                     seconds, tokens = self.counters.seconds, self.counters.tokens
-                    metrics, stopping = self._train_step(stop=signals.received is not None)
+                    metrics, stopping = self._train_step(signals)
                     interval_seconds += self.counters.seconds - seconds
                     interval_tokens += self.counters.tokens - tokens
                     progress.advance()
@@ -117,20 +121,22 @@ class Trainer:
         step = self.counters.step
         return step == self.num_steps or (interval > 0 and step % interval == 0)
 
-    def _train_step(self, *, stop: bool) -> tuple[dict[str, Any], bool]:
-        """Do one optimizer step; return its metrics, and whether any process was asked to stop."""
+    def _train_step(self, signals: StopSignals) -> tuple[dict[str, Any], bool]:
+        """Do one optimizer step; return its metrics, and whether any process was asked to stop early."""
         start = time.perf_counter()
         accelerator, counters, config = self.accelerator, self.counters, self.config
         step = counters.step + 1
         torch.manual_seed(derive_seed(config.seed, step, accelerator.process_index, "dropout"))
         learning_rate = self._optimizer.set_learning_rate(learning_rate_scale(config.schedule, step, self.num_steps))
-        loss, num_targets = self._backward(first_sample=(step - 1) * config.training.batch_size)
+        loss, targets = self._backward(first_sample=(step - 1) * config.training.batch_size)
         grad_norm = accelerator.clip_grad_norm_(
             self._parallel_model.parameters(), config.training.max_grad_norm or math.inf
         )
-        # One transfer from the device per step, which also lets all processes agree to stop.
-        summed = accelerator.reduce(torch.stack((loss, torch.full_like(loss, stop))), "sum")
-        loss_total, stops, norm = torch.cat((summed, grad_norm.to(summed).reshape(1))).tolist()
+        # The only wait for the device in a step, which also lets all processes agree to stop.
+        stop_here = torch.full_like(loss, signals.received is not None)
+        summed = accelerator.reduce(torch.stack((loss, stop_here)), "sum")
+        loss_total, stops = summed.tolist()
+        norm, num_targets = grad_norm.item(), int(targets)
         self._check_finite(step, loss_total, norm)
         self._accelerated_optimizer.step()
         self._accelerated_optimizer.zero_grad()
@@ -147,9 +153,9 @@ class Trainer:
             "learning_rate": learning_rate,
             "grad_norm": norm,
         }
-        return metrics, stops > 0
+        return metrics, stops > 0 and step < self.num_steps
 
-    def _backward(self, first_sample: int) -> tuple[Tensor, int]:
+    def _backward(self, first_sample: int) -> tuple[Tensor, Tensor]:
         """Add up the gradients of a global batch; return this process's sum of losses, and all processes' targets."""
         accelerator, size = self.accelerator, self._part_size
         starts = [
@@ -157,16 +163,15 @@ class Trainer:
             for part in range(self.config.training.accumulation_steps)
         ]
         batches = [self.task.training_batch(start, size) for start in starts]
-        num_targets = sum(batch.num_targets for batch in batches)
-        if accelerator.num_processes > 1:
-            num_targets = int(accelerator.reduce(torch.tensor(num_targets, device=accelerator.device), "sum"))
+        targets_here = torch.tensor(sum(batch.num_targets for batch in batches), device=accelerator.device)
+        num_targets = accelerator.reduce(targets_here, "sum")
         losses = []
         for batch in batches:
             last = batch is batches[-1]
             with nullcontext() if last else accelerator.no_sync(self._parallel_model):
                 loss = loss_sum(self._parallel_model, batch.to(accelerator.device))
                 # DDP takes the mean of the processes' gradients: times their number it is the sum.
-                accelerator.backward(loss * (accelerator.num_processes / num_targets))
+                accelerator.backward(loss * accelerator.num_processes / num_targets)
             losses.append(loss.detach())
         return torch.stack(losses).sum(), num_targets
 
@@ -185,10 +190,14 @@ class Trainer:
         if scaler is not None and scaler.get_scale() > LOSS_SCALE_FLOOR:
             return
         cause = f"gradient norm is {grad_norm}" if math.isfinite(loss_total) else f"loss is {loss_total}"
+        self._stop_for(f"at step {step} the {cause}")
+
+    def _stop_for(self, cause: str) -> NoReturn:
+        """Save what there is, and raise a `NonFiniteError`."""
         self._save(best=False)
         self.accelerator.wait_for_everyone()
         raise NonFiniteError(
-            f"at step {step} the {cause}; the weights of step {step - 1} are saved in {self.run.checkpoints / 'last'}. "
+            f"{cause}; the weights of step {self.counters.step} are saved in {self.run.checkpoints / 'last'}. "
             f"A lower optimizer.learning_rate or a longer schedule.warmup_steps helps most often; "
             f"go on with: {self.run.resume_command}"
         )
@@ -199,6 +208,8 @@ class Trainer:
         progress.doing("evaluating …")
         val_loss = validation_loss(accelerator, self.task, self.config.training.eval_batch_size)
         counters.val_loss = val_loss
+        if not math.isfinite(val_loss):
+            self._stop_for(f"at step {counters.step} the validation loss is {val_loss}")
         improved = counters.best_val_loss is None or val_loss < counters.best_val_loss
         if improved:
             counters.best_val_loss, counters.best_step = val_loss, counters.step

@@ -48,6 +48,7 @@ def train(
         StoppedBySignal, NonFiniteError: As `Trainer.fit`.
     """
     accelerator, precision, description = make_accelerator(config.training.precision)
+    run = None
     try:
         part_size(config, accelerator.num_processes)
         task = make_task()
@@ -55,12 +56,15 @@ def train(
         trainer = Trainer(accelerator, precision, task, config, run)
         if checkpoint is not None:
             trainer.restore(checkpoint)
+            del checkpoint  # Its bytes are as large as the model and its optimizer.
         if accelerator.is_main_process:
             _clear_the_way(run, trainer.counters, config_yaml)
             _introduce(description, config, task, run, trainer.counters, accelerator.num_processes)
         accelerator.wait_for_everyone()
         trainer.fit()
     finally:
+        if run is not None:
+            run.release()
         accelerator.end_training()
     return Result(run=run, counters=trainer.counters, is_main_process=accelerator.is_main_process)
 
@@ -70,10 +74,11 @@ def _choose_start(
 ) -> tuple[RunFolder, Checkpoint | None]:
     """Let the main process choose folder and checkpoint for all; its errors are raised in all of them."""
     choice: list[Path | CommandError | None] = [None, None]
-    checkpoint = None
+    run, checkpoint = None, None
     if accelerator.is_main_process:
         try:
             run = choose_run_folder(config.name, output_dir, resume=resume)
+            run.claim()
             checkpoint = _newest_sound(run)
             choice = [run.path, checkpoint.folder if checkpoint else None]
         except CommandError as error:
@@ -85,13 +90,15 @@ def _choose_start(
     if isinstance(checkpoint_folder, Path) and checkpoint is None:
         checkpoint = Checkpoint(checkpoint_folder)
     assert isinstance(path, Path)
-    return RunFolder(path), checkpoint
+    return run or RunFolder(path), checkpoint
 
 
 def _newest_sound(run: RunFolder) -> Checkpoint | None:
     checkpoint, damage = CheckpointStore(run.checkpoints).newest_sound()
     for problem in damage:
-        print(f"warning: {problem}; going back to an older one")
+        print(f"warning     {problem}; it is set aside")
+    if damage and checkpoint is None:
+        print("warning     no sound checkpoint is left: the run starts over")
     return checkpoint
 
 
@@ -112,7 +119,7 @@ def _introduce(
     epochs = num_steps * training.batch_size / task.samples_per_epoch
     print(f"device      {description}")
     print(f"model       {parameters:,} parameters")
-    print(f"data        {tokens_per_epoch:,} tokens per epoch")
+    print(f"data        {task.data_origin}, {tokens_per_epoch:,} tokens per epoch")
     print(f"steps       {num_steps:,} of {training.batch_size * task.tokens_per_sample:,} tokens, {epochs:.3g} epochs")
     print(f"folder      {run.path}")
     if counters.step:

@@ -1,10 +1,14 @@
 """The folder of a run: configuration, metrics, samples, curves and checkpoints."""
 
+import fcntl
 import json
+import math
 import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from training.errors import InputError
@@ -23,6 +27,7 @@ class RunFolder:
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+        self._lock: TextIO | None = None
 
     @property
     def in_use(self) -> bool:
@@ -32,15 +37,32 @@ class RunFolder:
     @property
     def resume_command(self) -> str:
         """The command line that goes on with this run."""
-        return f"python {sys.argv[0]} --config {self.config_file} --output_dir {self.path} --resume"
+        return python_command(sys.argv[0], "--config", self.config_file, "--output_dir", self.path, "--resume")
+
+    def claim(self) -> None:
+        """Make the folder, and keep other processes from writing to it until `release`.
+
+        Raises:
+            InputError: Another process is writing to it, or it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process is writing to {self.path}: wait for its end, or stop it") from error
+        except OSError as error:
+            raise InputError(f"cannot write to the run's folder {self.path}: {error.strerror}") from error
+
+    def release(self) -> None:
+        """Let other processes write to the folder."""
+        if self._lock is not None:
+            self._lock.close()
 
     def create(self, config_yaml: str) -> None:
-        """Make the folder and write the resolved configuration; older content stays."""
-        try:
-            (self.path / "samples").mkdir(parents=True, exist_ok=True)
-            replace_text(self.config_file, config_yaml)
-        except OSError as error:
-            raise InputError(f"cannot write the run's folder {self.path}: {error.strerror}") from error
+        """Write the resolved configuration; older content stays."""
+        (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        replace_text(self.config_file, config_yaml)
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines of `metrics.jsonl` that a resumed run will write again, and a line that was cut short."""
@@ -49,9 +71,10 @@ class RunFolder:
             replace_text(self.metrics_file, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add one line to `metrics.jsonl`."""
+        """Add one line to `metrics.jsonl`, without what is not finite, for which JSON has no word."""
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
         with self.metrics_file.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(finite) + "\n")
 
     def write_sample(self, step: int, text: str) -> None:
         """Keep the text that was sampled at a step."""
@@ -92,8 +115,9 @@ def _numbered_folder(parent: Path, name: str, *, newest: bool) -> Path:
     pattern = re.compile(re.escape(name) + r"-(\d+)")
     found = [pattern.fullmatch(path.name) for path in parent.iterdir()] if parent.is_dir() else []
     numbers = [int(match[1]) for match in found if match]
-    if newest and numbers:
-        return parent / f"{name}-{max(numbers)}"
+    started = [number for number in numbers if RunFolder(parent / f"{name}-{number}").in_use]
+    if newest and started:
+        return parent / f"{name}-{max(started)}"
     number = max(numbers, default=0) + 1
     while True:
         # Making the folder is what claims the number, against another run that starts at the same time.
@@ -102,8 +126,6 @@ def _numbered_folder(parent: Path, name: str, *, newest: bool) -> Path:
             folder.mkdir(parents=True)
         except FileExistsError:
             number += 1
-        except OSError as error:
-            raise InputError(f"cannot make the run's folder {folder}: {error.strerror}") from error
         else:
             return folder
 
@@ -123,3 +145,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if (store.folder / name).is_symlink():
             return Checkpoint(store.folder / name)
     raise CheckpointError(f"{path} holds no checkpoint yet")
+
+
+def python_command(*parts: object) -> str:
+    """A command line for this Python, as short as it can be typed in this folder."""
+    executable = Path(sys.executable)
+    on_path = shutil.which("python")
+    if executable.is_relative_to(Path.cwd()):
+        python = str(executable.relative_to(Path.cwd()))
+    else:
+        python = "python" if on_path and Path(on_path) == executable else sys.executable
+    return shlex.join([python, *map(str, parts)])

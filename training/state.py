@@ -61,9 +61,9 @@ def run_identity(config: RunConfig, task: Task) -> dict[str, Any]:
 def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     """Raise an `InputError` that names what differs from the run in the checkpoint."""
     saved = checkpoint.state["identity"]
-    names = sorted(name for name in saved | identity if saved.get(name) != identity.get(name))
+    names = sorted(name for name in saved.keys() & identity.keys() if saved[name] != identity[name])
     if names:
-        changes = "; ".join(f"{name} was {saved.get(name)!r}, is now {identity.get(name)!r}" for name in names)
+        changes = "; ".join(f"{name} was {saved[name]!r}, is now {identity[name]!r}" for name in names)
         raise InputError(
             f"cannot go on with {checkpoint.folder}: {changes}. Undo that, or start a run in another --output_dir"
         )

@@ -38,6 +38,7 @@ class Task(Protocol):
 
     samples_per_epoch: int
     tokens_per_sample: int
+    data_origin: str
     data_sha256: str
 
     @property

@@ -63,7 +63,7 @@ def test_a_file_keeps_every_byte(tmp_path: Path) -> None:
 
 
 def test_a_folder_joins_its_files_in_sorted_order(tmp_path: Path) -> None:
-    for name, text in {"b.txt": "B", "a/z.txt": "A", "c.txt": "C", ".hidden": "H"}.items():
+    for name, text in {"b.txt": "B", "a/z.txt": "A", "c.txt": "C", ".hidden": "H", ".git/x.txt": "G"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert load_source(str(tmp_path)).text == "ABC"
@@ -82,6 +82,11 @@ def test_bad_files_say_what_to_do(tmp_path: Path, content: bytes | None, message
         (tmp_path / "text.txt").write_bytes(content)
     with pytest.raises(InputError, match=message):
         load_source(str(tmp_path / "text.txt"))
+
+
+def test_an_empty_name_is_not_this_folder() -> None:
+    with pytest.raises(InputError, match="data.source is empty: expected auto, hub"):
+        load_source("")
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:

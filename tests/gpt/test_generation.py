@@ -72,6 +72,7 @@ def test_top_k_leaves_the_likeliest_and_tiny_temperatures_stay_finite() -> None:
         ({"temperature": -1.0}, r"temperature must be at least 0, got -1\.0"),
         ({"temperature": float("nan")}, "temperature must be at least 0, got nan"),
         ({"top_k": 0}, "top_k must be null or at least 1, got 0"),
+        ({"seed": 2**63}, r"seed must be at least 0 and below 2\^63, got 9223372036854775808"),
     ],
 )
 def test_bad_options_are_errors(model: GPT, options: dict[str, float], message: str) -> None:

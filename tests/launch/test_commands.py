@@ -26,15 +26,15 @@ def test_training_says_what_it_is_and_what_came_out(trained: Path) -> None:
     for pattern in (
         r"device      cpu, 1 process, \d+ threads each, (bf16|fp32) \(.*\)",
         r"model       870,016 parameters",
-        r"data        1,003,840 tokens per epoch",
+        r"data        Tiny Shakespeare, from the packaged plays, 1,003,776 tokens per epoch",
         r"steps       6 of 1,536 tokens, 0.00918 epochs",
         r"folder      runs/gpt-quick-1",
         r"step 2/6  loss \d\.\d{4}  lr \S+  [\d,]+ tokens/s  \d\d:\d\d left",
         r"step 6/6  validation loss \d\.\d{4}  \(the best so far\)",
         r"validation loss  \d\.\d{4} nats per character, over the whole validation split",
         r"best checkpoint  runs/gpt-quick-1/checkpoints/best \(step 6, \d\.\d{4}\)",
-        r"python launch/evaluate.py --checkpoint runs/gpt-quick-1 --prompt",
-        r"tensorboard --logdir runs",
+        r"python \S*launch/evaluate.py --checkpoint runs/gpt-quick-1 --prompt",
+        r"python -m tensorboard.main --logdir runs",
         r"--config runs/gpt-quick-1/config.yaml --output_dir runs/gpt-quick-1 --resume --training.max_steps 12",
     ):
         assert re.search(pattern, printed), pattern
@@ -96,6 +96,8 @@ def test_print_config_prints_what_a_run_would_use(tmp_path: Path) -> None:
         ([TRAIN, "--training.precision", "fp16"], "error: fp16 (as configured) needs a GPU"),
         ([EVALUATE, "--checkpoint", "nothing"], "error: nothing does not exist"),
         ([EVALUATE, "--checkpoint", "x", "--temperature", "-1"], "error: temperature must be at least 0, got -1.0"),
+        ([EVALUATE, "--checkpoint", "x", "--top", "5"], "error: unknown option top: did you mean top_k?"),
+        (["-m", "gpt.data", "--output", "x", "--source", "a" * 300], "error: " + "a" * 300 + ": File name too long"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], line: str) -> None:

@@ -49,11 +49,10 @@ def test_a_signal_saves_and_says_how_to_go_on(config: GPTConfig, tmp_path: Path,
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 3
     step = json.loads((tmp_path / "run/checkpoints/last/state.json").read_text())["counters"]["step"]
-    assert errors == (
-        f"stopped: saved step {step}; go on with: python {TRAIN} --config run/config.yaml --output_dir run --resume\n"
-    )
-    command_line = errors.split("go on with: python ")[1].split()
-    done = command(*command_line, "--training.max_steps", str(step + 3), cwd=tmp_path)
+    assert errors.startswith(f"stopped: saved step {step}; go on with: ")
+    assert errors.endswith(f"python {TRAIN} --config run/config.yaml --output_dir run --resume\n")
+    _, *arguments = errors.split("go on with: ")[1].split()
+    done = command(*arguments, "--training.max_steps", str(step + 3), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, step + 4))
 

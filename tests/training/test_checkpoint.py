@@ -59,18 +59,18 @@ def test_fewer_than_two_are_never_kept(tmp_path: Path) -> None:
     assert store.steps() == [2, 3]
 
 
-def test_saving_a_step_again_replaces_it(store: CheckpointStore) -> None:
+def test_a_step_keeps_the_checkpoint_it_has_and_can_become_the_best(store: CheckpointStore) -> None:
     save(store, 3)
-    save(store, 3, value=9.0)
-    assert Checkpoint(store.folder / "step-00000003").tensors("model")["w"][0, 0] == 9
-    assert names(store) == ["last", "step-00000003"]
+    save(store, 3, value=9.0, best=True)
+    assert Checkpoint(store.folder / "best").tensors("model")["w"][0, 0] == 3
+    assert names(store) == ["best", "last", "step-00000003"]
 
 
 FILES = ["model.safetensors", "state.json", "config.yaml", "manifest.json"]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_flipped_bit_is_found(store: CheckpointStore, name: str) -> None:
+def test_flipped_bits_are_found(store: CheckpointStore, name: str) -> None:
     file = save(store, 5) / name
     content = file.read_bytes()
     for place in range(0, len(content), max(1, len(content) // 50)):
@@ -117,6 +117,20 @@ def test_another_format_is_refused(store: CheckpointStore, monkeypatch: pytest.M
         Checkpoint(place)
 
 
+def test_what_may_be_whole_is_not_passed_over(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(store, 1)
+    monkeypatch.setattr(module, "FORMAT", 2)
+    save(store, 2)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="step-00000002 has format 2"):
+        store.newest_sound()
+    file = save(store, 3) / "state.json"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(CheckpointError, match="cannot read checkpoint .*step-00000003: state.json: Is a directory"):
+        store.newest_sound()
+
+
 def test_the_newest_sound_one_is_found_behind_damage(store: CheckpointStore) -> None:
     for step in (1, 2):
         save(store, step)
@@ -142,7 +156,7 @@ class Crash(BaseException):
     """The process dies here."""
 
 
-CALLS = ["write_synced", "replace_link", "os.rename", "sync", "shutil.rmtree"]
+CALLS = ["_write_sealed", "write_synced", "os.rename", "sync", "replace_link", "shutil.rmtree", "Path.unlink"]
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -49,6 +49,8 @@ def test_a_configuration_survives_being_written() -> None:
             "training.precision: expected one of 'auto', 'bf16', 'fp16', 'fp32', 'fp64', got fp17",
         ),
         (["--training.batch_size", "0"], "training.batch_size must be at least 1, got 0"),
+        (["--training.epochs", ".inf"], "training.epochs must be null or above 0, and finite, got inf"),
+        (["--optimizer.learning_rate", ".nan"], "optimizer.learning_rate must be above 0, and finite, got nan"),
         (["--training.keep_checkpoints", "1"], "training.keep_checkpoints must be at least 2, got 1"),
         (["--optimizer.beta1", "1"], "optimizer.beta1 must be at least 0 and below 1, got 1.0"),
         (["--schedule.final_ratio", "2"], "schedule.final_ratio must be between 0 and 1, got 2.0"),
@@ -85,6 +87,12 @@ def test_bad_files_are_one_clear_line(tmp_path: Path, text: str, message: str) -
         parse("--config", str(file))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_bytes(b"name: caf\xe9")
+    with pytest.raises(InputError, match="the configuration file is not UTF-8"):
+        parse("--config", str(tmp_path / "bad.yaml"))
 
 
 def test_a_missing_file_is_named() -> None:

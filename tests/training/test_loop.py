@@ -1,6 +1,5 @@
 """The loop: what it writes, that it can stop anywhere and go on, and that a step is the same however it is split."""
 
-import json
 import math
 import os
 import signal
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers import read_metrics, with_training
 from torch import Tensor, nn
 
@@ -18,7 +18,11 @@ from gpt.config import GPTConfig
 from gpt.trainer import GPTTask, load_gpt, train_gpt
 from training import loop
 from training.checkpoint import Checkpoint
+from training.command_line import config_to_yaml
 from training.errors import InputError, NonFiniteError, StoppedBySignal
+from training.optimizer import MuonAdamW
+from training.run_folder import RunFolder
+from training.schedule import learning_rate_scale
 from training.task import Batch, loss_sum
 
 
@@ -39,7 +43,7 @@ def losses(run: Path) -> list[tuple[Any, ...]]:
 def test_a_run_leaves_what_it_promises(config: GPTConfig, tmp_path: Path) -> None:
     result = train_gpt(config, output_dir=tmp_path / "run")
     run = tmp_path / "run"
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl", "samples"]
+    assert {path.name for path in run.iterdir()} == {".lock", "checkpoints", "config.yaml", "metrics.jsonl", "samples"}
     assert os.readlink(run / "checkpoints/last") == "step-00000012"
     lines = read_metrics(run)
     assert [line["step"] for line in lines] == list(range(1, 13))
@@ -54,7 +58,7 @@ def test_a_run_leaves_what_it_promises(config: GPTConfig, tmp_path: Path) -> Non
 
 def test_the_validation_loss_is_the_mean_over_every_target(config: GPTConfig, tmp_path: Path) -> None:
     result = train_gpt(config, output_dir=tmp_path / "run")
-    model, tokenizer, _, _ = load_gpt(tmp_path / "run/checkpoints/last")
+    model, tokenizer = load_gpt(tmp_path / "run/checkpoints/last")
     text = Path(config.data.source).read_text()
     ids = torch.from_numpy(tokenizer.encode(text[len(text) * 9 // 10 :])).long()
     total, context = 0.0, config.model.max_len
@@ -106,16 +110,24 @@ def test_a_stopped_run_goes_on_as_if_left_alone(
     config = replace(config, optimizer=replace(config.optimizer, name=optimizer))
     train_gpt(config, output_dir=tmp_path / "whole")
     stop_at(monkeypatch, step, number)
-    with pytest.raises(StoppedBySignal, match=r"saved step \d+; go on with: python .* --output_dir .*stopped --resume"):
+    with pytest.raises(
+        StoppedBySignal, match=r"saved step \d+; go on with: .*python.* --output_dir .*stopped --resume"
+    ):
         train_gpt(config, output_dir=tmp_path / "stopped")
     monkeypatch.undo()
-    # The signal comes within a step, is noticed by all processes in the next one, and both are finished.
-    assert Checkpoint(tmp_path / "stopped/checkpoints/last").state["counters"]["step"] in (step, step + 1)
+    assert Checkpoint(tmp_path / "stopped/checkpoints/last").state["counters"]["step"] == step
     torch.rand(5)
     train_gpt(config, output_dir=tmp_path / "stopped", resume=True)
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     assert equal(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
     assert equal(weights(tmp_path / "stopped", "best"), weights(tmp_path / "whole", "best"))
+
+
+def test_a_signal_in_the_last_step_lets_the_run_end_well(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(monkeypatch, 12, signal.SIGTERM)
+    assert train_gpt(config, output_dir=tmp_path / "run").counters.step == 12
 
 
 @pytest.mark.reliability
@@ -215,18 +227,91 @@ def test_a_non_finite_number_stops_the_run_before_the_weights_change(
 @pytest.mark.parametrize(("scale", "stops"), [(None, True), (1.0, True), (2.0, False), (65536.0, False)])
 def test_fp16_stops_only_when_its_loss_scale_has_reached_the_floor(scale: float | None, stops: bool) -> None:
     scaler = None if scale is None else SimpleNamespace(get_scale=lambda: scale)
-    trainer = SimpleNamespace(
-        accelerator=SimpleNamespace(scaler=scaler, wait_for_everyone=lambda: None),
-        run=SimpleNamespace(checkpoints=Path("checkpoints"), resume_command="…"),
-        _save=lambda best: None,
+    causes: list[str] = []
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler), _stop_for=causes.append)
+    loop.Trainer._check_finite(trainer, 3, 1.0, 1.0)
+    assert causes == []
+    loop.Trainer._check_finite(trainer, 3, 1.0, math.inf)
+    loop.Trainer._check_finite(trainer, 4, math.nan, 1.0)
+    assert causes == (["at step 3 the gradient norm is inf", "at step 4 the loss is nan"] if stops else [])
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run_and_is_never_the_best(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([2.0, math.nan])
+    monkeypatch.setattr(loop, "validation_loss", lambda *arguments: next(values))
+    with pytest.raises(NonFiniteError, match="at step 10 the validation loss is nan; the weights of step 10 are saved"):
+        train_gpt(config, output_dir=tmp_path / "run")
+    assert os.readlink(tmp_path / "run/checkpoints/best") == "step-00000005"
+
+
+def test_the_learning_rate_follows_the_schedule_and_gradients_keep_to_their_norm(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates, norms = [], []
+    original = MuonAdamW.step
+
+    def watched(optimizer: MuonAdamW, closure: None) -> None:
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        original(optimizer)
+
+    monkeypatch.setattr(MuonAdamW, "step", watched)
+    train_gpt(with_training(config, max_grad_norm=0.01), output_dir=tmp_path / "run")
+    scales = [learning_rate_scale(config.schedule, step, 12) for step in range(1, 13)]
+    assert rates == [[pytest.approx(0.02 * scale), pytest.approx(5e-3 * scale)] for scale in scales]
+    assert norms == [pytest.approx(0.01, rel=1e-3)] * 12
+    lines = read_metrics(tmp_path / "run")
+    assert [line["learning_rate"] for line in lines] == [pytest.approx(5e-3 * scale) for scale in scales]
+    assert all(line["grad_norm"] > 0.01 for line in lines)
+
+
+def test_the_loss_scale_of_fp16_is_saved_and_restored(config: GPTConfig, tmp_path: Path) -> None:
+    def trainer(folder: str) -> loop.Trainer:
+        accelerator = Accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+        run = RunFolder(tmp_path / folder)
+        run.create(config_to_yaml(config))
+        return loop.Trainer(accelerator, "fp32", GPTTask(config), config, run)
+
+    first = trainer("run")
+    first.accelerator.scaler.load_state_dict(
+        first.accelerator.scaler.state_dict() | {"scale": 32.0, "_growth_tracker": 5}
     )
-    check = loop.Trainer._check_finite
-    check(trainer, 3, 1.0, 1.0)
-    if stops:
-        with pytest.raises(NonFiniteError):
-            check(trainer, 3, 1.0, math.inf)
-    else:
-        check(trainer, 3, 1.0, math.inf)
+    first._save(best=False)
+    second = trainer("run")
+    assert second.accelerator.scaler.state_dict()["scale"] == 8.0
+    second.restore(Checkpoint(tmp_path / "run/checkpoints/last"))
+    assert second.accelerator.scaler.get_scale() == 32.0
+    assert second.accelerator.scaler.state_dict()["_growth_tracker"] == 5
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
+def test_every_kind_of_model_trains_and_comes_back_from_its_checkpoint(
+    config: GPTConfig, tmp_path: Path, positions: Any
+) -> None:
+    model = replace(config.model, positions=positions, num_kv_heads=1, tie_embeddings=True, qk_norm=False)
+    config = replace(config, model=model)
+    result = train_gpt(config, output_dir=tmp_path / "run")
+    loaded = load_gpt(tmp_path / "run")
+    task = GPTTask(config)
+    task.model.load_state_dict(loaded.model.state_dict())
+    accelerator = Accelerator(cpu=True)
+    assert loop.validation_loss(accelerator, task, 8) == pytest.approx(result.counters.best_val_loss, abs=1e-6)
+
+
+def test_a_run_stopped_before_its_first_evaluation_can_end_there(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(monkeypatch, 2, signal.SIGTERM)
+    with pytest.raises(StoppedBySignal):
+        train_gpt(config, output_dir=tmp_path / "run")
+    monkeypatch.undo()
+    result = train_gpt(with_training(config, max_steps=2), output_dir=tmp_path / "run", resume=True)
+    assert result.counters.best_step == result.counters.step
+    assert (tmp_path / "run/checkpoints/best").exists()
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation_steps"), [(8, 3), (4, 8)])
@@ -260,9 +345,20 @@ def test_tensorboard_shows_every_curve(config: GPTConfig, tmp_path: Path) -> Non
     assert {"learning_rate", "grad_norm", "tokens_per_second"} <= set(events.Tags()["scalars"])
 
 
-def test_an_older_state_file_with_unknown_counters_is_read(config: GPTConfig, tmp_path: Path) -> None:
+def test_after_a_resume_tensorboard_shows_each_step_once(config: GPTConfig, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = replace(config, tracking="tensorboard")
+    train_gpt(config, output_dir=tmp_path / "run")
+    (tmp_path / "run/checkpoints/step-00000012/state.json").unlink()
+    train_gpt(config, output_dir=tmp_path / "run", resume=True)
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss/train")] == list(range(1, 13))
+
+
+def test_a_state_file_of_a_newer_version_is_read(config: GPTConfig, tmp_path: Path) -> None:
     train_gpt(config, output_dir=tmp_path / "run")
     checkpoint = Checkpoint(tmp_path / "run/checkpoints/last")
     checkpoint.state["counters"]["later"] = 1
     assert loop.Counters.from_checkpoint(checkpoint).step == 12
-    assert json.dumps(checkpoint.state["identity"])

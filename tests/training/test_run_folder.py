@@ -27,8 +27,10 @@ def test_runs_are_numbered_in_turn_and_numbers_are_not_used_again() -> None:
 
 def test_resume_without_a_folder_takes_the_newest_run_or_starts_one() -> None:
     assert choose_run_folder("a", None, resume=True).path == Path("runs/a-1")
-    for number in (2, 10):
+    for number in (2, 10, 11):
         Path(f"runs/a-{number}").mkdir()
+        if number != 11:
+            RunFolder(Path(f"runs/a-{number}")).create("")
     assert choose_run_folder("a", None, resume=True).path == Path("runs/a-10")
 
 
@@ -53,8 +55,33 @@ def test_an_empty_folder_serves_and_a_file_does_not() -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_line() -> None:
     Path("file").write_text("")
-    with pytest.raises(InputError, match="cannot write the run's folder file/run: Not a directory"):
-        RunFolder(Path("file/run")).create("")
+    with pytest.raises(InputError, match="cannot write to the run's folder file/run: Not a directory"):
+        RunFolder(Path("file/run")).claim()
+
+
+def test_a_run_has_one_writer_at_a_time() -> None:
+    first, second = RunFolder(Path("run")), RunFolder(Path("run"))
+    first.claim()
+    with pytest.raises(InputError, match="another process is writing to run: wait for its end, or stop it"):
+        second.claim()
+    first.release()
+    second.claim()
+
+
+def test_what_is_not_finite_is_absent_from_the_metrics() -> None:
+    run = RunFolder(Path("run"))
+    run.create("")
+    run.append_metrics({"step": 1, "train_loss": float("nan"), "grad_norm": float("inf"), "learning_rate": 0.1})
+    assert json.loads(run.metrics_file.read_text()) == {"step": 1, "learning_rate": 0.1}
+
+
+def test_commands_can_be_typed_as_they_are_printed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["launch/train_gpt.py"])
+    monkeypatch.setattr("sys.executable", str(tmp_path / ".venv/bin/python"))
+    run = RunFolder(Path("my runs/a"))
+    assert run.resume_command == (
+        ".venv/bin/python launch/train_gpt.py --config 'my runs/a/config.yaml' --output_dir 'my runs/a' --resume"
+    )
 
 
 def test_metrics_after_a_step_are_forgotten_with_what_was_cut_short() -> None:

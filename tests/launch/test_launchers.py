@@ -1,0 +1,63 @@
+"""A terminal, and Accelerate's launcher, around the training command."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, command
+
+from gpt.config import GPTConfig
+from training.command_line import config_to_yaml
+
+TRAIN = ROOT / "launch/train_gpt.py"
+
+
+@pytest.fixture
+def arguments(config: GPTConfig, tmp_path: Path) -> list[str]:
+    (tmp_path / "config.yaml").write_text(config_to_yaml(config))
+    return [str(TRAIN), "--config", "config.yaml", "--output_dir", "run"]
+
+
+def test_a_terminal_shows_a_bar_with_loss_rate_speed_and_time_left(arguments: list[str], tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "150"}
+    with subprocess.Popen(
+        [sys.executable, *arguments], cwd=tmp_path, env=environment, stdout=theirs, stderr=theirs
+    ) as run:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # the other end has closed
+                break
+            shown += part
+        run.wait(timeout=60)
+    text = shown.decode()
+    assert run.returncode == 0, text
+    assert re.search(r"\d+%\|.*\d+/12 \[\d\d:\d\d<.*loss \d\.\d{4}  lr \S+  [\d,]+ tokens/s", text)
+    assert "validation loss" in text
+    assert not re.search(r"\nstep \d+/12  loss", text), "no line per interval under a bar"
+
+
+def test_accelerate_launch_without_a_file(arguments: list[str], tmp_path: Path) -> None:
+    done = command(
+        "-m", "accelerate.commands.launch", *arguments, cwd=tmp_path, HF_HOME=str(tmp_path / "home"), OMP_NUM_THREADS=""
+    )
+    assert done.returncode == 0, done.stderr
+    assert "device      cpu, 1 process" in done.stdout
+    assert f"{len(os.sched_getaffinity(0))} threads each" in done.stdout
+
+
+def test_accelerate_launch_with_our_file_and_its_code_for_bad_input(arguments: list[str], tmp_path: Path) -> None:
+    launch = ["-m", "accelerate.commands.launch", "--config_file", ROOT / "accelerate_config.yaml"]
+    done = command(*launch, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "device      cpu, 1 process" in done.stdout
+    done = command(*launch, *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: run already holds a run" in done.stderr

@@ -33,8 +33,8 @@ def test_training_says_what_it_is_and_what_came_out(trained: Path) -> None:
         r"step 6/6  validation loss \d\.\d{4}  \(the best so far\)",
         r"validation loss  \d\.\d{4} nats per character, over the whole validation split",
         r"best checkpoint  runs/gpt-quick-1/checkpoints/best \(step 6, \d\.\d{4}\)",
-        r"python \S*launch/evaluate.py --checkpoint runs/gpt-quick-1 --prompt",
-        r"python -m tensorboard.main --logdir runs",
+        r"python[0-9.]* \S*launch/evaluate.py --checkpoint runs/gpt-quick-1 --prompt",
+        r"python[0-9.]* -m tensorboard.main --logdir runs",
         r"--config runs/gpt-quick-1/config.yaml --output_dir runs/gpt-quick-1 --resume --training.max_steps 12",
     ):
         assert re.search(pattern, printed), pattern

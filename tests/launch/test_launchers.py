@@ -5,6 +5,7 @@ import pty
 import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,9 @@ def arguments(config: GPTConfig, tmp_path: Path) -> list[str]:
 
 def test_a_terminal_shows_a_bar_with_loss_rate_speed_and_time_left(arguments: list[str], tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "150"}
+    termios.tcsetwinsize(theirs, (40, 150))
+    arguments = [*arguments, "--training.max_steps", "150"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, *arguments], cwd=tmp_path, env=environment, stdout=theirs, stderr=theirs
     ) as run:
@@ -39,14 +42,19 @@ def test_a_terminal_shows_a_bar_with_loss_rate_speed_and_time_left(arguments: li
         run.wait(timeout=60)
     text = shown.decode()
     assert run.returncode == 0, text
-    assert re.search(r"\d+%\|.*\d+/12 \[\d\d:\d\d<.*loss \d\.\d{4}  lr \S+  [\d,]+ tokens/s", text)
+    assert re.search(r"\d+%\|.*\d+/150 \[\d\d:\d\d<.*loss \d\.\d{4}  lr \S+  [\d,]+ tokens/s", text)
     assert "validation loss" in text
-    assert not re.search(r"\nstep \d+/12  loss", text), "no line per interval under a bar"
+    assert not re.search(r"\nstep \d+/150  loss", text), "no line per interval under a bar"
 
 
 def test_accelerate_launch_without_a_file(arguments: list[str], tmp_path: Path) -> None:
     done = command(
-        "-m", "accelerate.commands.launch", *arguments, cwd=tmp_path, HF_HOME=str(tmp_path / "home"), OMP_NUM_THREADS=""
+        "-m",
+        "accelerate.commands.launch",
+        *arguments,
+        cwd=tmp_path,
+        HF_HOME=str(tmp_path / "home"),
+        OMP_NUM_THREADS="1",
     )
     assert done.returncode == 0, done.stderr
     assert "device      cpu, 1 process" in done.stdout

@@ -18,8 +18,8 @@ from layers.positions import RotaryPositions
 def _attend(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, **options: Any) -> Tensor:
     """torch's fused attention, in the numbers that the device is fast at.
 
-    On a CPU without AMX, bf16 attention has a slow backward pass: with all else in bf16, attention in fp32 took a fifth
-    off a whole training step (4 layers of 128, context 64 and 128, AMD EPYC with AVX-512 BF16).
+    On a CPU without AMX, bf16 attention has a slow backward pass: with all else in bf16, attention in fp32 takes a
+    quarter off a training step (docs/results/README.md).
     """
     if q_BHTD.dtype != torch.bfloat16 or q_BHTD.device.type != "cpu" or _cpu_has_amx():
         return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, **options)

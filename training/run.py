@@ -117,13 +117,13 @@ def _introduce(
     num_steps, training = count_steps(config, task), config.training
     tokens_per_epoch = task.samples_per_epoch * task.tokens_per_sample
     epochs = num_steps * training.batch_size / task.samples_per_epoch
-    print(f"device      {description}")
-    print(f"model       {parameters:,} parameters")
-    print(f"data        {task.data_origin}, {tokens_per_epoch:,} tokens per epoch")
-    print(f"steps       {num_steps:,} of {training.batch_size * task.tokens_per_sample:,} tokens, {epochs:.3g} epochs")
-    print(f"folder      {run.path}")
-    if counters.step:
-        print(f"resuming    after step {counters.step:,}")
-    warning = idle_gpus_warning(num_processes)
-    if warning:
-        print(f"warning     {warning}")
+    lines = {
+        "device": description,
+        "model": f"{parameters:,} parameters",
+        "data": f"{task.data_origin}, {tokens_per_epoch:,} tokens per epoch",
+        "steps": f"{num_steps:,} of {training.batch_size * task.tokens_per_sample:,} tokens, {epochs:.3g} epochs",
+        "folder": str(run.path),
+        "resuming": f"after step {counters.step:,}" if counters.step else None,
+        "warning": idle_gpus_warning(num_processes),
+    }
+    print("\n".join(f"{name:<11} {text}" for name, text in lines.items() if text), flush=True)

@@ -76,12 +76,22 @@ def make_accelerator(asked: AsWritten) -> tuple[Accelerator, Precision, str]:
 
     Returns:
         The accelerator, the precision, and a line that describes all of it.
+
+    Raises:
+        InputError: The precision does not suit the device, or the processes of a launch do not find each other.
     """
-    # Without its flag, processes that a launcher meant for the CPU would not find each other.
-    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    # Processes on a CPU find each other only if Accelerate is told that a CPU is meant.
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    device = PartialState(cpu=cpu).device
     precision, reason = choose_precision(asked, device)
     mixed = precision if precision in ("bf16", "fp16") else "no"
-    accelerator = Accelerator(mixed_precision=mixed, step_scheduler_with_optimizer=False)
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, step_scheduler_with_optimizer=False)
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise InputError(
+            f"the launcher started {launched} processes, but on {device.type} each is alone: start one, "
+            f"or set ACCELERATE_USE_CPU=true"
+        )
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     processes, threads = accelerator.num_processes, set_cpu_threads()
     plural = "process" if processes == 1 else "processes"

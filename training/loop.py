@@ -207,9 +207,9 @@ class Trainer:
         accelerator, counters = self.accelerator, self.counters
         progress.doing("evaluating …")
         val_loss = validation_loss(accelerator, self.task, self.config.training.eval_batch_size)
-        counters.val_loss = val_loss
         if not math.isfinite(val_loss):
             self._stop_for(f"at step {counters.step} the validation loss is {val_loss}")
+        counters.val_loss = val_loss
         improved = counters.best_val_loss is None or val_loss < counters.best_val_loss
         if improved:
             counters.best_val_loss, counters.best_step = val_loss, counters.step

@@ -1,6 +1,7 @@
 """What a run decides to compute on."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,6 +51,15 @@ def test_fp16_without_a_gpu_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     with pytest.raises(InputError, match=r"fp16 \(from the launch configuration\) needs a GPU"):
         choose_precision("auto", CPU)
+
+
+def test_processes_that_do_not_find_each_other_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = SimpleNamespace(num_processes=1, device=CPU)
+    monkeypatch.setattr(module, "Accelerator", lambda **options: alone)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(module, "PartialState", lambda **options: alone)
+    with pytest.raises(InputError, match="the launcher started 2 processes, but on cpu each is alone"):
+        module.make_accelerator("fp32")
 
 
 @pytest.mark.parametrize(

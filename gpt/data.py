@@ -193,12 +193,12 @@ def main() -> None:
     """Write the text of a source to a file, and say what it is."""
     parser = StrictParser(prog="python -m gpt.data", description="Write the text of a source to a file.")
     parser.add_argument("--source", default="auto", help="auto, hub, a text file, or a folder of text files")
-    parser.add_argument("--output", type=Path, required=True, help="where to write the text")
+    parser.add_argument("--output", type=str, required=True, help="where to write the text")
     arguments = parser.parse_args()
     source = load_source(arguments.source)
     content = source.text.encode()
     try:
-        arguments.output.write_bytes(content)
+        Path(arguments.output).write_bytes(content)
     except OSError as error:
         raise InputError(f"cannot write {arguments.output}: {error.strerror}") from error
     print(f"source      {source.origin}")

@@ -16,7 +16,7 @@ from training.errors import InputError, exit_code
 def main() -> None:
     """Parse, load, and stream text to the terminal."""
     parser = StrictParser(prog="evaluate.py", description="Continue a text with a trained GPT.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="A run (its best checkpoint) or one checkpoint.")
+    parser.add_argument("--checkpoint", type=str, required=True, help="A run (its best checkpoint) or one checkpoint.")
     parser.add_argument("--prompt", type=str, help="Text to continue. Default: a line break.")
     parser.add_argument("--max_new_tokens", type=int, default=SAMPLE_LENGTH, help="Characters to write.")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest character.")
@@ -28,7 +28,7 @@ def main() -> None:
         raise InputError("--prompt is empty: give at least one character to continue")
     set_cpu_threads()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = load_gpt(options.checkpoint, device)
+    loaded = load_gpt(Path(options.checkpoint), device)
     prompt = default_prompt(loaded.tokenizer) if options.prompt is None else options.prompt
     pieces = sample_text(
         loaded.model,

@@ -24,9 +24,7 @@ def main() -> None:
         action="config",
         help="YAML file of the experiment; options after it change what it says. Default: configs/gpt/quick.yaml.",
     )
-    parser.add_argument(
-        "--output_dir", type=Path | None, default=None, help="Folder of the run. Default: the next free runs/NAME-N."
-    )
+    parser.add_argument("--output_dir", type=str, help="Folder of the run. Default: the next free runs/NAME-N.")
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -39,7 +37,8 @@ def main() -> None:
         arguments = ["--config", str(DEFAULT_CONFIG), *arguments]
     values = parser.parse_args(arguments)
     config = parser.build(GPTConfig, values)
-    result = train_gpt(config, output_dir=values.output_dir, resume=values.resume)
+    output_dir = None if values.output_dir is None else Path(values.output_dir)
+    result = train_gpt(config, output_dir=output_dir, resume=values.resume)
     if result.is_main_process:
         show(result, config)
 

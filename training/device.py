@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 
 from training.errors import InputError
 
@@ -85,7 +85,9 @@ def make_accelerator(asked: AsWritten) -> tuple[Accelerator, Precision, str]:
     device = PartialState(cpu=cpu).device
     precision, reason = choose_precision(asked, device)
     mixed = precision if precision in ("bf16", "fp16") else "no"
-    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, step_scheduler_with_optimizer=False)
+    # The models' buffers are constants, the same in every process.
+    constant_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
+    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[constant_buffers])
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise InputError(
@@ -104,4 +106,6 @@ def idle_gpus_warning(num_processes: int) -> str | None:
     if not torch.cuda.is_available() or idle <= 0 or num_processes > local_processes():
         return None
     total = torch.cuda.device_count()
-    return f"{idle} of {total} GPUs stand idle; to use them all: accelerate launch --num_processes {total} …"
+    return (
+        f"{idle} of {total} GPUs stand idle; to use them all: accelerate launch --multi_gpu --num_processes {total} …"
+    )

@@ -1,6 +1,7 @@
 """The ways a command can end other than well, each with its exit code."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def exit_code(command: Callable[[], None]) -> int:
     except BrokenPipeError:
         # The reader of our output (`| head`) has gone: nothing is left to say, not even by the interpreter at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 128 + signal.SIGPIPE
     except OSError as error:
         _report(InputError(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
         return InputError.exit_code

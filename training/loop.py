@@ -25,7 +25,7 @@ from training.schedule import learning_rate_scale
 from training.seeds import derive_seed
 from training.signals import StopSignals
 from training.state import Counters, check_identity, run_identity
-from training.task import Task, loss_sum
+from training.task import Batch, Task, loss_sum
 from training.tracking import Tracking
 
 LOSS_SCALE_FLOOR = 1.0
@@ -43,18 +43,18 @@ class Trainer:
         run: Where to write.
 
     Raises:
-        InputError: The batch cannot be split evenly over processes and accumulation steps.
+        InputError: The batch has fewer samples than processes x accumulation steps.
     """
 
     def __init__(
         self, accelerator: Accelerator, precision: Precision, task: Task, config: RunConfig, run: RunFolder
     ) -> None:
         self.accelerator, self.task, self.config, self.run = accelerator, task, config, run
+        check_batch_size(config, accelerator.num_processes)
         self.num_steps = count_steps(config, task)
         self.counters = Counters()
         self._identity = run_identity(config, task)
         self._store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
-        self._part_size = part_size(config, accelerator.num_processes)
         task.model.to(accelerator.device, torch.float64 if precision == "fp64" else torch.float32)
         optimizer = build_optimizer(task.model, config.optimizer, bf16=precision == "bf16")
         self._parallel_model, self._accelerated_optimizer = accelerator.prepare(task.model, optimizer)
@@ -128,7 +128,7 @@ class Trainer:
         step = counters.step + 1
         torch.manual_seed(derive_seed(config.seed, step, accelerator.process_index, "dropout"))
         learning_rate = self._optimizer.set_learning_rate(learning_rate_scale(config.schedule, step, self.num_steps))
-        loss, targets = self._backward(first_sample=(step - 1) * config.training.batch_size)
+        loss, targets = self._backward(step)
         grad_norm = accelerator.clip_grad_norm_(
             self._parallel_model.parameters(), config.training.max_grad_norm or math.inf
         )
@@ -155,15 +155,19 @@ class Trainer:
         }
         return metrics, stops > 0 and step < self.num_steps
 
-    def _backward(self, first_sample: int) -> tuple[Tensor, Tensor]:
+    def _batches(self, step: int) -> list[Batch]:
+        """This process's share of a step's global batch, in accumulation steps of sizes that differ by one at most."""
+        accelerator, training = self.accelerator, self.config.training
+        parts = training.accumulation_steps * accelerator.num_processes
+        edges = [(step - 1) * training.batch_size + training.batch_size * part // parts for part in range(parts + 1)]
+        mine = range(accelerator.process_index, parts, accelerator.num_processes)
+        return [self.task.training_batch(edges[part], edges[part + 1] - edges[part]) for part in mine]
+
+    def _backward(self, step: int) -> tuple[Tensor, Tensor]:
         """Add up the gradients of a global batch; return this process's sum of losses, and all processes' targets."""
-        accelerator, size = self.accelerator, self._part_size
-        starts = [
-            first_sample + (part * accelerator.num_processes + accelerator.process_index) * size
-            for part in range(self.config.training.accumulation_steps)
-        ]
-        batches = [self.task.training_batch(start, size) for start in starts]
-        targets_here = torch.tensor(sum(batch.num_targets for batch in batches), device=accelerator.device)
+        accelerator, batches = self.accelerator, self._batches(step)
+        # Filled on the device: copying a number there would wait for all that the device still has to do.
+        targets_here = torch.full((), sum(batch.num_targets for batch in batches), device=accelerator.device)
         num_targets = accelerator.reduce(targets_here, "sum")
         losses = []
         for batch in batches:
@@ -179,7 +183,7 @@ class Trainer:
         """Let DDP rebuild its buckets before the first step, so that a resumed run adds gradients in the same order."""
         if self.accelerator.num_processes > 1:
             for _ in range(2):
-                self._backward(first_sample=0)
+                self._backward(step=1)
                 self._accelerated_optimizer.zero_grad()
 
     def _check_finite(self, step: int, loss_total: float, grad_norm: float) -> None:
@@ -258,20 +262,14 @@ def validation_loss(accelerator: Accelerator, task: Task, batch_size: int) -> fl
     return total / num_targets
 
 
-def part_size(config: RunConfig, num_processes: int) -> int:
-    """Samples that a process works on at a time.
-
-    Raises:
-        InputError: The batch cannot be split evenly over processes and accumulation steps.
-    """
-    accumulation_steps = config.training.accumulation_steps
-    size, rest = divmod(config.training.batch_size, num_processes * accumulation_steps)
-    if rest:
+def check_batch_size(config: RunConfig, num_processes: int) -> None:
+    """Raise an `InputError` unless every process has a sample for each of its accumulation steps."""
+    parts = num_processes * config.training.accumulation_steps
+    if config.training.batch_size < parts:
         raise InputError(
-            f"training.batch_size must be a multiple of processes x training.accumulation_steps "
-            f"({num_processes} x {accumulation_steps}), got {config.training.batch_size}"
+            f"training.batch_size must be at least processes x training.accumulation_steps "
+            f"({num_processes} x {config.training.accumulation_steps}), got {config.training.batch_size}"
         )
-    return size
 
 
 def count_steps(config: RunConfig, task: Task) -> int:

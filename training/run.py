@@ -11,7 +11,7 @@ from training.checkpoint import Checkpoint, CheckpointStore
 from training.config import RunConfig
 from training.device import idle_gpus_warning, make_accelerator
 from training.errors import CommandError
-from training.loop import Trainer, count_steps, part_size
+from training.loop import Trainer, check_batch_size, count_steps
 from training.run_folder import RunFolder, choose_run_folder
 from training.state import Counters
 from training.task import Task
@@ -50,7 +50,7 @@ def train(
     accelerator, precision, description = make_accelerator(config.training.precision)
     run = None
     try:
-        part_size(config, accelerator.num_processes)
+        check_batch_size(config, accelerator.num_processes)
         task = make_task()
         run, checkpoint = _choose_start(accelerator, config, output_dir, resume=resume)
         trainer = Trainer(accelerator, precision, task, config, run)
@@ -62,10 +62,15 @@ def train(
             _introduce(description, config, task, run, trainer.counters, accelerator.num_processes)
         accelerator.wait_for_everyone()
         trainer.fit()
+        accelerator.end_training()
+    except CommandError as error:
+        # Leaving the process group takes all processes: one that fails alone must not wait for the others.
+        if error.shared:
+            accelerator.end_training()
+        raise
     finally:
         if run is not None:
             run.release()
-        accelerator.end_training()
     return Result(run=run, counters=trainer.counters, is_main_process=accelerator.is_main_process)
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -36,8 +37,11 @@ class RunFolder:
 
     @property
     def resume_command(self) -> str:
-        """The command line that goes on with this run."""
-        return python_command(sys.argv[0], "--config", self.config_file, "--output_dir", self.path, "--resume")
+        """The command line that goes on with this run, on as many processes of this machine as now."""
+        processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes] if processes != "1" else []
+        options = ["--config", self.config_file, "--output_dir", self.path, "--resume"]
+        return python_command(*launcher, sys.argv[0], *options)
 
     def claim(self) -> None:
         """Make the folder, and keep other processes from writing to it until `release`.

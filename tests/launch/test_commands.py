@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,13 @@ def test_evaluate_continues_a_prompt(trained: Path, checkpoint: str) -> None:
     if checkpoint.endswith("last"):
         assert command(*arguments, "--seed", "0", cwd=trained).stdout == first.stdout
         assert command(*arguments, "--seed", "1", cwd=trained).stdout != first.stdout
+
+
+def test_a_reader_that_goes_away_is_no_traceback(trained: Path) -> None:
+    evaluate = f"{sys.executable} {EVALUATE} --checkpoint runs/gpt-quick-1 --max_new_tokens 5000"
+    done = command("-c", f"import os; os.system({evaluate + ' 2>errors.txt | head -c 1'!r})", cwd=trained)
+    assert len(done.stdout) == 1
+    assert (trained / "errors.txt").read_text() == ""
 
 
 def test_help_gives_every_option_its_meaning_and_default() -> None:

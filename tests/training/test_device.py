@@ -87,6 +87,6 @@ def test_idle_gpus_are_named(monkeypatch: pytest.MonkeyPatch, gpus: int, local: 
     if idle:
         assert warning is not None
         assert warning.startswith(f"{idle} of {gpus} GPUs stand idle")
-        assert f"--num_processes {gpus}" in warning
+        assert f"accelerate launch --multi_gpu --num_processes {gpus}" in warning
     else:
         assert warning is None

@@ -82,6 +82,10 @@ def test_commands_can_be_typed_as_they_are_printed(monkeypatch: pytest.MonkeyPat
     assert run.resume_command == (
         ".venv/bin/python launch/train_gpt.py --config 'my runs/a/config.yaml' --output_dir 'my runs/a' --resume"
     )
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert run.resume_command.startswith(
+        ".venv/bin/python -m torch.distributed.run --nproc_per_node 4 launch/train_gpt.py --config"
+    )
 
 
 def test_metrics_after_a_step_are_forgotten_with_what_was_cut_short() -> None:

@@ -1,9 +1,12 @@
 """The configuration of a GPT run."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gpt.hub import TINY_SHAKESPEARE
 from training.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig, check
+from training.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +49,44 @@ class ModelConfig:
         check(self, "num_kv_heads", divides, f"null or a divisor of model.num_heads ({heads})")
 
 
+SOURCES = "auto, hub, hub:OWNER/NAME, a text file or a folder of them"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the text comes from.
+    """Where the text comes from. The last 10 % of a text are for validation, unless a data set has a split for it.
 
     Attributes:
         source: auto (Tiny Shakespeare from the packaged plays, else from the hub), hub (Tiny Shakespeare from the
-            Hugging Face hub), a text file, or a folder of text files, which are joined in sorted order.
+            Hugging Face hub), hub:OWNER/NAME (a data set of the hub: trains on its split train, validates on
+            validation, else test, else the last 10 % of train), a text file, or a folder of text files, which are
+            joined in sorted order.
+        column: Column of a hub data set that holds the text; rows without text are skipped, and each row ends a line.
+        revision: Branch, tag or commit of a hub data set; null for its main branch.
+        subset: Subset (configuration) of a hub data set that has several; null for its default.
     """
 
     source: str = "auto"
+    column: str = "text"
+    revision: str | None = None
+    subset: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self, "source", self.source != "", SOURCES)
+        named = re.fullmatch(r"hub:[\w.-]+/[\w.-]+", self.source, re.ASCII)
+        check(self, "source", named is not None or not self.source.startswith("hub:"), SOURCES)
+        for name, default in (("column", "text"), ("revision", None), ("subset", None)):
+            value = getattr(self, name)
+            check(self, name, value != "", "a name")
+            if value != default and self.hub_name is None:
+                raise InputError(f"data.{name} is for sources hub:OWNER/NAME only, got data.source {self.source!r}")
+
+    @property
+    def hub_name(self) -> str | None:
+        """OWNER/NAME, where the source is the hub."""
+        if self.source == "hub":
+            return TINY_SHAKESPEARE
+        return self.source.removeprefix("hub:") if self.source.startswith("hub:") else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +96,8 @@ class GPTConfig(RunConfig):
     Attributes:
         name: The run's folder is the next free runs/NAME-N.
         seed: Every random draw follows from it.
-        tracking: Where curves go besides metrics.jsonl.
+        tracking: Where curves go besides metrics.jsonl: tensorboard, wandb (Weights & Biases; offline without an
+            account), both, or none.
         model: The model.
         data: The data.
         training: The loop.
@@ -75,7 +107,7 @@ class GPTConfig(RunConfig):
 
     name: str = "gpt"
     seed: int = 1
-    tracking: Literal["tensorboard", "none"] = "tensorboard"
+    tracking: Literal["tensorboard", "wandb", "both", "none"] = "tensorboard"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

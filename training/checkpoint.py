@@ -66,6 +66,12 @@ class Checkpoint:
         self.folder = folder.resolve()
         self._contents = _verified_contents(self.folder)
         self.state: dict[str, Any] = json.loads(self.text(STATE))
+        self._check_step()
+
+    @property
+    def files(self) -> set[str]:
+        """The names of its files."""
+        return set(self._contents)
 
     def text(self, name: str) -> str:
         """The content of a text file."""
@@ -77,6 +83,12 @@ class Checkpoint:
             return load(self._file(f"{name}.safetensors"))
         except SafetensorError as error:
             raise CheckpointError(f"{self.folder / name}.safetensors cannot be read: {error}") from error
+
+    def _check_step(self) -> None:
+        """A whole checkpoint in the place of another one is damage as well."""
+        place, step = _NAME.fullmatch(self.folder.name), self.state.get("step")
+        if place and step is not None and int(place[1]) != step:
+            raise DamagedCheckpointError(f"checkpoint {self.folder} is damaged: {STATE} is of step {step}")
 
     def _file(self, name: str) -> bytes:
         if name not in self._contents:
@@ -136,6 +148,30 @@ class CheckpointStore:
             return []
         matches = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(match[1]) for match in matches if match)
+
+    def check_space(self, size: int) -> tuple[str, str | None]:
+        """Compare the size of a checkpoint with the free space.
+
+        Args:
+            size: Of one checkpoint, in bytes.
+
+        Returns:
+            A line that tells both, and a warning where the space will not do for all that are kept.
+
+        Raises:
+            CheckpointError: Not even one fits.
+        """
+        place = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
+        free = shutil.disk_usage(place).free
+        line = f"{_gigabytes(size)} each, {_gigabytes(free)} free"
+        if free < size:
+            raise CheckpointError(
+                f"no space for a checkpoint in {place}: {line}; free some, or choose another --output_dir"
+            )
+        most = self.keep + 2  # The best one, and one that is being written.
+        if free < (most - len(self.steps())) * size:
+            return line, f"up to {most} checkpoints of {_gigabytes(size)} will not fit into {_gigabytes(free)}"
+        return line, None
 
     def newest_sound(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and what was wrong with each newer one.
@@ -219,6 +255,10 @@ class CheckpointStore:
                 # Unsealed first: a removal that is cut short must not leave what looks whole.
                 (self.folder / checkpoint_name(step) / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(self.folder / checkpoint_name(step))
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:

@@ -30,10 +30,14 @@ class TrainingConfig:
         epochs: Passes over the training data; null for as many as `max_steps` needs.
         batch_size: Sequences in one optimizer step, over all processes and all accumulation steps.
         accumulation_steps: Parts in which a process works through its share of a batch, to save memory.
-        precision: Numbers to compute in. auto takes what the launch configuration says, else bf16 where the device
-            is fast at it, else fp32. Weights are kept in fp32 (fp64 under fp64, which is for checking numbers).
+        precision: Numbers to compute in. auto takes what the launch configuration says, else bf16 where the devices
+            of all processes are fast at it, else fp32. Weights are kept in fp32 (fp64 under fp64, which is for checking
+            numbers).
+        ema_decay: Decay of a moving average of the weights, which is then evaluated, sampled and chosen by in place of
+            the weights; 0 for none. 0.999 follows about a thousand steps.
         max_grad_norm: Gradients are scaled down to this norm; 0 for no limit.
         eval_interval: Steps between two evaluations of the whole validation split; 0 for one at the end only.
+        patience: Stop after so many evaluations in a row without a lower validation loss; 0 for never.
         eval_batch_size: Sequences evaluated at a time, per process.
         log_interval: Steps between two lines of metrics.
         checkpoint_interval: Steps between two checkpoints; 0 for one at the end only.
@@ -45,8 +49,10 @@ class TrainingConfig:
     batch_size: int = 32
     accumulation_steps: int = 1
     precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = "auto"
+    ema_decay: float = 0.0
     max_grad_norm: float = 1.0
     eval_interval: int = 250
+    patience: int = 0
     eval_batch_size: int = 64
     log_interval: int = 10
     checkpoint_interval: int = 250
@@ -57,8 +63,10 @@ class TrainingConfig:
         check(self, "epochs", self.epochs is None or 0 < self.epochs < inf, "null or above 0, and finite")
         for name in ("batch_size", "accumulation_steps", "eval_batch_size", "log_interval"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("max_grad_norm", "eval_interval", "checkpoint_interval"):
+        for name in ("max_grad_norm", "eval_interval", "patience", "checkpoint_interval"):
             check(self, name, 0 <= getattr(self, name) < inf, "at least 0, and finite")
+        check(self, "patience", not self.patience or self.eval_interval > 0, "0 without training.eval_interval")
+        check(self, "ema_decay", 0 <= self.ema_decay < 1, "at least 0 and below 1")
         check(self, "keep_checkpoints", self.keep_checkpoints >= 2, "at least 2")
 
 
@@ -122,7 +130,7 @@ class RunConfig:
 
     name: str
     seed: int
-    tracking: Literal["tensorboard", "none"]
+    tracking: Literal["tensorboard", "wandb", "both", "none"]
     model: Any
     data: Any
     training: TrainingConfig

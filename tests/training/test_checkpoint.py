@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -207,6 +208,24 @@ def test_a_full_disk_is_one_line_and_spares_what_stands(
         save(store, 2)
     assert store.steps() == [1]
     assert Checkpoint(store.folder / "last").state["step"] == 1
+
+
+def test_space_is_told_and_too_little_of_it_is_an_error(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def free(size: int) -> None:
+        monkeypatch.setattr(module.shutil, "disk_usage", lambda place: SimpleNamespace(free=size))
+
+    free(4_000_000)
+    assert store.check_space(1_000_000) == ("1.0 MB each, 4.0 MB free", None)
+    free(3_999_999)
+    assert store.check_space(1_000_000)[1] == "up to 4 checkpoints of 1.0 MB will not fit into 4.0 MB"
+    save(store, 1)
+    assert store.check_space(1_000_000)[1] is None, "one is there already"
+    free(1_359_000_000)
+    message = "no space for a checkpoint in .*: 1.36 GB each, 1.36 GB free; free some, or choose another --output_dir"
+    with pytest.raises(CheckpointError, match=message):
+        store.check_space(1_360_000_000)
 
 
 def test_a_run_opens_as_its_best_then_its_last(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 from gpt.config import GPTConfig
 from gpt.trainer import GPTTask, load_gpt, train_gpt
-from training import loop
-from training.checkpoint import Checkpoint
+from training import checkpoint, loop
+from training.checkpoint import Checkpoint, CheckpointError
 from training.command_line import config_to_yaml
+from training.device import Setup
 from training.errors import InputError, NonFiniteError, StoppedBySignal
 from training.optimizer import MuonAdamW
 from training.run_folder import RunFolder
@@ -49,7 +51,10 @@ def test_a_run_leaves_what_it_promises(config: GPTConfig, tmp_path: Path) -> Non
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert [line["step"] for line in lines if "val_loss" in line] == [5, 10, 12]
     expected = "step epoch tokens seconds train_loss val_loss learning_rate grad_norm tokens_per_second"
-    assert set(lines[-1]) == set(expected.split())
+    assert set(lines[-1]) == {*expected.split(), "perplexity", "bits_per_character"}
+    assert set(lines[0]) == set(expected.split()) - {"val_loss"}
+    assert lines[-1]["perplexity"] == pytest.approx(math.exp(lines[-1]["val_loss"]))
+    assert lines[-1]["bits_per_character"] == pytest.approx(math.log2(math.e) * lines[-1]["val_loss"])
     assert lines[-1]["tokens"] == 12 * 8 * 16
     assert lines[-1]["val_loss"] < lines[0]["train_loss"]
     assert result.counters.best_val_loss == min(line["val_loss"] for line in lines if "val_loss" in line)
@@ -58,7 +63,7 @@ def test_a_run_leaves_what_it_promises(config: GPTConfig, tmp_path: Path) -> Non
 
 def test_the_validation_loss_is_the_mean_over_every_target(config: GPTConfig, tmp_path: Path) -> None:
     result = train_gpt(config, output_dir=tmp_path / "run")
-    model, tokenizer = load_gpt(tmp_path / "run/checkpoints/last")
+    model, tokenizer, *_ = load_gpt(tmp_path / "run/checkpoints/last")
     text = Path(config.data.source).read_text()
     ids = torch.from_numpy(tokenizer.encode(text[len(text) * 9 // 10 :])).long()
     total, context = 0.0, config.model.max_len
@@ -178,6 +183,23 @@ def test_the_best_checkpoint_outlives_the_newer_ones(
     assert sorted(p.name for p in folder.glob("step-*")) == ["step-00000006", "step-00000008", "step-00000012"]
 
 
+def test_patience_ends_a_run_whose_loss_does_not_fall(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = iter([3.0, 2.0, 2.0, 2.5, 1.0, 1.5])
+    monkeypatch.setattr(loop, "validation_loss", lambda *arguments: next(values))
+    patient = with_training(config, eval_interval=2, checkpoint_interval=0, patience=2)
+    result = train_gpt(patient, output_dir=tmp_path / "run")
+    assert (result.counters.step, result.counters.best_step) == (8, 4)
+    assert os.readlink(tmp_path / "run/checkpoints/last") == "step-00000008"
+    assert os.readlink(tmp_path / "run/checkpoints/best") == "step-00000004"
+    stop = "step 8/12  validation loss 2.5000  (best 2.0000 at step 4; stopping early, after 2 evaluations without a"
+    assert stop in capsys.readouterr().out
+    assert train_gpt(patient, output_dir=tmp_path / "run", resume=True).counters.step == 8
+    longer = with_training(patient, patience=3)
+    assert train_gpt(longer, output_dir=tmp_path / "run", resume=True).counters.best_step == 10
+
+
 @pytest.mark.parametrize(("optimizer", "accumulation_steps"), [("adamw", 4), ("muon", 4), ("muon", 3)])
 def test_accumulation_changes_nothing(
     config: GPTConfig, tmp_path: Path, optimizer: Any, accumulation_steps: int
@@ -270,13 +292,35 @@ def test_the_learning_rate_follows_the_schedule_and_gradients_keep_to_their_norm
     assert all(line["grad_norm"] > 0.01 for line in lines)
 
 
+def test_utilisation_is_the_share_of_the_peak(config: GPTConfig, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.create(config_to_yaml(config))
+    trainer = loop.Trainer(Setup(Accelerator(cpu=True), "fp32", "", [], 1e12), GPTTask(config), config, run)
+    trainer.fit([])
+    # Six per weight of blocks and head, twelve per layer, width and token of the context.
+    flops = 6 * (2 * (4 * 16**2 + 3 * 16 * 32) + 16 * len(trainer.task.data.tokenizer)) + 12 * 2 * 16 * 16
+    for line in read_metrics(tmp_path / "run"):
+        assert line["mfu"] == pytest.approx(line["tokens_per_second"] * flops / 1e12)
+
+
+def test_gpu_memory_is_the_most_that_was_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
+    trainer = SimpleNamespace(
+        counters=loop.Counters(seconds=4.0, tokens=300),
+        accelerator=SimpleNamespace(device=torch.device("cuda", 0)),
+        _reported=loop.Counters(seconds=2.0, tokens=100),
+        _peak_flops=None,
+    )
+    assert loop.Trainer._speed(trainer) == {"tokens_per_second": 100.0, "gpu_memory_gib": 1.5}
+
+
 def test_the_loss_scale_of_fp16_is_saved_and_restored(config: GPTConfig, tmp_path: Path) -> None:
     def trainer(folder: str) -> loop.Trainer:
         accelerator = Accelerator(cpu=True)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
         run = RunFolder(tmp_path / folder)
         run.create(config_to_yaml(config))
-        return loop.Trainer(accelerator, "fp32", GPTTask(config), config, run)
+        return loop.Trainer(Setup(accelerator, "fp32", "", [], None), GPTTask(config), config, run)
 
     first = trainer("run")
     first.accelerator.scaler.load_state_dict(
@@ -316,6 +360,21 @@ def test_a_run_stopped_before_its_first_evaluation_can_end_there(
     assert (tmp_path / "run/checkpoints/best").exists()
 
 
+def test_too_little_space_is_an_early_error_and_the_size_is_right(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = with_training(config, ema_decay=0.9)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    with pytest.raises(CheckpointError, match="no space for a checkpoint in .*run"):
+        train_gpt(config, output_dir=tmp_path / "run")
+    monkeypatch.undo()
+    train_gpt(config, output_dir=tmp_path / "run")
+    told = re.search(r"checkpoints {1,2}([\d.]+) MB each, [\d.]+ .B free", capsys.readouterr().out)
+    assert told is not None
+    real = sum(file.stat().st_size for file in (tmp_path / "run/checkpoints/last").glob("*.safetensors"))
+    assert float(told[1]) == pytest.approx(real / 1e6, abs=0.1)
+
+
 def test_a_batch_too_small_to_split_is_an_error_before_anything_is_written(config: GPTConfig, tmp_path: Path) -> None:
     config = with_training(config, batch_size=4, accumulation_steps=5)
     with pytest.raises(InputError, match=r"must be at least processes x .*\(1 x 5\), got 4"):
@@ -329,31 +388,6 @@ def test_epochs_and_max_steps_end_a_run_whichever_is_first(config: GPTConfig) ->
     assert loop.count_steps(with_training(config, max_steps=None, epochs=2), task) == per_epoch
     assert loop.count_steps(with_training(config, max_steps=3, epochs=2), task) == 3
     assert loop.count_steps(with_training(config, max_steps=10**6, epochs=2), task) == per_epoch
-
-
-def test_tensorboard_shows_every_curve(config: GPTConfig, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    train_gpt(replace(config, tracking="tensorboard"), output_dir=tmp_path / "run")
-    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
-    events.Reload()
-    curve = [(event.step, event.value) for event in events.Scalars("loss/train")]
-    expected = [(line["step"], line["train_loss"]) for line in read_metrics(tmp_path / "run")]
-    assert curve == [(step, pytest.approx(value)) for step, value in expected]
-    assert [event.step for event in events.Scalars("loss/validation")] == [5, 10, 12]
-    assert {"learning_rate", "grad_norm", "tokens_per_second"} <= set(events.Tags()["scalars"])
-
-
-def test_after_a_resume_tensorboard_shows_each_step_once(config: GPTConfig, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    config = replace(config, tracking="tensorboard")
-    train_gpt(config, output_dir=tmp_path / "run")
-    (tmp_path / "run/checkpoints/step-00000012/state.json").unlink()
-    train_gpt(config, output_dir=tmp_path / "run", resume=True)
-    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
-    events.Reload()
-    assert [event.step for event in events.Scalars("loss/train")] == list(range(1, 13))
 
 
 def test_a_state_file_of_a_newer_version_is_read(config: GPTConfig, tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""An exponential moving average of the weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """Follows a model's weights: after step s, `average += (1 - d) (weights - average)`.
+
+    `d` is the smaller of `decay` and `(1 + s) / (10 + s)`, so that the average forgets its start quickly (the rule of
+    TensorFlow's `ExponentialMovingAverage` with `num_updates`).
+
+    Args:
+        model: The model; the average starts at its weights.
+        decay: The share of the average that a late step keeps, between 0 and 1.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._weights = [parameter.detach() for parameter in model.parameters()]
+        names = [name for name, _ in model.named_parameters()]
+        self.tensors: dict[str, Tensor] = {
+            name: weight.clone() for name, weight in zip(names, self._weights, strict=True)
+        }
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights of a step, counted from 1."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.tensors.values()), self._weights, 1 - decay)
+
+    @contextmanager
+    def in_model(self) -> Iterator[None]:
+        """While entered, the model computes with the average; its own weights come back to the last bit."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for weight, average in zip(self._weights, self.tensors.values(), strict=True):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)

@@ -1,5 +1,6 @@
 """What a run computes on, and in which numbers."""
 
+import importlib
 import os
 import sys
 from collections import Counter
@@ -139,6 +140,7 @@ def make_accelerator(asked: AsWritten) -> Setup:
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     if not cpu:
         check_gpus(local_processes())
+    _import_before_processes_meet()
     device = PartialState(cpu=cpu).device
     devices = _gather_devices(device)
     precision, reason = choose_precision(asked, device, devices)
@@ -168,6 +170,17 @@ def make_accelerator(asked: AsWritten) -> Setup:
         warnings=[warning for warning in warnings if warning],
         peak_flops=sum(known) if len(known) == len(peaks) else None,
     )
+
+
+def _import_before_processes_meet() -> None:
+    """Import what would otherwise hold the process group for ever.
+
+    `torch.distributed.nn` takes the group that it finds when it is imported (DDP does that) as a default argument.
+    gloo's threads then outlive `destroy_process_group`, and one that wants Python while the interpreter ends aborts
+    the process.
+    """
+    if torch.distributed.is_available():
+        importlib.import_module("torch.distributed.nn")
 
 
 def inference_device() -> torch.device:

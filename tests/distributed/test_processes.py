@@ -108,6 +108,23 @@ def test_several_processes_resume_to_the_bit(config: GPTConfig, tmp_path: Path, 
     assert (tmp_path / "whole" / model).read_bytes() == (tmp_path / "run" / model).read_bytes()
 
 
+def test_no_thread_outlives_the_processes_connection(config: GPTConfig, tmp_path: Path) -> None:
+    """A thread of gloo that is left when the interpreter ends may abort the process, now and then."""
+    script = tmp_path / "threads.py"
+    script.write_text(
+        "import gc, os, sys\n"
+        "from launch.train_gpt import main\n"
+        "main()\n"
+        "gc.collect()\n"
+        "threads = [open(f'/proc/self/task/{task}/comm').read() for task in os.listdir('/proc/self/task')]\n"
+        "print('threads of gloo:', sum('gloo' in name for name in threads))\n"
+    )
+    train = ["--config", write(config, tmp_path), "--output_dir", "run"]
+    done = command(*torchrun(2), script, *train, cwd=tmp_path, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("threads of gloo: 0") == 2
+
+
 def test_accelerate_launch_with_a_file_starts_real_processes(config: GPTConfig, tmp_path: Path) -> None:
     done = command(
         *("-m", "accelerate.commands.launch", "--config_file", ROOT / "accelerate_config.yaml", "--num_processes", "2"),

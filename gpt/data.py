@@ -26,6 +26,7 @@ from training.seeds import generator
 from training.task import IGNORED, Batch
 
 TRAIN_PERCENT = 90
+MOST_LISTED = 16
 
 
 class Source(NamedTuple):
@@ -183,11 +184,21 @@ class TextData:
 
         An epoch takes the training text as a ring, cuts it into windows from a random offset on, and shuffles them.
         """
-        samples = epoch_samples(first, count, num_samples=self.windows_per_epoch, seed=self.seed)
-        starts_B = torch.cat([self._offset(epoch) + windows * self.context for epoch, windows in samples])
+        starts_B = torch.cat([starts for _, starts in self._starts(first, count)])
         places_BT = (starts_B[:, None] + torch.arange(self.context + 1)) % len(self._train_N)
         tokens_BT = self._train_N[places_BT].long()
         return Batch((tokens_BT[:, :-1].contiguous(),), tokens_BT[:, 1:].contiguous())
+
+    def describe_samples(self, first: int, count: int) -> str:
+        """Where windows `first` to `first + count` of the stream begin in the training text."""
+        parts = self._starts(first, count)
+        return ", ".join(f"epoch {epoch}, windows at characters {_list_numbers(starts)}" for epoch, starts in parts)
+
+    def _starts(self, first: int, count: int) -> list[tuple[int, Tensor]]:
+        """For each epoch that windows of the stream are in, its number and where they begin in the training text."""
+        samples = epoch_samples(first, count, num_samples=self.windows_per_epoch, seed=self.seed)
+        length = len(self._train_N)
+        return [(epoch, (self._offset(epoch) + windows * self.context) % length) for epoch, windows in samples]
 
     def _offset(self, epoch: int) -> int:
         return int(torch.randint(len(self._train_N), (), generator=generator(self.seed, epoch, "offset")))
@@ -195,6 +206,12 @@ class TextData:
     def validation_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
         """Windows side by side over the validation text; see `side_by_side`."""
         return side_by_side(self._val_N, self.context, batch_size, rank, num_ranks)
+
+
+def _list_numbers(numbers_N: Tensor) -> str:
+    shown = [f"{number:,}" for number in numbers_N[:MOST_LISTED].tolist()]
+    more = len(numbers_N) - len(shown)
+    return "; ".join(shown) + (f" and {more} more" if more else "")
 
 
 def side_by_side(tokens_N: Tensor, context: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:

@@ -14,9 +14,9 @@ from gpt.generation import Sampling, generate
 from gpt.model import GPT
 from gpt.tokenizer import CharTokenizer
 from training.checkpoint import CheckpointError
-from training.command_line import config_to_yaml, parse_config_text
+from training.command_line import parse_config_text
 from training.errors import InputError
-from training.loop import mean_loss
+from training.evaluation import mean_loss
 from training.run import Result, train
 from training.run_folder import open_checkpoint
 from training.seeds import generator
@@ -58,6 +58,10 @@ class GPTTask:
     def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterator[Batch]:
         """Windows of the validation text; see `TextData`."""
         return self.data.validation_batches(batch_size, rank, num_ranks)
+
+    def describe_samples(self, first: int, count: int) -> str:
+        """Where samples of the training stream begin in the text."""
+        return self.data.describe_samples(first, count)
 
     def sample(self, seed: int) -> str:
         """300 characters that follow a line break."""
@@ -111,7 +115,7 @@ def train_gpt(
     config: GPTConfig, *, task: type[GPTTask] = GPTTask, output_dir: Path | None = None, resume: bool = False
 ) -> Result:
     """Train a GPT; see `training.run.train`."""
-    return train(lambda: task(config), config, config_yaml=config_to_yaml(config), output_dir=output_dir, resume=resume)
+    return train(lambda: task(config), config, output_dir=output_dir, resume=resume)
 
 
 class LoadedGPT(NamedTuple):

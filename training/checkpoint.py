@@ -212,10 +212,11 @@ class CheckpointStore:
         contents |= {STATE: json.dumps(state, indent=1).encode()}
         contents |= {name: text.encode() for name, text in files.items()}
         place = self.folder / checkpoint_name(step)
+        beside = place.with_name(f".{place.name}.new")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not place.exists():
-                beside = self._clean_place_beside(place)
+                self.clean()
                 _write_sealed(beside, contents)
                 os.rename(beside, place)
                 sync(self.folder)
@@ -224,6 +225,7 @@ class CheckpointStore:
                 replace_link(self.folder / "best", place.name)
             self._prune()
         except OSError as error:
+            shutil.rmtree(beside, ignore_errors=True)
             raise CheckpointError(f"cannot write checkpoint {place}: {error.strerror or error}") from error
         return place
 
@@ -241,11 +243,10 @@ class CheckpointStore:
             else:
                 (self.folder / name).unlink(missing_ok=True)
 
-    def _clean_place_beside(self, place: Path) -> Path:
-        """Where to write a checkpoint before it is moved; what an interrupted writer left there is removed."""
+    def clean(self) -> None:
+        """Remove what a writer left that was interrupted."""
         for leftover in self.folder.glob(".step-*.new"):
             shutil.rmtree(leftover)
-        return place.with_name(f".{place.name}.new")
 
     def _prune(self) -> None:
         kept = {checkpoint_name(step) for step in self.steps()[-self.keep :]}

@@ -42,6 +42,13 @@ class TrainingConfig:
         log_interval: Steps between two lines of metrics.
         checkpoint_interval: Steps between two checkpoints; 0 for one at the end only.
         keep_checkpoints: How many of the newest checkpoints to keep, besides the best one.
+        on_save_error: What a run does that cannot write a checkpoint, on a full disk say: stop, or continue to the
+            next one. The last one of a run must be written.
+        max_nonfinite_steps: How many steps in a row may be left out because their loss or gradient is infinite or not
+            a number; the next one stops the run. 0 stops it at the first.
+        deterministic: Let a GPU use only operations that give the same bits in every run, which may be slower. A CPU's
+            always do.
+        collective_timeout: Seconds after which a process gives up to wait for the others.
     """
 
     max_steps: int | None = None
@@ -57,16 +64,21 @@ class TrainingConfig:
     log_interval: int = 10
     checkpoint_interval: int = 250
     keep_checkpoints: int = 2
+    on_save_error: Literal["stop", "continue"] = "stop"
+    max_nonfinite_steps: int = 0
+    deterministic: bool = False
+    collective_timeout: float = 600.0
 
     def __post_init__(self) -> None:
         check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "null or at least 1")
         check(self, "epochs", self.epochs is None or 0 < self.epochs < inf, "null or above 0, and finite")
         for name in ("batch_size", "accumulation_steps", "eval_batch_size", "log_interval"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("max_grad_norm", "eval_interval", "patience", "checkpoint_interval"):
+        for name in ("max_grad_norm", "eval_interval", "patience", "checkpoint_interval", "max_nonfinite_steps"):
             check(self, name, 0 <= getattr(self, name) < inf, "at least 0, and finite")
         check(self, "patience", not self.patience or self.eval_interval > 0, "0 without training.eval_interval")
         check(self, "ema_decay", 0 <= self.ema_decay < 1, "at least 0 and below 1")
+        check(self, "collective_timeout", 1 <= self.collective_timeout <= 86_400, "between 1 and 86400")
         check(self, "keep_checkpoints", self.keep_checkpoints >= 2, "at least 2")
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 from warnings import filterwarnings
 
@@ -127,8 +128,13 @@ class Setup(NamedTuple):
     peak_flops: float | None
 
 
-def make_accelerator(asked: AsWritten) -> Setup:
+def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: float = 600.0) -> Setup:
     """Set up processes, device and mixed precision.
+
+    Args:
+        asked: The precision, as configured.
+        deterministic: Whether a GPU may only use operations that give the same bits in every run.
+        timeout: Seconds after which a process gives up to wait for the others.
 
     Raises:
         InputError: The platform, a GPU or the precision does not serve, or the processes of a launch do not find each
@@ -141,7 +147,9 @@ def make_accelerator(asked: AsWritten) -> Setup:
     if not cpu:
         check_gpus(local_processes())
     _import_before_processes_meet()
-    device = PartialState(cpu=cpu).device
+    device = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout)).device
+    if deterministic:
+        use_deterministic_operations()
     devices = _gather_devices(device)
     precision, reason = choose_precision(asked, device, devices)
     mixed = precision if precision in ("bf16", "fp16") else "no"
@@ -170,6 +178,20 @@ def make_accelerator(asked: AsWritten) -> Setup:
         warnings=[warning for warning in warnings if warning],
         peak_flops=sum(known) if len(known) == len(peaks) else None,
     )
+
+
+def use_deterministic_operations() -> None:
+    """Keep a GPU from operations whose result depends on the order in which its threads come; on a CPU none does.
+
+    Under this setting torch raises an error for an operation that has no other way. Of the attentions, the
+    memory-efficient one and cuDNN's have none backwards, so that they are turned off
+    (docs.pytorch.org/docs/stable/notes/randomness.html).
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _import_before_processes_meet() -> None:

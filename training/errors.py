@@ -38,6 +38,17 @@ class NonFiniteError(CommandError):
     shared = True
 
 
+class LostProcessError(CommandError):
+    """Another process of the launch has ended, or did not answer in time."""
+
+
+class SaveError(CommandError):
+    """A checkpoint could not be written."""
+
+    exit_code = 5
+    shared = True
+
+
 def exit_code(command: Callable[[], None]) -> int:
     """Run `command` and return its exit code; errors go to standard error, once for all processes of a launch."""
     try:
@@ -71,6 +82,8 @@ def _report(error: CommandError) -> None:
     """Let the main process speak first: where the others fail alike, their launcher ends them while they wait."""
     main_process = _is_main_process()
     if not main_process:
+        if error.shared:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # The exit code is to be the same in all processes.
         time.sleep(LAST_WORDS_SECONDS / 5 if error.shared else LAST_WORDS_SECONDS)
     if main_process or not error.shared:
         label = "stopped" if isinstance(error, StoppedBySignal) else "error"

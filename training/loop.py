@@ -7,28 +7,32 @@ it is split. A step depends on (seed, step, rank) and the state in a checkpoint,
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, NoReturn
+from functools import partial
+from typing import NoReturn
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from accelerate.utils import gather_object
+from torch import Tensor
 
 from training.average import WeightAverage
 from training.checkpoint import Checkpoint, CheckpointStore
 from training.config import RunConfig
 from training.device import Setup
-from training.errors import InputError, NonFiniteError, StoppedBySignal
+from training.errors import CommandError, InputError, NonFiniteError, SaveError, StoppedBySignal
+from training.evaluation import Interrupted, validation_loss
 from training.optimizer import MuonAdamW, build_optimizer, optimizer_tensors
+from training.processes import in_main_process
 from training.progress import Progress
+from training.reporting import Reporter
 from training.run_folder import RunFolder
 from training.schedule import learning_rate_scale
 from training.seeds import derive_seed
 from training.signals import StopSignals
-from training.state import Counters, check_identity, run_identity
-from training.task import Batch, Task, loss_sum
+from training.state import Counters, changes, check_identity, run_identity
+from training.task import Task, loss_sum
 from training.tracking import Tracker
 
 LOSS_SCALE_FLOOR = 1.0
@@ -55,7 +59,9 @@ class Trainer:
         check_batch_size(config, accelerator.num_processes)
         self.num_steps = count_steps(config, task)
         self.counters = Counters()
+        self.changes: list[str] = []
         self._identity = run_identity(config, task)
+        self._setup = {"processes": accelerator.num_processes, "precision": setup.precision}
         self._store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
         task.model.to(accelerator.device, torch.float64 if setup.precision == "fp64" else torch.float32)
         optimizer = build_optimizer(task.model, config.optimizer, bf16=setup.precision == "bf16")
@@ -63,6 +69,7 @@ class Trainer:
         decay = config.training.ema_decay
         self._average = WeightAverage(task.model, decay) if decay else None
         self._reported = Counters()
+        self._best_on_disk: tuple[float | None, int | None] = (None, None)
 
     @property
     def _optimizer(self) -> MuonAdamW:
@@ -83,9 +90,14 @@ class Trainer:
         return tensors if self._average is None else tensors | {"ema": self._average.tensors}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take weights, their average, optimizer tensors and counters from a checkpoint of the same run."""
+        """Take weights, their average, optimizer tensors and counters from a checkpoint of the same run.
+
+        What differs from the run that wrote it, in words, is then in `changes`.
+        """
         check_identity(checkpoint, self._identity)
-        self.counters = Counters.from_checkpoint(checkpoint)
+        self.changes = changes(checkpoint, self.config, self._setup)
+        counters = self.counters = Counters.from_checkpoint(checkpoint)
+        self._best_on_disk = (counters.best_val_loss, counters.best_step)
         self.task.model.load_state_dict(checkpoint.tensors("model"))
         saved = checkpoint.tensors("optimizer")
         for name, tensor in optimizer_tensors(self.task.model, self._optimizer).items():
@@ -107,40 +119,61 @@ class Trainer:
         Raises:
             StoppedBySignal: After the checkpoint that a signal asked for.
             NonFiniteError: A loss or gradient is not finite; the weights are those of the step before.
+            SaveError: A checkpoint could not be written, and the run is not to go on without.
         """
-        accelerator = self.accelerator
-        progress = Progress(self.counters.step, self.num_steps, visible=accelerator.is_main_process)
+        progress = Progress(self.counters.step, self.num_steps, visible=self.accelerator.is_main_process)
+        reporter = Reporter(self.run, progress, trackers)
         self._reported = replace(self.counters)
         try:
             self._settle_gradient_buckets()
-            if self._is_over and self.counters.best_step is None:
-                # The run was stopped before its first evaluation, and is asked for no further step.
-                self._evaluate(progress)
-                self._save(best=True)
             with StopSignals() as signals:
+                if self.counters.unreported is not None:
+                    self._finish_step(self.counters.unreported, signals, reporter, stopping=False)
+                elif self._is_over and self.counters.best_step is None:
+                    # The run was stopped before its first evaluation, and is asked for no further step.
+                    self._evaluate(signals, reporter)
+                    self._save(reporter, best=True)
                 while not self._is_over:
-                    self._step_and_what_is_due(signals, progress, trackers)
+                    metrics, stopping = self._train_step(signals, reporter)
+                    progress.advance()
+                    self._finish_step(metrics, signals, reporter, stopping=stopping)
         finally:
-            progress.close()
-            for tracker in trackers:
-                tracker.finish()
+            reporter.close()
 
-    def _step_and_what_is_due(self, signals: StopSignals, progress: Progress, trackers: Sequence[Tracker]) -> None:
-        training = self.config.training
-        metrics, stopping = self._train_step(signals)
-        progress.advance()
+    def _finish_step(
+        self, metrics: dict[str, float], signals: StopSignals, reporter: Reporter, *, stopping: bool
+    ) -> None:
+        """Evaluate, report and save, as far as it is time for that.
+
+        A signal does not wait for an evaluation: the step is saved with its metrics, and a resume begins with the
+        evaluation.
+        """
+        training, counters = self.config.training, self.counters
         sample, evaluated = None, self._is_due(training.eval_interval)
+        if (evaluated or self._is_due(training.log_interval)) and counters.unreported is None:
+            metrics |= self._speed()
         if evaluated:
-            measures, sample = self._evaluate(progress)
+            counters.unreported = metrics
+            try:
+                if stopping:
+                    raise Interrupted
+                measures, sample = self._evaluate(signals, reporter)
+            except Interrupted:
+                self._stop(reporter)
+            counters.unreported = None
             metrics |= measures
         if evaluated or self._is_due(training.log_interval):
-            self._report(metrics | self._speed(), sample, progress, trackers)
-        improved = evaluated and self.counters.best_step == self.counters.step
-        if improved or stopping or self._is_due(training.checkpoint_interval):
-            self._save(best=improved)
+            self._report(metrics, sample, reporter)
+        improved = evaluated and counters.best_step == counters.step
         if stopping:
-            self.accelerator.wait_for_everyone()
-            raise StoppedBySignal(f"saved step {self.counters.step}; go on with: {self.run.resume_command}")
+            self._stop(reporter)
+        if improved or self._is_due(training.checkpoint_interval):
+            self._save(reporter, best=improved)
+
+    def _stop(self, reporter: Reporter) -> NoReturn:
+        """Save, and end the run as a signal asked."""
+        self._save(reporter, best=False, last=True)
+        raise StoppedBySignal(f"saved step {self.counters.step}; go on with: {self.run.resume_command}")
 
     @property
     def _is_over(self) -> bool:
@@ -150,30 +183,34 @@ class Trainer:
     def _is_due(self, interval: int) -> bool:
         return self._is_over or (interval > 0 and self.counters.step % interval == 0)
 
-    def _train_step(self, signals: StopSignals) -> tuple[dict[str, Any], bool]:
-        """Do one optimizer step; return its metrics, and whether any process was asked to stop early."""
+    def _train_step(self, signals: StopSignals, reporter: Reporter) -> tuple[dict[str, float], bool]:
+        """Do one optimizer step; return its metrics, and whether any process was asked to stop."""
         start = time.perf_counter()
         accelerator, counters, config = self.accelerator, self.counters, self.config
         step = counters.step + 1
         torch.manual_seed(derive_seed(config.seed, step, accelerator.process_index, "dropout"))
         learning_rate = self._optimizer.set_learning_rate(learning_rate_scale(config.schedule, step, self.num_steps))
-        loss, targets = self._backward(step)
+        losses, targets = self._backward(step)
         grad_norm = accelerator.clip_grad_norm_(
             self._parallel_model.parameters(), config.training.max_grad_norm or math.inf
         )
         # The only wait for the device in a step, which also lets all processes agree to stop.
-        stop_here = torch.full_like(loss, signals.received is not None)
-        summed = accelerator.reduce(torch.stack((loss, stop_here)), "sum")
+        loss_here = losses.sum()
+        stop_here = torch.full_like(loss_here, signals.received is not None)
+        summed = accelerator.reduce(torch.stack((loss_here, stop_here)), "sum")
         loss_total, stops = summed.tolist()
         norm, num_targets = grad_norm.item(), int(targets)
-        self._check_finite(step, loss_total, norm)
-        self._accelerated_optimizer.step()
+        if self._is_usable(loss_total, norm):
+            self._accelerated_optimizer.step()
+            if self._average is not None:
+                self._average.update(step)
+            counters.skipped_steps += self._accelerated_optimizer.step_was_skipped
+            counters.nonfinite_streak = 0
+        else:
+            self._leave_out(step, losses, loss_total, norm, reporter)
         self._accelerated_optimizer.zero_grad()
-        counters.skipped_steps += self._accelerated_optimizer.step_was_skipped
         counters.step, counters.samples = step, counters.samples + config.training.batch_size
         counters.tokens += num_targets
-        if self._average is not None:
-            self._average.update(step)
         counters.seconds += time.perf_counter() - start
         metrics = {
             "step": step,
@@ -184,19 +221,27 @@ class Trainer:
             "learning_rate": learning_rate,
             "grad_norm": norm,
         }
-        return metrics, stops > 0 and step < self.num_steps
+        return metrics, stops > 0
 
-    def _batches(self, step: int) -> list[Batch]:
-        """This process's share of a step's global batch, in accumulation steps of sizes that differ by one at most."""
+    def _shares(self, step: int) -> list[tuple[int, int]]:
+        """This process's share of a step's global batch, by first sample and count of each accumulation step.
+
+        The counts differ by one at most.
+        """
         accelerator, training = self.accelerator, self.config.training
         parts = training.accumulation_steps * accelerator.num_processes
         edges = [(step - 1) * training.batch_size + training.batch_size * part // parts for part in range(parts + 1)]
         mine = range(accelerator.process_index, parts, accelerator.num_processes)
-        return [self.task.training_batch(edges[part], edges[part + 1] - edges[part]) for part in mine]
+        return [(edges[part], edges[part + 1] - edges[part]) for part in mine]
 
     def _backward(self, step: int) -> tuple[Tensor, Tensor]:
-        """Add up the gradients of a global batch; return this process's sum of losses, and all processes' targets."""
-        accelerator, batches = self.accelerator, self._batches(step)
+        """Add up the gradients of a global batch.
+
+        Returns:
+            The sums of losses of this process's accumulation steps, and the number of targets of all processes.
+        """
+        accelerator = self.accelerator
+        batches = [self.task.training_batch(first, count) for first, count in self._shares(step)]
         # Filled on the device: copying a number there would wait for all that the device still has to do.
         targets_here = torch.full((), sum(batch.num_targets for batch in batches), device=accelerator.device)
         num_targets = accelerator.reduce(targets_here, "sum")
@@ -208,7 +253,7 @@ class Trainer:
                 # DDP takes the mean of the processes' gradients: times their number it is the sum.
                 accelerator.backward(loss * accelerator.num_processes / num_targets)
             losses.append(loss.detach())
-        return torch.stack(losses).sum(), num_targets
+        return torch.stack(losses), num_targets
 
     def _settle_gradient_buckets(self) -> None:
         """Let DDP rebuild its buckets before the first step, so that a resumed run adds gradients in the same order."""
@@ -217,47 +262,76 @@ class Trainer:
                 self._backward(step=1)
                 self._accelerated_optimizer.zero_grad()
 
-    def _check_finite(self, step: int, loss_total: float, grad_norm: float) -> None:
-        """Stop before the weights change, unless lowering fp16's loss scale may still help."""
-        if math.isfinite(loss_total) and math.isfinite(grad_norm):
-            return
+    def _is_usable(self, loss_total: float, grad_norm: float) -> bool:
+        """Whether a step may change the weights; under fp16 also where lowering the loss scale may still help."""
         scaler = self.accelerator.scaler
-        if scaler is not None and scaler.get_scale() > LOSS_SCALE_FLOOR:
-            return
-        cause = f"gradient norm is {grad_norm}" if math.isfinite(loss_total) else f"loss is {loss_total}"
-        self._stop_for(f"at step {step} the {cause}")
+        finite = math.isfinite(loss_total) and math.isfinite(grad_norm)
+        return finite or (scaler is not None and scaler.get_scale() > LOSS_SCALE_FLOOR)
 
-    def _stop_for(self, cause: str) -> NoReturn:
+    def _leave_out(self, step: int, losses: Tensor, loss_total: float, grad_norm: float, reporter: Reporter) -> None:
+        """Count a step whose numbers are not finite, or stop the run for it."""
+        counters, most = self.counters, self.config.training.max_nonfinite_steps
+        cause = f"gradient norm is {grad_norm}" if math.isfinite(loss_total) else f"loss is {loss_total}"
+        cause = f"at step {step} the {cause} {self._origin(step, losses)}"
+        if counters.nonfinite_streak >= most:
+            self._stop_for(cause, reporter)
+        counters.nonfinite_streak += 1
+        counters.skipped_steps += 1
+        reporter.say(f"warning     {cause}; the step is left out ({counters.nonfinite_streak} of {most} in a row)")
+
+    def _origin(self, step: int, losses: Tensor) -> str:
+        """Which ranks and samples a loss that is not finite comes from; called by all processes."""
+        rank, task = self.accelerator.process_index, self.task
+        bad = [
+            share for share, loss in zip(self._shares(step), losses.tolist(), strict=True) if not math.isfinite(loss)
+        ]
+        found = gather_object([f"rank {rank}: {task.describe_samples(first, count)}" for first, count in bad])
+        if not found:
+            size = self.config.training.batch_size
+            found = [f"all ranks: {task.describe_samples((step - 1) * size, size)}"]
+        return f"({'; '.join(found)})"
+
+    def _stop_for(self, cause: str, reporter: Reporter) -> NoReturn:
         """Save what there is, and raise a `NonFiniteError`."""
-        self._save(best=False)
-        self.accelerator.wait_for_everyone()
+        self._save(reporter, best=False, last=True)
         raise NonFiniteError(
             f"{cause}; the weights of step {self.counters.step} are saved in {self.run.checkpoints / 'last'}. "
             f"A lower optimizer.learning_rate or a longer schedule.warmup_steps helps most often; "
             f"go on with: {self.run.resume_command}"
         )
 
-    def _evaluate(self, progress: Progress) -> tuple[dict[str, float], str | None]:
+    def _evaluate(self, signals: StopSignals, reporter: Reporter) -> tuple[dict[str, float], str | None]:
         """Measure the validation loss, note whether it is the best, and take a sample in the main process.
 
         Where there is an average of the weights it is the one to be measured and sampled from, and `raw_val_loss` is
         that of the weights themselves.
+
+        Raises:
+            Interrupted: A signal came; nothing is noted.
         """
         accelerator, counters, task = self.accelerator, self.counters, self.task
-        progress.doing("evaluating …")
+        reporter.progress.doing("evaluating …")
         measures, sample = {}, None
-        batch_size = self.config.training.eval_batch_size
+        measure = partial(
+            validation_loss,
+            accelerator,
+            task,
+            self.config.training.eval_batch_size,
+            lambda: signals.received is not None,
+        )
         if self._average is not None:
-            measures["raw_val_loss"] = validation_loss(accelerator, task, batch_size)
+            measures["raw_val_loss"] = measure()
         with self._average.in_model() if self._average else nullcontext():
-            val_loss = validation_loss(accelerator, task, batch_size)
+            val_loss = measure()
             if math.isfinite(val_loss) and accelerator.is_main_process:
                 measures |= {name: float(value) for name, value in task.metrics(val_loss).items()}
                 sample = task.sample(derive_seed(self.config.seed, counters.step, "sample"))
-                self.run.write_sample(counters.step, sample)
         if not math.isfinite(val_loss):
-            self._stop_for(f"at step {counters.step} the validation loss is {val_loss}")
-        progress.say(
+            if counters.unreported is not None:
+                self._report(counters.unreported, None, reporter)
+                counters.unreported = None
+            self._stop_for(f"at step {counters.step} the validation loss is {val_loss}", reporter)
+        reporter.say(
             f"step {counters.step}/{self.num_steps}  validation loss {val_loss:.4f}  ({self._judge(val_loss)})"
         )
         return {"val_loss": val_loss} | measures, sample
@@ -287,54 +361,42 @@ class Trainer:
             measures["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.accelerator.device) / 2**30
         return measures
 
-    def _report(
-        self, metrics: dict[str, Any], sample: str | None, progress: Progress, trackers: Sequence[Tracker]
-    ) -> None:
+    def _report(self, metrics: dict[str, float], sample: str | None, reporter: Reporter) -> None:
         if self.accelerator.is_main_process:
-            self.run.append_metrics(metrics)
-            for tracker in trackers:
-                tracker.log(metrics, sample)
             steps_left = self.num_steps - self.counters.step
-            progress.report(metrics, self.counters.seconds / self.counters.step * steps_left)
+            reporter.report(metrics, sample, self.counters.seconds / self.counters.step * steps_left)
 
-    def _save(self, *, best: bool) -> None:
-        if not self.accelerator.is_main_process:
-            return
+    def _save(self, reporter: Reporter, *, best: bool, last: bool = False) -> None:
+        """Write a checkpoint; where that fails, go on without or end the run, as configured, in all processes.
+
+        Args:
+            reporter: To warn with.
+            best: Whether it is the best one so far.
+            last: Whether the run ends with it, so that it cannot go on without.
+        """
+        counters = self.counters
+        try:
+            in_main_process(self.accelerator, lambda: self._write_checkpoint(best=best))
+        except CommandError as error:
+            steps = self._store.steps()
+            newest = f"the newest checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+            if last or self._is_over or self.config.training.on_save_error == "stop":
+                raise SaveError(
+                    f"{error}; {newest}. When that is mended, go on with: {self.run.resume_command}"
+                ) from error
+            reporter.say(f"warning     {error}; the run goes on, {newest}")
+            counters.best_val_loss, counters.best_step = self._best_on_disk
+        else:
+            self._best_on_disk = (counters.best_val_loss, counters.best_step)
+
+    def _write_checkpoint(self, *, best: bool) -> None:
         if self.accelerator.scaler is not None:
             scale = self.accelerator.scaler.state_dict()
             self.counters.loss_scale, self.counters.loss_scale_streak = scale["scale"], scale["_growth_tracker"]
+        self.run.sync_metrics()
         files = {"config.yaml": self.run.config_file.read_text()} | dict(self.task.checkpoint_files())
-        state = self.counters.to_json(self._identity)
+        state = self.counters.to_json(self._identity, self._setup)
         self._store.save(self.counters.step, tensors=self._tensors(), state=state, files=files, best=best)
-
-
-def validation_loss(accelerator: Accelerator, task: Task, batch_size: int) -> float:
-    """Mean negative log-likelihood over every target of the validation split, in nats per token."""
-    task.model.eval()
-    batches = task.validation_batches(batch_size, accelerator.process_index, accelerator.num_processes)
-    loss = mean_loss(accelerator, task.model, batches)
-    task.model.train()
-    return loss
-
-
-@torch.no_grad()
-def mean_loss(accelerator: Accelerator, model: nn.Module, batches: Iterable[Batch]) -> float:
-    """Mean negative log-likelihood over every target in the batches of all processes, in nats per token.
-
-    Args:
-        accelerator: Where to compute.
-        model: In evaluation mode.
-        batches: Those of this process.
-    """
-    losses, num_targets = [], 0
-    for batch in batches:
-        losses.append(loss_sum(model, batch.to(accelerator.device)))
-        num_targets += batch.num_targets
-    total = math.fsum(torch.stack(losses).tolist()) if losses else 0.0
-    if accelerator.num_processes > 1:
-        pair = torch.tensor([total, num_targets], dtype=torch.float64, device=accelerator.device)
-        total, num_targets = accelerator.reduce(pair, "sum").tolist()
-    return total / num_targets
 
 
 def check_batch_size(config: RunConfig, num_processes: int) -> None:

@@ -1,7 +1,7 @@
 """What a person sees while a run goes on."""
 
 import sys
-from typing import Any
+from collections.abc import Mapping
 
 from tqdm import tqdm
 
@@ -39,7 +39,7 @@ class Progress:
         """One step is done."""
         self._bar.update()
 
-    def report(self, metrics: dict[str, Any], seconds_left: float) -> None:
+    def report(self, metrics: Mapping[str, float], seconds_left: float) -> None:
         """Show the metrics of a logging interval."""
         line = (
             f"loss {metrics['train_loss']:.4f}  lr {metrics['learning_rate']:.2e}  "

@@ -3,22 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from training.checkpoint import Checkpoint, CheckpointStore
+from training.command_line import config_to_yaml
 from training.config import RunConfig
 from training.device import Setup, make_accelerator
 from training.errors import CommandError
-from training.loop import Trainer, check_batch_size, count_steps
+from training.loop import Trainer, check_batch_size
+from training.processes import in_main_process, naming_lost_processes
 from training.run_folder import RunFolder, choose_run_folder
 from training.state import Counters
 from training.task import Task
 from training.tracking import Tracker, start_trackers
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,6 @@ def train(
     make_task: Callable[[], Task],
     config: RunConfig,
     *,
-    config_yaml: str,
     output_dir: Path | None = None,
     resume: bool = False,
 ) -> Result:
@@ -43,15 +41,17 @@ def train(
     Args:
         make_task: Builds model and data, with the weights that a new run starts from.
         config: The configuration.
-        config_yaml: The same, resolved, as text to keep with the run.
         output_dir: The run's folder; None for the next free runs/NAME-N, or to resume the newest.
         resume: Go on from the last sound checkpoint, if there is one.
 
     Raises:
         InputError: Configuration, data or folder do not serve.
-        StoppedBySignal, NonFiniteError: As `Trainer.fit`.
+        StoppedBySignal, NonFiniteError, SaveError: As `Trainer.fit`.
     """
-    setup = make_accelerator(config.training.precision)
+    training = config.training
+    setup = make_accelerator(
+        training.precision, deterministic=training.deterministic, timeout=training.collective_timeout
+    )
     accelerator = setup.accelerator
     run = None
     try:
@@ -62,8 +62,9 @@ def train(
         if checkpoint is not None:
             trainer.restore(checkpoint)
             del checkpoint  # Its bytes are as large as the model and its optimizer.
-        trackers = _in_main_process(accelerator, lambda: _prepare(run, setup, config, config_yaml, task, trainer))
-        trainer.fit(trackers or [])
+        trackers = in_main_process(accelerator, lambda: _prepare(setup, trainer))
+        with naming_lost_processes(accelerator):
+            trainer.fit(trackers or [])
         accelerator.end_training()
     except CommandError as error:
         # Leaving the process group takes all processes: one that fails alone must not wait for the others.
@@ -76,21 +77,6 @@ def train(
     return Result(run=run, counters=trainer.counters, is_main_process=accelerator.is_main_process)
 
 
-def _in_main_process(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
-    """Do something in the main process, and give its result there; its errors are raised in all processes."""
-    result = None
-    errors: list[CommandError | None] = [None]
-    if accelerator.is_main_process:
-        try:
-            result = action()
-        except CommandError as error:
-            errors = [error]
-    broadcast_object_list(errors)
-    if errors[0] is not None:
-        raise errors[0]
-    return result
-
-
 def _choose_start(
     accelerator: Accelerator, config: RunConfig, output_dir: Path | None, *, resume: bool
 ) -> tuple[RunFolder, Checkpoint | None]:
@@ -101,7 +87,7 @@ def _choose_start(
         run.claim()
         return run, _newest_sound(run)
 
-    chosen = _in_main_process(accelerator, choose)
+    chosen = in_main_process(accelerator, choose)
     paths = [None, None] if chosen is None else [chosen[0].path, chosen[1].folder if chosen[1] else None]
     broadcast_object_list(paths)
     if chosen is not None:
@@ -119,40 +105,39 @@ def _newest_sound(run: RunFolder) -> Checkpoint | None:
     return checkpoint
 
 
-def _prepare(
-    run: RunFolder, setup: Setup, config: RunConfig, config_yaml: str, task: Task, trainer: Trainer
-) -> list[Tracker]:
+def _prepare(setup: Setup, trainer: Trainer) -> list[Tracker]:
     """Take back what lies after the step that the run goes on from, start the trackers, and say what the run is."""
-    counters = trainer.counters
-    run.forget_metrics_after(counters.step)
+    run, counters, config = trainer.run, trainer.counters, trainer.config
     store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
-    store.go_back_to(counters.step, counters.best_step)
+    store.clean()
     space, warning = store.check_space(trainer.checkpoint_bytes)
+    run.forget_metrics_after(counters.reported_step)
+    store.go_back_to(counters.step, counters.best_step)
     trackers = start_trackers(config, run, counters)
-    run.create(config_yaml)
-    _introduce(setup, config, task, run, counters, trackers, space)
+    run.create(config_to_yaml(config))
+    _introduce(setup, trainer, space, trackers)
     if warning:
         print(f"warning     {warning}: the run will go as far as it can", flush=True)
     return trackers
 
 
-def _introduce(
-    setup: Setup, config: RunConfig, task: Task, run: RunFolder, counters: Counters, trackers: list[Tracker], space: str
-) -> None:
+def _introduce(setup: Setup, trainer: Trainer, space: str, trackers: list[Tracker]) -> None:
     """Say what the run is, before the first step."""
+    task, training, step = trainer.task, trainer.config.training, trainer.counters.step
     parameters = sum(p.numel() for p in task.model.parameters())
-    num_steps, training = count_steps(config, task), config.training
     tokens_per_epoch = task.samples_per_epoch * task.tokens_per_sample
-    epochs = num_steps * training.batch_size / task.samples_per_epoch
+    tokens_per_step = training.batch_size * task.tokens_per_sample
+    epochs = trainer.num_steps * training.batch_size / task.samples_per_epoch
     lines = {
         "device": setup.description,
         "model": f"{parameters:,} parameters",
         "data": f"{task.data_origin}, {tokens_per_epoch:,} tokens per epoch",
-        "steps": f"{num_steps:,} of {training.batch_size * task.tokens_per_sample:,} tokens, {epochs:.3g} epochs",
-        "folder": str(run.path),
+        "steps": f"{trainer.num_steps:,} of {tokens_per_step:,} tokens, {epochs:.3g} epochs",
+        "folder": str(trainer.run.path),
         "checkpoints": space,
         "tracking": "\ntracking    ".join(tracker.description for tracker in trackers),
-        "resuming": f"after step {counters.step:,}" if counters.step else None,
+        "resuming": f"after step {step:,}" if step else None,
+        "changed": "\nchanged     ".join(trainer.changes),
         "warning": "\nwarning     ".join(setup.warnings),
     }
     print("\n".join(f"{name:<11} {text}" for name, text in lines.items() if text), flush=True)

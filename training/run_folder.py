@@ -7,12 +7,13 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from training.errors import InputError
-from training.files import replace_text
+from training.files import replace_text, sync
 
 
 class RunFolder:
@@ -28,6 +29,7 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self._lock: TextIO | None = None
+        self._unwritten = b""
 
     @property
     def in_use(self) -> bool:
@@ -83,11 +85,34 @@ class RunFolder:
         lines = self.metrics_file.read_text(errors="replace").splitlines()
         return [json.loads(line) for line in lines if _step_of(line) < math.inf]
 
-    def append_metrics(self, metrics: dict[str, Any]) -> None:
-        """Add one line to `metrics.jsonl`, without what is not finite, for which JSON has no word."""
+    def append_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Add one line to `metrics.jsonl`, without what is not finite, for which JSON has no word.
+
+        Raises:
+            OSError: The disk refuses; the line is kept for the next call.
+        """
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps(finite) + "\n")
+        self._unwritten += json.dumps(finite).encode() + b"\n"
+        self._write_metrics()
+
+    def sync_metrics(self) -> None:
+        """Flush all lines of `metrics.jsonl` to the disk.
+
+        Raises:
+            OSError: The disk refuses.
+        """
+        self._write_metrics()
+        if self.metrics_file.exists():
+            sync(self.metrics_file)
+
+    def _write_metrics(self) -> None:
+        with self.metrics_file.open("ab", buffering=0) as file:
+            try:
+                while self._unwritten:
+                    self._unwritten = self._unwritten[file.write(self._unwritten) :]
+            except OSError as error:
+                error.filename = str(self.metrics_file)
+                raise
 
     def write_sample(self, step: int, text: str) -> None:
         """Keep the text that was sampled at a step."""

@@ -3,10 +3,31 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import yaml
+
 from training.checkpoint import Checkpoint
+from training.command_line import config_to_yaml
 from training.config import RunConfig
 from training.errors import InputError
 from training.task import Task
+
+NEUTRAL = {
+    "name",
+    "tracking",
+    "data.source",
+    "data.column",
+    "data.revision",
+    "data.subset",
+    "training.eval_interval",
+    "training.eval_batch_size",
+    "training.patience",
+    "training.log_interval",
+    "training.checkpoint_interval",
+    "training.keep_checkpoints",
+    "training.on_save_error",
+    "training.collective_timeout",
+}
+"""Options that change nothing in a step; the data is known by its content."""
 
 
 @dataclass(kw_only=True)
@@ -24,7 +45,9 @@ class Counters:
         stale_evaluations: Evaluations since then.
         loss_scale: fp16's loss scale, None in other precisions.
         loss_scale_streak: Steps since the loss scale last moved.
-        skipped_steps: Steps whose update was left out because fp16 overflowed.
+        skipped_steps: Steps whose update was left out, because fp16 overflowed or a number was not finite.
+        nonfinite_streak: How many in a row up to now, for numbers that were not finite.
+        unreported: Metrics of the step, if a signal kept its evaluation from being done.
         wandb_id: The run's id at Weights & Biases, None before it was tracked there.
     """
 
@@ -39,11 +62,18 @@ class Counters:
     loss_scale: float | None = None
     loss_scale_streak: int = 0
     skipped_steps: int = 0
+    nonfinite_streak: int = 0
+    unreported: dict[str, float] | None = None
     wandb_id: str | None = None
 
-    def to_json(self, identity: dict[str, Any]) -> dict[str, Any]:
+    @property
+    def reported_step(self) -> int:
+        """The last step whose metrics are written."""
+        return self.step if self.unreported is None else self.step - 1
+
+    def to_json(self, identity: dict[str, Any], setup: dict[str, Any]) -> dict[str, Any]:
         """The content of state.json."""
-        return {"step": self.step, "counters": asdict(self), "identity": identity}
+        return {"step": self.step, "counters": asdict(self), "identity": identity, "setup": setup}
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> "Counters":
@@ -72,3 +102,29 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
         raise InputError(
             f"cannot go on with {checkpoint.folder}: {changes}. Undo that, or start a run in another --output_dir"
         )
+
+
+def changes(checkpoint: Checkpoint, config: RunConfig, setup: dict[str, Any]) -> list[str]:
+    """What differs from the run that wrote a checkpoint, and whether its steps go another way for that.
+
+    Args:
+        checkpoint: The checkpoint.
+        config: Of the run that goes on.
+        setup: What that one computes on.
+    """
+    before = _flat(yaml.safe_load(checkpoint.text("config.yaml"))) | checkpoint.state.get("setup", setup)
+    now = _flat(yaml.safe_load(config_to_yaml(config))) | setup
+    names = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+    note = {True: "the steps are the same", False: "the steps to come differ for it"}
+    return [f"{name} was {before[name]!r}, is now {now[name]!r}: {note[name in NEUTRAL]}" for name in names]
+
+
+def _flat(sections: dict[str, Any]) -> dict[str, Any]:
+    """Nested sections as `section.key`."""
+    flat: dict[str, Any] = {}
+    for name, value in sections.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat

@@ -60,6 +60,9 @@ class Task(Protocol):
     def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterable[Batch]:
         """This rank's share of the validation split; over all ranks every target comes once."""
 
+    def describe_samples(self, first: int, count: int) -> str:
+        """Where samples `first` to `first + count` of the stream come from, for people to look at."""
+
     def sample(self, seed: int) -> str:
         """Text that shows what the model can do now."""
 

@@ -173,5 +173,5 @@ def start_trackers(config: RunConfig, run: RunFolder, counters: Counters) -> lis
         counters.wandb_id = counters.wandb_id or secrets.token_hex(4)
         trackers.append(WeightsAndBiases(config, run, counters.wandb_id))
     if config.tracking in ("tensorboard", "both"):
-        trackers.append(TensorBoard(config, run, counters.step))
+        trackers.append(TensorBoard(config, run, counters.reported_step))
     return trackers

@@ -1,6 +1,8 @@
 """Real processes over gloo: more of them make a step faster, never different."""
 
 import os
+import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -16,6 +18,7 @@ from helpers import ROOT, command, read_metrics, wait_for_step, with_training
 
 from gpt.config import GPTConfig
 from gpt.trainer import train_gpt
+from training.checkpoint import Checkpoint
 from training.command_line import config_to_yaml
 
 pytestmark = pytest.mark.distributed
@@ -200,6 +203,101 @@ def test_sigterm_to_the_launcher_stops_all_processes_with_a_checkpoint(config: G
     assert (tmp_path / "run/checkpoints/last/manifest.json").exists()
 
 
+POISONED = """
+import math, os, sys
+from gpt.trainer import GPTTask
+from launch.train_gpt import main
+from training import loop
+from training.errors import exit_code
+
+class Poisoned(GPTTask):
+    def training_batch(self, first, count):
+        loop.poisoned = first == 44 and os.environ["RANK"] == "1"  # step 6, the second half of its eight samples
+        return super().training_batch(first, count)
+
+sound = loop.loss_sum
+loop.loss_sum = lambda *arguments: sound(*arguments) * (math.nan if loop.poisoned else 1.0)
+sys.exit(exit_code(lambda: main(Poisoned)))
+"""
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_a_loss_that_is_not_finite_on_one_rank_is_one_for_all(config: GPTConfig, tmp_path: Path, allowed: int) -> None:
+    script = tmp_path / "poisoned.py"
+    script.write_text(POISONED)
+    file = write(with_training(config, max_nonfinite_steps=allowed), tmp_path)
+    done = command(*torchrun(2), script, "--config", file, "--output_dir", "run", cwd=tmp_path, **ENVIRONMENT)
+    where = "at step 6 the loss is nan (rank 1: epoch 0, windows at characters "
+    if allowed:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(f"warning     {where}") == 1
+        assert [line["step"] for line in read_metrics(tmp_path / "run") if "train_loss" not in line] == [6]
+    else:
+        assert done.stderr.count(f"error: {where}") == 1, done.stderr
+        assert re.findall(r"exitcode  : (\d+)", done.stderr) == ["4"] * done.stderr.count("exitcode  :")
+        saved = tmp_path / "run/checkpoints"
+        assert os.readlink(saved / "last") == os.readlink(saved / "best") == "step-00000005", "no weight has changed"
+
+
+@pytest.mark.reliability
+def test_a_save_that_fails_ends_all_processes_at_once(config: GPTConfig, tmp_path: Path) -> None:
+    file = write(config, tmp_path)
+    train = [*torchrun(2), ROOT / "launch/train_gpt.py", "--config", file, "--output_dir", "run"]
+    # The shell counts in KiB: optimizer.safetensors is larger.
+    shell = shlex.join([sys.executable, *map(str, train)])
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 24; {shell}"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    message = "error: cannot write checkpoint run/checkpoints/step-00000004: File too large; there is no checkpoint yet"
+    assert done.stderr.count(message) == 1, done.stderr
+    assert "exitcode  : 5" in done.stderr
+
+
+@pytest.mark.reliability
+def test_a_process_that_waits_too_long_for_another_says_so(tmp_path: Path) -> None:
+    script = tmp_path / "late.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "import torch\n"
+        "from training.device import make_accelerator\n"
+        "from training.errors import exit_code\n"
+        "from training.processes import naming_lost_processes\n"
+        "def main():\n"
+        "    accelerator = make_accelerator('fp32', timeout=3).accelerator\n"
+        "    with naming_lost_processes(accelerator):\n"
+        "        if accelerator.process_index == 1:\n"
+        "            time.sleep(60)\n"
+        "        accelerator.reduce(torch.ones(1), 'sum')\n"
+        "sys.exit(exit_code(main))\n"
+    )
+    start = time.monotonic()
+    done = command(*torchrun(2), script, cwd=tmp_path, timeout=100, **ENVIRONMENT)
+    assert done.stderr.count("error: lost touch with another process (") == 1, done.stderr
+    assert "silent after 3 s" in done.stderr
+    assert time.monotonic() - start < 50
+
+
+@pytest.mark.reliability
+def test_a_signal_to_one_process_stops_both_at_the_same_step(config: GPTConfig, tmp_path: Path) -> None:
+    with start_endless(config, tmp_path, checkpoint_interval=0) as process:
+        wait_for_step(process, 5)
+        children = psutil.Process(process.pid).children(recursive=True)
+        next(child for child in children if child.environ().get("RANK") == "1").terminate()
+        _, errors = process.communicate(timeout=60)
+    assert errors.count("stopped: saved step") == 1
+    assert re.findall(r"exitcode  : (\d+)", errors) == ["3"] * errors.count("exitcode  :")
+    step = int(re.findall(r"stopped: saved step (\d+)", errors)[0])
+    assert Checkpoint(tmp_path / "run/checkpoints/last").state["step"] == step
+    assert read_metrics(tmp_path / "run")[-1]["step"] == step
+
+
 @pytest.mark.reliability
 def test_a_dead_process_ends_the_launch_in_seconds(config: GPTConfig, tmp_path: Path) -> None:
     with start_endless(config, tmp_path, checkpoint_interval=10) as process:
@@ -211,4 +309,6 @@ def test_a_dead_process_ends_the_launch_in_seconds(config: GPTConfig, tmp_path: 
     assert process.returncode == 1
     assert time.monotonic() - killed < 20
     assert "(SIGKILL)" in errors, "torchrun names what happened"
+    assert errors.count("error: lost touch with another process (") == 1
+    assert "Traceback" not in errors.split("lost touch")[0], "one line and not a traceback"
     assert (tmp_path / "run/checkpoints/last/manifest.json").exists()

@@ -14,7 +14,7 @@ from gpt.trainer import GPTTask, load_gpt, train_gpt
 from training.average import WeightAverage
 from training.checkpoint import Checkpoint, CheckpointError
 from training.errors import InputError, StoppedBySignal
-from training.loop import validation_loss
+from training.evaluation import validation_loss
 from training.task import Batch
 
 

@@ -3,11 +3,15 @@
 import math
 import os
 import re
+import shutil
 import signal
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,13 +22,15 @@ from torch import Tensor, nn
 from gpt.config import GPTConfig
 from gpt.trainer import GPTTask, load_gpt, train_gpt
 from training import checkpoint, loop
-from training.checkpoint import Checkpoint, CheckpointError
+from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from training.command_line import config_to_yaml
 from training.device import Setup
 from training.errors import InputError, NonFiniteError, StoppedBySignal
+from training.evaluation import validation_loss
 from training.optimizer import MuonAdamW
 from training.run_folder import RunFolder
 from training.schedule import learning_rate_scale
+from training.state import NEUTRAL
 from training.task import Batch, loss_sum
 
 
@@ -128,11 +134,85 @@ def test_a_stopped_run_goes_on_as_if_left_alone(
     assert equal(weights(tmp_path / "stopped", "best"), weights(tmp_path / "whole", "best"))
 
 
-def test_a_signal_in_the_last_step_lets_the_run_end_well(
+def stop_in_evaluation(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Send SIGTERM to this process in the middle of its evaluation `number`, counted from 1."""
+    original, evaluations = GPTTask.validation_batches, count(1)
+
+    def signalling(task: GPTTask, *arguments: int) -> Iterator[Batch]:
+        batches = list(original(task, *arguments))
+        stop = next(evaluations) == number
+        for index, batch in enumerate(batches):
+            if stop:
+                assert index <= len(batches) // 2, "the evaluation is given up"
+                if index == len(batches) // 2:
+                    signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(GPTTask, "validation_batches", signalling)
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize(("evaluation", "ema_decay"), [(1, 0.0), (3, 0.0), (2, 0.9), (5, 0.9)])
+def test_an_evaluation_does_not_keep_a_run_from_stopping_and_is_done_at_the_resume(
+    config: GPTConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    evaluation: int,
+    ema_decay: float,
+) -> None:
+    config = replace(with_training(config, ema_decay=ema_decay, eval_batch_size=4), tracking="tensorboard")
+    train_gpt(config, output_dir=tmp_path / "whole")
+    stop_in_evaluation(monkeypatch, evaluation)
+    with pytest.raises(StoppedBySignal):
+        train_gpt(config, output_dir=tmp_path / "stopped")
+    monkeypatch.undo()
+    step = {(1, 0.0): 5, (3, 0.0): 12, (2, 0.9): 5, (5, 0.9): 12}[evaluation, ema_decay]
+    assert Checkpoint(tmp_path / "stopped/checkpoints/last").state["step"] == step
+    assert len(losses(tmp_path / "stopped")) == step - 1
+    shutil.copytree(tmp_path / "stopped", tmp_path / "again", symlinks=True)
+    for folder in ("stopped", "again", "again"):  # the last time a run that has ended
+        train_gpt(config, output_dir=tmp_path / folder, resume=True)
+        if folder == "stopped" and step == 5:
+            # As if killed between the evaluation and the next checkpoint.
+            shutil.copytree(tmp_path / "stopped", tmp_path / "killed", symlinks=True)
+            for later in (10, 12):
+                shutil.rmtree(tmp_path / f"killed/checkpoints/step-{later:08d}", ignore_errors=True)
+            shutil.rmtree(tmp_path / "killed/checkpoints/step-00000008", ignore_errors=True)
+            train_gpt(config, output_dir=tmp_path / "killed", resume=True)
+            assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+        assert losses(tmp_path / folder) == losses(tmp_path / "whole")
+        assert equal(weights(tmp_path / folder), weights(tmp_path / "whole"))
+        assert equal(weights(tmp_path / folder, "best"), weights(tmp_path / "whole", "best"))
+        assert os.readlink(tmp_path / folder / "checkpoints/best") == os.readlink(tmp_path / "whole/checkpoints/best")
+
+
+def test_a_signal_in_the_last_step_stops_before_the_last_evaluation(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    train_gpt(config, output_dir=tmp_path / "whole")
     stop_at(monkeypatch, 12, signal.SIGTERM)
-    assert train_gpt(config, output_dir=tmp_path / "run").counters.step == 12
+    with pytest.raises(StoppedBySignal, match="saved step 12"):
+        train_gpt(config, output_dir=tmp_path / "run")
+    monkeypatch.undo()
+    train_gpt(config, output_dir=tmp_path / "run", resume=True)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("step", "ends"), [(4, True), (12, False)])
+def test_a_signal_during_a_save_waits_for_one_more_step_at_most(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, ends: bool
+) -> None:
+    original = CheckpointStore.save
+
+    def signalling(store: CheckpointStore, at: int, **arguments: Any) -> Path:
+        if at == step:
+            signal.raise_signal(signal.SIGTERM)
+        return original(store, at, **arguments)
+
+    monkeypatch.setattr(CheckpointStore, "save", signalling)
+    with pytest.raises(StoppedBySignal, match="saved step 5") if ends else nullcontext():
+        train_gpt(config, output_dir=tmp_path / "run")
+    assert Checkpoint(tmp_path / "run/checkpoints/last").state["step"] == (5 if ends else 12)
 
 
 @pytest.mark.reliability
@@ -239,8 +319,13 @@ def test_a_non_finite_number_stops_the_run_before_the_weights_change(
 ) -> None:
     train_gpt(config, output_dir=tmp_path / "sound")
     poison(monkeypatch, 7, kind)
-    with pytest.raises(NonFiniteError, match=f"at step 7 the {cause}; the weights of step 6 are saved in .*last"):
+    with pytest.raises(
+        NonFiniteError,
+        match=rf"at step 7 the {cause} \((rank 0|all ranks): epoch 0, windows at characters [\d,; ]+\); "
+        "the weights of step 6 are saved in .*last",
+    ) as caught:
         train_gpt(config, output_dir=tmp_path / "poisoned")
+    assert str(caught.value).split(")")[0].count(";") == 7, "eight windows"
     assert Checkpoint(tmp_path / "poisoned/checkpoints/last").state["counters"]["step"] == 6
     assert losses(tmp_path / "poisoned") == losses(tmp_path / "sound")[:6]
     monkeypatch.undo()
@@ -251,13 +336,60 @@ def test_a_non_finite_number_stops_the_run_before_the_weights_change(
 @pytest.mark.parametrize(("scale", "stops"), [(None, True), (1.0, True), (2.0, False), (65536.0, False)])
 def test_fp16_stops_only_when_its_loss_scale_has_reached_the_floor(scale: float | None, stops: bool) -> None:
     scaler = None if scale is None else SimpleNamespace(get_scale=lambda: scale)
-    causes: list[str] = []
-    trainer = SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler), _stop_for=causes.append)
-    loop.Trainer._check_finite(trainer, 3, 1.0, 1.0)
-    assert causes == []
-    loop.Trainer._check_finite(trainer, 3, 1.0, math.inf)
-    loop.Trainer._check_finite(trainer, 4, math.nan, 1.0)
-    assert causes == (["at step 3 the gradient norm is inf", "at step 4 the loss is nan"] if stops else [])
+    trainer = cast(loop.Trainer, SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler)))
+    assert loop.Trainer._is_usable(trainer, 1.0, 1.0)
+    assert loop.Trainer._is_usable(trainer, 1.0, math.inf) is not stops
+    assert loop.Trainer._is_usable(trainer, math.nan, 1.0) is not stops
+
+
+def poison_steps(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Make the loss of some steps of a run of eight samples each not a number."""
+    original, now = GPTTask.training_batch, 0
+
+    def noting(task: GPTTask, first: int, count: int) -> Batch:
+        nonlocal now
+        now = first // 8 + 1
+        return original(task, first, count)
+
+    def poisoned(*arguments: Any) -> Tensor:
+        return loss_sum(*arguments) * (math.nan if now in steps and torch.is_grad_enabled() else 1.0)
+
+    monkeypatch.setattr(GPTTask, "training_batch", noting)
+    monkeypatch.setattr(loop, "loss_sum", poisoned)
+
+
+def test_steps_that_are_not_finite_are_left_out_up_to_so_many_in_a_row(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = with_training(config, max_nonfinite_steps=2, checkpoint_interval=1, keep_checkpoints=12, ema_decay=0.9)
+    poison_steps(monkeypatch, {3, 4, 6})
+    train_gpt(config, output_dir=tmp_path / "run")
+    printed = capsys.readouterr().out
+    told = re.findall(
+        r"warning     at step (\d+) the loss is nan .*; the step is left out \((.) of 2 in a row", printed
+    )
+    assert told == [("3", "1"), ("4", "2"), ("6", "1")]
+    at = [weights(tmp_path / "run", f"step-{step:08d}") for step in range(1, 13)]
+    same = [step for step in range(2, 13) if equal(at[step - 1], at[step - 2])]
+    assert same == [3, 4, 6], "weights and optimizer stand still at these steps alone"
+    averages = [Checkpoint(tmp_path / f"run/checkpoints/step-{step:08d}").tensors("ema") for step in (2, 3)]
+    assert equal(*averages)
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert [line["step"] for line in lines if "train_loss" not in line] == [3, 4, 6]
+    assert Checkpoint(tmp_path / "run/checkpoints/last").state["counters"]["skipped_steps"] == 3
+
+
+def test_one_step_too_many_that_is_not_finite_stops_the_run_after_a_resume_too(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_training(config, max_nonfinite_steps=2, checkpoint_interval=1)
+    poison_steps(monkeypatch, {7, 8, 9})
+    with pytest.raises(NonFiniteError, match="at step 9 the loss is nan .* the weights of step 8 are saved"):
+        train_gpt(config, output_dir=tmp_path / "run")
+    with pytest.raises(NonFiniteError, match="at step 9 the loss is nan"):
+        train_gpt(config, output_dir=tmp_path / "run", resume=True)
+    train_gpt(with_training(config, max_nonfinite_steps=3), output_dir=tmp_path / "run", resume=True)
 
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run_and_is_never_the_best(
@@ -267,6 +399,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run_and_is_never_the_bes
     monkeypatch.setattr(loop, "validation_loss", lambda *arguments: next(values))
     with pytest.raises(NonFiniteError, match="at step 10 the validation loss is nan; the weights of step 10 are saved"):
         train_gpt(config, output_dir=tmp_path / "run")
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, 11))
     assert os.readlink(tmp_path / "run/checkpoints/best") == "step-00000005"
 
 
@@ -326,7 +459,7 @@ def test_the_loss_scale_of_fp16_is_saved_and_restored(config: GPTConfig, tmp_pat
     first.accelerator.scaler.load_state_dict(
         first.accelerator.scaler.state_dict() | {"scale": 32.0, "_growth_tracker": 5}
     )
-    first._save(best=False)
+    first._write_checkpoint(best=False)
     second = trainer("run")
     assert second.accelerator.scaler.state_dict()["scale"] == 8.0
     second.restore(Checkpoint(tmp_path / "run/checkpoints/last"))
@@ -345,7 +478,7 @@ def test_every_kind_of_model_trains_and_comes_back_from_its_checkpoint(
     task = GPTTask(config)
     task.model.load_state_dict(loaded.model.state_dict())
     accelerator = Accelerator(cpu=True)
-    assert loop.validation_loss(accelerator, task, 8) == pytest.approx(result.counters.best_val_loss, abs=1e-6)
+    assert validation_loss(accelerator, task, 8) == pytest.approx(result.counters.best_val_loss, abs=1e-6)
 
 
 def test_a_run_stopped_before_its_first_evaluation_can_end_there(
@@ -395,3 +528,68 @@ def test_a_state_file_of_a_newer_version_is_read(config: GPTConfig, tmp_path: Pa
     checkpoint = Checkpoint(tmp_path / "run/checkpoints/last")
     checkpoint.state["counters"]["later"] = 1
     assert loop.Counters.from_checkpoint(checkpoint).step == 12
+
+
+def test_a_resume_says_which_options_have_changed_and_which_matter(
+    config: GPTConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_gpt(config, output_dir=tmp_path / "run")
+    capsys.readouterr()
+    train_gpt(config, output_dir=tmp_path / "run", resume=True)
+    assert "changed" not in capsys.readouterr().out
+    changed = with_training(config, max_steps=15, log_interval=5)
+    changed = replace(changed, optimizer=replace(config.optimizer, learning_rate=1e-3))
+    train_gpt(changed, output_dir=tmp_path / "run", resume=True)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("changed")]
+    assert lines == [
+        "changed     optimizer.learning_rate was 0.005, is now 0.001: the steps to come differ for it",
+        "changed     training.log_interval was 1, is now 5: the steps are the same",
+        "changed     training.max_steps was 12, is now 15: the steps to come differ for it",
+    ]
+
+
+def test_every_option_that_is_said_to_be_neutral_is_one(config: GPTConfig) -> None:
+    fields = {"name", "tracking"} | {f"{s}.{name}" for s in ("data", "training") for name in asdict(config)[s]}
+    assert fields >= NEUTRAL
+
+
+def test_deterministic_operations_are_asked_of_torch(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        train_gpt(config, output_dir=tmp_path / "a")
+        assert not torch.are_deterministic_algorithms_enabled()
+        train_gpt(with_training(config, deterministic=True), output_dir=tmp_path / "b")
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(True)
+        torch.backends.cuda.enable_cudnn_sdp(True)
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_a_tracker_whose_disk_is_full_ends_and_the_run_goes_on(
+    config: GPTConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full:
+        description = "curves"
+        calls = 0
+
+        def log(self, metrics: Any, sample: str | None) -> None:
+            self.calls += 1
+            if self.calls == 3:
+                raise OSError(28, "No space left on device")
+
+        def finish(self) -> None:
+            raise AssertionError("it has ended before")
+
+    run, tracker = RunFolder(tmp_path / "run"), Full()
+    run.create(config_to_yaml(config))
+    trainer = loop.Trainer(Setup(Accelerator(cpu=True), "fp32", "", [], None), GPTTask(config), config, run)
+    trainer.fit([tracker])
+    assert tracker.calls == 3
+    assert "warning     curves: No space left on device; it ends here" in capsys.readouterr().out
+    assert len(read_metrics(tmp_path / "run")) == 12

@@ -1,0 +1,63 @@
+"""The mean loss over a split, measured by all processes together."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from training.task import Batch, Task, loss_sum
+
+
+class Interrupted(Exception):
+    """An evaluation was given up, by all processes."""
+
+
+def never() -> bool:
+    """No wish to stop."""
+    return False
+
+
+def validation_loss(
+    accelerator: Accelerator, task: Task, batch_size: int, interrupted: Callable[[], bool] = never
+) -> float:
+    """Mean negative log-likelihood over every target of the validation split; see `mean_loss`."""
+    task.model.eval()
+    try:
+        batches = task.validation_batches(batch_size, accelerator.process_index, accelerator.num_processes)
+        return mean_loss(accelerator, task.model, batches, interrupted)
+    finally:
+        task.model.train()
+
+
+@torch.no_grad()
+def mean_loss(
+    accelerator: Accelerator, model: nn.Module, batches: Iterable[Batch], interrupted: Callable[[], bool] = never
+) -> float:
+    """Mean negative log-likelihood over every target in the batches of all processes, in nats per token.
+
+    Args:
+        accelerator: Where to compute.
+        model: In evaluation mode.
+        batches: Those of this process.
+        interrupted: Asked after every batch whether to give up.
+
+    Raises:
+        Interrupted: A process gave up.
+    """
+    losses: list[Tensor] = []
+    num_targets, gave_up = 0.0, False
+    for batch in batches:
+        losses.append(loss_sum(model, batch.to(accelerator.device)))
+        num_targets += batch.num_targets
+        gave_up = interrupted()
+        if gave_up:
+            break
+    total = math.fsum(torch.stack(losses).tolist()) if losses else 0.0
+    if accelerator.num_processes > 1:
+        sums = torch.tensor([total, num_targets, gave_up], dtype=torch.float64, device=accelerator.device)
+        total, num_targets, gave_up = accelerator.reduce(sums, "sum").tolist()
+    if gave_up:
+        raise Interrupted
+    return total / num_targets

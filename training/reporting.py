@@ -1,0 +1,51 @@
+"""What a run says while it goes on: to the terminal, to its folder and to its trackers."""
+
+from collections.abc import Mapping, Sequence
+
+from training.progress import Progress
+from training.run_folder import RunFolder
+from training.tracking import Tracker
+
+
+class Reporter:
+    """Speaks in the main process. A disk that refuses costs curves and samples, never the run.
+
+    Args:
+        run: Where metrics and samples go.
+        progress: The terminal.
+        trackers: Where curves go; they are closed by `close`.
+    """
+
+    def __init__(self, run: RunFolder, progress: Progress, trackers: Sequence[Tracker]) -> None:
+        self.progress = progress
+        self._run = run
+        self._trackers = list(trackers)
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.progress.say(text)
+
+    def report(self, metrics: Mapping[str, float], sample: str | None, seconds_left: float) -> None:
+        """Tell everyone the metrics of a step, and the text that was sampled at it."""
+        try:
+            self._run.append_metrics(metrics)
+            if sample is not None:
+                self._run.write_sample(int(metrics["step"]), sample)
+        except OSError as error:
+            self.say(f"warning     {error.filename or self._run.path}: {error.strerror}; metrics are kept for later")
+        for tracker in list(self._trackers):
+            try:
+                tracker.log(metrics, sample)
+            except OSError as error:
+                self._trackers.remove(tracker)
+                self.say(f"warning     {tracker.description}: {error.strerror or error}; it ends here")
+        self.progress.report(metrics, seconds_left)
+
+    def close(self) -> None:
+        """Take the bar away, and close the trackers."""
+        self.progress.close()
+        for tracker in self._trackers:
+            try:
+                tracker.finish()
+            except OSError as error:
+                self.say(f"warning     {tracker.description}: {error.strerror or error}")

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers import ROOT, command, read_metrics, wait_for_step, with_training
+from helpers import ROOT, command, free_port, read_metrics, torchrun, wait_for_step, with_training
 
 from gpt.config import GPTConfig
 from gpt.trainer import train_gpt
@@ -21,16 +20,6 @@ from training.command_line import config_to_yaml
 pytestmark = pytest.mark.distributed
 
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def torchrun(processes: int) -> list[str]:
-    return ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", free_port()]
 
 
 def write(config: GPTConfig, folder: Path) -> Path:

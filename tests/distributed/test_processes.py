@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers import ROOT, command, read_metrics, wait_for_step, with_training
+from helpers import ROOT, command, free_port, read_metrics, torchrun, wait_for_step, with_training
 
 from gpt.config import GPTConfig
 from gpt.trainer import train_gpt
@@ -24,16 +23,6 @@ from training.command_line import config_to_yaml
 pytestmark = pytest.mark.distributed
 
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def torchrun(processes: int) -> list[str]:
-    return ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", free_port()]
 
 
 def write(config: GPTConfig, folder: Path) -> Path:

@@ -1,14 +1,12 @@
 """Every damage to a checkpoint is named, and none is loaded."""
 
-import os
-import pickle  # noqa: TID251 to put one where it must not be read
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers import ROOT, command, with_training
+from reliability.damage import DAMAGES, FILES, make_run
 
 from gpt.config import GPTConfig
 from gpt.trainer import train_gpt
@@ -16,69 +14,12 @@ from training.checkpoint import Checkpoint, DamagedCheckpointError
 
 pytestmark = pytest.mark.reliability
 
-FILES = [
-    "model.safetensors",
-    "optimizer.safetensors",
-    "ema.safetensors",
-    "state.json",
-    "config.yaml",
-    "tokenizer.json",
-    "manifest.json",
-]
-
-
-def cut(share: float) -> Callable[[Path], None]:
-    def damage(file: Path) -> None:
-        content = file.read_bytes()
-        file.write_bytes(content[: int(len(content) * share)])
-
-    return damage
-
-
-def flip(share: float) -> Callable[[Path], None]:
-    def damage(file: Path) -> None:
-        content = bytearray(file.read_bytes())
-        content[int((len(content) - 1) * share)] ^= 0x10
-        file.write_bytes(content)
-
-    return damage
-
-
-def exchange(file: Path) -> None:
-    shutil.copy(file.parent.with_name("step-00000010") / file.name, file)
-
-
-class Mine:
-    """Unpickled, it would leave a file behind."""
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, ("touch unpickled",)
-
-
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "emptied": cut(0.0),
-    "cut in half": cut(0.5),
-    "cut at 99 %": cut(0.99),
-    "a bit at the start": flip(0.0),
-    "a bit in the middle": flip(0.5),
-    "a bit at the end": flip(1.0),
-    "deleted": Path.unlink,
-    "exchanged": exchange,
-    "nonsense": lambda file: file.write_text('{"format": [], "files": 7, "seal": null}'),
-    "a pickle": lambda file: file.write_bytes(pickle.dumps(Mine())),
-}
-
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 12 steps with checkpoints of steps 10 and 12."""
     folder = tmp_path_factory.mktemp("damage")
-    (folder / "text.txt").write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(300)))
-    options = "--model.num_layers 1 --model.d_model 16 --model.num_heads 2 --model.max_len 16 --tracking none"
-    loop = "--training.max_steps 12 --training.checkpoint_interval 10 --training.eval_interval 10"
-    average = "--training.ema_decay 0.9 --data.source text.txt --output_dir run"
-    done = command(ROOT / "launch/train_gpt.py", *f"{options} {loop} {average}".split(), cwd=folder)
-    assert done.returncode == 0, done.stderr
+    make_run(folder)
     return folder
 
 

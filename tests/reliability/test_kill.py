@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from helpers import ROOT, command, read_metrics, wait_for_step, with_training
+from reliability.killing import Ordeal, Precision
 
 from gpt.config import GPTConfig
 from training.command_line import config_to_yaml
@@ -49,23 +49,23 @@ def test_a_signal_saves_and_says_how_to_go_on(config: GPTConfig, tmp_path: Path,
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, step + 4))
 
 
-def test_a_killed_run_ends_as_if_left_alone(config: GPTConfig, tmp_path: Path) -> None:
-    config = with_training(config, max_steps=400, eval_interval=60, checkpoint_interval=7, log_interval=1)
-    for folder in ("whole", "killed"):
-        (tmp_path / folder).mkdir()
-    with start(config, tmp_path / "whole") as process:
-        process.communicate(timeout=120)
-    for step in (20, 200):
-        with start(config, tmp_path / "killed", "--resume") as process:
-            wait_for_step(process, step)
-            time.sleep(0.05)
-            process.kill()
-    with start(config, tmp_path / "killed", "--resume") as process:
-        output, _ = process.communicate(timeout=120)
-    assert "resuming    after step" in output
-    model = "run/checkpoints/last/model.safetensors"
-    assert (tmp_path / "whole" / model).read_bytes() == (tmp_path / "killed" / model).read_bytes()
-    whole, killed = read_metrics(tmp_path / "whole/run"), read_metrics(tmp_path / "killed/run")
-    assert [(a["step"], a["train_loss"], a.get("val_loss")) for a in whole] == [
-        (b["step"], b["train_loss"], b.get("val_loss")) for b in killed
-    ]
+@pytest.mark.parametrize(
+    ("precision", "processes", "kills"),
+    [
+        ("fp32", 1, 3),
+        ("bf16", 2, 2),
+        *(
+            pytest.param(precision, processes, 9, marks=pytest.mark.nightly)
+            for precision in ("fp32", "bf16")
+            for processes in (1, 2, 3)
+        ),
+    ],
+)
+def test_a_killed_run_ends_as_if_left_alone(tmp_path: Path, precision: Precision, processes: int, kills: int) -> None:
+    outcome = Ordeal(precision=precision, processes=processes, kills=kills).endure(tmp_path)
+    assert len(outcome.kills) == kills
+    assert 2 * sum(kill.after_first_checkpoint for kill in outcome.kills) >= kills
+    assert {kill.rank is None for kill in outcome.kills} == ({True} if processes == 1 else {True, False})
+    assert outcome.same_weights
+    assert outcome.same_metrics
+    assert outcome.set_aside == 0

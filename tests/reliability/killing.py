@@ -215,6 +215,10 @@ class Launch:
             pass
         return self._process.wait(PATIENCE)
 
+    def terminate(self) -> None:
+        """Send SIGTERM to what was started: the run, or its launcher."""
+        self._process.terminate()
+
     def kill(self, rank: int | None) -> Position:
         """Kill all processes, or one, and wait for the end of all; return where the run was."""
         if rank is None:

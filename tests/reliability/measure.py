@@ -1,6 +1,7 @@
 """What the checkpoints withstand and cost, measured: `make reliability`.
 
-Kills, damage, resuming in the middle of an epoch, and the cost of a save, beside what Accelerate itself offers.
+Kills, damage, full disks, signals, resuming in the middle of an epoch, and the cost of a save; beside them what
+Accelerate itself offers, where it offers the same.
 """
 
 import argparse
@@ -17,17 +18,20 @@ import accelerate
 import torch
 from reliability.accelerate_own import compare_resume, examine_accelerate
 from reliability.damage import Verdict, examine_ours
+from reliability.full_disk import fill_accelerate, fill_ours
 from reliability.isolated import isolated
 from reliability.killing import Kill, Ordeal, Precision
 from reliability.resuming import compare_our_resume
 from reliability.save_cost import PARTS as SAVE_PARTS
 from reliability.save_cost import accelerate_saves, our_saves, seed_model
+from reliability.stopping import measure_stops
 from tqdm import tqdm
 
 from gpt.benchmark import cpu_name
 
 KILLS_PER_COMBINATION = 9
 PROCESSES = (1, 2, 3)
+STOPS = 5
 SAVES = 6
 SPACE_FOR_SAVES = 8e9
 
@@ -64,6 +68,17 @@ def measure_damage(folder: Path) -> dict[str, Any]:
     return examined
 
 
+def measure_full_disk(folder: Path) -> dict[str, Any]:
+    """Let a disk refuse a save at each tenth of it."""
+    ways = {"this project": fill_ours, "Accelerate, total_limit=1": fill_accelerate}
+    return {name: way(folder / name) for name, way in tqdm(ways.items(), unit="way", leave=False)}
+
+
+def measure_stopping(folder: Path) -> list[dict[str, Any]]:
+    """Stop runs with SIGTERM."""
+    return [row for processes in (1, 2) for row in measure_stops(folder, processes, STOPS)]
+
+
 def measure_resume(folder: Path) -> list[dict[str, Any]]:
     """Resume in the middle of an epoch."""
     ways = (compare_our_resume, compare_resume)
@@ -87,6 +102,8 @@ def measure_saves(folder: Path) -> dict[str, Any]:
 PARTS: dict[str, Callable[[Path], Any]] = {
     "kills": measure_kills,
     "damage": measure_damage,
+    "full_disk": measure_full_disk,
+    "stopping": measure_stopping,
     "resume": measure_resume,
     "save": measure_saves,
 }
@@ -108,6 +125,8 @@ def table(report: dict[str, Any]) -> str:
     renderers: dict[str, Callable[[Any], list[list[Any]]]] = {
         "kills": _kill_rows,
         "damage": _damage_rows,
+        "full_disk": _full_disk_rows,
+        "stopping": _stopping_rows,
         "resume": _resume_rows,
         "save": _save_rows,
     }
@@ -141,14 +160,29 @@ def _kill_rows(rows: list[dict[str, Any]]) -> list[list[Any]]:
 
 
 def _processes(row: dict[str, Any]) -> str:
-    plural = "process" if row["processes"] == 1 else "processes"
-    return f"{row['precision']}, {row['processes']} {plural}"
+    return f"{row['precision']}, {_plural(row)}"
+
+
+def _plural(row: dict[str, Any]) -> str:
+    return f"{row['processes']} {'process' if row['processes'] == 1 else 'processes'}"
 
 
 def _damage_rows(examined: dict[str, Any]) -> list[list[Any]]:
     verdicts = get_args(Verdict)
     head = ["damaged files", "damages", *verdicts]
     return [head, *([name, counts["damages"], *(counts[v] for v in verdicts)] for name, counts in examined.items())]
+
+
+def _full_disk_rows(counts: dict[str, dict[str, int]]) -> list[list[Any]]:
+    keys = ["saves", "an_older_checkpoint_loads", "same_result_after_a_resume"]
+    head = ["disk full at each tenth of a save", "refused", *(key.replace("_", " ") for key in keys[1:])]
+    return [head, *([name, *(row.get(key, "") for key in keys)] for name, row in counts.items())]
+
+
+def _stopping_rows(rows: list[dict[str, Any]]) -> list[list[Any]]:
+    head = ["SIGTERM", "stops", "median s", "max s", "most steps after", "exit codes"]
+    keys = ["stops", "median_seconds", "max_seconds", "most_steps_after", "exit_codes"]
+    return [head, *([f"in a {row['place']}, {_plural(row)}", *(row[key] for key in keys)] for row in rows)]
 
 
 def _resume_rows(rows: list[dict[str, Any]]) -> list[list[Any]]:

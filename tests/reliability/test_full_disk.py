@@ -5,12 +5,12 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import read_metrics, with_training
+from helpers import with_training
+from reliability.full_disk import TENTHS, largest_file, refused_saves, results
 
 from gpt.config import GPTConfig
 from gpt.trainer import train_gpt
@@ -18,36 +18,6 @@ from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from training.errors import SaveError
 
 pytestmark = pytest.mark.reliability
-
-TENTHS = range(10)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let the system refuse to write more than so many bytes into any one file."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def refuse_save(monkeypatch: pytest.MonkeyPatch, steps: set[int], size: int) -> None:
-    """Let the saves of some steps meet a limit on the size of files."""
-    original = CheckpointStore.save
-
-    def limited(store: CheckpointStore, step: int, **arguments: Any) -> Path:
-        with largest_file(size if step in steps else resource.RLIM_INFINITY):
-            return original(store, step, **arguments)
-
-    monkeypatch.setattr(CheckpointStore, "save", limited)
-
-
-def results(run: Path) -> tuple[dict[str, bytes], list[Any]]:
-    """Final weights, and losses by step."""
-    weights = {file.name: file.read_bytes() for file in (run / "checkpoints/last").glob("*.safetensors")}
-    return weights, [(line["step"], line["train_loss"], line.get("val_loss")) for line in read_metrics(run)]
 
 
 @pytest.fixture
@@ -61,14 +31,12 @@ def test_a_run_goes_on_to_the_next_save_if_so_configured(
     config: GPTConfig,
     tmp_path: Path,
     largest: int,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = with_training(config, on_save_error="continue")
     for tenth in TENTHS:
         run = tmp_path / f"run-{tenth}"
-        with monkeypatch.context() as patch:
-            refuse_save(patch, {5, 8, 10}, largest * tenth // 10)
+        with refused_saves({5, 8, 10}, largest * tenth // 10):
             train_gpt(config, output_dir=run)
         warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
         assert [f"cannot write checkpoint {run}/checkpoints/step-{step:08d}: File too large" in line
@@ -79,27 +47,23 @@ def test_a_run_goes_on_to_the_next_save_if_so_configured(
         assert os.readlink(run / "checkpoints/best") == "step-00000012"
 
 
-def test_a_run_stops_otherwise_and_ends_as_if_nothing_had_been(
-    config: GPTConfig, tmp_path: Path, largest: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_stops_otherwise_and_ends_as_if_nothing_had_been(config: GPTConfig, tmp_path: Path, largest: int) -> None:
     for tenth in TENTHS:
         run = tmp_path / f"run-{tenth}"
-        with monkeypatch.context() as patch:
-            refuse_save(patch, {8}, largest * tenth // 10)
-            with pytest.raises(SaveError, match="cannot write checkpoint .*step-00000008: File too large; the newest "
-                               "checkpoint is of step 5. When that is mended, go on with: .* --resume"):  # fmt: skip
-                train_gpt(config, output_dir=run)
+        message = (
+            "cannot write checkpoint .*step-00000008: File too large; the newest checkpoint is of step 5. "
+            "When that is mended, go on with: .* --resume"
+        )
+        with refused_saves({8}, largest * tenth // 10), pytest.raises(SaveError, match=message):
+            train_gpt(config, output_dir=run)
         assert sorted(os.listdir(run / "checkpoints")) == ["best", "last", "step-00000004", "step-00000005"]
         assert Checkpoint(run / "checkpoints/last").state["step"] == 5
         train_gpt(config, output_dir=run, resume=True)
         assert results(run) == results(tmp_path / "whole")
 
 
-def test_the_last_save_of_a_run_must_succeed(
-    config: GPTConfig, tmp_path: Path, largest: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refuse_save(monkeypatch, {12}, largest // 2)
-    with pytest.raises(SaveError, match="the newest checkpoint is of step 10"):
+def test_the_last_save_of_a_run_must_succeed(config: GPTConfig, tmp_path: Path, largest: int) -> None:
+    with refused_saves({12}, largest // 2), pytest.raises(SaveError, match="the newest checkpoint is of step 10"):
         train_gpt(with_training(config, on_save_error="continue"), output_dir=tmp_path / "run")
 
 

@@ -125,6 +125,16 @@ class Trainer:
             for tracker in trackers:
                 tracker.finish()
 
+    def leave(self) -> None:
+        """Leave the process group; all processes do, after `fit`.
+
+        DDP goes first: where it is the last to hold the group, it waits for gloo's threads while Python stands still,
+        and a thread that has yet to give a tensor back to Python waits for ever.
+        """
+        self.accelerator.free_memory()
+        del self._parallel_model
+        self.accelerator.end_training()
+
     def _step_and_what_is_due(self, signals: StopSignals, progress: Progress, trackers: Sequence[Tracker]) -> None:
         training = self.config.training
         metrics, stopping = self._train_step(signals)

@@ -64,11 +64,11 @@ def train(
             del checkpoint  # Its bytes are as large as the model and its optimizer.
         trackers = _in_main_process(accelerator, lambda: _prepare(run, setup, config, config_yaml, task, trainer))
         trainer.fit(trackers or [])
-        accelerator.end_training()
+        trainer.leave()
     except CommandError as error:
         # Leaving the process group takes all processes: one that fails alone must not wait for the others.
         if error.shared:
-            accelerator.end_training()
+            trainer.leave()
         raise
     finally:
         if run is not None:

@@ -125,6 +125,27 @@ def test_no_thread_outlives_the_processes_connection(config: GPTConfig, tmp_path
     assert done.stdout.count("threads of gloo: 0") == 2
 
 
+def test_work_that_is_under_way_at_the_end_does_not_hold_a_process_up(config: GPTConfig, tmp_path: Path) -> None:
+    """A thread of gloo gives its tensors back to Python; who waits for the thread must let Python run."""
+    script = tmp_path / "late.py"
+    script.write_text(
+        "import os, time\n"
+        "import torch\n"
+        "from training.loop import Trainer\n"
+        "from launch.train_gpt import main\n"
+        "leave = Trainer.leave\n"
+        "def leave_late(trainer):\n"
+        "    time.sleep(1.0 if os.environ['RANK'] == '0' else 0.0)\n"
+        "    torch.distributed.all_reduce(torch.ones(1), async_op=True)\n"
+        "    leave(trainer)\n"
+        "Trainer.leave = leave_late\n"
+        "main()\n"
+    )
+    train = ["--config", write(config, tmp_path), "--output_dir", "run"]
+    done = command(*torchrun(2), script, *train, cwd=tmp_path, timeout=90, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_accelerate_launch_with_a_file_starts_real_processes(config: GPTConfig, tmp_path: Path) -> None:
     done = command(
         *("-m", "accelerate.commands.launch", "--config_file", ROOT / "accelerate_config.yaml", "--num_processes", "2"),

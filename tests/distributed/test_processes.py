@@ -142,7 +142,7 @@ def test_work_that_is_under_way_at_the_end_does_not_hold_a_process_up(config: GP
         "main()\n"
     )
     train = ["--config", write(config, tmp_path), "--output_dir", "run"]
-    done = command(*torchrun(2), script, *train, cwd=tmp_path, timeout=90, **ENVIRONMENT)
+    done = command(*torchrun(2), script, *train, cwd=tmp_path, **ENVIRONMENT)
     assert done.returncode == 0, done.stderr
 
 
@@ -233,3 +233,57 @@ def test_a_dead_process_ends_the_launch_in_seconds(config: GPTConfig, tmp_path: 
     assert time.monotonic() - killed < 20
     assert "(SIGKILL)" in errors, "torchrun names what happened"
     assert (tmp_path / "run/checkpoints/last/manifest.json").exists()
+
+
+@pytest.mark.reliability
+def test_restarted_processes_find_nothing_of_those_before(tmp_path: Path) -> None:
+    """The addresses of processes that are gone lead nowhere."""
+    script = tmp_path / "restarted.py"
+    script.write_text(
+        "import os, signal\n"
+        "from torch.distributed.distributed_c10d import _get_default_store\n"
+        "from training.device import make_accelerator\n"
+        "accelerator = make_accelerator('fp32').accelerator\n"
+        "store = _get_default_store()\n"
+        "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "    store.set('address', 'here')\n"
+        "    assert store.check(['address'])\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "print(f'rank {accelerator.process_index} finds an address:', store.check(['address']))\n"
+        "accelerator.end_training()\n"
+    )
+    done = command(*torchrun(2), "--max_restarts", "1", script, cwd=tmp_path, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert all(f"rank {rank} finds an address: False" in done.stdout for rank in range(2))
+
+
+@pytest.mark.reliability
+@pytest.mark.nightly
+@pytest.mark.parametrize("rendezvous", [[], ["--standalone"]])
+@pytest.mark.parametrize("killed", ["0", "1"])
+def test_max_restarts_takes_a_run_past_a_killed_process(
+    config: GPTConfig, tmp_path: Path, killed: str, rendezvous: list[str]
+) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal\n"
+        "from gpt.trainer import GPTTask\n"
+        "from launch.train_gpt import main\n"
+        "rank, restart = os.environ['RANK'], os.environ['TORCHELASTIC_RESTART_COUNT']\n"
+        "class KilledTask(GPTTask):\n"
+        "    def training_batch(self, first, count):\n"
+        f"        if restart == '0' and rank == '{killed}' and first >= 56:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().training_batch(first, count)\n"
+        "main(KilledTask)\n"
+    )
+    options = ["--config", write(config, tmp_path), "--resume", "--output_dir"]
+    whole = command(*torchrun(2), ROOT / "launch/train_gpt.py", *options, "whole", cwd=tmp_path, **ENVIRONMENT)
+    assert whole.returncode == 0, whole.stderr
+    restarting = [*torchrun(2), *rendezvous, "--max_restarts", "1"]
+    done = command(*restarting, script, *options, "run", cwd=tmp_path, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert "resuming    after step 5" in done.stdout
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, 13))
+    model = "checkpoints/last/model.safetensors"
+    assert (tmp_path / "whole" / model).read_bytes() == (tmp_path / "run" / model).read_bytes()

@@ -147,7 +147,7 @@ def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: 
     if not cpu:
         check_gpus(local_processes())
     _import_before_processes_meet()
-    device = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout)).device
+    device = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), **_meeting_place()).device
     if deterministic:
         use_deterministic_operations()
     devices = _gather_devices(device)
@@ -203,6 +203,25 @@ def _import_before_processes_meet() -> None:
     """
     if torch.distributed.is_available():
         importlib.import_module("torch.distributed.nn")
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Where the processes of a restarted launch find each other, as `init_process_group` takes it.
+
+    torchrun on one machine holds one store for all of its restarts, and keys in it do not tell them apart: a process
+    could read the address of one that was killed, and fail or wait there. So each restart has a prefix of its own.
+    Over several machines the launchers' counts of restarts may differ: no prefix there.
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if restart == "0" or world_size != local_processes():
+        return {}
+    # Not every build of torch has these.
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, world_size = next(rendezvous("env://"))
+    return {"store": PrefixStore(f"restart-{restart}", store), "rank": rank, "world_size": world_size}
 
 
 def inference_device() -> torch.device:

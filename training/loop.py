@@ -140,6 +140,16 @@ class Trainer:
         finally:
             reporter.close()
 
+    def leave(self) -> None:
+        """Leave the process group; all processes do, after `fit`.
+
+        DDP goes first: where it is the last to hold the group, it waits for gloo's threads while Python stands still,
+        and a thread that has yet to give a tensor back to Python waits for ever.
+        """
+        self.accelerator.free_memory()
+        del self._parallel_model
+        self.accelerator.end_training()
+
     def _finish_step(
         self, metrics: dict[str, float], signals: StopSignals, reporter: Reporter, *, stopping: bool
     ) -> None:

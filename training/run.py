@@ -65,11 +65,11 @@ def train(
         trackers = in_main_process(accelerator, lambda: _prepare(setup, trainer))
         with naming_lost_processes(accelerator):
             trainer.fit(trackers or [])
-        accelerator.end_training()
+        trainer.leave()
     except CommandError as error:
         # Leaving the process group takes all processes: one that fails alone must not wait for the others.
         if error.shared:
-            accelerator.end_training()
+            trainer.leave()
         raise
     finally:
         if run is not None:

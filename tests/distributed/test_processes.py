@@ -117,6 +117,27 @@ def test_no_thread_outlives_the_processes_connection(config: GPTConfig, tmp_path
     assert done.stdout.count("threads of gloo: 0") == 2
 
 
+def test_work_that_is_under_way_at_the_end_does_not_hold_a_process_up(config: GPTConfig, tmp_path: Path) -> None:
+    """A thread of gloo gives its tensors back to Python; who waits for the thread must let Python run."""
+    script = tmp_path / "late.py"
+    script.write_text(
+        "import os, time\n"
+        "import torch\n"
+        "from training.loop import Trainer\n"
+        "from launch.train_gpt import main\n"
+        "leave = Trainer.leave\n"
+        "def leave_late(trainer):\n"
+        "    time.sleep(1.0 if os.environ['RANK'] == '0' else 0.0)\n"
+        "    torch.distributed.all_reduce(torch.ones(1), async_op=True)\n"
+        "    leave(trainer)\n"
+        "Trainer.leave = leave_late\n"
+        "main()\n"
+    )
+    train = ["--config", write(config, tmp_path), "--output_dir", "run"]
+    done = command(*torchrun(2), script, *train, cwd=tmp_path, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_accelerate_launch_with_a_file_starts_real_processes(config: GPTConfig, tmp_path: Path) -> None:
     done = command(
         *("-m", "accelerate.commands.launch", "--config_file", ROOT / "accelerate_config.yaml", "--num_processes", "2"),
@@ -301,3 +322,57 @@ def test_a_dead_process_ends_the_launch_in_seconds(config: GPTConfig, tmp_path: 
     assert errors.count("error: lost touch with another process (") == 1
     assert "Traceback" not in errors.split("lost touch")[0], "one line and not a traceback"
     assert (tmp_path / "run/checkpoints/last/manifest.json").exists()
+
+
+@pytest.mark.reliability
+def test_restarted_processes_find_nothing_of_those_before(tmp_path: Path) -> None:
+    """The addresses of processes that are gone lead nowhere."""
+    script = tmp_path / "restarted.py"
+    script.write_text(
+        "import os, signal\n"
+        "from torch.distributed.distributed_c10d import _get_default_store\n"
+        "from training.device import make_accelerator\n"
+        "accelerator = make_accelerator('fp32').accelerator\n"
+        "store = _get_default_store()\n"
+        "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "    store.set('address', 'here')\n"
+        "    assert store.check(['address'])\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "print(f'rank {accelerator.process_index} finds an address:', store.check(['address']))\n"
+        "accelerator.end_training()\n"
+    )
+    done = command(*torchrun(2), "--max_restarts", "1", script, cwd=tmp_path, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert all(f"rank {rank} finds an address: False" in done.stdout for rank in range(2))
+
+
+@pytest.mark.reliability
+@pytest.mark.nightly
+@pytest.mark.parametrize("rendezvous", [[], ["--standalone"]])
+@pytest.mark.parametrize("killed", ["0", "1"])
+def test_max_restarts_takes_a_run_past_a_killed_process(
+    config: GPTConfig, tmp_path: Path, killed: str, rendezvous: list[str]
+) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal\n"
+        "from gpt.trainer import GPTTask\n"
+        "from launch.train_gpt import main\n"
+        "rank, restart = os.environ['RANK'], os.environ['TORCHELASTIC_RESTART_COUNT']\n"
+        "class KilledTask(GPTTask):\n"
+        "    def training_batch(self, first, count):\n"
+        f"        if restart == '0' and rank == '{killed}' and first >= 56:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().training_batch(first, count)\n"
+        "main(KilledTask)\n"
+    )
+    options = ["--config", write(config, tmp_path), "--resume", "--output_dir"]
+    whole = command(*torchrun(2), ROOT / "launch/train_gpt.py", *options, "whole", cwd=tmp_path, **ENVIRONMENT)
+    assert whole.returncode == 0, whole.stderr
+    restarting = [*torchrun(2), *rendezvous, "--max_restarts", "1"]
+    done = command(*restarting, script, *options, "run", cwd=tmp_path, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert "resuming    after step 5" in done.stdout
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, 13))
+    model = "checkpoints/last/model.safetensors"
+    assert (tmp_path / "whole" / model).read_bytes() == (tmp_path / "run" / model).read_bytes()

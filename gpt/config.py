@@ -5,7 +5,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gpt.hub import TINY_SHAKESPEARE
-from training.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig, check
+from training.config import (
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    check,
+    check_counts,
+    is_line,
+    shown,
+)
 from training.errors import InputError
 
 
@@ -38,6 +47,7 @@ class ModelConfig:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
+        check_counts(self, most=10**6)
         for name in ("num_layers", "d_model", "num_heads", "d_ff", "max_len"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
         check(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
@@ -72,6 +82,8 @@ class DataConfig:
     subset: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("source", "column", "revision", "subset"):
+            check(self, name, is_line(getattr(self, name) or ""), "text of one line, in UTF-8")
         check(self, "source", self.source != "", SOURCES)
         named = re.fullmatch(r"hub:[\w.-]+/[\w.-]+", self.source, re.ASCII)
         check(self, "source", named is not None or not self.source.startswith("hub:"), SOURCES)
@@ -79,7 +91,9 @@ class DataConfig:
             value = getattr(self, name)
             check(self, name, value != "", "a name")
             if value != default and self.hub_name is None:
-                raise InputError(f"data.{name} is for sources hub:OWNER/NAME only, got data.source {self.source!r}")
+                raise InputError(
+                    f"data.{name} is for sources hub:OWNER/NAME only, got data.source {shown(self.source)}"
+                )
 
     @property
     def hub_name(self) -> str | None:

@@ -1,10 +1,23 @@
 """The sections of a configuration that every model shares. A bad value names its field, itself and what is allowed."""
 
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, fields
 from math import inf
+from reprlib import Repr
 from typing import Any, Literal
 
 from training.errors import InputError
+
+MAX_COUNT = 10**9
+"""Above any whole number that a run could need: a larger one is a slip."""
+
+_repr = Repr()
+_repr.maxstring = _repr.maxlong = 80
+
+
+def shown(value: object) -> str:
+    """The value as Python writes it, without its middle where it is long."""
+    return _repr.repr(value)
 
 
 def check(section: object, name: str, valid: bool, allowed: str) -> None:
@@ -18,7 +31,19 @@ def check(section: object, name: str, valid: bool, allowed: str) -> None:
     """
     if not valid:
         prefix = type(section).__name__.removesuffix("Config").lower()
-        raise InputError(f"{prefix}.{name} must be {allowed}, got {getattr(section, name)!r}")
+        raise InputError(f"{prefix}.{name} must be {allowed}, got {shown(getattr(section, name))}")
+
+
+def check_counts(section: object, most: int = MAX_COUNT) -> None:
+    """Raise an `InputError` that names the field unless all whole numbers of a section are at most `most`."""
+    for field in fields(section):  # type: ignore[arg-type]
+        value = getattr(section, field.name)
+        check(section, field.name, not isinstance(value, int) or value <= most, f"at most {most}")
+
+
+def is_line(text: str) -> bool:
+    """Whether a text has no line breaks or other control characters, and no bytes that are not UTF-8."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +95,9 @@ class TrainingConfig:
     collective_timeout: float = 600.0
 
     def __post_init__(self) -> None:
+        check_counts(self)
+        for name in ("batch_size", "accumulation_steps", "eval_batch_size"):
+            check(self, name, getattr(self, name) <= 10**6, "at most 1000000")
         check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "null or at least 1")
         check(self, "epochs", self.epochs is None or 0 < self.epochs < inf, "null or above 0, and finite")
         for name in ("batch_size", "accumulation_steps", "eval_batch_size", "log_interval"):
@@ -131,6 +159,7 @@ class ScheduleConfig:
     decay_fraction: float = 0.2
 
     def __post_init__(self) -> None:
+        check_counts(self)
         check(self, "warmup_steps", self.warmup_steps >= 0, "at least 0")
         check(self, "final_ratio", 0 <= self.final_ratio <= 1, "between 0 and 1")
         check(self, "decay_fraction", 0 < self.decay_fraction <= 1, "above 0 and at most 1")
@@ -150,7 +179,11 @@ class RunConfig:
     schedule: ScheduleConfig
 
     def __post_init__(self) -> None:
-        if self.name in ("", ".", "..") or "/" in self.name:
-            raise InputError(f"name must be a plain folder name, got {self.name!r}")
+        if self.name in ("", ".", "..") or "/" in self.name or not is_line(self.name):
+            raise InputError(f"name must be a plain folder name, got {shown(self.name)}")
+        if len(self.name.encode()) > 200:
+            raise InputError(f"name must be at most 200 bytes long, got {shown(self.name)}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must be at least 0 and below 2^63, got {shown(self.seed)}")
         if self.training.max_steps is None and self.training.epochs is None:
             raise InputError("training.max_steps or training.epochs must say when to end, got null for both")

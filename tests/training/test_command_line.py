@@ -95,6 +95,20 @@ def test_a_file_that_is_no_text_is_one_clear_line(tmp_path: Path) -> None:
         parse("--config", str(tmp_path / "bad.yaml"))
 
 
+def test_a_file_may_hold_what_is_printed_of_other_options(tmp_path: Path) -> None:
+    parser = StrictParser()
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--output_dir", type=str)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_class_arguments(GPTConfig)
+    (tmp_path / "printed.yaml").write_text("output_dir: null\nresume: false\n")
+    values = parser.parse_args(["--config", str(tmp_path / "printed.yaml"), "--resume", "--name", "x"])
+    assert (values.output_dir, values.resume, values.name) == (None, True, "x")
+    (tmp_path / "bad.yaml").write_text("resume: 3\n")
+    with pytest.raises(InputError, match="resume: expected bool, got 3"):
+        parser.parse_args(["--config", str(tmp_path / "bad.yaml")])
+
+
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(InputError, match=r"nowhere\.yaml"):
         parse("--config", "nowhere.yaml")

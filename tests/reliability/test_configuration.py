@@ -1,0 +1,498 @@
+"""Whatever a configuration says, it is either valid as it stands or refused in one line that names what is wrong."""
+
+import json
+import math
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gpt.config import GPTConfig
+from training.command_line import StrictParser, config_to_yaml, parse_config_text
+from training.config import TrainingConfig
+from training.errors import InputError
+
+pytestmark = pytest.mark.reliability
+
+QUIET = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+CI = settings(max_examples=400, derandomize=True, database=None, **QUIET)
+NIGHTLY = settings(max_examples=5000, print_blob=True, **QUIET)
+
+
+# What is valid, said a second time, from the documentation.
+
+
+def between(low: float, high: float) -> Callable[[float], bool]:
+    return lambda value: low <= value <= high
+
+
+def share(value: float) -> bool:
+    return 0 <= value < 1
+
+
+def positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+SIZE, COUNT, SEQUENCES = between(1, 10**6), between(0, 10**9), between(1, 10**6)
+RANGES: dict[str, Callable[[float], bool]] = {
+    "seed": between(0, 2**63 - 1),
+    **dict.fromkeys(["model.num_layers", "model.d_model", "model.num_heads", "model.d_ff", "model.max_len"], SIZE),
+    "model.num_kv_heads": SIZE,
+    "model.dropout": share,
+    "training.max_steps": between(1, 10**9),
+    "training.epochs": positive,
+    **dict.fromkeys([f"training.{name}batch_size" for name in ("", "eval_")], SEQUENCES),
+    "training.accumulation_steps": SEQUENCES,
+    "training.ema_decay": share,
+    "training.max_grad_norm": lambda value: 0 <= value < math.inf,
+    **dict.fromkeys(["training.eval_interval", "training.patience", "training.checkpoint_interval"], COUNT),
+    "training.log_interval": between(1, 10**9),
+    "training.keep_checkpoints": between(2, 10**9),
+    **dict.fromkeys(["optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.eps"], positive),
+    "optimizer.weight_decay": lambda value: 0 <= value < math.inf,
+    **dict.fromkeys(["optimizer.beta1", "optimizer.beta2", "optimizer.momentum"], share),
+    "schedule.warmup_steps": COUNT,
+    "schedule.final_ratio": between(0, 1),
+    "schedule.decay_fraction": lambda value: 0 < value <= 1,
+}
+
+
+def leaves(section: type, prefix: str = "") -> dict[str, Any]:
+    """The annotations of all options, by their full names."""
+    found: dict[str, Any] = {}
+    for name, annotation in get_type_hints(section).items():
+        found |= leaves(annotation, f"{name}.") if is_dataclass(annotation) else {prefix + name: annotation}
+    return found
+
+
+TYPES = leaves(GPTConfig)
+NAMES = sorted(TYPES)
+SECTIONS = sorted({name.split(".")[0] for name in NAMES if "." in name})
+BASE = asdict(GPTConfig(training=TrainingConfig(max_steps=5)))
+
+
+def is_numeric(name: str) -> bool:
+    return bool({int, float} & {TYPES[name], *get_args(TYPES[name])})
+
+
+def is_text(name: str) -> bool:
+    return str in (TYPES[name], *get_args(TYPES[name]))
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    choices = get_args(annotation) or (annotation,)
+    if any(isinstance(choice, str) for choice in choices):
+        return isinstance(value, str) and value in choices
+    return type(value) in choices or (float in choices and type(value) is int)
+
+
+def is_valid(config: dict[str, Any]) -> bool:
+    """Whether nested values make a configuration, by the rules above and those between fields."""
+    flat = {n: config[n] if "." not in n else config[n.split(".")[0]][n.split(".")[1]] for n in NAMES}
+    if not all(fits(value, TYPES[name]) for name, value in flat.items()):
+        return False
+    if not all(RANGES[name](value) for name, value in flat.items() if is_numeric(name) and value is not None):
+        return False
+    return models(config["model"]) and trains(config["training"]) and texts(config["name"], config["data"])
+
+
+def models(model: dict[str, Any]) -> bool:
+    width, rest = divmod(model["d_model"], model["num_heads"])
+    even = width % 2 == 0 or model["positions"] == "learned"
+    return rest == 0 and even and model["num_heads"] % (model["num_kv_heads"] or model["num_heads"]) == 0
+
+
+def trains(training: dict[str, Any]) -> bool:
+    ends = (training["max_steps"], training["epochs"]) != (None, None)
+    return ends and (training["patience"] == 0 or training["eval_interval"] > 0)
+
+
+def texts(name: str, data: dict[str, Any]) -> bool:
+    forbidden = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+    if any(re.search(forbidden, text) for text in (name, *data.values()) if text) or "" in data.values():
+        return False
+    if name in ("", ".", "..") or "/" in name or len(name.encode()) > 200:
+        return False
+    if data["source"].startswith("hub:"):
+        return re.fullmatch(r"hub:[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", data["source"]) is not None
+    return data["source"] == "hub" or (data["column"], data["revision"], data["subset"]) == ("text", None, None)
+
+
+# What is tried.
+
+
+@dataclass
+class Case:
+    """A configuration file, or options.
+
+    Attributes:
+        content: The file, as bytes or as text; None for none.
+        arguments: The options.
+        valid: Whether it must be accepted; None where only the one or the other must be clear.
+        culprits: Names, one of which a refusal must show.
+        value: What a refusal must show, in one of these ways; empty where it need not.
+    """
+
+    content: bytes | str | None = None
+    arguments: tuple[str, ...] = ()
+    valid: bool | None = None
+    culprits: tuple[str, ...] = ()
+    value: tuple[str, ...] = ()
+
+
+class Quoted(yaml.SafeDumper):
+    """Standard YAML with all text in quotes, and nothing by reference."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+Quoted.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+HUGE = 10**250
+NUMBERS = st.one_of(
+    st.integers(-2, 9),
+    st.integers(-HUGE, HUGE),
+    st.sampled_from([12, 64, 128, 2**31, 2**63 - 1, 2**63, 10**6, 10**6 + 1, 10**9, 10**9 + 1, 10**30]),
+    st.floats(0, 1),
+    st.floats(),
+)
+LETTERS = st.characters(exclude_categories=["Cs"])
+TEXTS = st.one_of(
+    st.text(LETTERS, max_size=12),
+    st.sampled_from(
+        ["5", "1e3", "0x10", "yes", "null", "1:30", "nan", "-3", "hub", "hub:a/b", "hub:a/b/c", "..", "a/b"]
+    ),
+    st.text("a/é", min_size=180, max_size=400),
+)
+SCALARS = st.one_of(NUMBERS, st.booleans(), st.none(), TEXTS)
+TREES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3), max_leaves=8
+)
+ODDITIES = r"""
+    ~ ¦ yes ¦ No ¦ 1:30 ¦ 012 ¦ 0x1F ¦ 0b11 ¦ 1_000 ¦ +5 ¦ -.5 ¦ .5 ¦ 1. ¦ 5e-1 ¦ .inf ¦ -.INF ¦ .NaN ¦ 1e400
+    "5" ¦ 5 # five ¦ = ¦ << ¦ 2001-01-01 ¦ [] ¦ {} ¦ [1, [2]] ¦ {a: 1} ¦ {a} ¦ [ ¦ { ¦ ] ¦ } ¦ ' ¦ " ¦ | ¦ > ¦ @ ¦ %
+    ` ¦ - ¦ -- ¦ 1e-400 ¦ '5' ¦ &a 3 ¦ *a ¦ &a [*a] ¦ ! 5 ¦ !foo 3 ¦ !!int '5' ¦ !!str 5 ¦ !!float 3
+    !!python/object:os.system x ¦ !!python/object/apply:os.system [touch pwned] ¦ os.system ¦ "\ud800" ¦ "\0" ¦ "a\nb"
+    !!binary aGk= ¦ !!set {a} ¦ ${HOME} ¦ - 1 ¦ ? a ¦ : a ¦ # a ¦ a: b ¦ configs/gpt/quick.yaml ¦ /dev/zero
+"""
+RAW = st.one_of(
+    st.sampled_from(re.split(r" ¦ |\n *", ODDITIES.strip())),
+    st.sampled_from(
+        [
+            "9" * 400,
+            "-" + "1" * 5000,
+            "0" * 900,
+            "[" * 5000,
+            "[" * 900 + "]" * 900,
+            "{a: " * 500,
+            "x" * 9999,
+            "caf\udce9",
+        ]
+    ),
+    st.text(max_size=8),
+)
+
+
+@st.composite
+def misspelt(draw: st.DrawFn) -> str:
+    """A name that is no option: a letter less, more or changed, or one with a meaning to the parser below."""
+    name = draw(st.sampled_from(NAMES))
+    place = draw(st.integers(0, len(name)))
+    letter = draw(st.sampled_from([*"abxyz_-+ :E.", ""]))
+    special = ["class_path", "init_args", "__path__", "__default_config__", "$schema", "<<", "config", "help", "", "no"]
+    wrong = draw(
+        st.sampled_from([name[:place] + letter + name[place + 1 :], name[:place] + letter + name[place:]])
+        | st.sampled_from([*special, *(f"model.{word}" for word in special), *(f"{name}.{word}" for word in special)])
+    )
+    return wrong if wrong not in TYPES and wrong not in SECTIONS else f"{wrong}_"
+
+
+@st.composite
+def changed_values(draw: st.DrawFn) -> Case:
+    """A valid file with one to three other values, which is valid or not by the rules above."""
+    config = json.loads(json.dumps(BASE))
+    names = draw(
+        st.lists(
+            st.sampled_from([*NAMES, *NAMES, *SECTIONS]), min_size=1, max_size=draw(st.integers(1, 3)), unique=True
+        )
+    )
+    values = [draw(TREES if draw(st.integers(0, 3)) == 0 else suitable(name)) for name in names]
+    for name, value in zip(names, values, strict=True):
+        section, _, leaf = name.rpartition(".")
+        if not section:
+            config[name] = value
+        elif isinstance(config[section], dict):
+            config[section][leaf] = value
+    whole = all(
+        isinstance(config[section], dict) and config[section].keys() == BASE[section].keys() for section in SECTIONS
+    )
+    text = yaml.dump(config, Dumper=Quoted, default_flow_style=draw(st.booleans()), sort_keys=draw(st.booleans()))
+    valid = is_valid(config) if whole else None if {} in values else False
+    return Case(text, valid=valid, culprits=tuple(names), value=ways_to_say(names, values))
+
+
+def suitable(name: str) -> st.SearchStrategy[Any]:
+    """Values that are more often right than those of `TREES`."""
+    if name in SECTIONS:
+        return TREES
+    if is_numeric(name):
+        return NUMBERS | (st.floats(0, 1) if TYPES[name] is float else st.sampled_from([1, 2, 4, 8, 32, 128, 256]))
+    return TEXTS if is_text(name) else st.sampled_from([True, False, *(get_args(TYPES[name]) or ("x",))])
+
+
+def ways_to_say(names: list[str], values: list[Any]) -> tuple[str, ...]:
+    """How a refusal may show the only change."""
+    value = values[0]
+    if (
+        len(values) > 1
+        or names[0] in SECTIONS
+        or is_text(names[0])
+        or not (value is None or isinstance(value, bool | int | float))
+    ):
+        return ()
+    whole = float(value) if isinstance(value, int) else value
+    spelt = yaml.safe_dump(value).removesuffix("...\n").strip()
+    return (repr(value), spelt, repr(whole)) if len(repr(value)) <= 40 else ("...", " … ")
+
+
+@st.composite
+def strange_keys(draw: st.DrawFn) -> Case:
+    """A valid file with a name in it that is no option."""
+    config = json.loads(json.dumps(BASE))
+    name = draw(misspelt())
+    section, dot, leaf = name.partition(".")
+    if dot and section in SECTIONS and leaf:
+        config[section][leaf] = draw(TREES)
+    else:
+        config[name] = draw(TREES)
+    text = yaml.dump(config, Dumper=Quoted, sort_keys=False)
+    return Case(
+        text, valid=False, culprits=(name,) if re.fullmatch(r"[a-z_.]+", name) and name not in ("no", "") else ()
+    )
+
+
+@st.composite
+def raw_values(draw: st.DrawFn) -> Case:
+    """A file with something in the place of a value that may break its grammar."""
+    name, raw = draw(st.sampled_from([*NAMES, *SECTIONS])), draw(RAW)
+    section, _, leaf = name.rpartition(".")
+    lines = ["training: {max_steps: 5}"] if section != "training" else ["training:", "  max_steps: 5"]
+    lines += [f"{section}:"] if section and section != "training" else []
+    return Case("\n".join([*lines, f"  {leaf}: {raw}" if section else f"{name}: {raw}", ""]))
+
+
+@st.composite
+def damaged_bytes(draw: st.DrawFn) -> Case:
+    """A file with some of its bytes, or lines, exchanged, repeated, left out, or in another encoding."""
+    text = yaml.safe_dump(BASE, sort_keys=False)
+    encoding = draw(st.sampled_from(["utf-8"] * 6 + ["utf-8-sig", "utf-16", "utf-32", "utf-16-le"]))
+    lines = text.splitlines(keepends=True)
+    for _ in range(draw(st.integers(0, 2))):
+        line = draw(
+            st.sampled_from([*lines, "---\n", "...\n", "\tseed: 1\n", "%YAML 1.1\n", "? [a]\n: b\n", "\r", "- 1\n"])
+        )
+        lines.insert(draw(st.integers(0, len(lines))), line)
+    content = bytearray("".join(lines).encode(encoding))
+    for _ in range(draw(st.integers(0, 3))):
+        start = draw(st.integers(0, len(content)))
+        content[start : start + draw(st.integers(0, 3))] = draw(
+            st.binary(max_size=2) | st.sampled_from([b":", b"*a", b"[", b"\n"])
+        )
+    return Case(bytes(content))
+
+
+@st.composite
+def options(draw: st.DrawFn) -> Case:
+    """One to three options above a valid file."""
+    names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True))
+    config = json.loads(json.dumps(BASE))
+    arguments, values = [], []
+    for name in names:
+        value = draw(
+            st.one_of(TEXTS, st.text(max_size=5)) if TYPES[name] is str else NUMBERS | st.booleans() | st.none()
+        )
+        values.append(value)
+        text = value if isinstance(value, str) else yaml.safe_dump(value, width=10**4).removesuffix("...\n").strip()
+        joined = text.startswith("-") or draw(st.booleans())
+        arguments += [f"--{name}={text}"] if joined else [f"--{name}", text]
+        section, _, leaf = name.rpartition(".")
+        (config[section] if section else config)[leaf] = text if is_text(name) and value is not None else value
+    return Case(
+        "training: {max_steps: 5}", tuple(arguments), is_valid(config), tuple(names), ways_to_say(names, values)
+    )
+
+
+@st.composite
+def raw_options(draw: st.DrawFn) -> Case:
+    """One or two arguments that may be no options at all."""
+    arguments = []
+    for _ in range(draw(st.integers(1, 2))):
+        name = draw(st.sampled_from([*NAMES, *SECTIONS]) | misspelt() | st.text(max_size=4))
+        arguments.append(f"--{name}={draw(RAW)}")
+    asks = re.compile(r"(--?)?(h|help|print_config|config)(=.*)?", re.DOTALL)
+    return Case("training: {max_steps: 5}", tuple(a for a in arguments if not asks.fullmatch(a)))
+
+
+CASES = st.one_of(
+    changed_values(),
+    changed_values(),
+    strange_keys(),
+    raw_values(),
+    damaged_bytes(),
+    options(),
+    options(),
+    raw_options(),
+)
+
+
+# What must hold.
+
+
+def parse(case: Case) -> GPTConfig:
+    if isinstance(case.content, str) and not case.arguments:
+        return parse_config_text(GPTConfig, case.content)
+    parser = StrictParser()
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(GPTConfig)
+    with tempfile.NamedTemporaryFile(suffix=".yaml") as file:
+        content = case.content or b""
+        Path(file.name).write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+        return parser.build(GPTConfig, parser.parse_args(["--config", file.name, *case.arguments]))
+
+
+def judge(case: Case) -> None:
+    try:
+        config = parse(case)
+    except InputError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    assert case.valid in (None, not refusal), refusal or config
+    if refusal:
+        judge_refusal(refusal, case)
+    else:
+        judge_configuration(config)
+
+
+def judge_configuration(config: GPTConfig) -> None:
+    values = asdict(config)
+    assert is_valid(values), values
+    for name in NAMES:
+        section, _, leaf = name.rpartition(".")
+        value = (values[section] if section else values)[leaf]
+        assert type(value) is not int or is_numeric(name)
+        assert type(value) is not int or float not in (TYPES[name], *get_args(TYPES[name])), name
+    assert parse_config_text(GPTConfig, config_to_yaml(config)) == config
+
+
+def judge_refusal(message: str, case: Case) -> None:
+    assert InputError.exit_code == 2
+    assert message.isprintable(), message
+    assert 0 < len(message) <= 500, message
+    if case.culprits and " levels at line " not in message:
+        assert any(name in message for name in case.culprits), message
+        assert re.search(r"expected|must|unknown option|is for sources|write \w+ as a section", message), message
+    if case.value:
+        assert any(way in message for way in case.value), message
+
+
+@settings(CI)
+@given(CASES)
+def test_a_configuration_is_valid_or_refused_in_one_line(case: Case) -> None:
+    judge(case)
+
+
+@pytest.mark.nightly
+@settings(NIGHTLY)
+@given(CASES)
+def test_many_more_configurations_are_valid_or_refused_in_one_line(case: Case) -> None:
+    judge(case)
+
+
+def laughs() -> str:
+    levels = (
+        f"{here}: &{here} [{', '.join(['*' + below] * 9)}]" for below, here in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    return "\n".join(["a: &a [x, x, x, x, x, x, x, x, x]", *levels, "name: *i", ""])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "a configuration is made of lines such as seed: 1, got null"),
+        ("[1, 2]", "a configuration is made of lines such as seed: 1, got [1, 2]"),
+        ("seed: 1\n---\nseed: 2\n", "found another document at line 2, column 1"),
+        ("seed: 1\nseed: 2\n", "'seed' is given twice at line 2, column 1"),
+        ("model: {d_ff: 1}\nmodel: {d_ff: 2}\n", "'model' is given twice at line 2, column 1"),
+        ("model: &m {d_ff: *m}", "anchors (&), aliases (*) and tags (!) are not allowed at line 1, column 8"),
+        ("name: !!python/object/apply:os.system [ls]", "tags (!) are not allowed at line 1, column 7"),
+        (laughs(), "anchors (&), aliases (*) and tags (!) are not allowed at line 1, column 4"),
+        ("name: " + "[" * 10**6, "more than 20 levels at line 1, column 26"),
+        ("name: " + "x" * 10**6, "name must be at most 200 bytes long, got 'xxx"),
+        ("seed: " + "9" * 10**6, "seed: expected int, got 999"),
+        ("model.d_ff: 3", "model.d_ff: in a configuration, write model as a section of its own"),
+        ("model:", "model: expected a section with options of its own, got null"),
+        ("model: json.decoder", "model: expected a section with options of its own, got json.decoder"),
+        ("model: {class_path: json.decoder}", "unknown option model.class_path"),
+        ("config: other.yaml", "unknown option config"),
+        ("model: {num_layers: null}", "model.num_layers: expected int, got null"),
+        ("model: {qk_norm: null}", "model.qk_norm: expected bool, got null"),
+        ("model: {num_layers: '5'}", "model.num_layers: expected int, got '5'"),
+        ("model: {num_layers: 1:30}", "model.num_layers: expected int, got 1:30"),
+        (
+            "model: {d_model: 1" + "0" * 30 + "}",
+            "model.d_model must be at most 1000000, got 1000000000000000000000000000000",
+        ),
+        ("model: {num_heads: 5}", "model.d_model must be a multiple of model.num_heads (5), got 128"),
+    ],
+)
+def test_what_a_parser_could_choke_on_is_refused_at_once(content: str, message: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        parse(Case(content.encode()))
+    assert message in str(caught.value)
+    judge_refusal(str(caught.value), Case())
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--training.max_steps", "{"], "training.max_steps: expected int or null, got '{'"),
+        (["--training.max_steps", "&a [*a]"], "training.max_steps: expected int or null, got '&a [*a]'"),
+        (["--optimizer.learning_rate", "1" * 400], "optimizer.learning_rate: expected float, got 111"),
+        (["--model", "json.decoder"], "model is a section: give its options one by one, --model.NAME VALUE"),
+        (["--model.num_layers.x", "3"], "unknown option model.num_layers.x: did you mean model.num_layers?"),
+        (["--seed", "\udcff"], "seed: expected int, got "),
+        (["--seed", "-1"], "seed must be at least 0 and below 2^63, got -1"),
+        (["--name", "caf\udce9"], "name must be a plain folder name, got 'caf\\udce9'"),
+    ],
+)
+def test_odd_options_are_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse(Case("training: {max_steps: 5}", tuple(arguments)))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["1e3", "1_0", "012", "1:30", "null", "no", "2001-01-01", "=", "<<", "[", "é", "'", "#"]
+)
+def test_a_name_that_looks_like_something_else_survives_being_written(name: str) -> None:
+    config = parse(Case("training: {max_steps: 5}", (f"--name={name}",)))
+    assert config.name == name
+    assert parse_config_text(GPTConfig, config_to_yaml(config)) == config
+
+
+def test_every_number_has_a_range() -> None:
+    assert {name for name in NAMES if is_numeric(name)} == RANGES.keys()
+    assert {field.name for field in fields(GPTConfig)} == BASE.keys()

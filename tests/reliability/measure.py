@@ -219,6 +219,8 @@ def main() -> None:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(table(report))
+    if any(not row["equal"] for row in report.get("kills", [])):
+        raise SystemExit("a killed run did not end as if it had been left alone")
 
 
 if __name__ == "__main__":

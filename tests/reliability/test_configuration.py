@@ -55,6 +55,8 @@ RANGES: dict[str, Callable[[float], bool]] = {
     "training.ema_decay": share,
     "training.max_grad_norm": lambda value: 0 <= value < math.inf,
     **dict.fromkeys(["training.eval_interval", "training.patience", "training.checkpoint_interval"], COUNT),
+    "training.max_nonfinite_steps": COUNT,
+    "training.collective_timeout": between(1, 86_400),
     "training.log_interval": between(1, 10**9),
     "training.keep_checkpoints": between(2, 10**9),
     **dict.fromkeys(["optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.eps"], positive),

@@ -7,7 +7,7 @@ import time
 from types import FrameType, TracebackType
 
 REPEAT_SECONDS = 1.0
-"""A second signal within this time is the same wish: on Ctrl-C a terminal and torchrun each send one."""
+"""A second signal within this time is the same wish: on Ctrl-C a terminal and a launcher may each send one."""
 
 
 class StopSignals:

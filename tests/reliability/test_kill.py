@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,20 @@ from helpers import ROOT, command, read_metrics, wait_for_step, with_training
 from reliability.killing import Ordeal, Precision
 
 from gpt.config import GPTConfig
+from training.checkpoint import Checkpoint
 from training.command_line import config_to_yaml
+from training.signals import REPEAT_SECONDS
 
 pytestmark = pytest.mark.reliability
 
-TRAIN = str(ROOT / "launch/train_gpt.py")
+TRAIN = ROOT / "launch/train_gpt.py"
 
 
-def start(config: GPTConfig, folder: Path, *options: str) -> "subprocess.Popen[str]":
+def start(config: GPTConfig, folder: Path, *options: str, script: Path = TRAIN) -> "subprocess.Popen[str]":
     file = folder / "config.yaml"
     file.write_text(config_to_yaml(config))
     return subprocess.Popen(
-        [sys.executable, "-u", TRAIN, "--config", str(file), "--output_dir", "run", *options],
+        [sys.executable, "-u", str(script), "--config", str(file), "--output_dir", "run", *options],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -47,6 +50,41 @@ def test_a_signal_saves_and_says_how_to_go_on(config: GPTConfig, tmp_path: Path,
     done = command(*arguments, "--training.max_steps", str(step + 3), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, step + 4))
+
+
+SLOW = """
+import sys, time
+from gpt.trainer import GPTTask
+from launch.train_gpt import main
+from training.errors import exit_code
+
+class Slow(GPTTask):
+    def training_batch(self, first, count):
+        time.sleep(60 if first == 7 * 8 else 0)  # step 8
+        return super().training_batch(first, count)
+
+sys.exit(exit_code(lambda: main(Slow)))
+"""
+
+
+def test_a_second_signal_ends_a_long_step_at_once_and_loses_nothing_that_was_saved(
+    config: GPTConfig, tmp_path: Path
+) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW)
+    with start(config, tmp_path, script=script) as process:
+        wait_for_step(process, 7)
+        process.terminate()
+        time.sleep(REPEAT_SECONDS + 0.2)
+        assert process.poll() is None, "the step is not over"
+        process.terminate()
+        process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert Checkpoint(tmp_path / "run/checkpoints/last").state["step"] == 5
+    with start(config, tmp_path, "--resume") as process:
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "resuming    after step 5" in output
 
 
 @pytest.mark.parametrize(("precision", "processes", "kills"), [("fp32", 1, 3), ("bf16", 2, 2)])

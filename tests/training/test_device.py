@@ -108,6 +108,8 @@ def test_threads_are_cores_divided_by_local_processes(
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
     assert set_cpu_threads() == expected
     assert chosen == [expected]
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "2")
+    assert set_cpu_threads() == min(expected, 2), "OpenMP gives no more, whatever torch counts on"
 
 
 @pytest.mark.parametrize(("gpus", "local", "idle"), [(4, "1", 3), (2, "2", 0), (0, "1", 0)])

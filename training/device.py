@@ -42,8 +42,8 @@ def set_cpu_threads() -> int:
     """Use this machine's cores divided by the local processes, and return that number.
 
     Launchers set `OMP_NUM_THREADS=1` where nothing was asked, so only a higher number is taken for a wish.
-    `OMP_THREAD_LIMIT` is kept to: with fewer threads than torch counts on, its bf16 matrix products are wrong, in silence
-    (torch 2.13: half of the result is not written at all).
+    `OMP_THREAD_LIMIT` is kept to: with fewer threads than torch counts on, its bf16 matrix products are wrong, in
+    silence (torch 2.13: half of the result is not written at all).
     """
     asked = os.environ.get("OMP_NUM_THREADS", "1")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -131,7 +131,10 @@ class Trainer:
                     self._finish_step(self.counters.unreported, signals, reporter, stopping=False)
                 elif self._is_over and self.counters.best_step is None:
                     # The run was stopped before its first evaluation, and is asked for no further step.
-                    self._evaluate(signals, reporter)
+                    try:
+                        self._evaluate(signals, reporter)
+                    except Interrupted:
+                        self._stop(reporter)
                     self._save(reporter, best=True)
                 while not self._is_over:
                     metrics, stopping = self._train_step(signals, reporter)
@@ -285,6 +288,8 @@ class Trainer:
         cause = f"at step {step} the {cause} {self._origin(step, losses)}"
         if counters.nonfinite_streak >= most:
             self._stop_for(cause, reporter)
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()  # It must hear of the end of each step.
         counters.nonfinite_streak += 1
         counters.skipped_steps += 1
         reporter.say(f"warning     {cause}; the step is left out ({counters.nonfinite_streak} of {most} in a row)")

@@ -34,6 +34,7 @@ PROCESSES = (1, 2, 3)
 STOPS = 5
 SAVES = 6
 SPACE_FOR_SAVES = 8e9
+ARTICLES = {"step": "a", "evaluation": "an", "save": "a"}
 
 
 def measure_kills(folder: Path) -> list[dict[str, Any]]:
@@ -182,7 +183,10 @@ def _full_disk_rows(counts: dict[str, dict[str, int]]) -> list[list[Any]]:
 def _stopping_rows(rows: list[dict[str, Any]]) -> list[list[Any]]:
     head = ["SIGTERM", "stops", "median s", "max s", "most steps after", "exit codes"]
     keys = ["stops", "median_seconds", "max_seconds", "most_steps_after", "exit_codes"]
-    return [head, *([f"in a {row['place']}, {_plural(row)}", *(row[key] for key in keys)] for row in rows)]
+    return [
+        head,
+        *([f"in {ARTICLES[row['place']]} {row['place']}, {_plural(row)}", *(row[key] for key in keys)] for row in rows),
+    ]
 
 
 def _resume_rows(rows: list[dict[str, Any]]) -> list[list[Any]]:

@@ -593,3 +593,21 @@ def test_a_tracker_whose_disk_is_full_ends_and_the_run_goes_on(
     assert tracker.calls == 3
     assert "warning     curves: No space left on device; it ends here" in capsys.readouterr().out
     assert len(read_metrics(tmp_path / "run")) == 12
+
+
+def test_a_step_left_out_under_fp16_does_not_disturb_the_next(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_training(config, max_nonfinite_steps=1)
+    poison_steps(monkeypatch, {3, 6})
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    monkeypatch.setattr(
+        accelerator, "unscale_gradients", lambda: accelerator.scaler.unscale_(accelerator._optimizers[0])
+    )
+    run = RunFolder(tmp_path / "run")
+    run.create(config_to_yaml(config))
+    trainer = loop.Trainer(Setup(accelerator, "fp32", "", [], None), GPTTask(config), config, run)
+    trainer.fit([])
+    assert trainer.counters.skipped_steps == 2
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, 13))

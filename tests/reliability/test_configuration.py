@@ -264,7 +264,7 @@ def ways_to_say(names: list[str], values: list[Any]) -> tuple[str, ...]:
         return ()
     whole = float(value) if isinstance(value, int) else value
     spelt = yaml.safe_dump(value).removesuffix("...\n").strip()
-    return (repr(value), spelt, repr(whole)) if len(repr(value)) <= 40 else ("...", " … ")
+    return (repr(value), spelt, repr(whole), *([] if len(repr(value)) <= 40 else ["...", " … "]))
 
 
 @st.composite

@@ -81,9 +81,10 @@ def _is_main_process() -> bool:
 def _report(error: CommandError) -> None:
     """Let the main process speak first: where the others fail alike, their launcher ends them while they wait."""
     main_process = _is_main_process()
+    if os.environ.get("WORLD_SIZE", "1") != "1" and (main_process or error.shared):
+        # The launcher ends all processes when one ends; this one has yet to say its line, or to end by its own code.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if not main_process:
-        if error.shared:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # The exit code is to be the same in all processes.
         time.sleep(LAST_WORDS_SECONDS / 5 if error.shared else LAST_WORDS_SECONDS)
     if main_process or not error.shared:
         label = "stopped" if isinstance(error, StoppedBySignal) else "error"

@@ -124,9 +124,9 @@ class Trainer:
         progress = Progress(self.counters.step, self.num_steps, visible=self.accelerator.is_main_process)
         reporter = Reporter(self.run, progress, trackers)
         self._reported = replace(self.counters)
-        try:
-            self._settle_gradient_buckets()
-            with StopSignals() as signals:
+        with StopSignals() as signals:
+            try:
+                self._settle_gradient_buckets()
                 if self.counters.unreported is not None:
                     self._finish_step(self.counters.unreported, signals, reporter, stopping=False)
                 elif self._is_over and self.counters.best_step is None:
@@ -140,8 +140,8 @@ class Trainer:
                     metrics, stopping = self._train_step(signals, reporter)
                     progress.advance()
                     self._finish_step(metrics, signals, reporter, stopping=stopping)
-        finally:
-            reporter.close()
+            finally:
+                reporter.close()
 
     def leave(self) -> None:
         """Leave the process group; all processes do, after `fit`.

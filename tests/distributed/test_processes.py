@@ -109,7 +109,8 @@ def test_no_thread_outlives_the_processes_connection(config: GPTConfig, tmp_path
         "main()\n"
         "gc.collect()\n"
         "threads = [open(f'/proc/self/task/{task}/comm').read() for task in os.listdir('/proc/self/task')]\n"
-        "print('threads of gloo:', sum('gloo' in name for name in threads))\n"
+        "count = sum('gloo' in name for name in threads)\n"
+        "print(f'threads of gloo: {count}')\n"
     )
     train = ["--config", write(config, tmp_path), "--output_dir", "run"]
     done = command(*torchrun(2), script, *train, cwd=tmp_path, **ENVIRONMENT)
@@ -338,7 +339,8 @@ def test_restarted_processes_find_nothing_of_those_before(tmp_path: Path) -> Non
         "    store.set('address', 'here')\n"
         "    assert store.check(['address'])\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "print(f'rank {accelerator.process_index} finds an address:', store.check(['address']))\n"
+        "found = store.check(['address'])\n"
+        "print(f'rank {accelerator.process_index} finds an address: {found}')\n"  # in one piece: two processes speak
         "accelerator.end_training()\n"
     )
     done = command(*torchrun(2), "--max_restarts", "1", script, cwd=tmp_path, **ENVIRONMENT)

@@ -177,6 +177,8 @@ def test_a_loss_that_explodes_is_exit_code_4(tmp_path: Path) -> None:
     options = ["--optimizer.learning_rate", "1e38", "--training.max_steps", "9", "--training.max_grad_norm", "0"]
     done = command(TRAIN, *options, "--output_dir", "run", cwd=tmp_path)
     assert done.returncode == 4
-    assert re.fullmatch(r"error: at step \d the (loss|gradient norm) is \S+ \(.*\); the weights of step .*\n", done.stderr)
+    assert re.fullmatch(
+        r"error: at step \d the (loss|gradient norm) is \S+ \(.*\); the weights of step .*\n", done.stderr
+    )
     state = json.loads((tmp_path / "run/checkpoints/last/state.json").read_text())
     assert 0 < state["counters"]["step"] < 9

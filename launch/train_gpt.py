@@ -74,7 +74,7 @@ def longer(config: GPTConfig, counters: Counters) -> str:
     training = config.training
     if 0 < training.patience <= counters.stale_evaluations:
         return f"--training.patience {2 * training.patience}"
-    if training.max_steps is None and training.epochs is not None:
+    if training.epochs is not None and (training.max_steps is None or counters.step < training.max_steps):
         return f"--training.epochs {2 * training.epochs:g}"
     return f"--training.max_steps {2 * counters.step}"
 

@@ -14,11 +14,12 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from training.errors import InputError
@@ -45,6 +46,11 @@ def checkpoint_name(step: int) -> str:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _seal(version: int, files: Mapping[str, Any]) -> str:
@@ -208,25 +214,24 @@ class CheckpointStore:
         Raises:
             CheckpointError: The disk refused; earlier checkpoints stand as they were.
         """
-        contents = {f"{name}.safetensors": _to_bytes(group) for name, group in tensors.items()}
-        contents |= {STATE: json.dumps(state, indent=1).encode()}
-        contents |= {name: text.encode() for name, text in files.items()}
+        texts = {STATE: json.dumps(state, indent=1), **files}
         place = self.folder / checkpoint_name(step)
         beside = place.with_name(f".{place.name}.new")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not place.exists():
                 self.clean()
-                _write_sealed(beside, contents)
+                _write_sealed(beside, tensors, texts)
                 os.rename(beside, place)
                 sync(self.folder)
             replace_link(self.folder / "last", place.name)
             if best:
                 replace_link(self.folder / "best", place.name)
-            self._prune()
         except OSError as error:
             shutil.rmtree(beside, ignore_errors=True)
             raise CheckpointError(f"cannot write checkpoint {place}: {error.strerror or error}") from error
+        with suppress(OSError):  # The new checkpoint stands; what cannot be removed now is tried again next time.
+            self._prune()
         return place
 
     def go_back_to(self, step: int, best_step: int | None) -> None:
@@ -262,16 +267,30 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def _to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-
-
-def _write_sealed(folder: Path, contents: Mapping[str, bytes]) -> None:
+def _write_sealed(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str]) -> None:
     folder.mkdir()
-    for name, content in contents.items():
-        write_synced(folder / name, content)
-    files = {name: {"size": len(content), "sha256": _digest(content)} for name, content in contents.items()}
+    for name, group in tensors.items():
+        _write_tensors(folder / f"{name}.safetensors", group)
+    for name, text in texts.items():
+        write_synced(folder / name, text.encode())
+    files = {
+        file.name: {"size": file.stat().st_size, "sha256": _file_digest(file)} for file in sorted(folder.iterdir())
+    }
     sync(folder)
     manifest = {"format": FORMAT, "files": files, "seal": _seal(FORMAT, files)}
     write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     sync(folder)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file from where the tensors lie, without a copy of all of them, and flush it to the disk."""
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    except SafetensorError as error:
+        refused = re.search(r"I/O error: (.*) \(os error (\d+)\)", str(error))
+        if refused is None:
+            raise
+        raise OSError(int(refused[2]), refused[1], str(path)) from error
+    # safetensors lets nobody else read its files.
+    path.chmod(path.parent.stat().st_mode & 0o666)
+    sync(path)

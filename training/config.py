@@ -99,7 +99,7 @@ class TrainingConfig:
         for name in ("batch_size", "accumulation_steps", "eval_batch_size"):
             check(self, name, getattr(self, name) <= 10**6, "at most 1000000")
         check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "null or at least 1")
-        check(self, "epochs", self.epochs is None or 0 < self.epochs < inf, "null or above 0, and finite")
+        check(self, "epochs", self.epochs is None or 0 < self.epochs <= 10**6, "null or above 0, and at most 1000000")
         for name in ("batch_size", "accumulation_steps", "eval_batch_size", "log_interval"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_grad_norm", "eval_interval", "patience", "checkpoint_interval", "max_nonfinite_steps"):

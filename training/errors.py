@@ -84,6 +84,7 @@ def _report(error: CommandError) -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1" and (main_process or error.shared):
         # The launcher ends all processes when one ends; this one has yet to say its line, or to end by its own code.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not main_process:
         time.sleep(LAST_WORDS_SECONDS / 5 if error.shared else LAST_WORDS_SECONDS)
     if main_process or not error.shared:

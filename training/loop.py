@@ -19,6 +19,7 @@ from torch import Tensor
 
 from training.average import WeightAverage
 from training.checkpoint import Checkpoint, CheckpointStore
+from training.command_line import config_to_yaml
 from training.config import RunConfig
 from training.device import Setup
 from training.errors import CommandError, InputError, NonFiniteError, SaveError, StoppedBySignal
@@ -47,22 +48,18 @@ class Trainer:
         task: The model and its data.
         config: The configuration.
         run: Where to write.
-
-    Raises:
-        InputError: The batch has fewer samples than processes x accumulation steps.
     """
 
     def __init__(self, setup: Setup, task: Task, config: RunConfig, run: RunFolder) -> None:
         accelerator = setup.accelerator
         self.accelerator, self.task, self.config, self.run = accelerator, task, config, run
         self._peak_flops = setup.peak_flops
-        check_batch_size(config, accelerator.num_processes)
         self.num_steps = count_steps(config, task)
         self.counters = Counters()
         self.changes: list[str] = []
         self._identity = run_identity(config, task)
         self._setup = {"processes": accelerator.num_processes, "precision": setup.precision}
-        self._store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
+        self.store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
         task.model.to(accelerator.device, torch.float64 if setup.precision == "fp64" else torch.float32)
         optimizer = build_optimizer(task.model, config.optimizer, bf16=setup.precision == "bf16")
         self._parallel_model, self._accelerated_optimizer = accelerator.prepare(task.model, optimizer)
@@ -98,6 +95,9 @@ class Trainer:
         self.changes = changes(checkpoint, self.config, self._setup)
         counters = self.counters = Counters.from_checkpoint(checkpoint)
         self._best_on_disk = (counters.best_val_loss, counters.best_step)
+        if self._is_over and counters.val_step != counters.step and counters.unreported is None:
+            # It was to go on for longer, and is now asked for no further step than this one.
+            counters.unreported = self.run.metrics_of(counters.step) or self._progress_metrics()
         self.task.model.load_state_dict(checkpoint.tensors("model"))
         saved = checkpoint.tensors("optimizer")
         for name, tensor in optimizer_tensors(self.task.model, self._optimizer).items():
@@ -129,13 +129,6 @@ class Trainer:
                 self._settle_gradient_buckets()
                 if self.counters.unreported is not None:
                     self._finish_step(self.counters.unreported, signals, reporter, stopping=False)
-                elif self._is_over and self.counters.best_step is None:
-                    # The run was stopped before its first evaluation, and is asked for no further step.
-                    try:
-                        self._evaluate(signals, reporter)
-                    except Interrupted:
-                        self._stop(reporter)
-                    self._save(reporter, best=True)
                 while not self._is_over:
                     metrics, stopping = self._train_step(signals, reporter)
                     progress.advance()
@@ -162,7 +155,7 @@ class Trainer:
         evaluation.
         """
         training, counters = self.config.training, self.counters
-        sample, evaluated = None, self._is_due(training.eval_interval)
+        sample, evaluated = None, counters.unreported is not None or self._is_due(training.eval_interval)
         if (evaluated or self._is_due(training.log_interval)) and counters.unreported is None:
             metrics |= self._speed()
         if evaluated:
@@ -207,17 +200,18 @@ class Trainer:
         grad_norm = accelerator.clip_grad_norm_(
             self._parallel_model.parameters(), config.training.max_grad_norm or math.inf
         )
-        # The only wait for the device in a step, which also lets all processes agree to stop.
+        # The wait for the device in a step, which also lets all processes agree to stop.
         loss_here = losses.sum()
         stop_here = torch.full_like(loss_here, signals.received is not None)
         summed = accelerator.reduce(torch.stack((loss_here, stop_here)), "sum")
-        loss_total, stops = summed.tolist()
-        norm, num_targets = grad_norm.item(), int(targets)
+        loss_total, stops, norm = torch.stack((*summed, grad_norm)).tolist()
+        num_targets = int(targets)
         if self._is_usable(loss_total, norm):
             self._accelerated_optimizer.step()
-            if self._average is not None:
+            skipped = self._accelerated_optimizer.step_was_skipped
+            if self._average is not None and not skipped:
                 self._average.update(step)
-            counters.skipped_steps += self._accelerated_optimizer.step_was_skipped
+            counters.skipped_steps += skipped
             counters.nonfinite_streak = 0
         else:
             self._leave_out(step, losses, loss_total, norm, reporter)
@@ -225,16 +219,14 @@ class Trainer:
         counters.step, counters.samples = step, counters.samples + config.training.batch_size
         counters.tokens += num_targets
         counters.seconds += time.perf_counter() - start
-        metrics = {
-            "step": step,
-            "epoch": counters.samples / self.task.samples_per_epoch,
-            "tokens": counters.tokens,
-            "seconds": counters.seconds,
-            "train_loss": loss_total / num_targets,
-            "learning_rate": learning_rate,
-            "grad_norm": norm,
-        }
-        return metrics, stops > 0
+        measures = {"train_loss": loss_total / num_targets, "learning_rate": learning_rate, "grad_norm": norm}
+        return self._progress_metrics() | measures, stops > 0
+
+    def _progress_metrics(self) -> dict[str, float]:
+        """How far the run has come, as a line of metrics begins."""
+        counters = self.counters
+        epoch = counters.samples / self.task.samples_per_epoch
+        return {"step": counters.step, "epoch": epoch, "tokens": counters.tokens, "seconds": counters.seconds}
 
     def _shares(self, step: int) -> list[tuple[int, int]]:
         """This process's share of a step's global batch, by first sample and count of each accumulation step.
@@ -276,10 +268,10 @@ class Trainer:
                 self._accelerated_optimizer.zero_grad()
 
     def _is_usable(self, loss_total: float, grad_norm: float) -> bool:
-        """Whether a step may change the weights; under fp16 also where lowering the loss scale may still help."""
+        """Whether a step may change the weights; fp16's scaler sees to gradients that a lower loss scale may help."""
         scaler = self.accelerator.scaler
-        finite = math.isfinite(loss_total) and math.isfinite(grad_norm)
-        return finite or (scaler is not None and scaler.get_scale() > LOSS_SCALE_FLOOR)
+        may_help = scaler is not None and scaler.get_scale() > LOSS_SCALE_FLOOR
+        return math.isfinite(loss_total) and (math.isfinite(grad_norm) or may_help)
 
     def _leave_out(self, step: int, losses: Tensor, loss_total: float, grad_norm: float, reporter: Reporter) -> None:
         """Count a step whose numbers are not finite, or stop the run for it."""
@@ -308,7 +300,10 @@ class Trainer:
 
     def _stop_for(self, cause: str, reporter: Reporter) -> NoReturn:
         """Save what there is, and raise a `NonFiniteError`."""
-        self._save(reporter, best=False, last=True)
+        try:
+            self._save(reporter, best=False, last=True)
+        except SaveError as error:
+            raise NonFiniteError(f"{cause}; {error}") from error
         raise NonFiniteError(
             f"{cause}; the weights of step {self.counters.step} are saved in {self.run.checkpoints / 'last'}. "
             f"A lower optimizer.learning_rate or a longer schedule.warmup_steps helps most often; "
@@ -354,7 +349,7 @@ class Trainer:
     def _judge(self, val_loss: float) -> str:
         """Note a new validation loss, and say in words how it compares."""
         counters, patience = self.counters, self.config.training.patience
-        counters.val_loss = val_loss
+        counters.val_loss, counters.val_step = val_loss, counters.step
         if counters.best_val_loss is None or val_loss < counters.best_val_loss:
             counters.best_val_loss, counters.best_step, counters.stale_evaluations = val_loss, counters.step, 0
             return "the best so far"
@@ -393,7 +388,7 @@ class Trainer:
         try:
             in_main_process(self.accelerator, lambda: self._write_checkpoint(best=best))
         except CommandError as error:
-            steps = self._store.steps()
+            steps = self.store.steps()
             newest = f"the newest checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
             if last or self._is_over or self.config.training.on_save_error == "stop":
                 raise SaveError(
@@ -409,9 +404,9 @@ class Trainer:
             scale = self.accelerator.scaler.state_dict()
             self.counters.loss_scale, self.counters.loss_scale_streak = scale["scale"], scale["_growth_tracker"]
         self.run.sync_metrics()
-        files = {"config.yaml": self.run.config_file.read_text()} | dict(self.task.checkpoint_files())
+        files = {"config.yaml": config_to_yaml(self.config)} | dict(self.task.checkpoint_files())
         state = self.counters.to_json(self._identity, self._setup)
-        self._store.save(self.counters.step, tensors=self._tensors(), state=state, files=files, best=best)
+        self.store.save(self.counters.step, tensors=self._tensors(), state=state, files=files, best=best)
 
 
 def check_batch_size(config: RunConfig, num_processes: int) -> None:

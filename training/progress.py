@@ -41,10 +41,8 @@ class Progress:
 
     def report(self, metrics: Mapping[str, float], seconds_left: float) -> None:
         """Show the metrics of a logging interval."""
-        line = (
-            f"loss {metrics['train_loss']:.4f}  lr {metrics['learning_rate']:.2e}  "
-            f"{metrics['tokens_per_second']:,.0f} tokens/s"
-        )
+        formats = {"train_loss": "loss {:.4f}", "learning_rate": "lr {:.2e}", "tokens_per_second": "{:,.0f} tokens/s"}
+        line = "  ".join(text.format(metrics[name]) for name, text in formats.items() if name in metrics)
         if self._bar.disable:
             self.say(f"step {metrics['step']:>{len(str(self._num_steps))}}/{self._num_steps}  {line}  "
                      f"{format_seconds(seconds_left)} left")  # fmt: skip

@@ -108,7 +108,7 @@ def _newest_sound(run: RunFolder) -> Checkpoint | None:
 def _prepare(setup: Setup, trainer: Trainer) -> list[Tracker]:
     """Take back what lies after the step that the run goes on from, start the trackers, and say what the run is."""
     run, counters, config = trainer.run, trainer.counters, trainer.config
-    store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
+    store = trainer.store
     store.clean()
     space, warning = store.check_space(trainer.checkpoint_bytes)
     run.forget_metrics_after(counters.reported_step)

@@ -85,6 +85,10 @@ class RunFolder:
         lines = self.metrics_file.read_text(errors="replace").splitlines()
         return [json.loads(line) for line in lines if _step_of(line) < math.inf]
 
+    def metrics_of(self, step: int) -> dict[str, float] | None:
+        """The line of `metrics.jsonl` of a step, or None."""
+        return next((line for line in self.read_metrics() if line["step"] == step), None)
+
     def append_metrics(self, metrics: Mapping[str, float]) -> None:
         """Add one line to `metrics.jsonl`, without what is not finite, for which JSON has no word.
 

@@ -3,12 +3,10 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import yaml
-
 from training.checkpoint import Checkpoint
-from training.command_line import config_to_yaml
 from training.config import RunConfig
 from training.errors import InputError
+from training.plain_yaml import load_yaml
 from training.task import Task
 
 NEUTRAL = {
@@ -40,6 +38,7 @@ class Counters:
         tokens: Training targets seen.
         seconds: Time spent in steps, over all resumes; evaluation and writing are not in it.
         val_loss: The newest validation loss, in nats per token.
+        val_step: When that was measured.
         best_val_loss: The lowest one.
         best_step: When that was.
         stale_evaluations: Evaluations since then.
@@ -47,7 +46,7 @@ class Counters:
         loss_scale_streak: Steps since the loss scale last moved.
         skipped_steps: Steps whose update was left out, because fp16 overflowed or a number was not finite.
         nonfinite_streak: How many in a row up to now, for numbers that were not finite.
-        unreported: Metrics of the step, if a signal kept its evaluation from being done.
+        unreported: Metrics of the step, if its evaluation is still to be done.
         wandb_id: The run's id at Weights & Biases, None before it was tracked there.
     """
 
@@ -56,6 +55,7 @@ class Counters:
     tokens: int = 0
     seconds: float = 0.0
     val_loss: float | None = None
+    val_step: int | None = None
     best_val_loss: float | None = None
     best_step: int | None = None
     stale_evaluations: int = 0
@@ -112,8 +112,8 @@ def changes(checkpoint: Checkpoint, config: RunConfig, setup: dict[str, Any]) ->
         config: Of the run that goes on.
         setup: What that one computes on.
     """
-    before = _flat(yaml.safe_load(checkpoint.text("config.yaml"))) | checkpoint.state.get("setup", setup)
-    now = _flat(yaml.safe_load(config_to_yaml(config))) | setup
+    before = _flat(load_yaml(checkpoint.text("config.yaml"))) | checkpoint.state.get("setup", setup)
+    now = _flat(asdict(config)) | setup
     names = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
     note = {True: "the steps are the same", False: "the steps to come differ for it"}
     return [f"{name} was {before[name]!r}, is now {now[name]!r}: {note[name in NEUTRAL]}" for name in names]

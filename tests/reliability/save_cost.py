@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 SEED_CONFIG = Path(__file__).parents[2] / "configs/gpt/seed.yaml"
 VOCABULARY = 65
-PARTS = {"serialise": "_to_bytes", "hash": "_digest", "write_and_flush": "write_synced"}
+PARTS = {"write_and_flush": "_write_tensors", "hash": "_file_digest"}
 
 
 def seed_model() -> ModelConfig:

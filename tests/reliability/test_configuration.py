@@ -49,7 +49,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
     "model.num_kv_heads": SIZE,
     "model.dropout": share,
     "training.max_steps": between(1, 10**9),
-    "training.epochs": positive,
+    "training.epochs": lambda value: 0 < value <= 10**6,
     **dict.fromkeys([f"training.{name}batch_size" for name in ("", "eval_")], SEQUENCES),
     "training.accumulation_steps": SEQUENCES,
     "training.ema_decay": share,

@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from training import checkpoint as module
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore, checkpoint_name
@@ -157,19 +159,36 @@ class Crash(BaseException):
     """The process dies here."""
 
 
-CALLS = ["_write_sealed", "write_synced", "os.rename", "sync", "replace_link", "shutil.rmtree", "Path.unlink"]
+CALLS = [
+    "_write_sealed",
+    "_write_tensors",
+    "_file_digest",
+    "write_synced",
+    "os.rename",
+    "sync",
+    "replace_link",
+    "shutil.rmtree",
+    "Path.unlink",
+]
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("when", range(5))
 def test_a_crash_at_any_point_leaves_a_sound_checkpoint(
-    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, call: str, when: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
+    crashes = 0
+    while crash(CheckpointStore(tmp_path / str(crashes)), monkeypatch, call, when=crashes):
+        crashes += 1
+    assert crashes > 0
+
+
+def crash(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, call: str, when: int) -> bool:
+    """Die in the fourth or fifth save before a call, after `when` others; False if there are not so many."""
     for step in (1, 2, 3):
         save(store, step)
     *holder, name = call.split(".")
     target = getattr(module, holder[0]) if holder else module
-    original, calls = getattr(target, name), 0
+    original, calls, crashed = getattr(target, name), 0, False
 
     def crashing(*arguments: object, **options: object) -> object:
         nonlocal calls
@@ -178,13 +197,13 @@ def test_a_crash_at_any_point_leaves_a_sound_checkpoint(
             raise Crash
         return original(*arguments, **options)
 
-    monkeypatch.setattr(target, name, crashing)
-    for step in (4, 4):
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, crashing)
         try:
-            save(store, step, best=True)
+            for step in (4, 4):
+                save(store, step, best=True)
         except Crash:
-            break
-    monkeypatch.undo()
+            crashed = True
     found, _ = store.newest_sound()
     assert found is not None
     assert found.state["step"] in (3, 4)
@@ -193,6 +212,13 @@ def test_a_crash_at_any_point_leaves_a_sound_checkpoint(
     assert len(store.steps()) >= 2
     assert not list(store.folder.glob(".*"))
     assert Checkpoint(store.folder / "last").state["step"] == 5
+    return crashed
+
+
+def test_whoever_may_read_the_folder_may_read_the_files(store: CheckpointStore) -> None:
+    save(store, 1)
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in (store.folder / "last").iterdir()}
+    assert modes == {stat.S_IMODE((store.folder / "last").stat().st_mode) & 0o666}
 
 
 def test_a_full_disk_is_one_line_and_spares_what_stands(
@@ -203,9 +229,15 @@ def test_a_full_disk_is_one_line_and_spares_what_stands(
     def full(path: Path, content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "write_synced", full)
-    with pytest.raises(CheckpointError, match="cannot write checkpoint .*step-00000002: No space left on device"):
-        save(store, 2)
+    def full_for_tensors(*arguments: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    for name, refusing in (("write_synced", full), ("save_file", full_for_tensors)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, refusing)
+            message = "cannot write checkpoint .*step-00000002: No space left on device"
+            with pytest.raises(CheckpointError, match=message):
+                save(store, 2)
     assert store.steps() == [1]
     assert Checkpoint(store.folder / "last").state["step"] == 1
 

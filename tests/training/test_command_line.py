@@ -49,7 +49,7 @@ def test_a_configuration_survives_being_written() -> None:
             "training.precision: expected one of 'auto', 'bf16', 'fp16', 'fp32', 'fp64', got fp17",
         ),
         (["--training.batch_size", "0"], "training.batch_size must be at least 1, got 0"),
-        (["--training.epochs", ".inf"], "training.epochs must be null or above 0, and finite, got inf"),
+        (["--training.epochs", ".inf"], "training.epochs must be null or above 0, and at most 1000000, got inf"),
         (["--optimizer.learning_rate", ".nan"], "optimizer.learning_rate must be above 0, and finite, got nan"),
         (["--training.keep_checkpoints", "1"], "training.keep_checkpoints must be at least 2, got 1"),
         (["--optimizer.beta1", "1"], "optimizer.beta1 must be at least 0 and below 1, got 1.0"),

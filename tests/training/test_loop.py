@@ -7,7 +7,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -339,7 +339,7 @@ def test_fp16_stops_only_when_its_loss_scale_has_reached_the_floor(scale: float 
     trainer = cast(loop.Trainer, SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler)))
     assert loop.Trainer._is_usable(trainer, 1.0, 1.0)
     assert loop.Trainer._is_usable(trainer, 1.0, math.inf) is not stops
-    assert loop.Trainer._is_usable(trainer, math.nan, 1.0) is not stops
+    assert not loop.Trainer._is_usable(trainer, math.nan, 1.0), "the loss itself is not scaled"
 
 
 def poison_steps(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
@@ -548,9 +548,83 @@ def test_a_resume_says_which_options_have_changed_and_which_matter(
     ]
 
 
-def test_every_option_that_is_said_to_be_neutral_is_one(config: GPTConfig) -> None:
-    fields = {"name", "tracking"} | {f"{s}.{name}" for s in ("data", "training") for name in asdict(config)[s]}
-    assert fields >= NEUTRAL
+def test_options_that_are_said_to_change_no_step_change_none(config: GPTConfig, tmp_path: Path) -> None:
+    training: dict[str, Any] = {
+        "eval_interval": 4,
+        "eval_batch_size": 3,
+        "patience": 9,
+        "log_interval": 5,
+        "checkpoint_interval": 3,
+        "keep_checkpoints": 4,
+        "on_save_error": "continue",
+        "collective_timeout": 60.0,
+    }
+    text = tmp_path / "the same text"
+    text.write_text(Path(config.data.source).read_text())
+    other = replace(with_training(config, **training), name="other", tracking="tensorboard")
+    other = replace(other, data=replace(config.data, source=str(text)))
+    # These are for a hub, whose text is known by its content as well.
+    changed = {"name", "tracking", "data.source"} | {f"training.{name}" for name in training}
+    assert changed == NEUTRAL - {"data.column", "data.revision", "data.subset"}
+    train_gpt(config, output_dir=tmp_path / "a")
+    train_gpt(other, output_dir=tmp_path / "b")
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("changes", [{"max_steps": 24}, {"eval_interval": 7, "max_steps": 20}])
+def test_an_evaluation_that_is_still_to_be_done_is_done_under_another_configuration_too(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int]
+) -> None:
+    """Also from a run that has ended since: its last checkpoint is the one before that evaluation."""
+    config = with_training(config, eval_interval=0, log_interval=5)
+    stop_in_evaluation(monkeypatch, 1)
+    with pytest.raises(StoppedBySignal, match="saved step 12"):
+        train_gpt(with_training(config, eval_batch_size=4), output_dir=tmp_path / "run")
+    monkeypatch.undo()
+    shutil.copytree(tmp_path / "run", tmp_path / "ended", symlinks=True)
+    train_gpt(config, output_dir=tmp_path / "ended", resume=True)
+    for folder in ("run", "ended"):
+        train_gpt(with_training(config, **changes), output_dir=tmp_path / folder, resume=True)
+        lines = read_metrics(tmp_path / folder)
+        assert [line["step"] for line in lines] == sorted({line["step"] for line in lines} | {5, 10, 12, 15, 20})
+        assert "val_loss" in next(line for line in lines if line["step"] == 12)
+        assert Checkpoint(tmp_path / folder / "checkpoints/last").state["counters"]["unreported"] is None
+
+
+@pytest.mark.parametrize("log_interval", [1, 5])
+def test_a_run_that_is_to_end_where_it_was_stopped_is_evaluated_there(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_interval: int
+) -> None:
+    config = with_training(config, log_interval=log_interval)
+    stop_at(monkeypatch, 8, signal.SIGTERM)
+    with pytest.raises(StoppedBySignal, match="saved step 8"):
+        train_gpt(config, output_dir=tmp_path / "run")
+    monkeypatch.undo()
+    result = train_gpt(with_training(config, max_steps=8), output_dir=tmp_path / "run", resume=True)
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == (list(range(1, 9)) if log_interval == 1 else [5, 8])
+    assert lines[-1]["val_loss"] == result.counters.val_loss
+    assert ("train_loss" in lines[-1]) == (log_interval == 1)
+
+
+def test_a_loss_that_is_not_finite_is_named_though_the_disk_is_full(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(store: CheckpointStore, step: int, **arguments: Any) -> Path:
+        raise CheckpointError("cannot write checkpoint: No space left on device")
+
+    poison_steps(monkeypatch, {3})
+    monkeypatch.setattr(CheckpointStore, "save", full)
+    with pytest.raises(NonFiniteError, match="at step 3 the loss is nan .*; cannot write checkpoint: No space left"):
+        train_gpt(config, output_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["2024-02-30", "012", "1:30", "=", "<<"])
+def test_a_run_of_any_name_can_be_resumed(config: GPTConfig, tmp_path: Path, name: str) -> None:
+    config = replace(with_training(config, max_steps=2), name=name)
+    for resume in (False, True):
+        train_gpt(config, output_dir=tmp_path / "run", resume=resume)
 
 
 def test_deterministic_operations_are_asked_of_torch(

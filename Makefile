@@ -16,7 +16,7 @@ test: $(VENV)/.installed-dev
 nightly: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m nightly
 
-# Kills, damage, resuming, the cost of a save: some minutes, 8 GB of disk, 8 GB of memory.
+# Kills, damage, full disks, signals, resuming, the cost of a save: some minutes, 8 GB of disk.
 reliability: $(VENV)/.installed-dev
 	PYTHONPATH=.:tests $(BIN)/python tests/reliability/measure.py --json docs/results/reliability.json
 

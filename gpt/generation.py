@@ -1,64 +1,25 @@
-"""Text from a GPT, token by token, with a key-value cache.
+"""Tokens from a GPT, step by step, for one text or for many at once.
 
-Shapes: B batch (here 1), T tokens, V vocabulary.
+Shapes: B sequences, T tokens, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from functools import partial
+from itertools import count
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from gpt.model import GPT
+from gpt.decoding import Decoder
+from layers import Beam, Chosen, KVCache, Sampler, Sampling, beam_search
+from layers.sampling import GREEDY, NOISE_BLOCK, seen_tokens
 from training.errors import InputError
+from training.seeds import generator
 
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How a token is chosen from the logits.
-
-    Attributes:
-        temperature: Divides the logits: below 1 is safer, above 1 wilder, 0 takes the likeliest token.
-        top_k: Draw from so many likeliest tokens only; None for all.
-        top_p: Draw from the fewest likeliest tokens that have this probability together (Holtzman et al. 2020, "The
-            Curious Case of Neural Text Degeneration"), counted after `temperature` and `top_k`; None for all.
-
-    Raises:
-        InputError: A value is out of range.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature must be at least 0, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise InputError(f"top_k must be null or at least 1, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InputError(f"top_p must be null, or above 0 and at most 1, got {self.top_p}")
-
-    def choose(self, logits_V: Tensor, generator: torch.Generator | None = None) -> int:
-        """Draw a token."""
-        logits_V = logits_V.float().cpu()
-        if self.temperature == 0:
-            return int(logits_V.argmax())
-        if self.top_k is not None and self.top_k < len(logits_V):
-            logits_V = logits_V.masked_fill(logits_V < logits_V.topk(self.top_k).values[-1], -torch.inf)
-        # Subtracting the largest first keeps tiny temperatures from overflowing.
-        probabilities_V = ((logits_V - logits_V.max()) / self.temperature).softmax(-1)
-        if self.top_p is not None and self.top_p < 1:
-            probabilities_V = _nucleus(probabilities_V, self.top_p)
-        return int(torch.multinomial(probabilities_V, 1, generator=generator))
-
-
-def _nucleus(probabilities_V: Tensor, top_p: float) -> Tensor:
-    """Zero all but the likeliest tokens whose sum first reaches `top_p`; the likeliest one always stays."""
-    falling_V, order_V = probabilities_V.sort(descending=True)
-    likelier_V = falling_V.cumsum(-1) - falling_V
-    likelier_V[0] = 0.0
-    return probabilities_V.index_fill(0, order_V[likelier_V >= top_p], 0.0)
+WhenFull = Literal["stop", "slide"]
+LOOKUP_LENGTH = 3
+"""Tokens that must stand in the text before what prompt lookup proposes."""
 
 
 def check_length_and_seed(max_new_tokens: int, seed: int) -> None:
@@ -69,74 +30,208 @@ def check_length_and_seed(max_new_tokens: int, seed: int) -> None:
         raise InputError(f"seed must be at least 0 and below 2^63, got {seed}")
 
 
+def new_token_limit(context: int, prompt: Sequence[int], max_new_tokens: int, when_full: WhenFull) -> int:
+    """How many tokens can follow a prompt.
+
+    Raises:
+        InputError: An option is out of range, or the prompt is empty or longer than the context.
+    """
+    check_length_and_seed(max_new_tokens, 0)
+    if when_full not in get_args(WhenFull):
+        raise InputError(f"when_full must be stop or slide, got {when_full}")
+    if len(prompt) == 0:
+        raise InputError("the prompt is empty: give at least one character to continue")
+    if when_full == "slide":
+        return max_new_tokens
+    if len(prompt) > context:
+        raise InputError(
+            f"the prompt has {len(prompt):,} tokens, and the model's context {context:,}: shorten it, or let its "
+            f"beginning go with when_full slide"
+        )
+    # The last token is never read.
+    return min(max_new_tokens, context - len(prompt) + 1)
+
+
 @torch.inference_mode()
 def generate(
-    model: GPT,
-    prompt: Sequence[int],
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     sampling: Sampling | None = None,
-    seed: int = 0,
-) -> Iterator[int]:
-    """Continue a prompt, yielding each token as it is drawn.
+    seeds: Sequence[int] = (0,),
+    when_full: WhenFull = "stop",
+    alternatives: int = 0,
+) -> Generator[Chosen, None, None]:
+    """Continue texts, a token of each at a time; closing the iterator ends the work.
 
-    Each token costs one pass over one token. When the context is full, the newer half of it is kept and read anew, so
-    that text can go on without end: the model then sees between half a context and a whole one.
+    The tokens stay on the model's device, and nothing waits for them here: whoever looks at them does.
 
     Args:
-        model: The model; it must be in evaluation mode.
-        prompt: Token ids, at least one. Of a longer one than the context, the end counts.
-        max_new_tokens: How many tokens to draw.
+        decoder: The model.
+        prompts: Token ids of each text, or of one with which all begin; that one is read once.
+        max_new_tokens: Steps; see `new_token_limit` for each text's own.
         sampling: How to choose a token; None for draws from all of them.
-        seed: The same seed, prompt and weights give the same text on the same device.
+        seeds: Of the texts. The same seed, prompt and weights give the same text on the same device, whatever stands
+            beside it.
+        when_full: When a text fills the context: `stop`, or `slide`, which keeps the newer half of the context, reads
+            it anew at positions from 0 on, and goes on. Steps after a text's end mean nothing for it.
+        alternatives: How many likeliest tokens to report at each step.
 
     Raises:
-        InputError: An option is out of range, or the prompt is empty.
+        InputError: An option is out of range, or a prompt is empty or too long.
     """
-    check_length_and_seed(max_new_tokens, seed)
-    if len(prompt) == 0:
-        raise InputError("the prompt is empty: give at least one character to continue")
-    sampling = sampling or Sampling()
-    generator = torch.Generator().manual_seed(seed)
-    reader = Reader(model)
-    logits_V = reader.read(prompt)
-    for drawn in range(1, max_new_tokens + 1):
-        token = sampling.choose(logits_V, generator)
-        yield token
-        if drawn < max_new_tokens:
-            logits_V = reader.read([token])
+    context = decoder.model.config.max_len
+    texts = list(prompts) * (len(seeds) if len(prompts) == 1 else 1)
+    limits = [new_token_limit(context, text, max_new_tokens, when_full) for text in texts]
+    for seed in seeds:
+        check_length_and_seed(max_new_tokens, seed)
+    windows = [list(text[-context:]) for text in prompts]
+    cache = decoder.take_cache(len(texts), min(context, max(map(len, windows)) + max(limits) - 1))
+    try:
+        logits_BV = _read_prompts(decoder, windows, cache)
+        seen_BV = seen_tokens(texts, decoder.model.vocab_size, logits_BV.device)
+        sampler = Sampler(sampling or Sampling(), partial(_noise, seeds), seen_BV, alternatives)
+        written: list[Tensor] = []
+        for step in count(1):
+            chosen = sampler.choose(logits_BV)
+            yield chosen
+            if step == max(limits):
+                return
+            written.append(chosen.tokens_B)
+            live = [step < limit for limit in limits]
+            full = [b for b, length in enumerate(cache.lengths) if live[b] and length == cache.max_len]
+            if full:
+                logits_BV = _slide(decoder, texts, written, cache, full)
+            elif all(live):
+                logits_BV = decoder.read(chosen.tokens_B[:, None], cache)[:, -1]
+            else:
+                logits_BV = decoder.prefill(chosen.tokens_B[:, None], cache, [int(goes_on) for goes_on in live])
+    finally:
+        decoder.give_back(cache)
 
 
-class Reader:
-    """Reads tokens, and predicts the next one.
+def _noise(seeds: Sequence[int], row: int, block: int) -> Tensor:
+    return torch.rand(NOISE_BLOCK, generator=generator(seeds[row], "sampling", block), dtype=torch.float64)
+
+
+def _read_prompts(decoder: Decoder, windows: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
+    """Logits after each prompt, (B, V)."""
+    tokens_BT = _padded(windows, cache.lengths_B.device)
+    if len(windows) == cache.batch_size:
+        return decoder.prefill(tokens_BT, cache, [len(window) for window in windows])
+    single = decoder.model.new_cache(1, len(windows[0]))
+    logits_1V = decoder.prefill(tokens_BT, single)
+    cache.fill_from(single)
+    return logits_1V.expand(cache.batch_size, -1)
+
+
+def _slide(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], written: Sequence[Tensor], cache: KVCache, full: Sequence[int]
+) -> Tensor:
+    """Let full sequences read the newer half of their context anew, and all others their last token."""
+    half = max(cache.max_len // 2, 1)
+    written_BT = torch.stack(list(written)[-half:], 1).tolist()
+    windows = [new[-1:] for new in written_BT]
+    for row in full:
+        windows[row] = [*prompts[row], *written_BT[row]][-half:]
+    cache.reset(full)
+    return decoder.prefill(_padded(windows, cache.lengths_B.device), cache, [len(window) for window in windows])
+
+
+def _padded(texts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    longest = max(map(len, texts))
+    return torch.tensor([[*text, *[0] * (longest - len(text))] for text in texts], device=device)
+
+
+@torch.inference_mode()
+def generate_with_lookup(
+    decoder: Decoder,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    draft: int = 8,
+    when_full: WhenFull = "stop",
+    alternatives: int = 0,
+) -> Generator[Chosen, None, None]:
+    """The greedy text, several tokens at a time where it repeats itself (Saxena 2023, "Prompt Lookup Decoding").
+
+    Where the last tokens stand earlier in the text, what followed them there is proposed, and read at once; the model
+    keeps what it would have written itself. With the native step that is the greedy text to the last bit of its
+    logits; elsewhere, rounding may decide between two tokens that are as likely as each other.
 
     Args:
-        model: The model; it must be in evaluation mode.
-        use_cache: Whether to keep keys and values. Without them every token costs a pass over all before it, for the
-            same logits.
+        decoder, prompt, max_new_tokens, when_full, alternatives: As in `generate`, for one text.
+        draft: Most tokens to propose.
+
+    Raises:
+        InputError: An option is out of range, or the prompt is empty or too long.
     """
+    if draft < 1:
+        raise InputError(f"lookup must be at least 1, got {draft}")
+    context = decoder.model.config.max_len
+    limit = new_token_limit(context, prompt, max_new_tokens, when_full)
+    text, device = list(prompt), decoder.model.embedding.weight.device
+    cache = decoder.take_cache(1, min(context, len(prompt) + limit - 1))
+    sampler = Sampler(GREEDY, lambda row, block: torch.empty(0), torch.empty(0), alternatives)
+    try:
+        chosen = sampler.choose(decoder.prefill(_padded([text[-context:]], device), cache))
+        proposed: list[int] = []
+        while True:
+            # Row i follows the i-th proposed token: it counts as long as all before it were proposed rightly.
+            tokens = chosen.tokens_B.tolist()
+            right = next((i for i, (a, b) in enumerate(zip(proposed, tokens, strict=False)) if a != b), len(proposed))
+            cache.rewind(len(proposed) - right)
+            for row in range(right + 1):
+                text.append(tokens[row])
+                yield Chosen(*(values[row : row + 1] for values in chosen))
+            left = limit - (len(text) - len(prompt))
+            if left == 0:
+                return
+            if cache.lengths[0] == cache.max_len:
+                cache.reset()
+                window, proposed = text[-max(cache.max_len // 2, 1) :], []
+                chosen = sampler.choose(decoder.prefill(_padded([window], device), cache))
+                continue
+            room = min(draft, left - 1, cache.max_len - cache.lengths[0] - 1)
+            proposed = _look_up(text, room)
+            chosen = sampler.choose(decoder.read(_padded([[text[-1], *proposed]], device), cache)[0])
+    finally:
+        decoder.give_back(cache)
 
-    def __init__(self, model: GPT, *, use_cache: bool = True) -> None:
-        self._model = model
-        self._cache = model.new_cache() if use_cache else None
-        self._window: list[int] = []
 
-    @torch.inference_mode()
-    def read(self, tokens: Sequence[int]) -> Tensor:
-        """Append tokens to those read before; return the logits of the next one, of shape (V,).
+def _look_up(text: Sequence[int], most: int) -> list[int]:
+    """What followed the last tokens where they stood before, most recently."""
+    last = text[-LOOKUP_LENGTH:]
+    for start in range(len(text) - LOOKUP_LENGTH - 1, -1, -1):
+        if text[start : start + LOOKUP_LENGTH] == last:
+            return list(text[start + LOOKUP_LENGTH :][:most])
+    return []
 
-        When the window would outgrow the context, its newer half is kept and read anew.
-        """
-        context = self._model.config.max_len
-        unread = list(tokens)
-        self._window += unread
-        if len(self._window) > context:
-            first = len(self._window) == len(unread)
-            self._window = self._window[-(context if first else max(context // 2, 1)) :]
-            unread = self._window
-            if self._cache is not None:
-                self._cache.reset()
-        if self._cache is None:
-            unread = self._window
-        tokens_BT = torch.tensor([unread], device=self._model.embedding.weight.device)
-        return self._model(tokens_BT, self._cache)[0, -1]
+
+@torch.inference_mode()
+def search(
+    decoder: Decoder, prompt: Sequence[int], *, width: int, max_new_tokens: int, length_penalty: float = 1.0
+) -> list[Beam]:
+    """The likeliest continuations that a beam search finds; see `layers.beam_search`.
+
+    Raises:
+        InputError: An option is out of range, or the prompt is empty or too long for `max_new_tokens` more.
+    """
+    context = decoder.model.config.max_len
+    limit = new_token_limit(context, prompt, max_new_tokens, "stop")
+    if not 1 <= width <= 1024:
+        raise InputError(f"beams must be at least 1 and at most 1024, got {width}")
+    if not 0 <= length_penalty < float("inf"):
+        raise InputError(f"length_penalty must be at least 0, got {length_penalty}")
+    cache = decoder.take_cache(width, min(context, len(prompt) + limit - 1))
+
+    def read(tokens: Sequence[int], origins: Sequence[int]) -> Tensor:
+        cache.reorder(origins)
+        return decoder.read(torch.tensor(tokens, device=cache.lengths_B.device)[:, None], cache)[:, -1]
+
+    try:
+        logits_BV = _read_prompts(decoder, [prompt], cache)
+        return beam_search(logits_BV[0], read, width=width, max_new_tokens=limit, length_penalty=length_penalty)
+    finally:
+        decoder.give_back(cache)

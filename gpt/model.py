@@ -24,10 +24,12 @@ from layers import (
     LayerCache,
     LearnedPositions,
     MultiHeadAttention,
+    Place,
     RMSNorm,
     RotaryPositions,
     SinusoidalPositions,
     SwiGLU,
+    Turn,
 )
 
 
@@ -48,9 +50,12 @@ class Block(nn.Module):
         self.feed_forward = SwiGLU(config.d_model, config.d_ff)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTM: Tensor, rotary: RotaryPositions | None, cache: LayerCache | None) -> Tensor:
+    def forward(
+        self, x_BTM: Tensor, rotary: Turn | None, cache: LayerCache | None = None, place: Place | None = None
+    ) -> Tensor:
         """Map (B, T, M) to (B, T, M)."""
-        attended_BTM = self.attention(self.attention_norm(x_BTM), causal=True, rotary=rotary, cache=cache)
+        normed_BTM = self.attention_norm(x_BTM)
+        attended_BTM = self.attention(normed_BTM, causal=True, rotary=rotary, cache=cache, place=place)
         x_BTM = x_BTM + self.dropout(attended_BTM)
         return x_BTM + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTM)))
 
@@ -108,29 +113,43 @@ class GPT(nn.Module):
         if self.head is not None:
             self.head.weight.zero_()
 
-    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None, place: Place | None = None) -> Tensor:
         """Predict the token after each of `tokens_BT`.
 
         Args:
             tokens_BT: Token ids, (B, T).
             cache: What earlier calls computed of the same sequences; the tokens continue there.
+            place: Where the tokens stand in the cache; None for `cache.extend(T)`.
 
         Returns:
             Logits of shape (B, T, V).
 
         Raises:
-            ValueError: The sequences are longer than `max_len`.
+            ValueError: The sequences are longer than `max_len` or than the cache.
         """
-        start = 0 if cache is None else cache.length
-        if start + tokens_BT.size(1) > self.config.max_len:
-            raise ValueError(f"expected at most {self.config.max_len} tokens, got {start + tokens_BT.size(1)}")
+        hidden_BTM = self.read(tokens_BT, cache, place)
+        return self.predict(hidden_BTM)
+
+    def read(self, tokens_BT: Tensor, cache: KVCache | None = None, place: Place | None = None) -> Tensor:
+        """All of `forward` but the head: what the model makes of each token, of shape (B, T, M)."""
+        if tokens_BT.size(1) > self.config.max_len:
+            raise ValueError(f"expected at most {self.config.max_len} tokens, got {tokens_BT.size(1)}")
+        if cache is not None and place is None:
+            place = cache.extend(tokens_BT.size(1))
+        positions_BT = None if place is None else place.positions_BT
         x_BTM = self.embedding(tokens_BT) * math.sqrt(self.config.d_model)
         if self.positions is not None:
-            x_BTM = self.positions(x_BTM, start)
+            x_BTM = self.positions(x_BTM, positions_BT)
+        rotary = None if self.rotary is None else self.rotary(tokens_BT.size(1), positions_BT)
         x_BTM = self.dropout(x_BTM)
         for index, block in enumerate(self.blocks):
-            x_BTM = block(x_BTM, self.rotary, None if cache is None else cache.layers[index])
-        return F.linear(self.norm(x_BTM), self.embedding.weight if self.head is None else self.head.weight)
+            x_BTM = block(x_BTM, rotary, None if cache is None else cache.layers[index], place)
+        return x_BTM
+
+    def predict(self, hidden_BTM: Tensor) -> Tensor:
+        """Logits of shape (B, T, V) from what `read` returned."""
+        normed_BTM = self.norm(hidden_BTM)
+        return F.linear(normed_BTM, self.embedding.weight) if self.head is None else self.head(normed_BTM)
 
     def flops_per_token(self) -> float:
         """Floating point operations of one token's forward and backward pass in training on whole contexts.
@@ -143,14 +162,14 @@ class GPT(nn.Module):
             weights += self.embedding.weight.numel()
         return 6.0 * weights + 12.0 * self.config.num_layers * self.config.d_model * self.config.max_len
 
-    def new_cache(self, batch_size: int = 1) -> KVCache:
-        """A cache for `batch_size` sequences of up to `max_len` tokens, on the model's device and in its dtype."""
+    def new_cache(self, batch_size: int = 1, max_len: int | None = None) -> KVCache:
+        """A cache for sequences of up to `max_len` tokens (None: the context), on the model's device, in its dtype."""
         config = self.config
         return KVCache(
             num_layers=config.num_layers,
             batch_size=batch_size,
             num_kv_heads=config.num_kv_heads or config.num_heads,
-            max_len=config.max_len,
+            max_len=min(max_len or config.max_len, config.max_len),
             head_size=config.d_model // config.num_heads,
             device=self.embedding.weight.device,
             dtype=self.embedding.weight.dtype,

@@ -10,9 +10,11 @@ from accelerate import Accelerator
 
 from gpt.config import DataConfig, GPTConfig
 from gpt.data import Source, TextData, load_source, side_by_side
-from gpt.generation import Sampling, generate
+from gpt.decoding import Decoder
 from gpt.model import GPT
 from gpt.tokenizer import CharTokenizer
+from gpt.writing import write
+from layers import Sampling
 from training.checkpoint import CheckpointError
 from training.command_line import parse_config_text
 from training.errors import InputError
@@ -99,14 +101,23 @@ def sample_text(
     sampling: Sampling | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Continue `prompt`, character by character; options as in `generate`, by default at temperature 0.8."""
+    """Continue `prompt` with a model that may be in training, character by character, past the end of its context.
+
+    `gpt.writing.write` is faster and can do more, with a model that no longer changes.
+    """
     was_training = model.training
     model.eval()
     try:
-        ids = tokenizer.encode(prompt, "the prompt").tolist()
-        sampling = sampling or Sampling(temperature=DEFAULT_TEMPERATURE)
-        for token in generate(model, ids, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
-            yield tokenizer.decode([token])
+        pieces = write(
+            Decoder(model, "eager"),
+            tokenizer,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling or Sampling(temperature=DEFAULT_TEMPERATURE),
+            seed=seed,
+            when_full="slide",
+        )
+        yield from (piece.text for piece in pieces)
     finally:
         model.train(was_training)
 

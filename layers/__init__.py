@@ -1,18 +1,29 @@
 """What both models are built of: attention, key-value cache, feed-forward, norm, positions. Imports torch only."""
 
 from layers.attention import MultiHeadAttention
-from layers.cache import KVCache, LayerCache
+from layers.beam_search import Beam, beam_search
+from layers.cache import KVCache, LayerCache, Place
 from layers.feed_forward import SwiGLU
 from layers.norm import RMSNorm
-from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
+from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, Turn
+from layers.quantized import Int8Linear
+from layers.sampling import Chosen, Sampler, Sampling
 
 __all__ = [
+    "Beam",
+    "Chosen",
+    "Int8Linear",
     "KVCache",
     "LayerCache",
     "LearnedPositions",
     "MultiHeadAttention",
+    "Place",
     "RMSNorm",
     "RotaryPositions",
+    "Sampler",
+    "Sampling",
     "SinusoidalPositions",
     "SwiGLU",
+    "Turn",
+    "beam_search",
 ]

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers.cache import LayerCache
+from layers.cache import LayerCache, Place
 from layers.norm import RMSNorm
-from layers.positions import RotaryPositions
+from layers.positions import Turn, turn
 
 
 def _attend(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, **options: Any) -> Tensor:
@@ -85,8 +85,9 @@ class MultiHeadAttention(nn.Module):
         *,
         causal: bool = False,
         mask_BTS: Tensor | None = None,
-        rotary: RotaryPositions | None = None,
+        rotary: Turn | None = None,
         cache: LayerCache | None = None,
+        place: Place | None = None,
     ) -> Tensor:
         """Let each token of `x_BTM` gather from the tokens it may see.
 
@@ -95,25 +96,31 @@ class MultiHeadAttention(nn.Module):
             memory_BSM: Where keys and values come from in cross-attention.
             causal: Token t sees tokens 0 to t only.
             mask_BTS: True where a query may see a key, broadcast over heads; (B, 1, S) serves for padding.
-            rotary: Positions that turn queries and keys; for self-attention.
-            cache: Keys and values of earlier tokens of the same sequences; the new ones are added to it.
+            rotary: How queries and keys turn; for self-attention.
+            cache: Keys and values of earlier tokens of the same sequences; see `place`.
+            place: Where the tokens stand in the cache, to which their keys and values are added; it then says who
+                sees whom. None for a cache that is only read: the first S tokens of `mask_BTS`, in cross-attention
+                over what `remember` stored.
 
         Returns:
             A tensor of shape (B, T, M).
         """
-        source_BSM = x_BTM if memory_BSM is None else memory_BSM
         q_BHTD = self.query_norm(self._heads(self.query(x_BTM)))
-        k_BHSD = self.key_norm(self._heads(self.key(source_BSM)))
-        v_BHSD = self._heads(self.value(source_BSM))
-        past = 0 if cache is None else cache.length
         if rotary is not None:
-            q_BHTD, k_BHSD = rotary(q_BHTD, past), rotary(k_BHSD, past)
+            q_BHTD = turn(q_BHTD, rotary)
+        if cache is None or place is not None:
+            k_BHSD, v_BHSD = self._keys_and_values(x_BTM if memory_BSM is None else memory_BSM, rotary)
         if cache is not None:
-            k_BHSD, v_BHSD = cache.append(k_BHSD, v_BHSD)
+            slots = x_BTM.size(1) if mask_BTS is None else mask_BTS.size(-1)
+            if place is not None:
+                cache.store(k_BHSD, v_BHSD, place)
+                slots, causal, mask_BTS = place.slots, place.causal, place.mask_BTS
+            k_BHSD, v_BHSD = cache.read(slots)
             q_BHTD = q_BHTD.to(k_BHSD.dtype)
         mask = None if mask_BTS is None else mask_BTS.unsqueeze(1)
-        if causal and (past or mask is not None):
-            mask, causal = self._causal_mask(q_BHTD.size(2), k_BHSD.size(2), mask, x_BTM.device), False
+        if causal and mask is not None:
+            size = q_BHTD.size(2), k_BHSD.size(2)
+            mask, causal = torch.ones(size, dtype=torch.bool, device=x_BTM.device).tril() & mask, False
         y_BHTD = _attend(
             q_BHTD,
             k_BHSD,
@@ -123,20 +130,18 @@ class MultiHeadAttention(nn.Module):
             is_causal=causal and q_BHTD.size(2) > 1,
             enable_gqa=self.grouped,
         )
-        return self.out(y_BHTD.transpose(1, 2).flatten(2))
+        y_BTM = y_BHTD.transpose(1, 2).flatten(2)
+        return self.out(y_BTM if cache is None else y_BTM.to(x_BTM.dtype))
+
+    def remember(self, memory_BSM: Tensor, cache: LayerCache, place: Place) -> None:
+        """Store the keys and values of `memory_BSM` for cross-attention that reads `cache` alone."""
+        k_BHSD, v_BHSD = self._keys_and_values(memory_BSM, None)
+        cache.store(k_BHSD, v_BHSD, place)
+
+    def _keys_and_values(self, source_BSM: Tensor, rotary: Turn | None) -> tuple[Tensor, Tensor]:
+        k_BHSD = self.key_norm(self._heads(self.key(source_BSM)))
+        return k_BHSD if rotary is None else turn(k_BHSD, rotary), self._heads(self.value(source_BSM))
 
     def _heads(self, x_BTM: Tensor) -> Tensor:
         """Split (B, T, H * D) into (B, H, T, D)."""
         return x_BTM.view(*x_BTM.shape[:-1], -1, self.head_size).transpose(1, 2)
-
-    @staticmethod
-    def _causal_mask(queries: int, keys: int, mask: Tensor | None, device: torch.device) -> Tensor | None:
-        """Join `mask` with "the last query sees every key, the one before it all but one, …".
-
-        `is_causal` counts from the first key, which is wrong as soon as a cache holds earlier ones. A single query
-        sees all keys, and needs no mask of its own.
-        """
-        if queries == 1:
-            return mask
-        causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-        return causal if mask is None else causal & mask

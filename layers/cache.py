@@ -1,68 +1,225 @@
 """The key-value cache: what attention has already computed, so that a new token costs one token.
 
-Shapes: B batch, S key tokens, H key-value heads, D head size.
+It is allocated once and written by index, at positions that stand in a tensor: a step over it has fixed shapes and
+addresses, as a compiled step or a captured graph wants them. How many tokens each sequence holds is known on the host
+as well, so that nothing ever has to be asked of the device.
+
+The sequences of a batch may differ in length. New tokens are padded at their end; padding is written into a spare slot
+and moves no length, so that every later token stands where it would stand alone, and attention never sees padding.
+
+Shapes: L layers, B batch, T new tokens of a sequence, S slots of a sequence, H key-value heads, D head size, N = B H S
+rows of one layer's memory, and in `Place` the N = B H T that are written.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class Place(NamedTuple):
+    """Where the new tokens of one reading stand; the same for all layers.
+
+    Attributes:
+        positions_BT: Positions in their sequences.
+        rows_N: Where the keys and values of each head are written.
+        slots: The number S of slots that attention looks at.
+        causal: Whether the new tokens are the only ones, and each sees those before it.
+        mask_BTS: Otherwise, which slots each token sees; None where each sees all S.
+    """
+
+    positions_BT: Tensor
+    rows_N: Tensor
+    slots: int
+    causal: bool
+    mask_BTS: Tensor | None
+
+
 class LayerCache:
-    """Keys and values of one attention layer, in two tensors of fixed size that are written in place."""
+    """Keys and values of one attention layer: views of the memory of a `KVCache`.
 
-    def __init__(self, keys_BHSD: Tensor, values_BHSD: Tensor) -> None:
-        self._keys_BHSD = keys_BHSD
-        self._values_BHSD = values_BHSD
-        self.length = 0
+    Args:
+        keys_ND, values_ND: A row for each slot of each head of each sequence, and a spare one for padding.
+        batch_size: Number of sequences B.
+        num_kv_heads: Key-value heads H.
+    """
 
-    def append(self, keys_BHSD: Tensor, values_BHSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of new tokens, and return all that are stored so far, as views.
+    def __init__(self, keys_ND: Tensor, values_ND: Tensor, batch_size: int, num_kv_heads: int) -> None:
+        self._rows = keys_ND, values_ND
+        shape = batch_size, num_kv_heads, -1, keys_ND.size(1)
+        self.keys_BHSD, self.values_BHSD = keys_ND[:-1].view(shape), values_ND[:-1].view(shape)
 
-        Raises:
-            ValueError: The new tokens do not fit.
-        """
-        end = self.length + keys_BHSD.size(2)
-        if end > self._keys_BHSD.size(2):
-            raise ValueError(f"the cache holds {self._keys_BHSD.size(2)} tokens, {end} were asked for")
-        self._keys_BHSD[:, :, self.length : end] = keys_BHSD
-        self._values_BHSD[:, :, self.length : end] = values_BHSD
-        self.length = end
-        return self._keys_BHSD[:, :, :end], self._values_BHSD[:, :, :end]
+    def store(self, keys_BHTD: Tensor, values_BHTD: Tensor, place: Place) -> None:
+        """Write the keys and values of new tokens."""
+        for rows_ND, new_BHTD in zip(self._rows, (keys_BHTD, values_BHTD), strict=True):
+            rows_ND.index_copy_(0, place.rows_N, new_BHTD.flatten(0, 2).to(rows_ND.dtype))
+
+    def read(self, slots: int) -> tuple[Tensor, Tensor]:
+        """Keys and values in the first slots, of shape (B, H, S, D)."""
+        return self.keys_BHSD[:, :, :slots], self.values_BHSD[:, :, :slots]
 
 
 class KVCache:
-    """One `LayerCache` per layer, allocated at once and used again after `reset`.
+    """Keys and values of all layers, in one tensor of 2 L (B H S + 1) D numbers.
 
     Args:
-        num_layers: Number of attention layers.
+        num_layers: Number of attention layers L.
         batch_size: Number of sequences B.
         num_kv_heads: Key-value heads H.
         max_len: Most tokens S that a sequence may hold.
         head_size: Head size D.
         device, dtype: Of the stored keys and values.
+
+    Attributes:
+        lengths: Tokens that each sequence holds.
+        lengths_B: The same on the device.
+        layers: One `LayerCache` for each layer.
     """
 
     def __init__(
         self,
         *,
         num_layers: int,
-        batch_size: int,
+        batch_size: int = 1,
         num_kv_heads: int,
         max_len: int,
         head_size: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        memory = torch.zeros(2 * num_layers, batch_size, num_kv_heads, max_len, head_size, device=device, dtype=dtype)
-        self.max_len = max_len
-        self.layers = [LayerCache(memory[2 * i], memory[2 * i + 1]) for i in range(num_layers)]
+        self.batch_size, self.max_len, self._num_kv_heads = batch_size, max_len, num_kv_heads
+        shape = 2 * num_layers, batch_size * num_kv_heads * max_len + 1, head_size
+        self._memory = torch.zeros(shape, device=device, dtype=dtype)
+        pairs = zip(self._memory[::2], self._memory[1::2], strict=True)
+        self.layers = [LayerCache(keys_ND, values_ND, batch_size, num_kv_heads) for keys_ND, values_ND in pairs]
+        self.lengths = [0] * batch_size
+        self.lengths_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
 
     @property
-    def length(self) -> int:
-        """Tokens stored so far."""
-        return self.layers[0].length
+    def bytes(self) -> int:
+        """Memory of the keys and values."""
+        return self._memory.nbytes
 
-    def reset(self) -> None:
-        """Forget all tokens; the memory stays allocated."""
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the keys and values."""
+        return self._memory.dtype
+
+    def extend(self, new: int, counts: Sequence[int] | None = None) -> Place:
+        """Make room for new tokens at the end of each sequence.
+
+        Args:
+            new: Tokens T of each sequence, padding included.
+            counts: How many of them are tokens, for each sequence, at its beginning; None for all.
+
+        Returns:
+            Where they stand.
+
+        Raises:
+            ValueError: They do not fit; nothing has changed then.
+        """
+        fresh, after = max(self.lengths) == 0, self._after(new, counts)
+        longest = max(after)
+        sees_all = new == 1 and min(after) == longest
+        place = self.next_place(new, None if fresh or sees_all else longest)
+        place = place._replace(slots=new if fresh else longest, causal=fresh)
+        if counts is not None and min(counts) < new:
+            counts_B = torch.tensor(counts, device=self.lengths_B.device)
+            padding_BT = torch.arange(new, device=self.lengths_B.device) >= counts_B[:, None]
+            place = place._replace(
+                positions_BT=place.positions_BT.masked_fill(padding_BT, 0),
+                rows_N=place.rows_N.masked_fill(self._for_heads(padding_BT), self._memory.size(1) - 1),
+            )
+            self.lengths_B += counts_B
+        else:
+            self.lengths_B += new
+        self.lengths = after
+        return place
+
+    def advance(self, new: int) -> None:
+        """Count new tokens of each sequence that were written where `next_place` said.
+
+        Raises:
+            ValueError: They do not fit.
+        """
+        self.lengths = self._after(new, None)
+        self.lengths_B += new
+
+    def _after(self, new: int, counts: Sequence[int] | None) -> list[int]:
+        added = [new] * self.batch_size if counts is None else counts
+        after = [length + count for length, count in zip(self.lengths, added, strict=True)]
+        if max(after) > self.max_len:
+            raise ValueError(f"the cache holds {self.max_len} tokens of a sequence, {max(after)} were asked for")
+        return after
+
+    def next_place(self, new: int, masked: int | None) -> Place:
+        """Where the next tokens of each sequence stand, computed on the device alone, without a change or a check.
+
+        Args:
+            new: Tokens T of each sequence.
+            masked: Look at so many slots, with a mask of those that each token sees; None for no mask.
+        """
+        device, slots = self.lengths_B.device, masked or self.max_len
+        positions_BT = self.lengths_B[:, None] + torch.arange(new, device=device)
+        first_BH1 = self.max_len * torch.arange(self.batch_size * self._num_kv_heads, device=device)[:, None]
+        rows_N = (first_BH1 + self._for_heads(positions_BT).view(len(first_BH1), new)).flatten()
+        mask_BTS = None if masked is None else torch.arange(slots, device=device) <= positions_BT[..., None]
+        return Place(positions_BT, rows_N, slots, False, mask_BTS)
+
+    def _for_heads(self, values_BT: Tensor) -> Tensor:
+        """Repeat what belongs to a token for its heads: from (B, T) to (B H T,)."""
+        return values_BT[:, None].expand(-1, self._num_kv_heads, -1).flatten()
+
+    def filled_mask(self) -> Tensor:
+        """Which of the first `max(lengths)` slots of each sequence hold a token, of shape (B, 1, S)."""
+        slots_S = torch.arange(max(self.lengths), device=self.lengths_B.device)
+        return (slots_S < self.lengths_B[:, None])[:, None]
+
+    def rewind(self, tokens: int) -> None:
+        """Forget the last tokens of each sequence.
+
+        Raises:
+            ValueError: A sequence has fewer.
+        """
+        if not 0 <= tokens <= min(self.lengths):
+            raise ValueError(f"cannot take back {tokens} tokens of a sequence that holds {min(self.lengths)}")
+        self.lengths = [length - tokens for length in self.lengths]
+        self.lengths_B -= tokens
+
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """Forget all tokens of some sequences, or of all; the memory stays allocated."""
+        for row in range(self.batch_size) if rows is None else rows:
+            self.lengths[row] = 0
+            self.lengths_B[row] = 0
+
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Put a copy of sequence `rows[b]` into the place of each sequence b, as beam search does."""
+        rows_B = torch.tensor(rows, device=self.lengths_B.device)
+        longest = max(self.lengths)
         for layer in self.layers:
-            layer.length = 0
+            for stored_BHSD in layer.read(longest):
+                stored_BHSD.copy_(stored_BHSD[rows_B])
+        self.lengths = [self.lengths[row] for row in rows]
+        self.lengths_B.copy_(self.lengths_B[rows_B])
+
+    def fill_from(self, other: "KVCache") -> None:
+        """Take over the tokens of another cache of the same layers.
+
+        Args:
+            other: A cache of as many sequences, or of one, which all sequences here then begin with.
+
+        Raises:
+            ValueError: It holds other sequences, or longer ones than fit.
+        """
+        longest = max(other.lengths)
+        if other.batch_size not in (1, self.batch_size) or longest > self.max_len:
+            raise ValueError(
+                f"{other.batch_size} sequences of up to {longest} tokens do not fit into a cache of "
+                f"{self.batch_size} times {self.max_len}"
+            )
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            for to_BHSD, from_BHSD in zip(mine.read(longest), theirs.read(longest), strict=True):
+                to_BHSD.copy_(from_BHSD)
+        self.lengths = list(other.lengths) * (self.batch_size // other.batch_size)
+        self.lengths_B.copy_(other.lengths_B.expand(self.batch_size))

@@ -5,6 +5,8 @@ Sinusoidal and learned positions are added to the embeddings; rotary positions t
 Shapes: B batch, T tokens, H heads, D head size, M model size.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,10 @@ def _angles(max_len: int, size: int, base: float) -> Tensor:
         raise ValueError(f"positions need an even size to pair sines with cosines, got {size}")
     frequencies = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
     return torch.outer(torch.arange(max_len, dtype=torch.float64), frequencies)
+
+
+def _rows(table_TM: Tensor, length: int, positions_BT: Tensor | None) -> Tensor:
+    return table_TM[:length] if positions_BT is None else table_TM[positions_BT]
 
 
 class SinusoidalPositions(nn.Module):
@@ -33,9 +39,9 @@ class SinusoidalPositions(nn.Module):
         table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
         self.register_buffer("table_TM", table.to(torch.get_default_dtype()), persistent=False)
 
-    def forward(self, x_BTM: Tensor, start: int = 0) -> Tensor:
-        """Add positions `start` to `start + T` to embeddings of shape (B, T, M)."""
-        return x_BTM + self.table_TM[start : start + x_BTM.size(1)].to(x_BTM.dtype)
+    def forward(self, x_BTM: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        """Add `positions_BT`, or 0 to T - 1, to embeddings of shape (B, T, M)."""
+        return x_BTM + _rows(self.table_TM, x_BTM.size(1), positions_BT).to(x_BTM.dtype)
 
 
 class LearnedPositions(nn.Module):
@@ -50,9 +56,23 @@ class LearnedPositions(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(max_len, d_model)
 
-    def forward(self, x_BTM: Tensor, start: int = 0) -> Tensor:
-        """Add positions `start` to `start + T` to embeddings of shape (B, T, M)."""
-        return x_BTM + self.embedding.weight[start : start + x_BTM.size(1)]
+    def forward(self, x_BTM: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        """Add `positions_BT`, or 0 to T - 1, to embeddings of shape (B, T, M)."""
+        return x_BTM + _rows(self.embedding.weight, x_BTM.size(1), positions_BT)
+
+
+class Turn(NamedTuple):
+    """Cosines and sines that turn queries and keys: of shape (T, D), or (B, 1, T, D)."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def turn(x_BHTD: Tensor, angles: Turn) -> Tensor:
+    """Turn queries or keys."""
+    cos, sin = angles.cos.to(x_BHTD.dtype), angles.sin.to(x_BHTD.dtype)
+    first, second = x_BHTD.chunk(2, dim=-1)
+    return x_BHTD * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 class RotaryPositions(nn.Module):
@@ -76,9 +96,7 @@ class RotaryPositions(nn.Module):
         self.register_buffer("cos_TD", angles.cos().to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("sin_TD", angles.sin().to(torch.get_default_dtype()), persistent=False)
 
-    def forward(self, x_BHTD: Tensor, start: int = 0) -> Tensor:
-        """Turn queries or keys of shape (B, H, T, D) that stand at positions `start` to `start + T`."""
-        cos = self.cos_TD[start : start + x_BHTD.size(2)].to(x_BHTD.dtype)
-        sin = self.sin_TD[start : start + x_BHTD.size(2)].to(x_BHTD.dtype)
-        first, second = x_BHTD.chunk(2, dim=-1)
-        return x_BHTD * cos + torch.cat((-second, first), dim=-1) * sin
+    def forward(self, length: int, positions_BT: Tensor | None = None) -> Turn:
+        """How tokens at `positions_BT`, or at 0 to `length` - 1, are turned."""
+        tables = (_rows(table_TD, length, positions_BT) for table_TD in (self.cos_TD, self.sin_TD))
+        return Turn(*(table if positions_BT is None else table.unsqueeze(1) for table in tables))

@@ -1,0 +1,164 @@
+"""Three ways to read one more token, for the same logits up to rounding.
+
+`eager` runs the model as it stands. `compiled` runs what torch.compile makes of it; on a GPU the step is also recorded
+as a CUDA graph, so that a token costs one launch. `native` runs on a CPU in C++ (`gpt/native.py`).
+
+Shapes: B batch, T tokens, M model size, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from gpt.model import GPT
+from gpt.native import MOST_TOKENS, NativeError, NativeStep
+from layers import Int8Linear, KVCache
+from training.errors import InputError
+
+Mode = Literal["auto", "eager", "compiled", "native"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+CHUNK = 512
+"""Tokens of a prompt that are read at once, which bounds the memory for it."""
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
+
+
+def convert(model: GPT, precision: Precision) -> GPT:
+    """Change the numbers of a model in place, and return it; int8 means `Int8Linear` layers in a model of bf16."""
+    if precision == "int8":
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, Int8Linear(child))
+    for parameter in model.parameters():  # The tables of positions stay as exact as they are.
+        parameter.data = parameter.data.to(_DTYPES[precision])
+    return model
+
+
+class Decoder:
+    """Reads sequences with a model and a cache.
+
+    Args:
+        model: In evaluation mode.
+        mode: How single tokens are read; auto for native where it can be had, else eager.
+
+    Raises:
+        InputError: `mode` cannot be had; the message says why.
+    """
+
+    def __init__(self, model: GPT, mode: Mode = "auto") -> None:
+        if mode not in get_args(Mode):
+            raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode}")
+        self.model, self.mode = model, mode
+        self._native: NativeStep | None = None
+        if mode in ("auto", "native"):
+            try:
+                self._native = NativeStep(model)
+            except NativeError as error:
+                if mode == "native":
+                    raise InputError(f"there is no native step here: {error}") from error
+            self.mode = "native" if self._native else "eager"
+        self._compiled = torch.compile(_step, dynamic=False, fullgraph=True) if mode == "compiled" else None
+        self._recorded: dict[KVCache, _RecordedStep] = {}
+        self._free: list[KVCache] = []
+
+    def take_cache(self, batch_size: int = 1, max_len: int | None = None) -> KVCache:
+        """An empty cache for sequences of up to `max_len` tokens (None: of the context).
+
+        A compiled step is made for one size, so its caches are as long as the context, and are used again.
+        """
+        if self._compiled is None:
+            return self.model.new_cache(batch_size, max_len)
+        for cache in self._free:
+            if cache.batch_size == batch_size:
+                self._free.remove(cache)
+                cache.reset()
+                return cache
+        return self.model.new_cache(batch_size)
+
+    def give_back(self, cache: KVCache) -> None:
+        """Allow `take_cache` to hand out a cache again."""
+        if self._compiled is not None:
+            self._free.append(cache)
+
+    @torch.inference_mode()
+    def prefill(self, tokens_BT: Tensor, cache: KVCache, counts: Sequence[int] | None = None) -> Tensor:
+        """Read prompts, in chunks.
+
+        Args:
+            tokens_BT: New tokens of each sequence, padded at their ends.
+            cache: Of these sequences.
+            counts: How many tokens each sequence has here; None for T. Of a sequence with none, the logits mean
+                nothing.
+
+        Returns:
+            Logits of the token after each sequence, (B, V).
+
+        Raises:
+            ValueError: The tokens do not fit into the cache.
+        """
+        counts = [tokens_BT.size(1)] * tokens_BT.size(0) if counts is None else counts
+        last_BM: Tensor | None = None
+        for start in range(0, tokens_BT.size(1), CHUNK):
+            chunk_BT = tokens_BT[:, start : start + CHUNK]
+            here = [min(max(count - start, 0), chunk_BT.size(1)) for count in counts]
+            hidden_BTM = self.model.read(chunk_BT, cache, cache.extend(chunk_BT.size(1), here))
+            if min(here) == chunk_BT.size(1):
+                last_BM = hidden_BTM[:, -1]
+                continue
+            here_B = torch.tensor(here, device=tokens_BT.device)
+            ends_BM = hidden_BTM[torch.arange(len(here), device=tokens_BT.device), (here_B - 1).clamp(min=0)]
+            last_BM = ends_BM if last_BM is None else torch.where(here_B[:, None] > 0, ends_BM, last_BM)
+        assert last_BM is not None
+        return self.model.predict(last_BM[:, None])[:, 0]
+
+    @torch.inference_mode()
+    def read(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
+        """Read a few more tokens of each sequence, by the mode's own way.
+
+        Returns:
+            Logits after each of them, (B, T, V).
+
+        Raises:
+            ValueError: They do not fit into the cache.
+        """
+        if self._native is not None and tokens_BT.numel() <= MOST_TOKENS:
+            return self._native(tokens_BT, cache)
+        if self._compiled is None or tokens_BT.size(1) > 1:
+            return self.model(tokens_BT, cache)
+        if tokens_BT.device.type != "cuda":
+            logits_BTV = self._compiled(self.model, tokens_BT, cache)
+        else:
+            if cache not in self._recorded:
+                self._recorded[cache] = _RecordedStep(self._compiled, self.model, cache)
+            logits_BTV = self._recorded[cache](tokens_BT)
+        cache.advance(1)
+        return logits_BTV
+
+
+def _step(model: GPT, tokens_BT: Tensor, cache: KVCache) -> Tensor:
+    """One token of each sequence: fixed shapes and addresses, nothing asked of the host."""
+    return model(tokens_BT, cache, cache.next_place(1, cache.max_len))
+
+
+class _RecordedStep:
+    """The kernels of a step as a CUDA graph, which reads its tokens from, and leaves its logits in, fixed memory."""
+
+    def __init__(self, step: Callable[[GPT, Tensor, KVCache], Tensor], model: GPT, cache: KVCache) -> None:
+        self._tokens_BT = torch.zeros(cache.batch_size, 1, dtype=torch.int64, device=cache.lengths_B.device)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # Compiles and tunes; the slot that it writes is the one that the next token takes.
+                step(model, self._tokens_BT, cache)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits_BTV = step(model, self._tokens_BT, cache)
+
+    def __call__(self, tokens_BT: Tensor) -> Tensor:
+        self._tokens_BT.copy_(tokens_BT)
+        self._graph.replay()
+        return self._logits_BTV.clone()

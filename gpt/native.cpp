@@ -1,0 +1,417 @@
+// What `GPT.forward` does with a few new tokens, as one pass over the weights: on a CPU a token costs the time in which
+// its weights come from memory, as long as nothing else gets in the way. So there is one parallel region for the whole
+// model, in which every thread takes its share of the rows of each matrix, and barriers where one layer needs another.
+//
+// Weights are fp32, bf16 or int8 with a scale for each row; sums are fp32 in all cases. The sum of a token is taken in
+// the same order whatever else is in the batch, so that a token's logits are the same to the last bit alone, among
+// others, or when several of its text are read at once.
+//
+// Rows of matrices are outputs, as in torch. N tokens are B sequences of T each; a sequence has a cache of `slots`.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include <omp.h>
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int LANES = 16;
+constexpr int ROWS = 8;    // of a matrix, taken at once
+constexpr int AHEAD = 16;  // rows that are asked of the memory before they are needed
+typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef float Half __attribute__((vector_size(2 * LANES)));
+typedef float Quarter __attribute__((vector_size(LANES)));
+typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2)));
+
+struct BFloat16 {
+    uint16_t bits;
+};
+
+// --- Numbers -----------------------------------------------------------------------------------------------------
+
+inline float number(float value) { return value; }
+inline float number(int8_t value) { return value; }
+inline float number(BFloat16 value) {
+    const uint32_t bits = uint32_t(value.bits) << 16;
+    float result;
+    std::memcpy(&result, &bits, 4);
+    return result;
+}
+
+inline Lanes load(const float *from) { return *reinterpret_cast<const Lanes *>(from); }
+
+// Compilers make many instructions of these two conversions where the processor has one.
+inline Integers widen(const int8_t *from) {
+#if defined(__AVX512F__)
+    return (Integers)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+#else
+    Integers result;
+    for (int lane = 0; lane < LANES; ++lane) result[lane] = from[lane];
+    return result;
+#endif
+}
+inline Bits widen(const BFloat16 *from) {
+#if defined(__AVX512F__)
+    return (Bits)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
+#else
+    return __builtin_convertvector(*reinterpret_cast<const Halves *>(from), Bits);
+#endif
+}
+inline Lanes load(const int8_t *from) { return __builtin_convertvector(widen(from), Lanes); }
+inline Lanes load(const BFloat16 *from) {
+    const Bits bits = widen(from) << 16;
+    Lanes result;
+    std::memcpy(&result, &bits, sizeof(result));
+    return result;
+}
+
+inline void store(float *to, float value) { *to = value; }
+inline void store(BFloat16 *to, float value) {  // to the nearest, to even where two are as near
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    to->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// Keeps the compiler from loading the same numbers anew for each of several products.
+inline void keep_in_register(Lanes &lanes) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(lanes));
+#else
+    (void)lanes;
+#endif
+}
+
+inline float sum(const Lanes &lanes) {
+    Half halves[2];
+    std::memcpy(halves, &lanes, sizeof(lanes));
+    halves[0] += halves[1];
+    Quarter quarters[2];
+    std::memcpy(quarters, halves, sizeof(halves[0]));
+    const Quarter sums = quarters[0] + quarters[1];
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+}
+
+// e^x for x <= 88: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2], with a relative error of some 1e-7.
+inline Lanes exponential(Lanes x) {
+    const Lanes lowest = Lanes{} - 87.0f;
+    x = x < lowest ? lowest : x;
+    const Lanes scaled = x * 1.44269504f;
+    const Integers n = __builtin_convertvector(scaled + (scaled < 0.0f ? Lanes{} - 0.5f : Lanes{} + 0.5f), Integers);
+    const Lanes whole = __builtin_convertvector(n, Lanes);
+    const Lanes rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    Lanes series = Lanes{} + 1.0f / 5040;
+    for (const float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
+        series = series * rest + factor;
+    const Integers power = (n + 127) << 23;
+    Lanes result;
+    std::memcpy(&result, &power, sizeof(result));
+    return result * series;
+}
+
+// --- What a model is made of; gpt/native.py has the same structures -----------------------------------------------
+
+enum Kind : int32_t { FP32 = 0, BF16 = 1, INT8 = 2 };
+
+struct Matrix {
+    const void *weights;
+    const float *scales;  // of the rows, for int8
+    int64_t rows, columns, kind;
+};
+
+struct Block {
+    const float *attention_norm;
+    Matrix query, key, value, out;
+    const float *query_norm, *key_norm;  // null without
+    const float *feed_forward_norm;
+    Matrix gate, up, down;
+    void *keys, *values;  // of the cache
+};
+
+struct Model {
+    int64_t layers, width, heads, kv_heads, head_size, hidden;
+    float epsilon, embedding_scale;
+    Matrix embedding;
+    const float *positions;   // a row for each position; null without
+    const float *cos, *sin;   // the same, of head_size; null without
+    const float *norm;
+    Matrix head;
+    const Block *blocks;
+};
+
+struct Tokens {
+    const int64_t *ids;      // B x T
+    const int64_t *lengths;  // tokens in the cache, of each sequence
+    int64_t batch, count;    // B, T
+    int64_t slots, cache_kind;
+    float *logits;           // N x vocabulary
+    int64_t threads;
+};
+
+// --- Products ----------------------------------------------------------------------------------------------------
+
+// Memory that will be needed soon: `pace` bytes are asked for with every LANES columns.
+struct Ahead {
+    const char *memory;
+    int64_t pace;
+    void next() {
+        for (int64_t byte = 0; byte < pace; byte += 64) __builtin_prefetch(memory + byte, 0, 2);
+        memory += pace;
+    }
+};
+
+// Dot products of R rows with T tokens. Each is one chain of sums over the columns, whatever R and T are.
+template <int R, int T, class Weight>
+inline void dots(const Weight *rows, const float *tokens, int64_t columns, Ahead ahead, float results[R][T]) {
+    Lanes sums[R][T] = {};
+    int64_t column = 0;
+    for (; column + LANES <= columns; column += LANES) {
+        Lanes weights[R];
+#pragma GCC unroll 8
+        for (int row = 0; row < R; ++row) weights[row] = load(rows + row * columns + column);
+        ahead.next();
+#pragma GCC unroll 4
+        for (int token = 0; token < T; ++token) {
+            Lanes inputs = load(tokens + token * columns + column);
+            keep_in_register(inputs);
+#pragma GCC unroll 8
+            for (int row = 0; row < R; ++row) sums[row][token] += weights[row] * inputs;
+        }
+    }
+    for (int row = 0; row < R; ++row)
+        for (int token = 0; token < T; ++token) {
+            float total = sum(sums[row][token]);
+            for (int64_t rest = column; rest < columns; ++rest)
+                total = std::fma(number(rows[row * columns + rest]), tokens[token * columns + rest], total);
+            results[row][token] = total;
+        }
+}
+
+struct Share {
+    int64_t thread, threads;
+    // This thread's part of `count` things, in whole groups.
+    void of(int64_t count, int64_t group, int64_t &begin, int64_t &end) const {
+        const int64_t groups = (count + group - 1) / group, each = (groups + threads - 1) / threads;
+        begin = std::min(count, thread * each * group);
+        end = std::min(count, (thread + 1) * each * group);
+    }
+};
+
+template <int R, int T, class Weight, class Result>
+inline void tile(const Matrix &matrix, int64_t row, const float *tokens, int64_t token, Ahead ahead, Result &&result) {
+    float results[R][T];
+    const Weight *rows = static_cast<const Weight *>(matrix.weights) + row * matrix.columns;
+    dots<R, T>(rows, tokens + token * matrix.columns, matrix.columns, ahead, results);
+    for (int r = 0; r < R; ++r) {
+        const float scale = matrix.scales ? matrix.scales[row + r] : 1.0f;
+        for (int t = 0; t < T; ++t) result(token + t, row + r, results[r][t] * scale);
+    }
+}
+
+template <int R, class Weight, class Result>
+inline void row_group(const Matrix &matrix, int64_t row, const float *tokens, int64_t count, Result &&result) {
+    constexpr int PART = std::min(R, 4);  // with 4 tokens, as many sums as there are registers for
+    const int64_t fours = count / 4, tiles = fours * (R / PART) + count % 4, bytes = R * sizeof(Weight);
+    Ahead ahead{static_cast<const char *>(matrix.weights) + (row + AHEAD) * matrix.columns * sizeof(Weight),
+                bytes * LANES / tiles};  // each tile asks for its part of as many rows as are computed here
+    const auto next = [&] {
+        const Ahead part = ahead;
+        ahead.memory += part.pace * (matrix.columns / LANES);
+        return part;
+    };
+    for (int part = 0; part < R; part += PART)
+        for (int64_t four = 0; four < fours; ++four)
+            tile<PART, 4, Weight>(matrix, row + part, tokens, 4 * four, next(), result);
+    for (int64_t token = 4 * fours; token < count; ++token)
+        tile<R, 1, Weight>(matrix, row, tokens, token, next(), result);
+}
+
+template <class Weight, class Result>
+inline void product_of(const Matrix &matrix, const float *tokens, int64_t count, Share share, Result &&result) {
+    int64_t row, end;
+    share.of(matrix.rows, ROWS, row, end);
+    for (; row + ROWS <= end; row += ROWS) row_group<ROWS, Weight>(matrix, row, tokens, count, result);
+    for (; row < end; ++row) row_group<1, Weight>(matrix, row, tokens, count, result);
+}
+
+// Calls `result(token, row, value)` for each token and each row of this thread's share.
+template <class Result>
+inline void product(const Matrix &matrix, const float *tokens, int64_t count, Share share, Result &&result) {
+    if (matrix.kind == INT8) return product_of<int8_t>(matrix, tokens, count, share, result);
+    if (matrix.kind == BF16) return product_of<BFloat16>(matrix, tokens, count, share, result);
+    product_of<float>(matrix, tokens, count, share, result);
+}
+
+// --- Layers ------------------------------------------------------------------------------------------------------
+
+inline void normalise(const float *from, const float *weight, int64_t size, float epsilon, float *to) {
+    float squares[1][1];
+    dots<1, 1>(from, from, size, {}, squares);
+    const float scale = 1.0f / std::sqrt(squares[0][0] / size + epsilon);
+    for (int64_t i = 0; i < size; ++i) to[i] = from[i] * scale * weight[i];
+}
+
+inline void turn(float *head, const float *cos, const float *sin, int64_t size) {
+    for (int64_t i = 0; i < size / 2; ++i) {
+        const float first = head[i], second = head[i + size / 2];
+        head[i] = first * cos[i] - second * sin[i];
+        head[i + size / 2] = second * cos[i] + first * sin[i];
+    }
+}
+
+// Sums of C * LANES columns of the slots' values, each with its slot's weight.
+template <int C, class Number>
+inline void weigh(const float *weights, const Number *values, int64_t slots, int64_t size, float *result) {
+    Lanes chains[C] = {};
+    for (int64_t slot = 0; slot < slots; ++slot)
+        for (int i = 0; i < C; ++i) chains[i] += weights[slot] * load(values + slot * size + i * LANES);
+    std::memcpy(result, chains, sizeof(chains));
+}
+
+// One key-value head of one sequence, for all of its new tokens and all query heads that share it.
+template <class Number>
+void attend(const Model &model, const Block &block, const Tokens &tokens, int64_t sequence, int64_t kv_head,
+            float *query, float *key, const float *value, float *result, std::vector<float> &scores) {
+    const int64_t size = model.head_size, group = model.heads / model.kv_heads;
+    const int64_t first = (sequence * model.kv_heads + kv_head) * tokens.slots * size;
+    Number *keys = static_cast<Number *>(block.keys) + first, *values = static_cast<Number *>(block.values) + first;
+    const float scale = 1.0f / std::sqrt(float(size));
+    for (int64_t t = 0; t < tokens.count; ++t) {
+        const int64_t token = sequence * tokens.count + t, position = tokens.lengths[sequence] + t;
+        const float *cos = model.cos + position * size, *sin = model.sin + position * size;
+        const auto prepare = [&](float *head, const float *norm) {
+            if (norm) normalise(head, norm, size, model.epsilon, head);
+            if (model.cos) turn(head, cos, sin, size);
+        };
+        const int64_t own = (token * model.kv_heads + kv_head) * size;
+        prepare(key + own, block.key_norm);
+        for (int64_t i = 0; i < size; ++i) {
+            store(keys + position * size + i, key[own + i]);
+            store(values + position * size + i, value[own + i]);
+        }
+        for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+            float *q = query + (token * model.heads + head) * size, *y = result + (token * model.heads + head) * size;
+            prepare(q, block.query_norm);
+            const int64_t seen = position + 1, padded = (seen + LANES - 1) / LANES * LANES;
+            float largest = -INFINITY, products[4][1];
+            for (int64_t slot = 0; slot < seen; slot += 4) {
+                const int several = std::min<int64_t>(4, seen - slot);
+                if (several == 4) dots<4, 1>(keys + slot * size, q, size, {}, products);
+                else for (int i = 0; i < several; ++i) dots<1, 1>(keys + (slot + i) * size, q, size, {}, products + i);
+                for (int i = 0; i < several; ++i) {
+                    scores[slot + i] = products[i][0] * scale;
+                    largest = std::max(largest, scores[slot + i]);
+                }
+            }
+            for (int64_t slot = seen; slot < padded; ++slot) scores[slot] = -INFINITY;
+            Lanes sums = {};
+            for (int64_t slot = 0; slot < padded; slot += LANES) {
+                Lanes &lanes = *reinterpret_cast<Lanes *>(&scores[slot]);
+                sums += lanes = exponential(lanes - largest);
+            }
+            // What stands behind the last slot has become e^-87, and weighs nothing in fp32.
+            const float share = 1.0f / sum(sums);
+            int64_t column = 0;
+            for (; column + 4 * LANES <= size; column += 4 * LANES)
+                weigh<4>(scores.data(), values + column, seen, size, y + column);
+            for (; column + LANES <= size; column += LANES)
+                weigh<1>(scores.data(), values + column, seen, size, y + column);
+            for (; column < size; ++column) {
+                y[column] = 0;
+                for (int64_t slot = 0; slot < seen; ++slot) y[column] += scores[slot] * number(values[slot * size + column]);
+            }
+            for (int64_t i = 0; i < size; ++i) y[i] *= share;
+        }
+    }
+}
+
+inline void gated(float *gate, const float *up, int64_t begin, int64_t end) {  // silu(gate) * up
+    for (; begin + LANES <= end; begin += LANES) {
+        Lanes &lanes = *reinterpret_cast<Lanes *>(gate + begin);
+        lanes = lanes / (1.0f + exponential(lanes > -80.0f ? -lanes : Lanes{} + 80.0f)) * load(up + begin);
+    }
+    for (; begin < end; ++begin) gate[begin] = gate[begin] / (1.0f + std::exp(-gate[begin])) * up[begin];
+}
+
+inline float weight_at(const Matrix &matrix, int64_t index) {
+    if (matrix.kind == BF16) return number(static_cast<const BFloat16 *>(matrix.weights)[index]);
+    return static_cast<const float *>(matrix.weights)[index];
+}
+
+}  // namespace
+
+extern "C" void read_tokens(const Model *the_model, const Tokens *the_tokens) {
+    const Model &model = *the_model;
+    const Tokens &tokens = *the_tokens;
+    const int64_t count = tokens.batch * tokens.count, width = model.width, hidden = model.hidden;
+    const int64_t query_width = model.heads * model.head_size, key_width = model.kv_heads * model.head_size;
+    std::vector<float> memory(LANES + count * (2 * width + 2 * query_width + 2 * key_width + 2 * hidden));
+    const uintptr_t line = 4 * LANES;  // loads that lie in two cache lines take twice as long
+    float *x = reinterpret_cast<float *>((reinterpret_cast<uintptr_t>(memory.data()) + line - 1) / line * line);
+    float *normed = x + count * width, *query = normed + count * width;
+    float *attended = query + count * query_width, *key = attended + count * query_width;
+    float *value = key + count * key_width, *gate = value + count * key_width, *up = gate + count * hidden;
+
+#pragma omp parallel num_threads(tokens.threads)
+    {
+        const Share share{omp_get_thread_num(), omp_get_num_threads()};
+        std::vector<float> scores(tokens.slots + LANES);
+        int64_t begin, end;
+
+        const auto into = [&](float *to, int64_t stride) {
+            return [=](int64_t token, int64_t row, float result) { to[token * stride + row] = result; };
+        };
+        const auto add = [&](int64_t token, int64_t row, float result) { x[token * width + row] += result; };
+        const auto normalise_all = [&](const float *weight) {
+            share.of(count, 1, begin, end);
+            for (; begin < end; ++begin)
+                normalise(x + begin * width, weight, width, model.epsilon, normed + begin * width);
+        };
+
+        share.of(count, 1, begin, end);
+        for (int64_t token = begin; token < end; ++token) {
+            const int64_t position = tokens.lengths[token / tokens.count] + token % tokens.count;
+            for (int64_t i = 0; i < width; ++i) {
+                x[token * width + i] = weight_at(model.embedding, tokens.ids[token] * width + i) * model.embedding_scale;
+                if (model.positions) x[token * width + i] += model.positions[position * width + i];
+            }
+        }
+        for (const Block *block = model.blocks; block < model.blocks + model.layers; ++block) {
+            normalise_all(block->attention_norm);
+#pragma omp barrier
+            product(block->query, normed, count, share, into(query, query_width));
+            product(block->key, normed, count, share, into(key, key_width));
+            product(block->value, normed, count, share, into(value, key_width));
+#pragma omp barrier
+            share.of(tokens.batch * model.kv_heads, 1, begin, end);
+            for (; begin < end; ++begin) {
+                const auto attend_in = tokens.cache_kind == BF16 ? attend<BFloat16> : attend<float>;
+                attend_in(model, *block, tokens, begin / model.kv_heads, begin % model.kv_heads, query, key, value,
+                          attended, scores);
+            }
+#pragma omp barrier
+            product(block->out, attended, count, share, add);
+#pragma omp barrier
+            normalise_all(block->feed_forward_norm);
+#pragma omp barrier
+            product(block->gate, normed, count, share, into(gate, hidden));
+            product(block->up, normed, count, share, into(up, hidden));
+            share.of(hidden, ROWS, begin, end);  // the rows that this thread has just computed
+            for (int64_t token = 0; token < count; ++token)
+                gated(gate + token * hidden, up + token * hidden, begin, end);
+#pragma omp barrier
+            product(block->down, gate, count, share, add);
+#pragma omp barrier
+        }
+        normalise_all(model.norm);
+#pragma omp barrier
+        product(model.head, normed, count, share, into(tokens.logits, model.head.rows));
+    }
+}

@@ -1,0 +1,162 @@
+"""The GPT in transformers: the same logits and the same text, and models that have no equivalent."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gpt.config import ModelConfig
+from gpt.model import GPT
+from gpt.to_transformers import to_transformers
+from layers import Int8Linear, SwiGLU
+from training.errors import InputError
+
+SMALL = ModelConfig(num_layers=2, d_model=32, num_heads=4, d_ff=48, max_len=48)
+VOCABULARY = 29
+
+
+def random_model(config: ModelConfig) -> GPT:
+    """A model none of whose weights is zero, in training mode, whose dropout must not come along."""
+    model = GPT(replace(config, dropout=0.5), VOCABULARY)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.3, generator=generator).add_(0.01)
+    return model
+
+
+def exported(model: GPT) -> Any:
+    pytest.importorskip("transformers")
+    return to_transformers(model)
+
+
+def random_tokens(length: int) -> Tensor:
+    return torch.randint(VOCABULARY, (2, length), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def likeliest_tokens(model: GPT, prompt: Sequence[int], count: int) -> list[int]:
+    """Greedy text without a cache."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
+    return tokens
+
+
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+@pytest.mark.parametrize("num_kv_heads", [None, 2, 1])
+@pytest.mark.parametrize("qk_norm", [False, True])
+@torch.no_grad()
+def test_logits_and_greedy_text_are_the_same(qk_norm: bool, num_kv_heads: int | None, tie_embeddings: bool) -> None:
+    config = replace(SMALL, qk_norm=qk_norm, num_kv_heads=num_kv_heads, tie_embeddings=tie_embeddings)
+    ours = random_model(config)
+    theirs = exported(ours)
+    assert ours.training
+    ours.eval()
+    tokens = random_tokens(SMALL.max_len)
+    expected = ours(tokens)
+    assert (theirs(tokens).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+    prompt = tokens[:1, :5]
+    written = theirs.generate(prompt, max_new_tokens=30, do_sample=False, use_cache=True)
+    assert written[0].tolist() == likeliest_tokens(ours, prompt[0].tolist(), 30)
+
+
+@torch.no_grad()
+def test_norms_add_the_same_to_small_squares() -> None:
+    ours = random_model(SMALL).eval()
+    for name, parameter in ours.named_parameters():
+        if name.endswith(("embedding.weight", "query.weight", "key.weight", "out.weight", "down.weight")):
+            parameter.mul_(1e-3)
+    tokens = random_tokens(SMALL.max_len)
+    expected = ours(tokens)
+    assert (exported(ours)(tokens).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_copy_is_ready_to_use_and_stands_alone(qk_norm: bool) -> None:
+    ours = random_model(replace(SMALL, qk_norm=qk_norm)).to(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    theirs = exported(ours)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not theirs.training
+    assert theirs.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in theirs.parameters()} == {torch.bfloat16}
+    assert theirs.generation_config.eos_token_id is None
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.zero_()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
+def test_other_positions_are_refused(positions: Any) -> None:
+    with pytest.raises(InputError, match=rf"^transformers .* {positions} positions: .*--model\.positions rotary$"):
+        to_transformers(random_model(replace(SMALL, positions=positions)))
+
+
+class ReLU(nn.Module):
+    """A feed-forward layer with two matrices, which has none of SwiGLU's names."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(d_model, d_ff), nn.ReLU(), nn.Linear(d_ff, d_model))
+
+    def forward(self, x_BTM: Tensor) -> Tensor:
+        return self.layers(x_BTM)
+
+
+class GELU(SwiGLU):
+    """A feed-forward layer with SwiGLU's names and another activation."""
+
+    def forward(self, x_BTM: Tensor) -> Tensor:
+        return self.down(nn.functional.gelu(self.gate(x_BTM)) * self.up(x_BTM))
+
+
+class OtherGPT(GPT):
+    """A GPT with another feed-forward layer."""
+
+    def __init__(self, config: ModelConfig, layer: type[nn.Module]) -> None:
+        super().__init__(config, VOCABULARY)
+        for block in self.blocks:
+            block.feed_forward = layer(config.d_model, config.d_ff)
+
+
+@pytest.mark.parametrize("layer", [ReLU, GELU])
+def test_other_feed_forward_layers_are_refused(layer: type[nn.Module]) -> None:
+    with pytest.raises(InputError, match=r"^transformers .* this OtherGPT: it is no GPT in blocks\.0\.feed_forward"):
+        to_transformers(OtherGPT(SMALL, layer))
+
+
+def test_a_subclass_is_refused_even_with_equal_parts() -> None:
+    class Backwards(GPT):
+        def forward(self, tokens_BT: Tensor, *rest: Any) -> Tensor:
+            return super().forward(tokens_BT.flip(1), *rest)
+
+    with pytest.raises(InputError, match=r"it is no GPT in its class$"):
+        to_transformers(Backwards(SMALL, VOCABULARY))
+
+
+def test_a_layer_of_another_width_is_refused() -> None:
+    model = random_model(SMALL)
+    model.blocks[1].feed_forward = SwiGLU(SMALL.d_model, 2 * SMALL.d_ff)
+    with pytest.raises(InputError, match=r"it is no GPT in blocks\.1\.feed_forward\.down\.weight$"):
+        to_transformers(model)
+
+
+def test_layers_in_int8_are_refused() -> None:
+    model = random_model(SMALL)
+    model.head = Int8Linear(model.head)
+    with pytest.raises(InputError, match=r"it is no GPT in head$"):
+        to_transformers(model)
+
+
+def test_without_transformers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match=r"pip install transformers$"):
+        to_transformers(random_model(SMALL))

@@ -1,42 +1,31 @@
-"""How fast a GPT writes: what the cache saves, and what each way to decode makes of the memory's speed.
+"""What the key-value cache saves: the same tokens read with it and without it, by each way to decode.
 
-Two measurements:
-
-- Arms, for the table of 100 to 500 new tokens: the same tokens read with the cache and without it, by each way that is
-  asked for. A first pass chose them.
-- Decoding: greedy text from `gpt.generation.generate`, each token looked at on the host as a reader of a stream would.
-  Time to the first token is that after a prompt of `FIRST_TOKEN_PROMPT` tokens.
-
-All that is compared is measured in turn, again and again, so that a machine that others use as well is equally fast or
-slow for each; the figures are medians.
+One pass writes as many tokens as the longest row of the table asks for; a row is the time until its last token. The
+arms take turns, pass by pass, and all read the same tokens, which a first pass with the cache chose. Figures are
+medians of the passes. `gpt/speed.py` compares the ways to decode with each other and with the memory.
 """
 
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gpt.decoding import Decoder, Mode, Precision, convert
-from gpt.generation import generate
+from gpt.decoding import Decoder, Mode
 from gpt.model import GPT
 from layers import KVCache
-from layers.quantized import Int8Linear
-from layers.sampling import GREEDY
 from training.seeds import derive_seed, generator
 
 ROWS = (100, 200, 300, 500)
 PROMPT_TOKENS = 8
-FIRST_TOKEN_PROMPT = 400
 WARM_UP_STRIDE = 64
 WARM_UP_TOKENS = 16
-READ_BYTES = 2**29
 
 Say = Callable[[str], None]
 
@@ -139,11 +128,12 @@ def measure_arms(
         advance: Called after each timed token, outside of its time.
         say: Called with a line after each pass.
     """
-    decoders = {mode: Decoder(model, mode) for mode in ("eager", *modes)}
+    ways: list[Mode] = ["eager", *modes]
+    decoders = {mode: Decoder(model, mode) for mode in ways}
     arms = [(use_cache, mode) for use_cache in (False, True) for mode in decoders if use_cache or mode != "native"]
     forward = {mode: torch.compile(model, dynamic=True) if mode == "compiled" else model for mode in decoders}
 
-    def reader(use_cache: bool, mode: str) -> Reader:
+    def reader(use_cache: bool, mode: Mode) -> Reader:
         return Reader(decoders[mode], use_cache=use_cache, forward=forward[mode])
 
     tokens = _write(reader(True, "eager"), model.vocab_size, new_tokens)
@@ -164,7 +154,7 @@ def measure_arms(
 
 def _write(reader: Reader, vocab_size: int, new_tokens: int) -> list[int]:
     """A prompt and all new tokens but the last, chosen with the cache, which this also warms up."""
-    tokens = _prompt(vocab_size, PROMPT_TOKENS, 0)
+    tokens = random_prompt(vocab_size, PROMPT_TOKENS, 0)
     logits_V = reader.read(tokens)
     for _ in range(new_tokens - 1):
         tokens.append(int(logits_V.argmax()))
@@ -172,7 +162,8 @@ def _write(reader: Reader, vocab_size: int, new_tokens: int) -> list[int]:
     return tokens
 
 
-def _prompt(vocab_size: int, length: int, number: int) -> list[int]:
+def random_prompt(vocab_size: int, length: int, number: int) -> list[int]:
+    """Tokens that anybody can draw again."""
     drawn: list[int] = torch.randint(vocab_size, (length,), generator=generator(0, "prompt", number)).tolist()
     return drawn
 
@@ -193,129 +184,6 @@ def _time_pass(reader: Reader, tokens: Sequence[int], advance: Callable[[], None
     return seconds
 
 
-@dataclass(kw_only=True)
-class Contender:
-    """One way to write text: ours in a mode and precision, or a peer's.
-
-    Attributes:
-        mode: Its name, which begins with the precision.
-        write: Continues prompts of one length by a number of tokens; returns when each of them could be read, in seconds.
-        batches: Numbers of streams to measure.
-        step_bytes: Given streams and their mean length, the bytes that a step reads; computed, not measured.
-        cache_bytes: Given streams and their length, the memory of the cache.
-        compile_seconds: What was spent before the first token of the first text, once.
-        seconds: For each number of streams, seconds from the first token to the last of each repeat.
-        first: Seconds to the first token of one long prompt, of each repeat.
-    """
-
-    mode: str
-    write: Callable[[Sequence[Sequence[int]], int], list[float]]
-    batches: Sequence[int]
-    step_bytes: Callable[[int, float], float]
-    cache_bytes: Callable[[int, int], int]
-    compile_seconds: float = 0.0
-    seconds: dict[int, list[float]] = field(default_factory=dict)
-    first: list[float] = field(default_factory=list)
-
-
-def contenders(
-    model: GPT, precisions: Sequence[Precision], modes: Sequence[Mode], batches: Sequence[int]
-) -> list[Contender]:
-    """Our own ways: each precision in each mode; int8 only where the mode reads it as it is."""
-    found = []
-    for precision, mode in product(precisions, modes):
-        if precision == "int8" and mode == "eager" and len(modes) > 1:
-            continue
-        decoder = Decoder(convert(deepcopy(model), precision), mode)
-        contender = Contender(
-            mode=f"{precision} {mode}",
-            write=_writer(decoder),
-            batches=batches,
-            step_bytes=step_bytes(decoder.model),
-            cache_bytes=lambda streams, length, decoder=decoder: decoder.take_cache(streams, length).bytes,
-        )
-        found.append(contender)
-    return found
-
-
-def _writer(decoder: Decoder) -> Callable[[Sequence[Sequence[int]], int], list[float]]:
-    def write(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[float]:
-        start, seconds, seeds = time.perf_counter(), [], [0] * len(prompts)
-        for chosen in generate(
-            decoder, prompts, max_new_tokens=new_tokens, sampling=GREEDY, seeds=seeds, when_full="slide"
-        ):
-            chosen.tokens_B.tolist()
-            seconds.append(time.perf_counter() - start)
-        return seconds
-
-    return write
-
-
-def step_bytes(model: GPT) -> Callable[[int, float], float]:
-    """What a step reads, given streams and their mean length: all matrices, and the filled part of the cache."""
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | Int8Linear)]
-    weights = sum(t.nbytes for layer in layers for t in (*layer.parameters(), *layer.buffers()))
-    weights += model.embedding.weight.nbytes if model.head is None else 0
-    slot = model.new_cache(1, 2).bytes - model.new_cache(1, 1).bytes
-    return lambda streams, length: weights + streams * length * slot
-
-
-def measure_decoding(
-    contenders: Sequence[Contender],
-    vocab_size: int,
-    context: int,
-    *,
-    repeats: int,
-    new_tokens: int = ROWS[-1],
-    device: torch.device | str = "cpu",
-    advance: Callable[[int], None] = lambda tokens: None,
-    say: Say = lambda text: None,
-) -> float:
-    """Time all contenders in turn, into their `seconds` and `first`; returns the memory's speed in GB/s.
-
-    Args:
-        contenders: Whom.
-        vocab_size, context: Of the model.
-        repeats: Passes of each.
-        new_tokens: Tokens of each stream in a pass.
-        device: Whose memory is measured.
-        advance: Called after each pass with its tokens.
-        say: Called with a line after each pass.
-    """
-    long = _prompt(vocab_size, min(FIRST_TOKEN_PROMPT, context), 1)
-    for contender in contenders:
-        for streams in contender.batches:
-            prompts = [_prompt(vocab_size, PROMPT_TOKENS, n) for n in range(streams)]
-            cold, warm = (contender.write(prompts, WARM_UP_TOKENS)[-1] for _ in range(2))
-            contender.compile_seconds += cold - warm
-            contender.seconds[streams] = []
-        contender.write([long], 1)
-    memory = torch.ones(READ_BYTES // 4, device=device)
-    speeds = []
-    for repeat in range(repeats):
-        for contender in contenders if repeat % 2 == 0 else reversed(contenders):
-            speeds.append(_read_speed(memory))
-            contender.first += contender.write([long], 1)
-            for streams in contender.batches:
-                prompts = [_prompt(vocab_size, PROMPT_TOKENS, n) for n in range(streams)]
-                first, *_, last = contender.write(prompts, new_tokens)
-                contender.seconds[streams].append(last - first)
-                advance(new_tokens)
-                rate = streams * (new_tokens - 1) / contender.seconds[streams][-1]
-                say(f"pass {repeat + 1} of {repeats} {contender.mode}, {streams} streams: {rate:,.1f} tokens/s")
-    return statistics.median(speeds)
-
-
-def _read_speed(memory: Tensor) -> float:
-    """Gigabytes per second of reading memory that no processor's cache holds, the best of three."""
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        memory.sum().item()
-        seconds.append(time.perf_counter() - start)
-    return memory.nbytes / min(seconds) / 1e9
-
-
 @torch.no_grad()
 def fill_zero_weights(model: GPT) -> None:
     """Draw what `GPT.init_weights` left at zero, so that a fresh model computes and chooses as a trained one does."""
@@ -332,3 +200,46 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def describe(model: GPT, *, source: str, repeats: int) -> dict[str, Any]:
+    """All that the figures depend on."""
+    device = model.embedding.weight.device
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}: {cpu_name()}",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "model": {
+            "source": source,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "vocab_size": model.vocab_size,
+        }
+        | asdict(model.config),
+        "prompt_tokens": PROMPT_TOKENS,
+        "repeats": repeats,
+    }
+
+
+def plot(arms: Arms, output: Path, title: str) -> None:
+    """Draw the seconds until each new token, and between two of them, of all arms."""
+    from training.plots import new_figure
+
+    figure = new_figure(10, 4.2)
+    figure.suptitle(title, fontsize=10)
+    cumulative, single = figure.subplots(1, 2)
+    for number, (name, repeats) in enumerate(arms.seconds.items()):
+        until = [_median_at(repeats, length) for length in range(1, len(repeats[0]) + 1)]
+        steps = [[later - earlier for earlier, later in pairwise(run)] for run in repeats]
+        between = [1000 * statistics.median(step[n] for step in steps) for n in range(len(until) - 1)]
+        colour = f"C{number}"
+        cumulative.plot(range(1, len(until) + 1), until, color=colour, label=name)
+        rows = [length for length in ROWS if length <= len(until)]
+        cumulative.plot(rows, [until[length - 1] for length in rows], "o", color=colour)
+        single.plot(range(2, len(until) + 1), between, color=colour, linewidth=1, label=name)
+    cumulative.set(xlabel="new tokens", ylabel="seconds", title="time until a token", yscale="log")
+    single.set(xlabel="new tokens", ylabel="milliseconds", title="time per token", yscale="log")
+    for axes in (cumulative, single):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(output)

@@ -91,23 +91,38 @@ def library() -> ctypes.CDLL:
     Raises:
         NativeError: There is no compiler, or it failed.
     """
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    if compiler is None:
-        raise NativeError("there is no C++ compiler: install g++, or name one in CXX")
+    compiler = find_compiler()
     try:
         built = _cache_folder() / f"native-{_fingerprint(compiler)}.so"
         if not built.exists():
             built.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=built.parent) as folder:
-                draft = Path(folder, built.name)
-                subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(draft)], capture_output=True, check=True)
-                draft.replace(built)  # Whoever builds it at the same time replaces it by the same.
+                # Whoever builds it at the same time replaces it by the same.
+                build(compiler, Path(folder, built.name)).replace(built)
         return ctypes.CDLL(str(built))
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {error.returncode}"]
         raise NativeError(f"{compiler} failed: {said[0]}") from error
     except OSError as error:
         raise NativeError(f"{compiler} could not build it: {error}") from error
+
+
+def build(compiler: str, output: Path) -> Path:
+    """Compile the library into a file, and return that."""
+    subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(output)], capture_output=True, check=True)
+    return output
+
+
+def find_compiler() -> str:
+    """The C++ compiler.
+
+    Raises:
+        NativeError: There is none.
+    """
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None:
+        raise NativeError("there is no C++ compiler: install g++, or name one in CXX")
+    return compiler
 
 
 def _cache_folder() -> Path:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from gpt.benchmark import Contender, step_bytes
 from gpt.decoding import Precision, convert
 from gpt.model import GPT
+from gpt.speed import Contender, cache_bytes, step_bytes
 from gpt.to_transformers import to_transformers
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
@@ -40,14 +40,13 @@ def transformers_contenders(model: GPT, batches: Sequence[int], *, compiled: boo
         if uncached:
             ways[", without cache"] = _generate(theirs, use_cache=False)
         for name, write in ways.items():
-            slot = converted.new_cache(1, 2).bytes - converted.new_cache(1, 1).bytes
             found.append(
                 Contender(
                     mode=f"{precision} transformers {transformers.__version__}{name}",
                     write=write,
                     batches=batches,
                     step_bytes=step_bytes(converted),
-                    cache_bytes=lambda streams, length, slot=slot: streams * length * slot,
+                    cache_bytes=cache_bytes(converted),
                 )
             )
     return found
@@ -75,7 +74,9 @@ def _generate(theirs: Any, *, use_cache: bool) -> Callable[[Sequence[Sequence[in
     @torch.inference_mode()
     def write(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[float]:
         prompt = torch.tensor(prompts, device=theirs.device)
-        asked = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, use_cache=use_cache)
+        asked = GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=new_tokens, do_sample=False, use_cache=use_cache
+        )
         clock, start = _Clock(), time.perf_counter()
         theirs.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=asked, streamer=clock)
         return clock.since(start)

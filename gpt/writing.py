@@ -1,6 +1,6 @@
 """Text from a GPT, piece by piece."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Literal, NamedTuple
 
@@ -45,7 +45,7 @@ def write(
     when_full: WhenFull = "stop",
     alternatives: int = 0,
     lookup: int = 0,
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """Continue a prompt, or several of different lengths in one batch; closing the iterator ends the work.
 
     Args:
@@ -105,7 +105,7 @@ def _pieces(
     limits: Sequence[int],
     asked: int,
     stop: Sequence[str],
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     held: dict[int, list[Piece]] = {sample: [] for sample in range(len(limits))}
     with closing(steps):
         for step, chosen in enumerate(steps, start=1):

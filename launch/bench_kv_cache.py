@@ -1,17 +1,28 @@
-"""Time text with and without the cache: `python launch/bench_kv_cache.py --config FILE`, or `--checkpoint DIR`."""
+"""Time how text is written: `python launch/bench_kv_cache.py --config FILE`, or `--checkpoint DIR`."""
 
 import json
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jsonargparse import Namespace
 
-from gpt.benchmark import ROWS, fill_zero_weights, measure, plot, report
+from gpt.benchmark import ROWS, Arms, describe, fill_zero_weights, measure_arms, plot
 from gpt.config import GPTConfig
+from gpt.decoding import Decoder, Mode, Precision
 from gpt.model import GPT
+from gpt.peers import transformers_contenders
+from gpt.speed import (
+    COMPUTED,
+    Contender,
+    agreement,
+    contenders,
+    decode_rows,
+    measure_decoding,
+    native_build_seconds,
+)
 from gpt.trainer import load_gpt
 from training.command_line import StrictParser
 from training.device import inference_device, set_cpu_threads
@@ -21,20 +32,40 @@ from training.progress import Progress
 from training.seeds import generator
 
 VOCAB_SIZE = 65
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MODES = [mode for mode in get_args(Mode) if mode != "auto"]
 
 
 def parse() -> tuple[Namespace, GPTConfig | None]:
     """The options of the command line, and the configuration among them, which a checkpoint brings itself."""
     parser = StrictParser(
         prog="bench_kv_cache.py",
-        description="Seconds to write 100, 200, 300 and 500 tokens without and with the key-value cache, for a model "
-        "with random weights (--config, and --model.* to change it) or a trained one (--checkpoint).",
+        description="Seconds to write 100, 200, 300 and 500 tokens without and with the key-value cache, and tokens "
+        "per second of each way to decode, for a model with random weights (--config, and --model.* to change it) or a "
+        "trained one (--checkpoint).",
     )
     parser.add_argument("--config", action="config", help="YAML file of an experiment; its model is timed.")
     parser.add_argument("--checkpoint", type=str, help="A run (its best checkpoint) or one checkpoint.")
-    parser.add_argument("--repeats", type=int, default=3, help="Passes of each arm, of which the median is shown.")
-    parser.add_argument("--precision", choices=list(DTYPES), default="fp32", help="Numbers of weights and cache.")
+    parser.add_argument("--repeats", type=int, default=3, help="Passes of each, of which the median is shown.")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=get_args(Precision),
+        help="Numbers to decode in. Default: fp32, and bf16 and int8 where a mode is fast in them.",
+    )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=MODES,
+        help="Ways to read a token. Default: eager, and native on a CPU with a compiler, or compiled on a GPU.",
+    )
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="Numbers of streams to decode at once.")
+    parser.add_argument(
+        "--uncached", choices=["yes", "no"], default="yes", help="Whether to measure the table without the cache."
+    )
+    parser.add_argument(
+        "--peer", choices=["transformers"], help="Also time this library, with the same weights (rotary positions)."
+    )
+    parser.add_argument("--peer_uncached", action="store_true", help="Also time it without its cache.")
     parser.add_argument("--json", type=str, help="Write the figures to this file, a .json.")
     parser.add_argument("--plot", type=str, help="Draw the curves into this file: a .png, .svg or .pdf.")
     parser.add_class_arguments(GPTConfig)
@@ -43,6 +74,10 @@ def parse() -> tuple[Namespace, GPTConfig | None]:
         raise InputError("give either --config FILE or --checkpoint DIR")
     if options.repeats < 1:
         raise InputError(f"repeats must be at least 1, got {options.repeats}")
+    if min(options.batches) < 1:
+        raise InputError(f"batches must be at least 1, got {min(options.batches)}")
+    if options.plot and options.uncached == "no":
+        raise InputError("--plot draws the table: leave --uncached no out")
     if options.checkpoint is None:
         return options, parser.build(GPTConfig, options)
     defaults = parser.get_defaults()
@@ -61,8 +96,20 @@ def build(options: Namespace, config: GPTConfig | None, device: torch.device) ->
     return model.to(device).eval(), f"{options.config[0]}, random weights"
 
 
+def ways_of(options: Namespace, model: GPT) -> tuple[list[Mode], list[Precision]]:
+    """Modes and precisions to measure."""
+    if options.modes is not None:
+        modes: list[Mode] = options.modes
+    elif model.embedding.weight.device.type == "cuda":
+        modes = ["eager", "compiled"]
+    else:
+        modes = list(dict.fromkeys(("eager", Decoder(model).mode)))
+    fast = len(modes) > 1
+    return modes, options.precisions or ["fp32", *(("bf16", "int8") if fast else ())]
+
+
 def main() -> None:
-    """Parse, measure, and print, write and draw the table."""
+    """Parse, measure, and print, write and draw the figures."""
     options, config = parse()
     if options.json:
         check_output(Path(options.json), (".json",))
@@ -70,36 +117,102 @@ def main() -> None:
         check_output(Path(options.plot))
     set_cpu_threads()
     model, source = build(options, config, inference_device())
-    model = model.to(DTYPES[options.precision])
-    progress = Progress(0, 2 * options.repeats * ROWS[-1], visible=True, unit="token")
-    try:
-        measurement = measure(model, repeats=options.repeats, advance=progress.advance, say=progress.say)
-    finally:
-        progress.close()
-    figures = report(measurement, model, source=source, precision=options.precision)
+    modes, precisions = ways_of(options, model)
+    ours = contenders(model, precisions, modes, options.batches)
+    peers: list[Contender] = []
+    if options.peer:
+        compiled = "compiled" in modes
+        peers = transformers_contenders(model, options.batches, compiled=compiled, uncached=options.peer_uncached)
+    figures = describe(model, source=source, repeats=options.repeats)
+    if "native" in modes:
+        figures["native_build_seconds"] = native_build_seconds()
+    arms = None
+    if options.uncached == "yes":
+        arms = time_arms(options, model, [mode for mode in modes if mode != "eager"])
+        figures["rows"] = [asdict(row) for row in arms.rows()]
+        figures["seconds"] = {
+            name: [[round(seconds[length - 1], 6) for length in ROWS] for seconds in repeats]
+            for name, repeats in arms.seconds.items()
+        }
+    speed = time_decoding(options, model, [*ours, *peers])
+    figures["read_gigabytes_per_second"] = speed
+    figures["new_tokens"], figures["computed"] = ROWS[-1], COMPUTED
+    figures["decode"] = decode_rows(ours, ROWS[-1], speed)
+    figures["peers"] = decode_rows(peers, ROWS[-1], speed)
+    figures["first_token_seconds"] = min(row["first_token_seconds"] for row in figures["decode"])
+    figures["greedy_agreement"] = {
+        precision: agreement(model, precision, ROWS[-1]) for precision in precisions if precision != "fp32"
+    }
     print()
     show(figures)
     if options.json:
         Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
         print(options.json)
-    if options.plot:
-        plot(measurement, Path(options.plot), f"{source} on {figures['device']}, {options.precision}")
+    if options.plot and arms is not None:
+        plot(arms, Path(options.plot), f"{source} on {figures['device']}, fp32")
         print(options.plot)
 
 
+def time_arms(options: Namespace, model: GPT, modes: list[Mode]) -> Arms:
+    """The table, with a progress bar."""
+    arms = 2 + len(modes) + ("compiled" in modes)
+    progress = Progress(0, arms * options.repeats * ROWS[-1], visible=True, unit="token")
+    try:
+        return measure_arms(model, modes, repeats=options.repeats, advance=progress.advance, say=progress.say)
+    finally:
+        progress.close()
+
+
+def time_decoding(options: Namespace, model: GPT, everyone: list[Contender]) -> float:
+    """All contenders, with a progress bar; returns the memory's speed in GB/s."""
+    passes = options.repeats * sum(len(contender.batches) for contender in everyone)
+    progress = Progress(0, passes, visible=True, unit="pass")
+    try:
+        return measure_decoding(
+            everyone,
+            model.vocab_size,
+            model.config.max_len,
+            repeats=options.repeats,
+            device=model.embedding.weight.device,
+            advance=progress.advance,
+            say=progress.say,
+        )
+    finally:
+        progress.close()
+
+
 def show(figures: dict[str, Any]) -> None:
-    """Print the table, and what it depends on."""
+    """Print the tables, and what they depend on."""
     model = figures["model"]
-    print(f"device     {figures['device']}, {figures['threads']} threads, {figures['precision']}")
+    print(f"device     {figures['device']}, {figures['threads']} threads")
     print(f"versions   torch {figures['torch']}, Python {figures['python']}")
     print(f"model      {model['source']}: {model['parameters']:,} parameters, context {model['max_len']}")
-    print(f"measured   median of {figures['repeats']}, after a prompt of {figures['prompt_tokens']} tokens\n")
-    print("new tokens   without cache   with cache   speed-up")
-    for row in figures["rows"]:
+    print(f"memory     {figures['read_gigabytes_per_second']:.1f} GB/s read, median")
+    print(f"measured   medians of {figures['repeats']}, after a prompt of {figures['prompt_tokens']} tokens\n")
+    if "rows" in figures:
+        others = [name for name in figures["rows"][0]["arms"] if not name.endswith("eager")]
+        print("new tokens   without cache   with cache   speed-up" + "".join(f"   {name}" for name in others))
+        for row in figures["rows"]:
+            print(
+                f"{row['new_tokens']:>10}   {row['no_cache_seconds']:>11.3f} s   {row['cache_seconds']:>8.3f} s"
+                f"   {row['speedup']:>7.2f}x"
+                + "".join(f"   {row['arms'][name]:>{len(name) - 2}.3f} s" for name in others)
+            )
+        print()
+    width = max(len(row["mode"]) for row in [*figures["decode"], *figures["peers"]])
+    print(f"{'mode':{width}}  streams  tokens/s (slowest to fastest)  share of memory*  first token  compile    cache*")
+    for row in [*figures["decode"], *figures["peers"]]:
+        spread = f"({row['slowest']:,.1f} to {row['fastest']:,.1f})"
         print(
-            f"{row['new_tokens']:>10}   {row['no_cache_seconds']:>11.3f} s   {row['cache_seconds']:>8.3f} s"
-            f"   {row['speedup']:>7.2f}x"
+            f"{row['mode']:{width}}  {row['batch']:>7}  {row['tokens_per_second']:>8,.1f} {spread:>20}"
+            f"  {row['bandwidth_share']:>16.0%}  {row['first_token_seconds']:>9.3f} s"
+            f"  {row['compile_seconds']:>5.1f} s  {row['cache_bytes'] / 1e6:>6.1f} MB"
         )
+    print("* computed from the model's shape, not measured; the share with the measured rate and speed")
+    if "native_build_seconds" in figures:
+        print(f"the native step was built in {figures['native_build_seconds']:.1f} s, once for this machine")
+    for precision, share in figures["greedy_agreement"].items():
+        print(f"{precision} chooses the token of fp32 at {share:.1%} of the places of a greedy text")
 
 
 if __name__ == "__main__":

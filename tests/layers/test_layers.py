@@ -1,5 +1,6 @@
 """The layers against their equations, written out in plain tensor operations."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,6 @@ import torch
 from torch import Tensor
 
 from layers import (
-    KVCache,
     LearnedPositions,
     MultiHeadAttention,
     RMSNorm,
@@ -16,6 +16,7 @@ from layers import (
     SwiGLU,
     attention,
 )
+from layers.positions import turn
 
 
 def attention_by_hand(layer: MultiHeadAttention, x: Tensor, memory: Tensor, allowed_TS: Tensor) -> Tensor:
@@ -106,60 +107,59 @@ def test_heads_that_do_not_divide_are_an_error(d_model: int, num_heads: int, num
         MultiHeadAttention(d_model=d_model, num_heads=num_heads, num_kv_heads=num_kv_heads)
 
 
-def test_attention_in_chunks_over_a_cache_equals_attention_at_once() -> None:
-    layer = MultiHeadAttention(d_model=16, num_heads=4, num_kv_heads=2, qk_norm=True)
-    rotary = RotaryPositions(8, layer.head_size)
-    x = torch.randn(2, 8, 16)
-    whole = layer(x, causal=True, rotary=rotary)
-    cache = KVCache(num_layers=1, batch_size=2, num_kv_heads=2, max_len=8, head_size=4)
-    parts = [layer(part, causal=True, rotary=rotary, cache=cache.layers[0]) for part in x.split([3, 1, 4], dim=1)]
-    torch.testing.assert_close(torch.cat(parts, 1), whole)
-
-
-def test_cache_refuses_what_does_not_fit_and_starts_over_after_reset() -> None:
-    cache = KVCache(num_layers=2, batch_size=1, num_kv_heads=1, max_len=3, head_size=2)
-    new = torch.ones(1, 1, 2, 2)
-    cache.layers[0].append(new, new)
-    with pytest.raises(ValueError, match="holds 3 tokens, 4 were asked for"):
-        cache.layers[0].append(new, new)
-    assert cache.length == 2
-    cache.reset()
-    keys, values = cache.layers[0].append(2 * new, 3 * new)
-    assert torch.equal(keys, 2 * new)
-    assert torch.equal(values, 3 * new)
-
-
 def test_sinusoidal_positions_follow_their_equation() -> None:
     positions = SinusoidalPositions(20, 6)
-    added = positions(torch.zeros(1, 5, 6), start=7)[0]
-    for t in range(5):
-        for i in range(3):
-            angle = (7 + t) / 10_000 ** (2 * i / 6)
-            assert added[t, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-6)
-            assert added[t, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+    places = torch.tensor([[7, 8, 3], [0, 19, 2]])
+    added = positions(torch.zeros(2, 3, 6), places)
+    for b, t, i in itertools.product(range(2), range(3), range(3)):
+        angle = places[b, t].item() / 10_000 ** (2 * i / 6)
+        assert added[b, t, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-6)
+        assert added[b, t, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+    assert positions(torch.zeros(1, 4, 6, dtype=torch.bfloat16), places[:1, :1]).dtype == torch.bfloat16
 
 
-def test_learned_positions_are_added_from_start() -> None:
+def test_learned_positions_are_those_of_each_sequence() -> None:
     positions = LearnedPositions(9, 4)
-    x = torch.randn(2, 3, 4)
-    torch.testing.assert_close(positions(x, start=5), x + positions.embedding.weight[5:8])
+    x, places = torch.randn(2, 3, 4), torch.tensor([[5, 6, 7], [0, 8, 2]])
+    for b, t in itertools.product(range(2), range(3)):
+        torch.testing.assert_close(positions(x, places)[b, t], x[b, t] + positions.embedding.weight[places[b, t]])
+
+
+@pytest.mark.parametrize("kind", [SinusoidalPositions, LearnedPositions])
+def test_positions_count_from_0_where_none_are_given(kind: type[SinusoidalPositions] | type[LearnedPositions]) -> None:
+    positions, x = kind(9, 4), torch.randn(2, 5, 4)
+    assert torch.equal(positions(x), positions(x, torch.arange(5).expand(2, 5)))
+
+
+def at(rotary: RotaryPositions, x_D: Tensor, position: int) -> Tensor:
+    """One query or key, turned for a position."""
+    return turn(x_D.view(1, 1, 1, -1), rotary(1, torch.tensor([[position]]))).flatten()
 
 
 def test_rotary_products_depend_on_distance_alone_and_keep_lengths() -> None:
     rotary = RotaryPositions(50, 8)
-    q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
-    products = [(rotary(q, start) * rotary(k, start - 3)).sum().item() for start in (3, 10, 40)]
+    q, k = torch.randn(2, 8)
+    products = [(at(rotary, q, place) @ at(rotary, k, place - 3)).item() for place in (3, 10, 40)]
     assert products == pytest.approx([products[0]] * 3, abs=1e-5)
-    assert rotary(q, 33).norm().item() == pytest.approx(q.norm().item(), abs=1e-5)
-    assert torch.equal(rotary(q, 0), q)
+    assert at(rotary, q, 33).norm().item() == pytest.approx(q.norm().item(), abs=1e-5)
+    assert torch.equal(at(rotary, q, 0), q)
 
 
 def test_rotary_turns_each_pair_by_its_angle() -> None:
-    x = torch.tensor([1.0, 0.0, 0.0, 1.0]).view(1, 1, 1, 4)
-    turned = RotaryPositions(10, 4)(x, 5).flatten().tolist()
+    turned = at(RotaryPositions(10, 4), torch.tensor([1.0, 0.0, 0.0, 1.0]), 5).tolist()
     slow = 5 / 10_000**0.5
     # Pairs are (0, 2) and (1, 3): (1, 0) turned by 5, and (0, 1) turned by 5 / 100.
     assert turned == pytest.approx([math.cos(5), -math.sin(slow), math.sin(5), math.cos(slow)], abs=1e-6)
+
+
+def test_rotary_turns_each_token_of_each_sequence_in_all_heads() -> None:
+    rotary, places = RotaryPositions(20, 4), torch.tensor([[3, 4, 0], [19, 0, 7]])
+    x = torch.randn(2, 5, 3, 4)
+    turned = turn(x, rotary(3, places))
+    for b, h, t in itertools.product(range(2), range(5), range(3)):
+        torch.testing.assert_close(turned[b, h, t], at(rotary, x[b, h, t], int(places[b, t])))
+    assert torch.equal(turn(x, rotary(3)), turn(x, rotary(3, torch.arange(3).expand(2, 3))))
+    assert turn(x.bfloat16(), rotary(3, places)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("has_amx", [True, False])

@@ -1,0 +1,208 @@
+"""How near each way to decode comes to the memory's own speed, and how other libraries do with the same weights.
+
+Text is greedy, from `gpt.generation.generate`, and each token is looked at on the host, as who reads a stream would.
+All are measured in turn, again and again, so that a machine that others use as well is equally fast or slow for each.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpt.benchmark import PROMPT_TOKENS, ROWS, WARM_UP_TOKENS, Say, random_prompt
+from gpt.decoding import Decoder, Mode, Precision, convert
+from gpt.generation import generate
+from gpt.model import GPT
+from gpt.native import build, find_compiler
+from layers import Int8Linear
+from layers.sampling import GREEDY
+
+FIRST_TOKEN_PROMPT = 400
+READ_BYTES = 2**29
+
+
+@dataclass(kw_only=True)
+class Contender:
+    """One way to write text: ours in a mode and precision, or a peer's.
+
+    Attributes:
+        mode: Its name, which begins with the precision.
+        write: Continues prompts by a number of tokens; returns after how many seconds each could be read.
+        batches: Numbers of streams to measure.
+        step_bytes: Given streams and their mean length, the bytes that a step reads; computed, not measured.
+        cache_bytes: Given streams and their length, the memory of the cache.
+        compile_seconds: What was spent before the first token of the first text, once.
+        seconds: For each number of streams, seconds from the first token to the last of each repeat.
+        first: Seconds to the first token of one long prompt, of each repeat.
+    """
+
+    mode: str
+    write: Callable[[Sequence[Sequence[int]], int], list[float]]
+    batches: Sequence[int]
+    step_bytes: Callable[[int, float], float]
+    cache_bytes: Callable[[int, int], int]
+    compile_seconds: float = 0.0
+    seconds: dict[int, list[float]] = field(default_factory=dict)
+    first: list[float] = field(default_factory=list)
+
+
+def contenders(
+    model: GPT, precisions: Sequence[Precision], modes: Sequence[Mode], batches: Sequence[int]
+) -> list[Contender]:
+    """Our own ways: each precision in each mode; int8 only where the mode reads it as it is."""
+    found = []
+    for precision, mode in product(precisions, modes):
+        if precision == "int8" and mode == "eager" and len(modes) > 1:
+            continue
+        decoder = Decoder(convert(deepcopy(model), precision), mode)
+        contender = Contender(
+            mode=f"{precision} {mode}",
+            write=_writer(decoder),
+            batches=batches,
+            step_bytes=step_bytes(decoder.model),
+            cache_bytes=cache_bytes(decoder.model),
+        )
+        found.append(contender)
+    return found
+
+
+def _writer(decoder: Decoder) -> Callable[[Sequence[Sequence[int]], int], list[float]]:
+    def write(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[float]:
+        start, seconds, seeds = time.perf_counter(), [], [0] * len(prompts)
+        for chosen in generate(
+            decoder, prompts, max_new_tokens=new_tokens, sampling=GREEDY, seeds=seeds, when_full="slide"
+        ):
+            chosen.tokens_B.tolist()
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    return write
+
+
+def step_bytes(model: GPT) -> Callable[[int, float], float]:
+    """What a step reads, given streams and their mean length: all matrices, and the filled part of the cache."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | Int8Linear)]
+    weights = sum(t.nbytes for layer in layers for t in (*layer.parameters(), *layer.buffers()))
+    weights += model.embedding.weight.nbytes if model.head is None else 0
+    slot = model.new_cache(1, 2).bytes - model.new_cache(1, 1).bytes
+    return lambda streams, length: weights + streams * length * slot
+
+
+def cache_bytes(model: GPT) -> Callable[[int, int], int]:
+    """The memory of a cache, given streams and their length."""
+    return lambda streams, length: model.new_cache(streams, length).bytes
+
+
+def measure_decoding(
+    contenders: Sequence[Contender],
+    vocab_size: int,
+    context: int,
+    *,
+    repeats: int,
+    new_tokens: int = ROWS[-1],
+    device: torch.device | str = "cpu",
+    advance: Callable[[], None] = lambda: None,
+    say: Say = lambda text: None,
+) -> float:
+    """Time all contenders in turn, into their `seconds` and `first`; returns the memory's speed in GB/s.
+
+    Args:
+        contenders: Whom.
+        vocab_size, context: Of the model.
+        repeats: Passes of each.
+        new_tokens: Tokens of each stream in a pass.
+        device: Whose memory is measured.
+        advance: Called after each pass.
+        say: Called with a line after each pass.
+    """
+    long = random_prompt(vocab_size, min(FIRST_TOKEN_PROMPT, context), 1)
+    for contender in contenders:
+        for streams in contender.batches:
+            prompts = [random_prompt(vocab_size, PROMPT_TOKENS, n) for n in range(streams)]
+            cold, warm = (contender.write(prompts, WARM_UP_TOKENS)[-1] for _ in range(2))
+            contender.compile_seconds += cold - warm
+            contender.seconds[streams] = []
+        contender.write([long], 1)
+    memory = torch.ones(READ_BYTES // 4, device=device)
+    speeds = []
+    for repeat in range(repeats):
+        for contender in contenders if repeat % 2 == 0 else reversed(contenders):
+            speeds.append(_read_speed(memory))
+            contender.first += contender.write([long], 1)
+            for streams in contender.batches:
+                prompts = [random_prompt(vocab_size, PROMPT_TOKENS, n) for n in range(streams)]
+                first, *_, last = contender.write(prompts, new_tokens)
+                contender.seconds[streams].append(last - first)
+                advance()
+                rate = streams * (new_tokens - 1) / contender.seconds[streams][-1]
+                say(f"pass {repeat + 1} of {repeats} {contender.mode}, {streams} streams: {rate:,.1f} tokens/s")
+    return statistics.median(speeds)
+
+
+def _read_speed(memory: Tensor) -> float:
+    """Gigabytes per second of reading memory that no processor's cache holds, the best of three."""
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        memory.sum().item()
+        seconds.append(time.perf_counter() - start)
+    return memory.nbytes / min(seconds) / 1e9
+
+
+def native_build_seconds() -> float:
+    """How long the native step takes to build, once for a machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        build(find_compiler(), Path(folder, "native.so"))
+        return time.perf_counter() - start
+
+
+def agreement(model: GPT, precision: Precision, tokens: int) -> float:
+    """How often the likeliest token in `precision` is that of `model`, after each beginning of the greedy text."""
+    decoder = Decoder(model, "eager")
+    prompt = random_prompt(model.vocab_size, PROMPT_TOKENS, 0)
+    steps = generate(decoder, [prompt], max_new_tokens=min(tokens, model.config.max_len - len(prompt)), sampling=GREEDY)
+    text = torch.tensor([prompt + [int(chosen.tokens_B) for chosen in steps]], device=model.embedding.weight.device)
+    rounded = convert(deepcopy(model), precision)
+    with torch.inference_mode():
+        same = (model(text).argmax(-1) == rounded(text).argmax(-1)).float()
+    return float(same[0, PROMPT_TOKENS - 1 :].mean())
+
+
+def decode_rows(contenders: Sequence[Contender], new_tokens: int, gigabytes_per_second: float) -> list[dict[str, Any]]:
+    """What the JSON file and the table hold of each contender and number of streams."""
+    rows = []
+    for contender in contenders:
+        for streams, seconds in contender.seconds.items():
+            rates = sorted(streams * (new_tokens - 1) / passed for passed in seconds)
+            rate = statistics.median(rates)
+            # The first token is not timed; the last one is not read.
+            step_bytes = contender.step_bytes(streams, PROMPT_TOKENS + new_tokens / 2)
+            rows.append(
+                {
+                    "mode": contender.mode,
+                    "batch": streams,
+                    "tokens_per_second": rate,
+                    "slowest": rates[0],
+                    "fastest": rates[-1],
+                    "milliseconds_per_step": 1000 * streams / rate,
+                    "first_token_seconds": statistics.median(contender.first),
+                    "compile_seconds": round(contender.compile_seconds, 3),
+                    "bytes_per_step": round(step_bytes),
+                    "bandwidth_share": rate / streams * step_bytes / gigabytes_per_second / 1e9,
+                    "cache_bytes": contender.cache_bytes(streams, PROMPT_TOKENS + new_tokens - 1),
+                }
+            )
+    return rows
+
+
+COMPUTED = ("bytes_per_step", "bandwidth_share", "cache_bytes")
+"""What is computed from the shape of the model, and not measured; a share has a measured rate and speed in it."""

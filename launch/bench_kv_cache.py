@@ -2,6 +2,7 @@
 
 import json
 import sys
+from copy import deepcopy
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +12,7 @@ from jsonargparse import Namespace
 
 from gpt.benchmark import ROWS, Arms, describe, fill_zero_weights, measure_arms, plot
 from gpt.config import GPTConfig
-from gpt.decoding import Decoder, Mode, Precision
+from gpt.decoding import Decoder, Mode, Precision, convert
 from gpt.model import GPT
 from gpt.peers import transformers_contenders
 from gpt.speed import (
@@ -47,18 +48,19 @@ def parse() -> tuple[Namespace, GPTConfig | None]:
     parser.add_argument("--checkpoint", type=str, help="A run (its best checkpoint) or one checkpoint.")
     parser.add_argument("--repeats", type=int, default=3, help="Passes of each, of which the median is shown.")
     parser.add_argument(
-        "--precisions",
+        "--precision",
         nargs="+",
         choices=get_args(Precision),
-        help="Numbers to decode in. Default: fp32, and bf16 and int8 where a mode is fast in them.",
+        help="Numbers to decode in; the table is measured in the first. Default: fp32, and bf16 and int8 where "
+        "there is another mode than eager.",
     )
     parser.add_argument(
-        "--modes",
+        "--mode",
         nargs="+",
         choices=MODES,
         help="Ways to read a token. Default: eager, and native on a CPU with a compiler, or compiled on a GPU.",
     )
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="Numbers of streams to decode at once.")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="Numbers of streams to decode at once.")
     parser.add_argument(
         "--uncached", choices=["yes", "no"], default="yes", help="Whether to measure the table without the cache."
     )
@@ -74,8 +76,8 @@ def parse() -> tuple[Namespace, GPTConfig | None]:
         raise InputError("give either --config FILE or --checkpoint DIR")
     if options.repeats < 1:
         raise InputError(f"repeats must be at least 1, got {options.repeats}")
-    if min(options.batches) < 1:
-        raise InputError(f"batches must be at least 1, got {min(options.batches)}")
+    if min(options.batch) < 1:
+        raise InputError(f"batch must be at least 1, got {min(options.batch)}")
     if options.plot and options.uncached == "no":
         raise InputError("--plot draws the table: leave --uncached no out")
     if options.checkpoint is None:
@@ -98,14 +100,14 @@ def build(options: Namespace, config: GPTConfig | None, device: torch.device) ->
 
 def ways_of(options: Namespace, model: GPT) -> tuple[list[Mode], list[Precision]]:
     """Modes and precisions to measure."""
-    if options.modes is not None:
-        modes: list[Mode] = options.modes
+    if options.mode is not None:
+        modes: list[Mode] = options.mode
     elif model.embedding.weight.device.type == "cuda":
         modes = ["eager", "compiled"]
     else:
         modes = list(dict.fromkeys(("eager", Decoder(model).mode)))
     fast = len(modes) > 1
-    return modes, options.precisions or ["fp32", *(("bf16", "int8") if fast else ())]
+    return modes, options.precision or ["fp32", *(("bf16", "int8") if fast else ())]
 
 
 def main() -> None:
@@ -118,17 +120,18 @@ def main() -> None:
     set_cpu_threads()
     model, source = build(options, config, inference_device())
     modes, precisions = ways_of(options, model)
-    ours = contenders(model, precisions, modes, options.batches)
+    ours = contenders(model, precisions, modes, options.batch)
     peers: list[Contender] = []
     if options.peer:
         compiled = "compiled" in modes
-        peers = transformers_contenders(model, options.batches, compiled=compiled, uncached=options.peer_uncached)
-    figures = describe(model, source=source, repeats=options.repeats)
+        peers = transformers_contenders(model, options.batch, compiled=compiled, uncached=options.peer_uncached)
+    figures = describe(model, source=source, repeats=options.repeats) | {"precision": precisions[0]}
     if "native" in modes:
         figures["native_build_seconds"] = native_build_seconds()
     arms = None
     if options.uncached == "yes":
-        arms = time_arms(options, model, [mode for mode in modes if mode != "eager"])
+        tabled = convert(deepcopy(model), precisions[0])
+        arms = time_arms(options, tabled, [mode for mode in modes if mode != "eager"])
         figures["rows"] = [asdict(row) for row in arms.rows()]
         figures["seconds"] = {
             name: [[round(seconds[length - 1], 6) for length in ROWS] for seconds in repeats]
@@ -149,7 +152,7 @@ def main() -> None:
         Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
         print(options.json)
     if options.plot and arms is not None:
-        plot(arms, Path(options.plot), f"{source} on {figures['device']}, fp32")
+        plot(arms, Path(options.plot), f"{source} on {figures['device']}, {figures['precision']}")
         print(options.plot)
 
 
@@ -190,8 +193,9 @@ def show(figures: dict[str, Any]) -> None:
     print(f"memory     {figures['read_gigabytes_per_second']:.1f} GB/s read, median")
     print(f"measured   medians of {figures['repeats']}, after a prompt of {figures['prompt_tokens']} tokens\n")
     if "rows" in figures:
+        print(f"new tokens in {figures['precision']}, eager:")
         others = [name for name in figures["rows"][0]["arms"] if not name.endswith("eager")]
-        print("new tokens   without cache   with cache   speed-up" + "".join(f"   {name}" for name in others))
+        print("    tokens   without cache   with cache   speed-up" + "".join(f"   {name}" for name in others))
         for row in figures["rows"]:
             print(
                 f"{row['new_tokens']:>10}   {row['no_cache_seconds']:>11.3f} s   {row['cache_seconds']:>8.3f} s"

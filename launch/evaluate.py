@@ -241,13 +241,14 @@ def stream(options: Namespace, decoder: Decoder, loaded: LoadedGPT, prompts: Seq
         for piece in waiting[number]:
             show(piece, options.alternatives)
         print()
-    rate = f", {(characters - len(texts)) / seconds:,.0f} a second after the first" if characters > len(texts) else ""
+    rate = (characters - len(texts)) / seconds
+    speed = f", {rate:,.0f} tokens/s after the first" if characters > len(texts) else ""
     several = f"{len(texts)} texts, " if len(texts) > 1 else ""
     where = f"{inference_device().type}, {options.precision or 'fp32'}, {decoder.mode}"
-    print(f"{several}{characters:,} characters{rate}, on {where}", file=sys.stderr)
+    print(f"{several}{characters:,} tokens{speed}, on {where}", file=sys.stderr)
     if "context" in ends:
         context = loaded.config.model.max_len
-        print(f"the context of {context} characters is full: --when_full slide goes on", file=sys.stderr)
+        print(f"the context of {context} tokens is full: --when_full slide goes on", file=sys.stderr)
 
 
 def show(piece: Piece, alternatives: int) -> None:

@@ -58,14 +58,14 @@ def test_evaluate_continues_a_prompt(trained: Path, checkpoint: str) -> None:
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("ROMEO:")
     assert len(first.stdout) == len("ROMEO:") + 90 + 1
-    assert re.fullmatch(r"90 tokens, [\d,]+ tokens/s after the first, on cpu\n", first.stderr)
+    assert re.fullmatch(r"90 tokens, [\d,]+ tokens/s after the first, on cpu, fp32, (native|eager)\n", first.stderr)
     if checkpoint.endswith("last"):
         assert command(*arguments, "--seed", "0", cwd=trained).stdout == first.stdout
         assert command(*arguments, "--seed", "1", cwd=trained).stdout != first.stdout
 
 
 def test_a_reader_that_goes_away_is_no_traceback(trained: Path) -> None:
-    evaluate = f"{sys.executable} {EVALUATE} --checkpoint runs/gpt-quick-1 --max_new_tokens 5000"
+    evaluate = f"{sys.executable} {EVALUATE} --checkpoint runs/gpt-quick-1 --max_new_tokens 5000 --when_full slide"
     done = command("-c", f"import os; os.system({evaluate + ' 2>errors.txt | head -c 1'!r})", cwd=trained)
     assert len(done.stdout) == 1
     assert (trained / "errors.txt").read_text() == ""

@@ -1,7 +1,11 @@
 """The commands around a trained model: evaluate, the benchmark, the plots."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,16 +94,94 @@ def test_evaluate_reads_its_prompt_from_a_file_or_from_standard_input(folder: Pa
 
 
 def test_several_samples_count_up_their_seeds(folder: Path) -> None:
-    options = ["--checkpoint", "plain", "--max_new_tokens", "30", "--prompt", "7 "]
+    options = ["--checkpoint", "plain", "--max_new_tokens", "30", "--prompt", "7 ", "--mode", "eager"]
     several = command(EVALUATE, *options, "--num_samples", "2", "--seed", "4", cwd=folder)
     singles = [command(EVALUATE, *options, "--seed", seed, cwd=folder).stdout for seed in ("4", "5")]
     assert several.stdout == f"--- 1 of 2, seed 4 ---\n{singles[0]}--- 2 of 2, seed 5 ---\n{singles[1]}"
-    assert re.fullmatch(r"2 x 30 tokens, [\d,]+ tokens/s after the first, on cpu\n", several.stderr)
+    assert re.match(r"2 texts, 60 tokens, [\d,]+ tokens/s after the first, on cpu, fp32, eager\n", several.stderr)
     assert singles[0] != singles[1]
 
 
+def test_evaluate_offers_what_the_sampler_can(folder: Path) -> None:
+    options = [
+        "--checkpoint",
+        "plain",
+        "--temperature",
+        "0",
+        "--mode",
+        "eager",
+        "--prompt",
+        "7 times",
+        "--max_new_tokens",
+    ]
+    plain = command(EVALUATE, *options, "20", cwd=folder)
+    assert len(plain.stdout) == len("7 times") + 20 + 1
+    assert command(EVALUATE, *options, "20", "--lookup", "4", cwd=folder).stdout == plain.stdout
+    assert command(EVALUATE, *options, "20", "--beams", "1", cwd=folder).stdout.endswith(plain.stdout)
+    stop = plain.stdout[12:15]
+    stopped = command(EVALUATE, *options, "20", "--stop", stop, cwd=folder)
+    assert stopped.stdout == plain.stdout[: plain.stdout.index(stop, len("7 times"))] + "\n"
+    full = command(EVALUATE, *options, "300", cwd=folder)
+    assert len(full.stdout) == 32 + 1 + 1, "the last character is never read"
+    assert full.stderr.endswith("\nthe context of 32 tokens is full: --when_full slide goes on\n")
+    assert (
+        len(command(EVALUATE, *options, "300", "--when_full", "slide", cwd=folder).stdout) == len("7 times") + 300 + 1
+    )
+    told = command(EVALUATE, *options, "5", "--alternatives", "2", cwd=folder).stdout.splitlines()
+    assert told[0] == "7 times"
+    for line, character in zip(told[1:6], plain.stdout[len("7 times") :], strict=False):
+        shown = re.escape(repr(character))
+        assert re.fullmatch(rf"{shown} +(0\.\d{{3}})   likeliest: {shown} \1  '.+' 0\.\d{{3}}", line), line
+
+
+def test_several_prompts_are_written_in_one_batch(folder: Path) -> None:
+    options = ["--checkpoint", "plain", "--max_new_tokens", "12", "--top_k", "3", "--mode", "eager", "--prompt"]
+    both = command(EVALUATE, *options, "7 times", "1", cwd=folder)
+    first, second = (command(EVALUATE, *options, prompt, cwd=folder).stdout for prompt in ("7 times", "1"))
+    assert both.stdout == f"--- 1 of 2, seed 0 ---\n{first}--- 2 of 2, seed 0 ---\n{second}"
+
+
+def test_interactive_goes_on_after_an_error_and_ends_with_its_input(folder: Path) -> None:
+    options = ["--checkpoint", "plain", "--max_new_tokens", "5", "--interactive"]
+    done = command(EVALUATE, *options, cwd=folder, stdin="7 times\n\u00e9\n8\n")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"> 7 times.{5}\n> > 8.{5}\n> \n", done.stdout, re.DOTALL)
+    assert "\nerror: unknown character '\u00e9'" in done.stderr
+
+
+def test_ctrl_c_ends_a_text_and_asks_for_the_next(folder: Path) -> None:
+    arguments = ["--checkpoint", "plain", "--max_new_tokens", "10000000", "--when_full", "slide", "--interactive"]
+    process = subprocess.Popen(
+        [sys.executable, str(EVALUATE), *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"7 times\n")
+    process.stdin.flush()
+    assert process.stdout.read(200).startswith(b"> 7 times")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(b"", timeout=60)
+    assert output.endswith(b"\n> \n")
+    assert process.returncode == 0
+
+
+def test_int8_weights_keep_the_loss(folder: Path) -> None:
+    measure = [EVALUATE, "--checkpoint", "plain", "--split", "val", "--precision"]
+    losses = [
+        float(re.findall(r"loss +([\d.]+) nats", command(*measure, precision, cwd=folder).stdout)[0])
+        for precision in ("fp32", "int8")
+    ]
+    assert abs(losses[1] - losses[0]) < 0.01
+
+
 def test_the_benchmark_runs_without_the_packages_that_it_does_not_need(folder: Path) -> None:
-    options = ["--config", ROOT / "configs/gpt/quick.yaml", "--model.num_layers", "1", "--repeats", "1"]
+    model = ["--model.num_layers", "1", "--model.d_model", "32", "--model.d_ff", "64"]
+    options = ["--config", ROOT / "configs/gpt/quick.yaml", *model, "--repeats", "1", "--batch", "1", "3"]
     done = command("-c", WITHOUT, BENCH, *options, "--json", "bench.json", cwd=folder)
     assert done.returncode == 0, done.stderr
     figures = json.loads((folder / "bench.json").read_text())
@@ -111,11 +193,20 @@ def test_the_benchmark_runs_without_the_packages_that_it_does_not_need(folder: P
     for text in (figures["device"], figures["torch"], f"{figures['threads']} threads", "fp32", "quick.yaml, random"):
         assert text in done.stdout
     assert figures["model"]["num_layers"] == 1
-    assert re.search(r"pass 1 of 1 without cache: 500 tokens in \d+\.\d{3} s\npass 1 of 1 with cache: ", done.stdout)
+    assert re.search(r"pass 1 of 1 without cache, eager: 500 tokens in \d+\.\d{3} s\npass 1 of 1 with ", done.stdout)
+    assert {(row["mode"], row["batch"]) for row in figures["decode"]} >= {("fp32 eager", 1), ("fp32 eager", 3)}
+    for row in figures["decode"]:
+        read = row["tokens_per_second"] / row["batch"] * row["bytes_per_step"]
+        assert row["bandwidth_share"] == pytest.approx(read / figures["read_gigabytes_per_second"] / 1e9)
+        assert row["slowest"] <= row["tokens_per_second"] <= row["fastest"]
+        assert re.search(rf"{row['mode']} +{row['batch']} +{row['tokens_per_second']:,.1f} +\(", done.stdout)
+    assert figures["first_token_seconds"] == min(row["first_token_seconds"] for row in figures["decode"])
+    assert figures["peers"] == []
 
 
 def test_the_benchmark_takes_a_checkpoint_and_draws(folder: Path) -> None:
-    done = command(BENCH, "--checkpoint", "average", "--repeats", "1", "--plot", "bench.png", cwd=folder)
+    options = ["--repeats", "1", "--mode", "eager", "--batch", "1", "--plot", "bench.png"]
+    done = command(BENCH, "--checkpoint", "average", *options, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "model      average: " in done.stdout
     assert (folder / "bench.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -161,7 +252,7 @@ def test_curves_of_several_runs_with_legend_units_and_reference_lines(folder: Pa
         ),
         (
             [EVALUATE, "--checkpoint", "plain", "--data.source", "a"],
-            "--precision and --data.[*] are for --split: to cont",
+            "--precision auto or fp64 and --data.[*] are for --split: to cont",
         ),
         (
             [EVALUATE, "--checkpoint", "plain", "--weights", "ema"],
@@ -170,12 +261,32 @@ def test_curves_of_several_runs_with_legend_units_and_reference_lines(folder: Pa
         ([BENCH], "give either --config FILE or --checkpoint DIR"),
         ([BENCH, "--checkpoint", "plain", "--model.d_ff", "9"], "--checkpoint brings its own configuration: leave"),
         ([BENCH, "--checkpoint", "plain", "--repeats", "0"], "repeats must be at least 1, got 0"),
+        ([BENCH, "--checkpoint", "plain", "--batch", "1", "0"], "batch must be at least 1, got 0"),
+        ([BENCH, "--checkpoint", "plain", "--uncached", "no", "--plot", "x.png"], "--plot draws the table: leave"),
+        ([EVALUATE, "--checkpoint", "plain", "--min_p", "2"], "min_p must be null, or at least 0 and at most 1, got 2"),
+        ([EVALUATE, "--checkpoint", "plain", "--repetition_penalty", "0"], "repetition_penalty must be above 0, got 0"),
+        ([EVALUATE, "--checkpoint", "plain", "--alternatives", "-1"], "alternatives must be at least 0, got -1"),
+        ([EVALUATE, "--checkpoint", "plain", "--stop", "a", ""], "a stop string is empty: give at least one character"),
+        ([EVALUATE, "--checkpoint", "plain", "--lookup", "4"], "lookup writes the greedy text: it wants temperature 0"),
+        ([EVALUATE, "--checkpoint", "plain", "--beams", "2000"], "beams must be at least 1 and at most 1024, got 2000"),
+        (
+            [EVALUATE, "--checkpoint", "plain", "--prompt", "7" * 33],
+            "the prompt has 33 tokens, and the",
+        ),
+        (
+            [EVALUATE, "--checkpoint", "plain", "--mode", "native", "--precision", "fp16"],
+            "there is no native step here: it computes on the CPU, from weights in fp32, bf16 or int8",
+        ),
+        (
+            [EVALUATE, "--checkpoint", "plain", "--interactive", "--prompt", "a"],
+            "--prompt and --interactive both say what to continue: choose one",
+        ),
         (
             [BENCH, "--checkpoint", "plain", "--json", "x.txt"],
             r"cannot write x.txt: expected a name that ends in \.json",
         ),
         ([BENCH, "--checkpoint", "plain", "--plot", "no/x.png"], "cannot write no/x.png: there is no folder no"),
-        ([EVALUATE, "--checkpoint", "plain", "--precision", "fp32"], "--precision and --data.[*] are for --split"),
+        ([EVALUATE, "--checkpoint", "plain", "--precision", "fp64"], "--precision auto or fp64 and --data.[*] are for"),
         ([PLOT, "plain", "--output", "x.gif"], r"cannot write x.gif: expected a name that ends in \.png, \.svg, \.pdf"),
         ([PLOT, "nothing", "--output", "x.png"], "nothing does not exist: expected the folder of a run"),
         ([PLOT, ".", "--output", "x.png"], r"\. holds no metrics yet: expected the folder of a run"),

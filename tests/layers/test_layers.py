@@ -14,12 +14,15 @@ from layers import (
     RotaryPositions,
     SinusoidalPositions,
     SwiGLU,
+    Turn,
     attention,
 )
 from layers.positions import turn
 
 
-def attention_by_hand(layer: MultiHeadAttention, x: Tensor, memory: Tensor, allowed_TS: Tensor) -> Tensor:
+def attention_by_hand(
+    layer: MultiHeadAttention, x: Tensor, memory: Tensor, allowed_TS: Tensor, angles: Turn | None = None
+) -> Tensor:
     """Attention one head at a time."""
     size = layer.head_size
     q, k, v = layer.query(x), layer.key(memory), layer.value(memory)
@@ -29,6 +32,8 @@ def attention_by_hand(layer: MultiHeadAttention, x: Tensor, memory: Tensor, allo
         kv = h // group
         q_h = layer.query_norm(q[..., h * size : (h + 1) * size])
         k_h = layer.key_norm(k[..., kv * size : (kv + 1) * size])
+        if angles is not None:
+            q_h, k_h = turn(q_h, angles), turn(k_h, angles)
         scores = q_h @ k_h.mT / math.sqrt(size)
         weights = scores.masked_fill(~allowed_TS, -torch.inf).softmax(-1)
         heads.append(weights @ v[..., kv * size : (kv + 1) * size])
@@ -57,13 +62,18 @@ def test_swiglu_follows_its_equation() -> None:
     torch.testing.assert_close(layer(x), expected)
 
 
+@pytest.mark.parametrize("rotary", [None, RotaryPositions(7, 4)], ids=["without rotary", "rotary"])
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("num_kv_heads", [None, 2, 1])
-def test_causal_attention_follows_its_equation(num_kv_heads: int | None, qk_norm: bool) -> None:
+def test_causal_attention_follows_its_equation(
+    num_kv_heads: int | None, qk_norm: bool, rotary: RotaryPositions | None
+) -> None:
     layer = MultiHeadAttention(d_model=16, num_heads=4, num_kv_heads=num_kv_heads, qk_norm=qk_norm)
     x = torch.randn(2, 7, 16)
     allowed = torch.ones(7, 7, dtype=torch.bool).tril()
-    torch.testing.assert_close(layer(x, causal=True), attention_by_hand(layer, x, x, allowed))
+    angles = None if rotary is None else rotary(7)
+    expected = attention_by_hand(layer, x, x, allowed, angles)
+    torch.testing.assert_close(layer(x, causal=True, rotary=angles), expected)
 
 
 def test_cross_attention_reads_the_memory_and_keeps_to_its_mask() -> None:

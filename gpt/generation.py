@@ -222,8 +222,8 @@ def search(
     limit = new_token_limit(context, prompt, max_new_tokens, "stop")
     if not 1 <= width <= 1024:
         raise InputError(f"beams must be at least 1 and at most 1024, got {width}")
-    if not 0 <= length_penalty < float("inf"):
-        raise InputError(f"length_penalty must be at least 0, got {length_penalty}")
+    if not 0 <= length_penalty <= 10:
+        raise InputError(f"length_penalty must be at least 0 and at most 10, got {length_penalty}")
     cache = decoder.take_cache(width, min(context, len(prompt) + limit - 1))
 
     def read(tokens: Sequence[int], origins: Sequence[int]) -> Tensor:

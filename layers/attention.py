@@ -111,11 +111,12 @@ class MultiHeadAttention(nn.Module):
         if cache is None or place is not None:
             k_BHSD, v_BHSD = self._keys_and_values(x_BTM if memory_BSM is None else memory_BSM, rotary)
         if cache is not None:
-            slots = x_BTM.size(1) if mask_BTS is None else mask_BTS.size(-1)
             if place is not None:
                 cache.store(k_BHSD, v_BHSD, place)
-                slots, causal, mask_BTS = place.slots, place.causal, place.mask_BTS
-            k_BHSD, v_BHSD = cache.read(slots)
+                causal, mask_BTS = place.causal, place.mask_BTS
+            elif mask_BTS is None:
+                raise ValueError("expected a mask of the tokens in a cache that is only read")
+            k_BHSD, v_BHSD = cache.read(mask_BTS.size(-1) if place is None else place.slots)
             q_BHTD = q_BHTD.to(k_BHSD.dtype)
         mask = None if mask_BTS is None else mask_BTS.unsqueeze(1)
         if causal and mask is not None:

@@ -55,8 +55,8 @@ def beam_search(
     """
     if width < 1 or max_new_tokens < 1:
         raise ValueError(f"width and max_new_tokens must be at least 1, got {width} and {max_new_tokens}")
-    if not 0 <= length_penalty < float("inf"):
-        raise ValueError(f"length_penalty must be at least 0, got {length_penalty}")
+    if not 0 <= length_penalty <= 10:
+        raise ValueError(f"length_penalty must be at least 0 and at most 10, got {length_penalty}")
     finished: list[Beam] = []
     alive: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
     logits_WV = logits_V[None]
@@ -68,11 +68,13 @@ def beam_search(
         origins: list[int] = []
         going_on: list[tuple[tuple[int, ...], float]] = []
         for total, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            if total == -torch.inf:
+                break
             origin, token = divmod(index, sums_WV.size(1))
             tokens = (*alive[origin][0], token)
             if token == end:
                 finished.append(Beam(tokens=tokens, log_probability=total, score=total / length**length_penalty))
-            elif len(going_on) < width and total > -torch.inf:
+            elif len(going_on) < width:
                 origins.append(origin)
                 going_on.append((tokens, total))
         alive = going_on

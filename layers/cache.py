@@ -37,7 +37,7 @@ class Place(NamedTuple):
 
 
 class LayerCache:
-    """Keys and values of one attention layer: views of the memory of a `KVCache`.
+    """Keys and values of one attention layer: views of the memory of a `KVCache`. Gradients do not pass through it.
 
     Args:
         keys_ND, values_ND: A row for each slot of each head of each sequence, and a spare one for padding.
@@ -117,8 +117,10 @@ class KVCache:
             Where they stand.
 
         Raises:
-            ValueError: They do not fit; nothing has changed then.
+            ValueError: They do not fit, or a count is none of 0 to T; nothing has changed then.
         """
+        if counts is not None and not 0 <= min(counts) <= max(counts) <= new:
+            raise ValueError(f"expected 0 to {new} tokens of each sequence, got {list(counts)}")
         fresh, after = max(self.lengths) == 0, self._after(new, counts)
         longest = max(after)
         sees_all = new == 1 and min(after) == longest
@@ -194,7 +196,13 @@ class KVCache:
             self.lengths_B[row] = 0
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Put a copy of sequence `rows[b]` into the place of each sequence b, as beam search does."""
+        """Put a copy of sequence `rows[b]` into the place of each sequence b, as beam search does.
+
+        Raises:
+            ValueError: There are more or fewer rows than sequences.
+        """
+        if len(rows) != self.batch_size:
+            raise ValueError(f"expected {self.batch_size} rows, got {len(rows)}")
         rows_B = torch.tensor(rows, device=self.lengths_B.device)
         longest = max(self.lengths)
         for layer in self.layers:

@@ -47,7 +47,7 @@ class Sampling:
             raise ValueError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be at least 0, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
+        if self.top_k is not None and not self.top_k >= 1:
             raise ValueError(f"top_k must be null or at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be null, or above 0 and at most 1, got {self.top_p}")
@@ -157,7 +157,8 @@ class Sampler:
         place = self._drawn % NOISE_BLOCK
         if self._block_BN is None or place == 0:
             blocks = [self._noise(row, self._drawn // NOISE_BLOCK) for row in range(len(like_BV))]
-            self._block_BN = torch.stack(blocks).to(like_BV)
+            below_1 = 1 - torch.finfo(like_BV.dtype).eps / 2
+            self._block_BN = torch.stack(blocks).to(like_BV).clamp(max=below_1)
         self._drawn += 1
         return self._block_BN[:, place : place + 1]
 

@@ -231,8 +231,8 @@ def test_options_out_of_range_are_errors_before_anything_is_read(options: dict[s
     [
         ({"width": 0}, "beams must be at least 1 and at most 1024, got 0"),
         ({"width": 1025}, "beams must be at least 1 and at most 1024, got 1025"),
-        ({"length_penalty": -0.1}, "length_penalty must be at least 0, got -0.1"),
-        ({"length_penalty": float("nan")}, "length_penalty must be at least 0, got nan"),
+        ({"length_penalty": -0.1}, "length_penalty must be at least 0 and at most 10, got -0.1"),
+        ({"length_penalty": float("nan")}, "length_penalty must be at least 0 and at most 10, got nan"),
         ({"prompt": [1] * 13}, "the prompt has 13 tokens, and the model's context 12"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
     ],

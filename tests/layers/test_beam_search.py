@@ -160,9 +160,9 @@ def test_of_equal_beams_those_found_first_come_first() -> None:
     [
         ({"width": 0}, "width and max_new_tokens must be at least 1, got 0 and 2"),
         ({"max_new_tokens": 0}, "width and max_new_tokens must be at least 1, got 1 and 0"),
-        ({"length_penalty": -0.1}, "length_penalty must be at least 0, got -0.1"),
-        ({"length_penalty": math.nan}, "length_penalty must be at least 0, got nan"),
-        ({"length_penalty": math.inf}, "length_penalty must be at least 0, got inf"),
+        ({"length_penalty": -0.1}, "length_penalty must be at least 0 and at most 10, got -0.1"),
+        ({"length_penalty": math.nan}, "length_penalty must be at least 0 and at most 10, got nan"),
+        ({"length_penalty": math.inf}, "length_penalty must be at least 0 and at most 10, got inf"),
     ],
 )
 def test_options_out_of_range_are_errors(options: dict[str, float], message: str) -> None:

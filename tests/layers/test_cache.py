@@ -316,3 +316,16 @@ def test_the_place_of_a_compiled_step_reads_as_that_of_extend(prefill: list[int]
         assert_near(y_BTM, stack.read(new, other))
         assert one.lengths == one.lengths_B.tolist() == other.lengths
     assert one.lengths_B.data_ptr() == address
+
+
+def test_counts_rows_and_masks_that_do_not_fit_are_errors() -> None:
+    cache = KVCache(num_layers=1, batch_size=2, num_kv_heads=1, max_len=8, head_size=4)
+    for counts in ([4, 1], [-1, 2]):
+        with pytest.raises(ValueError, match="^expected 0 to 3 tokens of each sequence, got "):
+            cache.extend(3, counts)
+    assert cache.lengths == [0, 0]
+    with pytest.raises(ValueError, match="^expected 2 rows, got 1$"):
+        cache.reorder([0])
+    layer = MultiHeadAttention(d_model=4, num_heads=1)
+    with pytest.raises(ValueError, match="^expected a mask of the tokens in a cache that is only read$"):
+        layer(torch.zeros(2, 1, 4), cache=cache.layers[0])

@@ -60,7 +60,7 @@ class Decoder:
                 if mode == "native":
                     raise InputError(f"there is no native step here: {error}") from error
             self.mode = "native" if self._native else "eager"
-        self._compiled = torch.compile(_step, dynamic=False, fullgraph=True) if mode == "compiled" else None
+        self._compiled = torch.compile(_step, fullgraph=True) if mode == "compiled" else None
         self._recorded: dict[KVCache, _RecordedStep] = {}
         self._free: list[KVCache] = []
 
@@ -128,6 +128,7 @@ class Decoder:
             return self._native(tokens_BT, cache)
         if self._compiled is None or tokens_BT.size(1) > 1:
             return self.model(tokens_BT, cache)
+        cache.check_room(1)
         if tokens_BT.device.type != "cuda":
             logits_BTV = self._compiled(self.model, tokens_BT, cache)
         else:

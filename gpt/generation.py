@@ -3,6 +3,7 @@
 Shapes: B sequences, T tokens, V vocabulary.
 """
 
+from collections import deque
 from collections.abc import Generator, Sequence
 from functools import partial
 from itertools import count
@@ -81,6 +82,10 @@ def generate(
     Raises:
         InputError: An option is out of range, or a prompt is empty or too long.
     """
+    if not prompts or not seeds or len(prompts) not in (1, len(seeds)):
+        raise InputError(
+            f"expected one prompt, or one for each seed, got {len(prompts)} prompts and {len(seeds)} seeds"
+        )
     context = decoder.model.config.max_len
     texts = list(prompts) * (len(seeds) if len(prompts) == 1 else 1)
     limits = [new_token_limit(context, text, max_new_tokens, when_full) for text in texts]
@@ -92,7 +97,7 @@ def generate(
         logits_BV = _read_prompts(decoder, windows, cache)
         seen_BV = seen_tokens(texts, decoder.model.vocab_size, logits_BV.device)
         sampler = Sampler(sampling or Sampling(), partial(_noise, seeds), seen_BV, alternatives)
-        written: list[Tensor] = []
+        written: deque[Tensor] = deque(maxlen=context)
         for step in count(1):
             chosen = sampler.choose(logits_BV)
             yield chosen
@@ -127,11 +132,11 @@ def _read_prompts(decoder: Decoder, windows: Sequence[Sequence[int]], cache: KVC
 
 
 def _slide(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], written: Sequence[Tensor], cache: KVCache, full: Sequence[int]
+    decoder: Decoder, prompts: Sequence[Sequence[int]], written: deque[Tensor], cache: KVCache, full: Sequence[int]
 ) -> Tensor:
     """Let full sequences read the newer half of their context anew, and all others their last token."""
     half = max(cache.max_len // 2, 1)
-    written_BT = torch.stack(list(written)[-half:], 1).tolist()
+    written_BT = torch.stack(list(written), 1)[:, -half:].tolist()
     windows = [new[-1:] for new in written_BT]
     for row in full:
         windows[row] = [*prompts[row], *written_BT[row]][-half:]

@@ -333,11 +333,14 @@ void attend(const Model &model, const Block &block, const Tokens &tokens, int64_
 }
 
 inline void gated(float *gate, const float *up, int64_t begin, int64_t end) {  // silu(gate) * up
-    for (; begin + LANES <= end; begin += LANES) {
-        Lanes &lanes = *reinterpret_cast<Lanes *>(gate + begin);
-        lanes = lanes / (1.0f + exponential(lanes > -80.0f ? -lanes : Lanes{} + 80.0f)) * load(up + begin);
+    for (; begin < end; begin += LANES) {
+        const size_t bytes = sizeof(float) * std::min<int64_t>(LANES, end - begin);
+        Lanes gates = {}, ups = {};
+        std::memcpy(&gates, gate + begin, bytes);
+        std::memcpy(&ups, up + begin, bytes);
+        gates = gates / (1.0f + exponential(gates > -80.0f ? -gates : Lanes{} + 80.0f)) * ups;
+        std::memcpy(gate + begin, &gates, bytes);
     }
-    for (; begin < end; ++begin) gate[begin] = gate[begin] / (1.0f + std::exp(-gate[begin])) * up[begin];
 }
 
 inline float weight_at(const Matrix &matrix, int64_t index) {

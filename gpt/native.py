@@ -227,7 +227,7 @@ class NativeStep:
 
     def _matrix(self, module: nn.Module) -> _Matrix:
         assert isinstance(module, nn.Linear | nn.Embedding | Int8Linear)
-        weight = module.weight
+        weight = module.weight.detach()  # It keeps the memory, whatever becomes of the parameter.
         self._kept.append(weight)
         scales = self._copy(module.scale_O) if isinstance(module, Int8Linear) else None
         return _Matrix(weight.data_ptr(), scales, *weight.shape, _KINDS[weight.dtype])

@@ -66,6 +66,8 @@ def write(
     """
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
+    if not prompt:
+        raise InputError("the prompt is empty: give at least one character to continue")
     if any(not string for string in stop):
         raise InputError("a stop string is empty: give at least one character")
     if alternatives < 0:

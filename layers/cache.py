@@ -139,8 +139,12 @@ class KVCache:
         self.lengths = after
         return place
 
+    def check_room(self, new: int) -> None:
+        """Raise a `ValueError` if so many new tokens of each sequence do not fit."""
+        self._after(new, None)
+
     def advance(self, new: int) -> None:
-        """Count new tokens of each sequence that were written where `next_place` said.
+        """Count new tokens of each sequence that are written where `next_place` says.
 
         Raises:
             ValueError: They do not fit.

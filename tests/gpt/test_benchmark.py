@@ -1,17 +1,21 @@
-"""The benchmark times what it says it times."""
+"""The benchmarks time what they say they time."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from gpt import benchmark
-from gpt.benchmark import PROMPT_TOKENS, Measurement, fill_zero_weights, measure, plot, report
+from gpt import benchmark, speed
+from gpt.benchmark import PROMPT_TOKENS, WARM_UP_TOKENS, Arms, Reader, describe, fill_zero_weights, measure_arms, plot
 from gpt.config import ModelConfig
-from gpt.generation import Reader
+from gpt.decoding import Decoder, Precision, convert
 from gpt.model import GPT
+from gpt.speed import Contender, agreement, contenders, decode_rows, measure_decoding, step_bytes
 from training.seeds import generator
+
+WITHOUT, WITH = "without cache, eager", "with cache, eager"
 
 
 @pytest.fixture
@@ -30,61 +34,125 @@ def test_no_weight_stays_at_zero_and_the_same_model_comes_again(model: GPT) -> N
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_both_arms_read_the_same_tokens_in_alternating_order(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_and_without_the_cache_the_logits_are_the_same_past_the_context(model: GPT) -> None:
+    cached, uncached = (Reader(Decoder(model, "eager"), use_cache=use_cache) for use_cache in (True, False))
+    unread = [1, 2, 3]
+    for _ in range(150):
+        logits = cached.read(unread)
+        torch.testing.assert_close(logits, uncached.read(unread))
+        unread = [int(logits.argmax())]
+
+
+def test_arms_read_the_same_tokens_in_alternating_order(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[bool, list[int]]] = []
 
     class Watched(Reader):
-        def __init__(self, model: GPT, *, use_cache: bool = True) -> None:
-            super().__init__(model, use_cache=use_cache)
+        def __init__(self, decoder: Decoder, *, use_cache: bool, forward: object) -> None:
+            super().__init__(decoder, use_cache=use_cache)
             self.seen: list[int] = []
             read.append((use_cache, self.seen))
 
-        def read(self, tokens: list[int]) -> torch.Tensor:
+        def read(self, tokens: Sequence[int]) -> torch.Tensor:
             self.seen.extend(tokens)
             return super().read(tokens)
 
     monkeypatch.setattr(benchmark, "Reader", Watched)
     advanced: list[None] = []
-    measurement = measure(model, repeats=3, new_tokens=20, advance=lambda: advanced.append(None))
-    assert sorted(len(seen) for use_cache, seen in read[1:-6]) == [PROMPT_TOKENS], "warm-up"
-    timed = read[-6:]
+    arms = measure_arms(model, [], repeats=3, new_tokens=20, advance=lambda: advanced.append(None))
+    warm_up, timed = read[1:-6], read[-6:]
+    assert [(use_cache, len(seen)) for use_cache, seen in warm_up] == [
+        (False, PROMPT_TOKENS),
+        (True, PROMPT_TOKENS + WARM_UP_TOKENS),
+    ]
     assert [use_cache for use_cache, _ in timed] == [False, True, True, False, False, True]
     assert all(seen == timed[0][1] for _, seen in timed)
     assert len(timed[0][1]) == PROMPT_TOKENS + 19
     assert len(advanced) == 6 * 20
-    for arm in (measurement.no_cache, measurement.cache):
-        assert [len(seconds) for seconds in arm] == [20] * 3
-        assert all(earlier < later for seconds in arm for earlier, later in pairwise(seconds))
+    for name in (WITHOUT, WITH):
+        assert [len(seconds) for seconds in arms.seconds[name]] == [20] * 3
+        assert all(earlier < later for seconds in arms.seconds[name] for earlier, later in pairwise(seconds))
 
 
 def test_a_row_is_the_median_of_the_repeats() -> None:
-    measurement = Measurement(no_cache=[[1.0, 4.0], [3.0, 9.0], [2.0, 6.0]], cache=[[0.5, 1.0], [0.1, 3.0], [9.0, 2.0]])
-    rows = measurement.rows([1, 2])
-    assert [(row.no_cache_seconds, row.cache_seconds, row.speedup) for row in rows] == [
+    arms = Arms(
+        seconds={
+            WITHOUT: [[1.0, 4.0], [3.0, 9.0], [2.0, 6.0]],
+            WITH: [[0.5, 1.0], [0.1, 3.0], [9.0, 2.0]],
+            "with cache, native": [[0.1, 0.2], [0.1, 0.2], [0.1, 0.3]],
+        }
+    )
+    assert [(row.no_cache_seconds, row.cache_seconds, row.speedup) for row in arms.rows([1, 2])] == [
         (2.0, 0.5, 4.0),
         (6.0, 2.0, 3.0),
     ]
+    assert arms.rows([2])[0].arms == {WITHOUT: 6.0, WITH: 2.0, "with cache, native": 0.2}
 
 
-def test_the_report_and_the_picture_hold_what_was_measured(model: GPT, tmp_path: Path) -> None:
-    arm = [[0.01 * n for n in range(1, 501)]] * 2
-    figures = report(Measurement(no_cache=arm, cache=arm), model, source="a test", precision="fp32")
-    assert [row["new_tokens"] for row in figures["rows"]] == [100, 200, 300, 500]
-    assert figures["rows"][3] == {
-        "new_tokens": 500,
-        "no_cache_seconds": pytest.approx(5.0),
-        "cache_seconds": pytest.approx(5.0),
-        "speedup": 1.0,
-    }
-    assert figures["seconds"]["cache"] == [[1.0, 2.0, 3.0, 5.0]] * 2
+def test_the_description_and_the_picture_hold_what_was_measured(model: GPT, tmp_path: Path) -> None:
+    figures = describe(model, source="a test", repeats=2)
     assert figures["device"].startswith("cpu: ")
     assert (figures["torch"], figures["model"]["d_model"]) == (torch.__version__, 16)
-    plot(Measurement(no_cache=arm, cache=arm), tmp_path / "x.svg", "the title")
+    arm = [[0.01 * n for n in range(1, 501)]] * 2
+    plot(Arms(seconds={WITHOUT: arm, WITH: arm}), tmp_path / "x.svg", "the title")
     drawn = (tmp_path / "x.svg").read_text()
-    for text in ("the title", "without cache", "with cache", "new tokens", "seconds", "milliseconds"):
+    for text in ("the title", WITHOUT, WITH, "new tokens", "seconds", "milliseconds"):
         assert f"<!-- {text} -->" in drawn
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_model_can_be_timed_in_either_precision(model: GPT, dtype: torch.dtype) -> None:
-    assert len(measure(model.to(dtype), repeats=1, new_tokens=70).cache[0]) == 70
+def test_contenders_take_turns_and_their_figures_follow_from_their_seconds() -> None:
+    wrote: list[tuple[str, int, int]] = []
+
+    def contender(name: str, slowness: float) -> Contender:
+        def write(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[float]:
+            wrote.append((name, len(prompts), new_tokens))
+            return [slowness * (n + 2) for n in range(new_tokens)]
+
+        sizes = {"step_bytes": lambda streams, length: 1e9 * streams + length, "cache_bytes": lambda s, n: s * n}
+        return Contender(mode=name, write=write, batches=[1, 4], **sizes)
+
+    both = [contender("fp32 a", 0.5), contender("fp32 b", 0.25)]
+    gigabytes = measure_decoding(both, 7, 64, repeats=2, new_tokens=21)
+    assert gigabytes > 0
+    passes = [(name, streams) for name, streams, new_tokens in wrote if new_tokens == 21]
+    a, b = [("fp32 a", 1), ("fp32 a", 4)], [("fp32 b", 1), ("fp32 b", 4)]
+    assert passes == [*a, *b, *b, *a]
+    rows = decode_rows(both, 21, 4.0)
+    assert [(row["mode"], row["batch"], row["tokens_per_second"]) for row in rows] == [
+        ("fp32 a", 1, 2.0),
+        ("fp32 a", 4, 8.0),
+        ("fp32 b", 1, 4.0),
+        ("fp32 b", 4, 16.0),
+    ]
+    assert [row["first_token_seconds"] for row in rows] == [1.0, 1.0, 0.5, 0.5]
+    assert [row["milliseconds_per_step"] for row in rows] == [500, 500, 250, 250]
+    assert rows[1]["bandwidth_share"] == pytest.approx(2 * (4e9 + PROMPT_TOKENS + 10.5) / 4e9)
+    assert rows[1]["cache_bytes"] == 4 * (PROMPT_TOKENS + 20)
+
+
+def test_a_step_reads_all_matrices_and_the_filled_cache(model: GPT) -> None:
+    matrices = 2 * (4 * 16 * 16 + 3 * 16 * 24) + 16 * 7
+    slot = 2 * 2 * 16
+    assert step_bytes(model)(3, 10) == 4 * (matrices + 3 * 10 * slot)
+    scales = 4 * (2 * (4 * 16 + 2 * 24 + 16) + 7)
+    assert step_bytes(convert(model, "int8"))(3, 10) == matrices + scales + 2 * 3 * 10 * slot
+
+
+def test_all_our_ways_write_and_int8_is_left_to_those_that_read_it_as_it_is(model: GPT) -> None:
+    ours = contenders(model, ["fp32", "bf16", "int8"], ["eager", "auto"], [2])
+    assert [way.mode for way in ours] == ["fp32 eager", "fp32 auto", "bf16 eager", "bf16 auto", "int8 auto"]
+    for way in ours:
+        seconds = way.write([[1, 2], [3, 4]], 70)
+        assert len(seconds) == 70, "past the context"
+        assert all(earlier < later for earlier, later in pairwise(seconds))
+
+
+def test_agreement_is_one_with_itself_and_less_with_another_model(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert agreement(model, "fp32", 40) == 1.0
+
+    def spoiled(model: GPT, precision: Precision) -> GPT:
+        assert model.head is not None
+        model.head.weight.data.neg_()
+        return model
+
+    monkeypatch.setattr(speed, "convert", spoiled)
+    assert agreement(model, "bf16", 40) < 0.5

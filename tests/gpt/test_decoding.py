@@ -224,7 +224,7 @@ def test_more_tokens_than_the_native_step_takes_are_read_too(decoder: Decoder) -
 
 
 def greedy(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-    steps = generate(decoder, prompts, max_new_tokens=count, sampling=GREEDY)
+    steps = generate(decoder, prompts, max_new_tokens=count, sampling=GREEDY, seeds=range(len(prompts)))
     return torch.stack([chosen.tokens_B for chosen in steps], 1).tolist()
 
 

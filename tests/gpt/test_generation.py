@@ -98,7 +98,14 @@ def test_greedy_texts_equal_those_of_the_whole_context_read_at_every_step(
     mode: Mode, when_full: WhenFull, context: int, penalty: float, positions: str
 ) -> None:
     model = random_model(context, positions=positions)
-    prompts = [[2], [5, 1, 6, 3, 4], [1, 2, 3], list(range(context)), [7, 7, 8], list(range(1, context + 4))]
+    prompts = [
+        [2],
+        [5, 1, 6, 3, 4],
+        [1, 2, 3],
+        list(range(context)),
+        [7, 7, 8],
+        [token % VOCABULARY for token in range(1, context + 4)],
+    ]
     if when_full == "stop":
         prompts = [prompt for prompt in prompts if len(prompt) <= context]
     expected = [without_cache(model, prompt, 30, when_full, penalty) for prompt in prompts]
@@ -139,7 +146,7 @@ def test_draws_follow_the_models_probabilities() -> None:
 @FULL
 @MODES
 def test_lookup_writes_the_greedy_text_in_fewer_readings(mode: Mode, when_full: WhenFull, draft: int) -> None:
-    model = random_model(40)
+    model = random_model(40, positions="rotary")
     prompt, count = [3, 1, 4, 1, 5, 9, 2, 6], 150 if when_full == "slide" else 33
     decoder = CountingDecoder(model, mode)
     options = {"max_new_tokens": count, "when_full": when_full}

@@ -26,11 +26,16 @@ def random_model(config: ModelConfig, vocab_size: int = 11) -> GPT:
     return model
 
 
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("num_kv_heads", [None, 2, 1])
 @pytest.mark.parametrize("positions", POSITIONS)
 @torch.no_grad()
-def test_cached_logits_equal_uncached_ones_for_every_length(positions: str, num_kv_heads: int | None) -> None:
-    model = random_model(replace(SMALL, positions=positions, num_kv_heads=num_kv_heads))
+def test_cached_logits_equal_uncached_ones_for_every_length(
+    positions: str, num_kv_heads: int | None, qk_norm: bool, tie_embeddings: bool
+) -> None:
+    options = {"positions": positions, "num_kv_heads": num_kv_heads, "qk_norm": qk_norm}
+    model = random_model(replace(SMALL, tie_embeddings=tie_embeddings, **options))
     tokens = torch.randint(11, (2, SMALL.max_len), generator=torch.Generator().manual_seed(1))
     cache = model.new_cache(batch_size=2)
     for length in range(1, SMALL.max_len + 1):
@@ -48,6 +53,22 @@ def test_a_prompt_read_at_once_equals_one_read_by_tokens(prompt_length: int) -> 
     logits = torch.cat((model(tokens[:, :prompt_length], cache), model(tokens[:, prompt_length:], cache)), 1)
     whole = model(tokens)
     assert (logits - whole).abs().max() <= 1e-5 * whole.abs().max()
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@torch.no_grad()
+def test_a_place_says_where_tokens_stand_and_prediction_follows_reading(positions: str) -> None:
+    model = random_model(replace(SMALL, positions=positions))
+    tokens = torch.randint(11, (2, 9), generator=torch.Generator().manual_seed(2))
+    cache = model.new_cache(2)
+    # The second text has two tokens less: what pads it counts for nothing, and its next token stands where they end.
+    model(tokens[:, :5], cache, cache.extend(5, [5, 3]))
+    following = torch.stack((tokens[0, 5:9], tokens[1, 3:7]))
+    logits = model.predict(model.read(following, cache, cache.extend(4)))
+    whole = model(tokens)
+    expected = torch.stack((whole[0, 5:9], whole[1, 3:7]))
+    assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert cache.lengths == [9, 7]
 
 
 def formula(config: ModelConfig, V: int) -> int:
@@ -114,6 +135,15 @@ def test_tied_embeddings_are_stored_once() -> None:
 def test_too_long_a_sequence_is_an_error() -> None:
     with pytest.raises(ValueError, match="at most 12 tokens, got 13"):
         GPT(SMALL, 11)(torch.zeros(1, 13, dtype=torch.long))
+
+
+@torch.no_grad()
+def test_a_cache_is_as_long_as_asked_and_never_longer_than_the_context() -> None:
+    model = random_model(SMALL).to(torch.bfloat16)
+    assert [model.new_cache(2, length).max_len for length in (None, 5, 12, 100)] == [12, 5, 12, 12]
+    assert model.new_cache().dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="the cache holds 5 tokens of a sequence, 6 were asked for"):
+        model(torch.zeros(1, 6, dtype=torch.long), model.new_cache(1, 5))
 
 
 def load(name: str) -> GPTConfig:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import command
 from torch import Tensor, nn
 
 import gpt.native
@@ -12,7 +13,6 @@ from gpt.config import ModelConfig
 from gpt.decoding import Decoder, Precision, convert
 from gpt.model import GPT
 from gpt.native import NativeError, NativeStep, find_compiler, library
-from helpers import command
 from training.errors import InputError
 
 # Head sizes of 6, 32 and 84: none, two and five times the 16 numbers that are taken at once, and a rest.

@@ -133,6 +133,15 @@ def test_the_native_step_rounds_nothing_but_weights_and_cache(
         expected_BTV, cache = whole(tokens_BT), poisoned(decoder.take_cache(3, 33))
         read = [decoder.read(part_BT, cache) for part_BT in tokens_BT[:, :33].split([10, 1, 1, 9, 1, 10, 1], 1)]
     assert_near(torch.cat(read, 1), expected_BTV[:, :33], tolerance)
+    # The first layer's keys and values come from the weights alone: the nearest that the cache can hold.
+    with torch.inference_mode():
+        exact = whole.new_cache(3, 33)
+        whole(tokens_BT[:, :33], exact)
+    for stored_BHSD, exact_BHSD in zip(cache.layers[0].read(33), exact.layers[0].read(33), strict=True):
+        if precision == "fp32":
+            assert_near(stored_BHSD, exact_BHSD)
+        else:
+            assert (stored_BHSD == exact_BHSD.to(torch.bfloat16)).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("mode", ["eager", NATIVE])

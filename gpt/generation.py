@@ -83,9 +83,7 @@ def generate(
         InputError: An option is out of range, or a prompt is empty or too long.
     """
     if not prompts or not seeds or len(prompts) not in (1, len(seeds)):
-        raise InputError(
-            f"expected one prompt, or one for each seed, got {len(prompts)} prompts and {len(seeds)} seeds"
-        )
+        raise InputError(f"expected a prompt for all seeds or for each, got {len(prompts)} prompts, {len(seeds)} seeds")
     context = decoder.model.config.max_len
     texts = list(prompts) * (len(seeds) if len(prompts) == 1 else 1)
     limits = [new_token_limit(context, text, max_new_tokens, when_full) for text in texts]

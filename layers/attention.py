@@ -113,10 +113,12 @@ class MultiHeadAttention(nn.Module):
         if cache is not None:
             if place is not None:
                 cache.store(k_BHSD, v_BHSD, place)
-                causal, mask_BTS = place.causal, place.mask_BTS
+                slots, causal, mask_BTS = place.slots, place.causal, place.mask_BTS
             elif mask_BTS is None:
                 raise ValueError("expected a mask of the tokens in a cache that is only read")
-            k_BHSD, v_BHSD = cache.read(mask_BTS.size(-1) if place is None else place.slots)
+            else:
+                slots = mask_BTS.size(-1)
+            k_BHSD, v_BHSD = cache.read(slots)
             q_BHTD = q_BHTD.to(k_BHSD.dtype)
         mask = None if mask_BTS is None else mask_BTS.unsqueeze(1)
         if causal and mask is not None:

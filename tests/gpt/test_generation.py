@@ -3,6 +3,7 @@
 import gc
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 
 import psutil
 import pytest
@@ -162,21 +163,25 @@ def test_lookup_writes_the_greedy_text_in_fewer_readings(mode: Mode, when_full: 
             torch.testing.assert_close(getattr(one, name), getattr(other, name), atol=1e-4, rtol=0)
 
 
-def test_lookup_that_proposes_wrongly_takes_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("right", [0, 2, 100])
+@pytest.mark.parametrize(("when_full", "count"), [("stop", 8), ("stop", 9), ("slide", 60)])
+def test_of_what_lookup_proposes_only_what_is_right_is_kept(
+    when_full: WhenFull, count: int, right: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = random_model()
-    for when_full, count in (("stop", 9), ("slide", 60)):
-        expected = without_cache(model, [1, 2, 3, 4], count, when_full, 1.0)
-        true_text = [1, 2, 3, 4, *expected]
+    expected = without_cache(model, [1, 2, 3, 4], count, when_full, 1.0)
+    # It knows what follows, to beyond the end.
+    truth = [1, 2, 3, 4, *without_cache(model, [1, 2, 3, 4], count + 9, "slide", 1.0)]
 
-        def two_right(text: Sequence[int], most: int, truth: list[int] = true_text) -> list[int]:
-            following = truth[len(text) :][:most]
-            return [*following[:2], *((token + 1) % VOCABULARY for token in following[2:])]
+    def partly_right(text: Sequence[int], most: int) -> list[int]:
+        following = truth[len(text) :][:most]
+        return [*following[:right], *((token + 1) % VOCABULARY for token in following[right:])]
 
-        monkeypatch.setattr("gpt.generation._look_up", two_right)
-        decoder = CountingDecoder(model)
-        steps = generate_with_lookup(decoder, [1, 2, 3, 4], max_new_tokens=count, draft=5, when_full=when_full)
-        assert [int(chosen.tokens_B) for chosen in steps] == expected
-        assert decoder.readings < count / 2
+    monkeypatch.setattr("gpt.generation._look_up", partly_right)
+    decoder = CountingDecoder(model)
+    steps = generate_with_lookup(decoder, [1, 2, 3, 4], max_new_tokens=count, draft=5, when_full=when_full)
+    assert [int(chosen.tokens_B) for chosen in islice(steps, count + 1)] == expected
+    assert decoder.readings < (count / 2 if right else count)
 
 
 @MODES

@@ -204,6 +204,22 @@ def test_the_benchmark_runs_without_the_packages_that_it_does_not_need(folder: P
     assert figures["peers"] == []
 
 
+def test_the_benchmark_times_transformers_with_the_same_weights(folder: Path) -> None:
+    pytest.importorskip("transformers")
+    model = ["--model.num_layers", "1", "--model.d_model", "16", "--model.num_heads", "2", "--model.d_ff", "16"]
+    context = ["--model.max_len", "512", "--uncached", "no", "--repeats", "1", "--batch", "2", "--precision", "fp32"]
+    config = ["--config", ROOT / "configs/gpt/quick.yaml", *model, *context, "--mode", "eager"]
+    done = command(BENCH, *config, "--peer", "transformers", "--json", "peers.json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((folder / "peers.json").read_text())
+    assert "rows" not in figures
+    assert [row["mode"].rsplit(" ", 1)[0] for row in figures["peers"]] == ["fp32 transformers", "bf16 transformers"]
+    assert all(row["tokens_per_second"] > 0 and row["batch"] == 2 for row in figures["peers"])
+    refused = command(BENCH, *config, "--model.positions", "learned", "--peer", "transformers", cwd=folder)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "expected one trained with --model.positions rotary" in refused.stderr
+
+
 def test_the_benchmark_takes_a_checkpoint_and_draws(folder: Path) -> None:
     options = ["--repeats", "1", "--mode", "eager", "--batch", "1", "--plot", "bench.png"]
     done = command(BENCH, "--checkpoint", "average", *options, cwd=folder)

@@ -64,6 +64,7 @@ class Decoder:
         self._recorded: dict[KVCache, _RecordedStep] = {}
         self._free: list[KVCache] = []
 
+    @torch.inference_mode()
     def take_cache(self, batch_size: int = 1, max_len: int | None = None) -> KVCache:
         """An empty cache for sequences of up to `max_len` tokens (None: of the context).
 

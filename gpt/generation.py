@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gpt.decoding import Decoder
+from gpt.native import MOST_TOKENS
 from layers import Beam, Chosen, KVCache, Sampler, Sampling, beam_search
 from layers.sampling import GREEDY, NOISE_BLOCK, seen_tokens
 from training.errors import InputError
@@ -21,6 +22,8 @@ from training.seeds import generator
 WhenFull = Literal["stop", "slide"]
 LOOKUP_LENGTH = 3
 """Tokens that must stand in the text before what prompt lookup proposes."""
+LOOKUP_WINDOW = 1024
+"""Tokens among which it looks for them."""
 
 
 def check_length_and_seed(max_new_tokens: int, seed: int) -> None:
@@ -170,8 +173,8 @@ def generate_with_lookup(
     Raises:
         InputError: An option is out of range, or the prompt is empty or too long.
     """
-    if draft < 1:
-        raise InputError(f"lookup must be at least 1, got {draft}")
+    if not 1 <= draft < MOST_TOKENS:
+        raise InputError(f"lookup must be at least 1 and at most {MOST_TOKENS - 1}, got {draft}")
     context = decoder.model.config.max_len
     limit = new_token_limit(context, prompt, max_new_tokens, when_full)
     text, device = list(prompt), decoder.model.embedding.weight.device
@@ -204,11 +207,13 @@ def generate_with_lookup(
 
 
 def _look_up(text: Sequence[int], most: int) -> list[int]:
-    """What followed the last tokens where they stood before, most recently."""
+    """What followed the last tokens where they stood before, most recently; again and again if that is little."""
+    text = list(text[-LOOKUP_WINDOW:])
     last = text[-LOOKUP_LENGTH:]
     for start in range(len(text) - LOOKUP_LENGTH - 1, -1, -1):
         if text[start : start + LOOKUP_LENGTH] == last:
-            return list(text[start + LOOKUP_LENGTH :][:most])
+            following = text[start + LOOKUP_LENGTH :]
+            return [following[n % len(following)] for n in range(most)]
     return []
 
 
@@ -219,7 +224,7 @@ def search(
     """The likeliest continuations that a beam search finds; see `layers.beam_search`.
 
     Raises:
-        InputError: An option is out of range, or the prompt is empty or too long for `max_new_tokens` more.
+        InputError: An option is out of range, or the prompt is empty or too long.
     """
     context = decoder.model.config.max_len
     limit = new_token_limit(context, prompt, max_new_tokens, "stop")

@@ -350,9 +350,12 @@ inline float weight_at(const Matrix &matrix, int64_t index) {
 
 }  // namespace
 
-extern "C" void read_tokens(const Model *the_model, const Tokens *the_tokens) {
+// False if a token is not of the vocabulary; nothing is read then.
+extern "C" bool read_tokens(const Model *the_model, const Tokens *the_tokens) {
     const Model &model = *the_model;
     const Tokens &tokens = *the_tokens;
+    for (int64_t i = 0; i < tokens.batch * tokens.count; ++i)
+        if (tokens.ids[i] < 0 || tokens.ids[i] >= model.embedding.rows) return false;
     const int64_t count = tokens.batch * tokens.count, width = model.width, hidden = model.hidden;
     const int64_t query_width = model.heads * model.head_size, key_width = model.kv_heads * model.head_size;
     std::vector<float> memory(LANES + count * (2 * width + 2 * query_width + 2 * key_width + 2 * hidden));
@@ -417,4 +420,5 @@ extern "C" void read_tokens(const Model *the_model, const Tokens *the_tokens) {
 #pragma omp barrier
         product(model.head, normed, count, share, into(tokens.logits, model.head.rows));
     }
+    return true;
 }

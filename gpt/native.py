@@ -7,6 +7,7 @@ user's cache folder.
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -99,7 +100,7 @@ def library() -> ctypes.CDLL:
             with tempfile.TemporaryDirectory(dir=built.parent) as folder:
                 # Whoever builds it at the same time replaces it by the same.
                 build(compiler, Path(folder, built.name)).replace(built)
-        return ctypes.CDLL(str(built))
+        return _load(built)
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {error.returncode}"]
         raise NativeError(f"{compiler} failed: {said[0]}") from error
@@ -107,9 +108,19 @@ def library() -> ctypes.CDLL:
         raise NativeError(f"{compiler} could not build it: {error}") from error
 
 
+def _load(built: Path) -> ctypes.CDLL:
+    try:
+        found = ctypes.CDLL(str(built))
+    except OSError:
+        built.unlink()  # Damaged: the next one builds it anew.
+        raise
+    found.read_tokens.restype = ctypes.c_bool
+    return found
+
+
 def build(compiler: str, output: Path) -> Path:
     """Compile the library into a file, and return that."""
-    subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(output)], capture_output=True, check=True)
+    subprocess.run([*shlex.split(compiler), *FLAGS, str(SOURCE), "-o", str(output)], capture_output=True, check=True)
     return output
 
 
@@ -131,7 +142,7 @@ def _cache_folder() -> Path:
 
 def _fingerprint(compiler: str) -> str:
     """Of all that the result depends on: the source, the compiler and its flags, and the processor."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    version = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, check=True).stdout
     processor = Path("/proc/cpuinfo")
     lines = processor.read_text().splitlines() if processor.exists() else []
     features = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
@@ -183,16 +194,17 @@ class NativeStep:
 
         Raises:
             ValueError: They do not fit into the cache.
+            IndexError: A token is not of the vocabulary; the cache is as it was.
         """
-        (batch, count), lengths_B = tokens_BT.shape, cache.lengths_B.clone()
-        cache.advance(count)
+        batch, count = tokens_BT.shape
+        cache.check_room(count)
         for block, layer in zip(self._blocks, cache.layers, strict=True):
             block.keys, block.values = layer.keys_BHSD.data_ptr(), layer.values_BHSD.data_ptr()
-        tokens_BT = tokens_BT.contiguous()
+        tokens_BT = tokens_BT.to(torch.int64).contiguous()
         logits_BTV = torch.empty(batch, count, self._vocab_size)
         tokens = _Tokens(
             ids=tokens_BT.data_ptr(),
-            lengths=lengths_B.data_ptr(),
+            lengths=cache.lengths_B.data_ptr(),
             batch=batch,
             count=count,
             slots=cache.max_len,
@@ -200,7 +212,9 @@ class NativeStep:
             logits=logits_BTV.data_ptr(),
             threads=torch.get_num_threads(),
         )
-        self._library.read_tokens(ctypes.byref(self._model), ctypes.byref(tokens))
+        if not self._library.read_tokens(ctypes.byref(self._model), ctypes.byref(tokens)):
+            raise IndexError(f"expected tokens from 0 to {self._vocab_size - 1}")
+        cache.advance(count)
         return logits_BTV
 
     @staticmethod

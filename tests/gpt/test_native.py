@@ -13,6 +13,7 @@ from gpt.config import ModelConfig
 from gpt.decoding import Decoder, Precision, convert
 from gpt.model import GPT
 from gpt.native import NativeError, NativeStep, find_compiler, library
+from layers import KVCache
 from training.errors import InputError
 
 # Head sizes of 6, 32 and 84: none, two and five times the 16 numbers that are taken at once, and a rest.
@@ -247,3 +248,29 @@ def test_weights_live_as_long_as_the_step() -> None:
     rubbish = [torch.full_like(parameter, torch.nan) for _ in range(3) for parameter in model.parameters()]
     assert torch.equal(read(step, caches, tokens_BT, [6]), before)
     del rubbish
+
+
+@pytest.mark.usefixtures("built")
+def test_a_token_that_is_not_of_the_vocabulary_is_an_error_and_changes_nothing() -> None:
+    model = random_model(SIZES["wide"])
+    step, cache = NativeStep(model), model.new_cache()
+    for token in (-1, model.vocab_size):
+        with pytest.raises(IndexError, match=f"expected tokens from 0 to {model.vocab_size - 1}"):
+            step(torch.tensor([[token]]), cache)
+    assert cache.lengths == [0]
+    assert torch.equal(step(torch.tensor([[3]], dtype=torch.int32), cache), NativeStep(model)(*fresh(model, 3)))
+
+
+def fresh(model: GPT, token: int) -> tuple[Tensor, KVCache]:
+    return torch.tensor([[token]]), model.new_cache()
+
+
+@pytest.mark.usefixtures("built")
+def test_a_damaged_library_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    damaged = gpt.native._cache_folder() / f"native-{gpt.native._fingerprint(find_compiler())}.so"
+    damaged.parent.mkdir()
+    damaged.write_bytes(b"damaged")
+    with pytest.raises(NativeError, match="could not build it"):
+        library.__wrapped__()
+    assert library.__wrapped__().read_tokens

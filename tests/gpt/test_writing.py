@@ -243,7 +243,7 @@ def test_a_text_ends_by_its_length_or_by_the_context(
         ),
         ({"lookup": 2, "sampling": GREEDY, "num_samples": 2}, "lookup writes one text at a time"),
         ({"lookup": 2, "sampling": GREEDY, "prompt": ["a", "b"]}, "lookup writes one text at a time"),
-        ({"lookup": -2, "sampling": GREEDY}, "lookup must be at least 1, got -2"),
+        ({"lookup": -2, "sampling": GREEDY}, "lookup must be at least 1 and at most 31, got -2"),
     ],
 )
 def test_what_is_out_of_range_is_an_error(decoder: Decoder, options: dict[str, object], message: str) -> None:

@@ -104,7 +104,7 @@ def test_print_config_prints_what_a_run_would_use(tmp_path: Path) -> None:
         ([TRAIN, "--training.precision", "fp16"], "error: fp16 (as configured) needs a GPU"),
         ([EVALUATE, "--checkpoint", "nothing"], "error: nothing does not exist"),
         ([EVALUATE, "--checkpoint", "x", "--temperature", "-1"], "error: temperature must be at least 0, got -1.0"),
-        ([EVALUATE, "--checkpoint", "x", "--top", "5"], "error: unknown option top: did you mean top_p?"),
+        ([EVALUATE, "--checkpoint", "x", "--topk", "5"], "error: unknown option topk: did you mean top_k?"),
         (["-m", "gpt.data", "--output", "x", "--source", "a" * 300], "error: " + "a" * 300 + ": File name too long"),
     ],
 )

@@ -15,21 +15,26 @@
 #include <vector>
 
 #include <omp.h>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 namespace {
 
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
+constexpr int TILE_ROWS = 4;  // with 4 tokens, as many sums as there are registers for
+#else
+constexpr int LANES = 8;
+constexpr int TILE_ROWS = 2;
+#endif
 constexpr int ROWS = 8;    // of a matrix, taken at once
 constexpr int AHEAD = 16;  // rows that are asked of the memory before they are needed
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef float Half __attribute__((vector_size(2 * LANES)));
-typedef float Quarter __attribute__((vector_size(LANES)));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef int8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
 
 struct BFloat16 {
     uint16_t bits;
@@ -49,28 +54,25 @@ inline float number(BFloat16 value) {
 inline Lanes load(const float *from) { return *reinterpret_cast<const Lanes *>(from); }
 
 // Compilers make many instructions of these two conversions where the processor has one.
-inline Integers widen(const int8_t *from) {
+inline Lanes load(const int8_t *from) {
 #if defined(__AVX512F__)
-    return (Integers)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+    return (Lanes)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
+#elif defined(__AVX2__)
+    return (Lanes)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadu_si64(from)));
 #else
-    Integers result;
-    for (int lane = 0; lane < LANES; ++lane) result[lane] = from[lane];
-    return result;
+    return __builtin_convertvector(*reinterpret_cast<const Bytes *>(from), Lanes);
 #endif
 }
-inline Bits widen(const BFloat16 *from) {
-#if defined(__AVX512F__)
-    return (Bits)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
-#else
-    return __builtin_convertvector(*reinterpret_cast<const Halves *>(from), Bits);
-#endif
-}
-inline Lanes load(const int8_t *from) { return __builtin_convertvector(widen(from), Lanes); }
 inline Lanes load(const BFloat16 *from) {
-    const Bits bits = widen(from) << 16;
-    Lanes result;
-    std::memcpy(&result, &bits, sizeof(result));
-    return result;
+#if defined(__AVX512F__)
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
+    return (Lanes)_mm512_slli_epi32(bits, 16);
+#elif defined(__AVX2__)
+    const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+    return (Lanes)_mm256_slli_epi32(bits, 16);
+#else
+    return (Lanes)(__builtin_convertvector(*reinterpret_cast<const Halves *>(from), Bits) << 16);
+#endif
 }
 
 inline void store(float *to, float value) { *to = value; }
@@ -80,9 +82,25 @@ inline void store(BFloat16 *to, float value) {  // to the nearest, to even where
     to->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// a * b + c, rounded once where the processor can. The compiler itself joins no products and sums (-ffp-contract=off):
+// it would do so in one copy of a loop and not in another, and the same token would come out in two ways.
+inline Lanes multiply_add(const Lanes &a, const Lanes &b, const Lanes &c) {
+#if defined(__AVX512F__)
+    return (Lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (Lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__FP_FAST_FMAF)
+    Lanes result;
+    for (int lane = 0; lane < LANES; ++lane) result[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
+    return result;
+#else
+    return a * b + c;
+#endif
+}
+
 // Keeps the compiler from loading the same numbers anew for each of several products.
 inline void keep_in_register(Lanes &lanes) {
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
     asm("" : "+v"(lanes));
 #else
     (void)lanes;
@@ -90,13 +108,11 @@ inline void keep_in_register(Lanes &lanes) {
 }
 
 inline float sum(const Lanes &lanes) {
-    Half halves[2];
+    float halves[LANES];
     std::memcpy(halves, &lanes, sizeof(lanes));
-    halves[0] += halves[1];
-    Quarter quarters[2];
-    std::memcpy(quarters, halves, sizeof(halves[0]));
-    const Quarter sums = quarters[0] + quarters[1];
-    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int lane = 0; lane < half; ++lane) halves[lane] += halves[lane + half];
+    return halves[0];
 }
 
 // e^x for x <= 88: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2], with a relative error of some 1e-7.
@@ -109,7 +125,7 @@ inline Lanes exponential(Lanes x) {
     const Lanes rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
     Lanes series = Lanes{} + 1.0f / 5040;
     for (const float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
-        series = series * rest + factor;
+        series = multiply_add(series, rest, Lanes{} + factor);
     const Integers power = (n + 127) << 23;
     Lanes result;
     std::memcpy(&result, &power, sizeof(result));
@@ -182,7 +198,7 @@ inline void dots(const Weight *rows, const float *tokens, int64_t columns, Ahead
             Lanes inputs = load(tokens + token * columns + column);
             keep_in_register(inputs);
 #pragma GCC unroll 8
-            for (int row = 0; row < R; ++row) sums[row][token] += weights[row] * inputs;
+            for (int row = 0; row < R; ++row) sums[row][token] = multiply_add(weights[row], inputs, sums[row][token]);
         }
     }
     for (int row = 0; row < R; ++row)
@@ -217,7 +233,7 @@ inline void tile(const Matrix &matrix, int64_t row, const float *tokens, int64_t
 
 template <int R, class Weight, class Result>
 inline void row_group(const Matrix &matrix, int64_t row, const float *tokens, int64_t count, Result &&result) {
-    constexpr int PART = std::min(R, 4);  // with 4 tokens, as many sums as there are registers for
+    constexpr int PART = std::min(R, TILE_ROWS);
     const int64_t fours = count / 4, tiles = fours * (R / PART) + count % 4, bytes = R * sizeof(Weight);
     Ahead ahead{static_cast<const char *>(matrix.weights) + (row + AHEAD) * matrix.columns * sizeof(Weight),
                 bytes * LANES / tiles};  // each tile asks for its part of as many rows as are computed here
@@ -271,7 +287,8 @@ template <int C, class Number>
 inline void weigh(const float *weights, const Number *values, int64_t slots, int64_t size, float *result) {
     Lanes chains[C] = {};
     for (int64_t slot = 0; slot < slots; ++slot)
-        for (int i = 0; i < C; ++i) chains[i] += weights[slot] * load(values + slot * size + i * LANES);
+        for (int i = 0; i < C; ++i)
+            chains[i] = multiply_add(Lanes{} + weights[slot], load(values + slot * size + i * LANES), chains[i]);
     std::memcpy(result, chains, sizeof(chains));
 }
 

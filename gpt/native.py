@@ -30,7 +30,7 @@ from layers import (
 )
 
 SOURCE = Path(__file__).with_name("native.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
 MOST_TOKENS = 32
 """With more tokens at once, torch's matrix products are faster."""
 

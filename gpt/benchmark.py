@@ -5,11 +5,10 @@ arms take turns, pass by pass, and all read the same tokens, which a first pass 
 medians of the passes. `gpt/speed.py` compares the ways to decode with each other and with the memory.
 """
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from torch import Tensor
 from gpt.decoding import Decoder, Mode
 from gpt.model import GPT
 from layers import KVCache
-from training.seeds import derive_seed, generator
+from training.benchmarking import describe_machine, describe_model
+from training.seeds import generator
 
 ROWS = (100, 200, 300, 500)
 PROMPT_TOKENS = 8
@@ -184,38 +184,10 @@ def _time_pass(reader: Reader, tokens: Sequence[int], advance: Callable[[], None
     return seconds
 
 
-@torch.no_grad()
-def fill_zero_weights(model: GPT) -> None:
-    """Draw what `GPT.init_weights` left at zero, so that a fresh model computes and chooses as a trained one does."""
-    for name, parameter in model.named_parameters():
-        if not parameter.any():
-            parameter.normal_(0.0, 0.02, generator=torch.Generator().manual_seed(derive_seed(0, name)))
-
-
-def cpu_name() -> str:
-    """The processor's own name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def describe(model: GPT, *, source: str, repeats: int) -> dict[str, Any]:
     """All that the figures depend on."""
-    device = model.embedding.weight.device
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}: {cpu_name()}",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "model": {
-            "source": source,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "vocab_size": model.vocab_size,
-        }
-        | asdict(model.config),
+    return describe_machine(model.embedding.weight.device) | {
+        "model": describe_model(model, source),
         "prompt_tokens": PROMPT_TOKENS,
         "repeats": repeats,
     }

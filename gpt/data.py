@@ -15,13 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gpt.config import SOURCES, DataConfig
-from gpt.hub import PARQUET_REVISION, TINY_SHAKESPEARE, Request, load_hub_text
+from gpt.config import SOURCES, TINY_SHAKESPEARE, DataConfig
 from gpt.plays import SHA256, PlaysError, build_text
 from gpt.tokenizer import CharTokenizer
 from training.batches import epoch_samples
 from training.command_line import StrictParser
 from training.errors import InputError, exit_code
+from training.hub import PARQUET_REVISION, SPLITS, Request, load_hub_rows
 from training.seeds import generator
 from training.task import IGNORED, Batch
 
@@ -55,7 +55,7 @@ def _sha256(text: str) -> str:
 
 
 def load_source(data: DataConfig) -> Source:
-    """Load the text that the configuration names; see `DataConfig`, and for the hub `gpt.hub.load_hub_text`.
+    """Load the text that the configuration names; see `DataConfig`, and for the hub `training.hub.load_hub_rows`.
 
     Raises:
         InputError: There is no such text, or it is empty or not UTF-8; the message says what to do.
@@ -82,17 +82,27 @@ def _plays_or_hub(data: DataConfig) -> Source:
 
 
 def _hub(name: str, data: DataConfig) -> Source:
-    """A data set of the Hugging Face hub; Tiny Shakespeare's three splits, joined, are the text as published."""
+    """A data set of the Hugging Face hub: its training text, and the one to validate on where it has one.
+
+    Rows without text (null) are skipped, and a row that does not end in a line break gets one. Tiny Shakespeare's three
+    splits, joined as they are, are the text as published.
+    """
     tiny = name == TINY_SHAKESPEARE
     revision = data.revision or (PARQUET_REVISION if tiny else None)
-    found = load_hub_text(Request(name, data.column, revision, data.subset))
+    found = load_hub_rows(Request(name, {"data.column": data.column}, revision, data.subset, any_revision=tiny))
+    rows = {split: [text for (text,) in texts if text is not None] for split, texts in found.splits.items()}
     if not tiny:
-        return Source(found.text, f"{name}, from the hub (commit {found.commit[:7]})", found.validation)
-    if _sha256(found.text) != SHA256:
-        raise InputError(
-            f"{name} at {revision} has SHA-256 {_sha256(found.text)}, expected {SHA256}; use --data.source auto"
-        )
-    return Source(found.text, f"Tiny Shakespeare, from the hub ({name})")
+        held_out = next((split for split in ("validation", "test") if split in rows), None)
+        validation = _lines(rows[held_out]) if held_out else None
+        return Source(_lines(rows["train"]), f"{name}, from the hub (commit {found.commit[:7]})", validation)
+    text = "".join("".join(rows.get(split, [])) for split in SPLITS)
+    if _sha256(text) != SHA256:
+        raise InputError(f"{name} at {revision} has SHA-256 {_sha256(text)}, expected {SHA256}; use --data.source auto")
+    return Source(text, f"Tiny Shakespeare, from the hub ({name})")
+
+
+def _lines(rows: list[str]) -> str:
+    return "".join(row if row.endswith("\n") else row + "\n" for row in rows)
 
 
 def _local(path: Path) -> Source:

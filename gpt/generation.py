@@ -5,7 +5,6 @@ Shapes: B sequences, T tokens, V vocabulary.
 
 from collections import deque
 from collections.abc import Generator, Sequence
-from functools import partial
 from itertools import count
 from typing import Literal, get_args
 
@@ -17,7 +16,7 @@ from gpt.native import MOST_TOKENS
 from layers import Beam, Chosen, KVCache, Sampler, Sampling, beam_search
 from layers.sampling import GREEDY, NOISE_BLOCK, seen_tokens
 from training.errors import InputError
-from training.seeds import generator
+from training.seeds import noise_blocks
 
 WhenFull = Literal["stop", "slide"]
 LOOKUP_LENGTH = 3
@@ -97,7 +96,7 @@ def generate(
     try:
         logits_BV = _read_prompts(decoder, windows, cache)
         seen_BV = seen_tokens(texts, decoder.model.vocab_size, logits_BV.device)
-        sampler = Sampler(sampling or Sampling(), partial(_noise, seeds), seen_BV, alternatives)
+        sampler = Sampler(sampling or Sampling(), noise_blocks(seeds, NOISE_BLOCK), seen_BV, alternatives)
         written: deque[Tensor] = deque(maxlen=context)
         for step in count(1):
             chosen = sampler.choose(logits_BV)
@@ -115,10 +114,6 @@ def generate(
                 logits_BV = decoder.prefill(chosen.tokens_B[:, None], cache, [int(goes_on) for goes_on in live])
     finally:
         decoder.give_back(cache)
-
-
-def _noise(seeds: Sequence[int], row: int, block: int) -> Tensor:
-    return torch.rand(NOISE_BLOCK, generator=generator(seeds[row], "sampling", block), dtype=torch.float64)
 
 
 def _read_prompts(decoder: Decoder, windows: Sequence[Sequence[int]], cache: KVCache) -> Tensor:

@@ -22,14 +22,13 @@ from gpt.config import ModelConfig
 from layers import (
     KVCache,
     LayerCache,
-    LearnedPositions,
     MultiHeadAttention,
     Place,
     RMSNorm,
-    RotaryPositions,
-    SinusoidalPositions,
     SwiGLU,
     Turn,
+    build_positions,
+    init_weights,
 )
 
 
@@ -73,45 +72,20 @@ class GPT(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.embedding = nn.Embedding(vocab_size, config.d_model)
-        self.positions: nn.Module | None = None
-        self.rotary: RotaryPositions | None = None
-        if config.positions == "rotary":
-            self.rotary = RotaryPositions(config.max_len, config.d_model // config.num_heads)
-        elif config.positions == "learned":
-            self.positions = LearnedPositions(config.max_len, config.d_model)
-        else:
-            self.positions = SinusoidalPositions(config.max_len, config.d_model)
+        self.positions, self.rotary = build_positions(
+            config.positions,
+            max_len=config.max_len,
+            d_model=config.d_model,
+            head_size=config.head_size,
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.d_model)
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, vocab_size, bias=False)
 
-    @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew, on the CPU, from `generator`.
-
-        - Embeddings: normal, deviation 1 / sqrt(M). `forward` multiplies them by sqrt(M) (Vaswani et al. 2017, section
-          3.4), so that tokens enter with size 1, next to positions of the same size. Learned positions: deviation 0.02.
-        - Matrices inside blocks: normal, deviation 1 / sqrt(inputs), which keeps the size of what passes through.
-        - Matrices that write to the residual stream: zero, so that every block starts as the identity.
-        - Head: zero when it has its own weights: the first loss is then ln V exactly.
-        - Norms: one.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                module.weight.normal_(0.0, module.in_features**-0.5, generator=generator)
-            elif isinstance(module, RMSNorm):
-                module.weight.fill_(1.0)
-        self.embedding.weight.normal_(0.0, self.config.d_model**-0.5, generator=generator)
-        if isinstance(self.positions, LearnedPositions):
-            self.positions.embedding.weight.normal_(0.0, 0.02, generator=generator)
-        for module in self.modules():
-            if isinstance(module, MultiHeadAttention):
-                module.out.weight.zero_()
-            elif isinstance(module, SwiGLU):
-                module.down.weight.zero_()
-        if self.head is not None:
-            self.head.weight.zero_()
+        """Draw all weights anew, on the CPU, from `generator`; see `layers.init_weights`."""
+        init_weights(self, embedding=self.embedding, head=self.head, generator=generator)
 
     def forward(self, tokens_BT: Tensor, cache: KVCache | None = None, place: Place | None = None) -> Tensor:
         """Predict the token after each of `tokens_BT`.
@@ -168,9 +142,9 @@ class GPT(nn.Module):
         return KVCache(
             num_layers=config.num_layers,
             batch_size=batch_size,
-            num_kv_heads=config.num_kv_heads or config.num_heads,
+            num_kv_heads=config.kv_heads,
             max_len=min(max_len or config.max_len, config.max_len),
-            head_size=config.d_model // config.num_heads,
+            head_size=config.head_size,
             device=self.embedding.weight.device,
             dtype=self.embedding.weight.dtype,
         )

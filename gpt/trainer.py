@@ -15,7 +15,6 @@ from gpt.model import GPT
 from gpt.tokenizer import CharTokenizer
 from gpt.writing import write
 from layers import Sampling
-from training.checkpoint import CheckpointError
 from training.command_line import parse_config_text
 from training.errors import InputError
 from training.evaluation import mean_loss
@@ -23,10 +22,10 @@ from training.run import Result, train
 from training.run_folder import open_checkpoint
 from training.seeds import generator
 from training.task import Batch
+from training.trained import Weights, load_weights
 
 SAMPLE_LENGTH = 300
 DEFAULT_TEMPERATURE = 0.8
-Weights = Literal["ema", "raw"]
 
 
 class GPTTask:
@@ -37,6 +36,7 @@ class GPTTask:
     """
 
     model_class: type[GPT] = GPT
+    shows_samples = False
 
     def __init__(self, config: GPTConfig) -> None:
         self.config = config
@@ -44,7 +44,7 @@ class GPTTask:
         self.model = self.model_class(config.model, len(self.data.tokenizer))
         self.model.init_weights(generator(config.seed, "weights"))
         self.samples_per_epoch = self.data.windows_per_epoch
-        self.tokens_per_sample = config.model.max_len
+        self.tokens_per_sample: float = config.model.max_len
         self.flops_per_token = self.model.flops_per_token()
         self.data_origin = self.data.origin
         self.data_sha256 = self.data.sha256
@@ -171,16 +171,7 @@ def load_gpt(
     tokenizer = CharTokenizer.from_json(checkpoint.text("tokenizer.json"))
     config = parse_config_text(GPTConfig, checkpoint.text("config.yaml"))
     model = model_class(config.model, len(tokenizer))
-    weights = weights or ("ema" if "ema.safetensors" in checkpoint.files else "raw")
-    if weights == "ema" and "ema.safetensors" not in checkpoint.files:
-        raise CheckpointError(f"{checkpoint.folder} has no average of the weights (--training.ema_decay): use raw")
-    try:
-        model.load_state_dict(checkpoint.tensors({"ema": "ema", "raw": "model"}[weights]))
-    except RuntimeError as error:
-        raise InputError(
-            f"the weights of {checkpoint.folder} are not those of a {model_class.__name__}: load them with the class "
-            f"that was trained, load_gpt(…, model_class=…)"
-        ) from error
+    weights = load_weights(model, checkpoint, weights)
     sha256 = checkpoint.state["identity"]["data_sha256"]
     return LoadedGPT(model.to(device).float().eval(), tokenizer, config, weights, sha256)
 

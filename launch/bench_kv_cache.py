@@ -1,4 +1,7 @@
-"""Time how text is written: `python launch/bench_kv_cache.py --config FILE`, or `--checkpoint DIR`."""
+"""Time how text is written: `python launch/bench_kv_cache.py --config FILE`, or `--checkpoint DIR`.
+
+`seq2seq/bench.py` does it where that is an encoder-decoder's.
+"""
 
 import json
 import sys
@@ -10,7 +13,8 @@ from typing import Any, get_args
 import torch
 from jsonargparse import Namespace
 
-from gpt.benchmark import ROWS, Arms, describe, fill_zero_weights, measure_arms, plot
+import seq2seq.bench
+from gpt.benchmark import ROWS, Arms, describe, measure_arms, plot
 from gpt.config import GPTConfig
 from gpt.decoding import Decoder, Mode, Precision, convert
 from gpt.model import GPT
@@ -25,6 +29,8 @@ from gpt.speed import (
     native_build_seconds,
 )
 from gpt.trainer import load_gpt
+from seq2seq.kind import is_seq2seq
+from training.benchmarking import fill_zero_weights
 from training.command_line import StrictParser
 from training.device import inference_device, set_cpu_threads
 from training.errors import InputError, exit_code
@@ -42,7 +48,8 @@ def parse() -> tuple[Namespace, GPTConfig | None]:
         prog="bench_kv_cache.py",
         description="Seconds to write 100, 200, 300 and 500 tokens without and with the key-value cache, and tokens "
         "per second of each way to decode, for a model with random weights (--config, and --model.* to change it) or a "
-        "trained one (--checkpoint).",
+        "trained one (--checkpoint). With those of an encoder-decoder there are other options: "
+        "bench_kv_cache.py --config FILE --help.",
     )
     parser.add_argument("--config", action="config", help="YAML file of an experiment; its model is timed.")
     parser.add_argument("--checkpoint", type=str, help="A run (its best checkpoint) or one checkpoint.")
@@ -112,6 +119,9 @@ def ways_of(options: Namespace, model: GPT) -> tuple[list[Mode], list[Precision]
 
 def main() -> None:
     """Parse, measure, and print, write and draw the figures."""
+    if is_seq2seq(sys.argv[1:]):
+        seq2seq.bench.main()
+        return
     options, config = parse()
     if options.json:
         check_output(Path(options.json), (".json",))

@@ -1,4 +1,7 @@
-"""Write text with a trained GPT, or measure its loss: `python launch/evaluate.py --checkpoint DIR [--split val]`."""
+"""Write text with a trained GPT, or measure its loss: `python launch/evaluate.py --checkpoint DIR [--split val]`.
+
+With the checkpoint of an encoder-decoder: `--source TEXT`, or `--split test`; `seq2seq/evaluate.py` does the rest.
+"""
 
 import math
 import sys
@@ -10,6 +13,7 @@ from typing import get_args
 
 from jsonargparse import Namespace
 
+import seq2seq.evaluate
 from gpt.config import DataConfig
 from gpt.data import decode_text, read_text
 from gpt.decoding import Decoder, Mode, Precision, convert
@@ -25,6 +29,7 @@ from gpt.trainer import (
 )
 from gpt.writing import Piece, write
 from layers import Sampling
+from seq2seq.kind import is_seq2seq
 from training.command_line import StrictParser
 from training.device import inference_device, make_accelerator, set_cpu_threads
 from training.errors import InputError, exit_code
@@ -36,7 +41,8 @@ def parse() -> Namespace:
     """The options of the command line."""
     parser = StrictParser(
         prog="evaluate.py",
-        description="Continue a text with a trained GPT; with --split, measure its loss instead.",
+        description="Continue a text with a trained GPT; with --split, measure its loss instead. With a "
+        "checkpoint of an encoder-decoder there are other options: evaluate.py --checkpoint DIR --help.",
     )
     parser.add_argument("--checkpoint", type=str, required=True, help="A run (its best checkpoint) or one checkpoint.")
     parser.add_argument(
@@ -131,6 +137,9 @@ def _add_sampling(parser: StrictParser) -> None:
 
 def main() -> None:
     """Parse, load, and stream text or print measures."""
+    if is_seq2seq(sys.argv[1:]):
+        seq2seq.evaluate.main()
+        return
     options = parse()
     data = any(value is not None for value in vars(options.data).values())
     prompts = [name for name in ("prompt", "prompt_file") if options[name] is not None]

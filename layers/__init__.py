@@ -4,8 +4,9 @@ from layers.attention import MultiHeadAttention
 from layers.beam_search import Beam, beam_search
 from layers.cache import KVCache, LayerCache, Place
 from layers.feed_forward import SwiGLU
+from layers.initialisation import init_weights
 from layers.norm import RMSNorm
-from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, Turn
+from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, Turn, build_positions
 from layers.quantized import Int8Linear
 from layers.sampling import Chosen, Sampler, Sampling
 
@@ -26,4 +27,6 @@ __all__ = [
     "SwiGLU",
     "Turn",
     "beam_search",
+    "build_positions",
+    "init_weights",
 ]

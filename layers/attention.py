@@ -86,6 +86,7 @@ class MultiHeadAttention(nn.Module):
         causal: bool = False,
         mask_BTS: Tensor | None = None,
         rotary: Turn | None = None,
+        memory_rotary: Turn | None = None,
         cache: LayerCache | None = None,
         place: Place | None = None,
     ) -> Tensor:
@@ -96,7 +97,8 @@ class MultiHeadAttention(nn.Module):
             memory_BSM: Where keys and values come from in cross-attention.
             causal: Token t sees tokens 0 to t only.
             mask_BTS: True where a query may see a key, broadcast over heads; (B, 1, S) serves for padding.
-            rotary: How queries and keys turn; for self-attention.
+            rotary: How queries turn, and in self-attention keys.
+            memory_rotary: How the keys of `memory_BSM` turn.
             cache: Keys and values of earlier tokens of the same sequences; see `place`.
             place: Where the tokens stand in the cache, to which their keys and values are added; it then says who
                 sees whom. None for a cache that is only read: the first S tokens of `mask_BTS`, in cross-attention
@@ -105,11 +107,10 @@ class MultiHeadAttention(nn.Module):
         Returns:
             A tensor of shape (B, T, M).
         """
-        q_BHTD = self.query_norm(self._heads(self.query(x_BTM)))
-        if rotary is not None:
-            q_BHTD = turn(q_BHTD, rotary)
+        q_BHTD = self._queries(x_BTM, rotary)
         if cache is None or place is not None:
-            k_BHSD, v_BHSD = self._keys_and_values(x_BTM if memory_BSM is None else memory_BSM, rotary)
+            source = (x_BTM, rotary) if memory_BSM is None else (memory_BSM, memory_rotary)
+            k_BHSD, v_BHSD = self._keys(*source), self._heads(self.value(source[0]))
         if cache is not None:
             if place is not None:
                 cache.store(k_BHSD, v_BHSD, place)
@@ -136,14 +137,37 @@ class MultiHeadAttention(nn.Module):
         y_BTM = y_BHTD.transpose(1, 2).flatten(2)
         return self.out(y_BTM if cache is None else y_BTM.to(x_BTM.dtype))
 
-    def remember(self, memory_BSM: Tensor, cache: LayerCache, place: Place) -> None:
+    def remember(self, memory_BSM: Tensor, cache: LayerCache, place: Place, memory_rotary: Turn | None = None) -> None:
         """Store the keys and values of `memory_BSM` for cross-attention that reads `cache` alone."""
-        k_BHSD, v_BHSD = self._keys_and_values(memory_BSM, None)
-        cache.store(k_BHSD, v_BHSD, place)
+        cache.store(self._keys(memory_BSM, memory_rotary), self._heads(self.value(memory_BSM)), place)
 
-    def _keys_and_values(self, source_BSM: Tensor, rotary: Turn | None) -> tuple[Tensor, Tensor]:
+    def weights(
+        self,
+        x_BTM: Tensor,
+        memory_BSM: Tensor,
+        *,
+        mask_BTS: Tensor | None = None,
+        rotary: Turn | None = None,
+        memory_rotary: Turn | None = None,
+    ) -> Tensor:
+        """How much each token of `x_BTM` takes from each of `memory_BSM`, for people to look at: (B, H, T, S), sums 1.
+
+        The arguments are those of `forward` in cross-attention, which never holds these weights itself.
+        """
+        q_BHTD, k_BHSD = self._queries(x_BTM, rotary), self._keys(memory_BSM, memory_rotary)
+        k_BHSD = k_BHSD.repeat_interleave(q_BHTD.size(1) // k_BHSD.size(1), 1)
+        scores_BHTS = q_BHTD @ k_BHSD.mT / self.head_size**0.5
+        if mask_BTS is not None:
+            scores_BHTS = scores_BHTS.masked_fill(~mask_BTS.unsqueeze(1), -torch.inf)
+        return scores_BHTS.softmax(-1)
+
+    def _queries(self, x_BTM: Tensor, rotary: Turn | None) -> Tensor:
+        q_BHTD = self.query_norm(self._heads(self.query(x_BTM)))
+        return q_BHTD if rotary is None else turn(q_BHTD, rotary)
+
+    def _keys(self, source_BSM: Tensor, rotary: Turn | None) -> Tensor:
         k_BHSD = self.key_norm(self._heads(self.key(source_BSM)))
-        return k_BHSD if rotary is None else turn(k_BHSD, rotary), self._heads(self.value(source_BSM))
+        return k_BHSD if rotary is None else turn(k_BHSD, rotary)
 
     def _heads(self, x_BTM: Tensor) -> Tensor:
         """Split (B, T, H * D) into (B, H, T, D)."""

@@ -67,13 +67,15 @@ def beam_search(
         best = sums_WV.flatten().topk(min(2 * width, sums_WV.numel()))
         origins: list[int] = []
         going_on: list[tuple[tuple[int, ...], float]] = []
-        for total, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        for rank, (total, index) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
             if total == -torch.inf:
                 break
             origin, token = divmod(index, sums_WV.size(1))
             tokens = (*alive[origin][0], token)
             if token == end:
-                finished.append(Beam(tokens=tokens, log_probability=total, score=total / length**length_penalty))
+                # One that is not among the W best must not win by its shortness alone.
+                if rank < width:
+                    finished.append(Beam(tokens=tokens, log_probability=total, score=total / length**length_penalty))
             elif len(going_on) < width:
                 origins.append(origin)
                 going_on.append((tokens, total))

@@ -5,7 +5,7 @@ Sinusoidal and learned positions are added to the embeddings; rotary positions t
 Shapes: B batch, T tokens, H heads, D head size, M model size.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class LearnedPositions(nn.Module):
 
 
 class Turn(NamedTuple):
-    """Cosines and sines that turn queries and keys: of shape (T, D), or (B, 1, T, D)."""
+    """Cosines and sines that turn queries and keys: of shape (T, D), (B, 1, T, D) or (B, H, T, D)."""
 
     cos: Tensor
     sin: Tensor
@@ -97,6 +97,20 @@ class RotaryPositions(nn.Module):
         self.register_buffer("sin_TD", angles.sin().to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, length: int, positions_BT: Tensor | None = None) -> Turn:
-        """How tokens at `positions_BT`, or at 0 to `length` - 1, are turned."""
-        tables = (_rows(table_TD, length, positions_BT) for table_TD in (self.cos_TD, self.sin_TD))
-        return Turn(*(table if positions_BT is None else table.unsqueeze(1) for table in tables))
+        """How tokens at `positions_BT`, or at 0 to `length` - 1, are turned.
+
+        Positions may be of shape (B, H, T), where each head has its own.
+        """
+        tables = [_rows(table_TD, length, positions_BT) for table_TD in (self.cos_TD, self.sin_TD)]
+        for_all_heads = positions_BT is not None and positions_BT.ndim == 2
+        return Turn(*(table.unsqueeze(1) if for_all_heads else table for table in tables))
+
+
+def build_positions(
+    kind: Literal["sinusoidal", "learned", "rotary"], *, max_len: int, d_model: int, head_size: int
+) -> tuple[nn.Module | None, RotaryPositions | None]:
+    """The positions of a model: what is added to its embeddings, or else None, and what turns inside attention."""
+    if kind == "rotary":
+        return None, RotaryPositions(max_len, head_size)
+    added = LearnedPositions if kind == "learned" else SinusoidalPositions
+    return added(max_len, d_model), None

@@ -7,14 +7,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from gpt.config import GPTConfig
+from training.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 
 
-def with_training(config: GPTConfig, **changes: Any) -> GPTConfig:
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def with_training(config: Config, **changes: Any) -> Config:
     """The configuration with other values in its training section."""
     return replace(config, training=replace(config.training, **changes))
 

@@ -14,7 +14,9 @@ SHELL = "\n".join(block for page in PAGES.values() for language, block in BLOCK.
 COMMANDS = sorted(
     {
         line.replace("\\\n", " ").split("#")[0].strip()
-        for line in re.findall(r"^.*(?:launch/\w+\.py|-m gpt\.data)(?:.*\\\n)*.*$", SHELL, re.MULTILINE)
+        for line in re.findall(
+            r"^.*(?:launch/\w+\.py|-m gpt\.data|-m seq2seq\.dates)(?:.*\\\n)*.*$", SHELL, re.MULTILINE
+        )
     }
 )
 
@@ -44,13 +46,17 @@ def test_there_are_examples_of_a_layer_a_data_set_and_a_metric() -> None:
 def options() -> dict[str, set[str]]:
     """The options of each command, as its help lists them."""
     helps = {f"launch/{path.name}": command(path, "--help", cwd=ROOT).stdout for path in (ROOT / "launch").glob("*.py")}
-    helps["-m gpt.data"] = command("-m", "gpt.data", "--help", cwd=ROOT).stdout
+    for module in ("gpt.data", "seq2seq.dates"):
+        helps[f"-m {module}"] = command("-m", module, "--help", cwd=ROOT).stdout
+    for script, module in (("evaluate", "evaluate"), ("bench_kv_cache", "bench")):  # with those of the encoder-decoder
+        more = f"from seq2seq.{module} import parse; parse(['--help'])"
+        helps[f"launch/{script}.py"] += command("-c", more, cwd=ROOT).stdout
     return {name: set(re.findall(r"--[\w.]+", text)) for name, text in helps.items()}
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_names_scripts_files_and_options_that_exist(line: str, options: dict[str, set[str]]) -> None:
-    script, arguments = re.findall(r"(launch/\w+\.py|-m gpt\.data)(.*)", line, re.DOTALL)[0]
+    script, arguments = re.findall(r"(launch/\w+\.py|-m gpt\.data|-m seq2seq\.dates)(.*)", line, re.DOTALL)[0]
     assert script in options
     given = {option.split("=")[0] for option in re.findall(r"(?<=\s)--[\w.]+", arguments)}
     assert given <= options[script] | {"--print_config"}
@@ -68,7 +74,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_every_file_of_the_packages_stands_in_the_tree() -> None:
     tree = README.split("## What is where")[1].split("```")[1]
-    for package in ("layers", "training", "gpt", "launch"):
+    for package in ("layers", "training", "gpt", "seq2seq", "launch"):
         for path in (ROOT / package).glob("*.py"):
             if package != "layers" and path.name != "__init__.py":
                 assert path.stem in tree, path

@@ -47,6 +47,55 @@ def is_line(text: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """What the models' shapes have in common; each model derives its own.
+
+    Attributes:
+        d_model: Width of the residual stream; a multiple of `num_heads`.
+        num_heads: Attention heads.
+        num_kv_heads: Key-value heads, a divisor of `num_heads`; null for as many as heads.
+        d_ff: Hidden width of the feed-forward layers.
+        max_len: Context: the longest sequence, in tokens.
+        dropout: Probability that an activation or attention weight is dropped in training.
+        positions: sinusoidal or learned, added to the embeddings, or rotary, inside attention.
+        qk_norm: Normalise queries and keys per head.
+        tie_embeddings: Let the head use the embedding's weights.
+    """
+
+    d_model: int = 128
+    num_heads: int = 4
+    num_kv_heads: int | None = None
+    d_ff: int = 384
+    max_len: int = 64
+    dropout: float = 0.0
+    positions: Literal["sinusoidal", "learned", "rotary"] = "rotary"
+    qk_norm: bool = True
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        check_counts(self, most=10**6)
+        for name in ("d_model", "num_heads", "d_ff", "max_len"):
+            check(self, name, getattr(self, name) >= 1, "at least 1")
+        check(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        check(self, "d_model", self.d_model % heads == 0, f"a multiple of model.num_heads ({heads})")
+        even = self.positions == "learned" or self.d_model // heads % 2 == 0
+        check(self, "d_model", even, f"an even multiple of model.num_heads ({heads}) with {self.positions} positions")
+        divides = kv_heads is None or (kv_heads >= 1 and heads % kv_heads == 0)
+        check(self, "num_kv_heads", divides, f"null or a divisor of model.num_heads ({heads})")
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key-value heads."""
+        return self.num_kv_heads or self.num_heads
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How long to train, on how much at a time, and what to write when.
 
@@ -60,6 +109,8 @@ class TrainingConfig:
             numbers).
         ema_decay: Decay of a moving average of the weights, which is then evaluated, sampled and chosen by in place of
             the weights; 0 for none. 0.999 follows about a thousand steps.
+        label_smoothing: Share of each target that training spreads over all tokens alike (Szegedy et al. 2015, section
+            7); validation does without.
         max_grad_norm: Gradients are scaled down to this norm; 0 for no limit.
         eval_interval: Steps between two evaluations of the whole validation split; 0 for one at the end only.
         patience: Stop after so many evaluations in a row without a lower validation loss; 0 for never.
@@ -82,6 +133,7 @@ class TrainingConfig:
     accumulation_steps: int = 1
     precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = "auto"
     ema_decay: float = 0.0
+    label_smoothing: float = 0.0
     max_grad_norm: float = 1.0
     eval_interval: int = 250
     patience: int = 0
@@ -105,7 +157,8 @@ class TrainingConfig:
         for name in ("max_grad_norm", "eval_interval", "patience", "checkpoint_interval", "max_nonfinite_steps"):
             check(self, name, 0 <= getattr(self, name) < inf, "at least 0, and finite")
         check(self, "patience", not self.patience or self.eval_interval > 0, "0 without training.eval_interval")
-        check(self, "ema_decay", 0 <= self.ema_decay < 1, "at least 0 and below 1")
+        for name in ("ema_decay", "label_smoothing"):
+            check(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         check(self, "collective_timeout", 1 <= self.collective_timeout <= 86_400, "between 1 and 86400")
         check(self, "keep_checkpoints", self.keep_checkpoints >= 2, "at least 2")
 

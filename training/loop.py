@@ -254,7 +254,9 @@ class Trainer:
         for batch in batches:
             last = batch is batches[-1]
             with nullcontext() if last else accelerator.no_sync(self._parallel_model):
-                loss = loss_sum(self._parallel_model, batch.to(accelerator.device))
+                loss = loss_sum(
+                    self._parallel_model, batch.to(accelerator.device), self.config.training.label_smoothing
+                )
                 # DDP takes the mean of the processes' gradients: times their number it is the sum.
                 accelerator.backward(loss * accelerator.num_processes / num_targets)
             losses.append(loss.detach())
@@ -344,6 +346,8 @@ class Trainer:
         reporter.say(
             f"step {counters.step}/{self.num_steps}  validation loss {val_loss:.4f}  ({self._judge(val_loss)})"
         )
+        if sample is not None and task.shows_samples:
+            reporter.say(sample)
         return {"val_loss": val_loss} | measures, sample
 
     def _judge(self, val_loss: float) -> str:

@@ -35,9 +35,9 @@ class Progress:
         """Show on the bar what takes its time."""
         self._bar.set_postfix_str(what)
 
-    def advance(self) -> None:
-        """One step is done."""
-        self._bar.update()
+    def advance(self, steps: int = 1) -> None:
+        """Steps are done."""
+        self._bar.update(steps)
 
     def report(self, metrics: Mapping[str, float], seconds_left: float) -> None:
         """Show the metrics of a logging interval."""

@@ -131,8 +131,8 @@ def _introduce(setup: Setup, trainer: Trainer, space: str, trackers: list[Tracke
     lines = {
         "device": setup.description,
         "model": f"{parameters:,} parameters",
-        "data": f"{task.data_origin}, {tokens_per_epoch:,} tokens per epoch",
-        "steps": f"{trainer.num_steps:,} of {tokens_per_step:,} tokens, {epochs:.3g} epochs",
+        "data": f"{task.data_origin}, {tokens_per_epoch:,.0f} tokens per epoch",
+        "steps": f"{trainer.num_steps:,} of {tokens_per_step:,.0f} tokens, {epochs:.3g} epochs",
         "folder": str(trainer.run.path),
         "checkpoints": space,
         "tracking": "\ntracking    ".join(tracker.description for tracker in trackers),

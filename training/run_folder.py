@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
-from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from training.checkpoint import Checkpoint, CheckpointError
 from training.errors import InputError
 from training.files import replace_text, sync
 
@@ -180,21 +180,30 @@ def _numbered_folder(parent: Path, name: str, *, newest: bool) -> Path:
             return folder
 
 
+def find_checkpoint(path: Path) -> Path:
+    """The folder of a run's best checkpoint (its last where none is best yet), or of the checkpoint that `path` is.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if not path.exists() and not path.is_symlink():
+        raise CheckpointError(f"{path} does not exist: expected a run's folder or a checkpoint's")
+    checkpoints = path / "checkpoints"
+    if not checkpoints.is_dir():
+        return path
+    for name in ("best", "last"):
+        if (checkpoints / name).is_symlink():
+            return checkpoints / name
+    raise CheckpointError(f"{path} holds no checkpoint yet")
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read the best checkpoint of a run (its last where none is best yet), or the one checkpoint that `path` is.
+    """Read the checkpoint that `find_checkpoint` finds.
 
     Raises:
         CheckpointError: There is none, or it is damaged.
     """
-    if not path.exists() and not path.is_symlink():
-        raise CheckpointError(f"{path} does not exist: expected a run's folder or a checkpoint's")
-    if not (path / "checkpoints").is_dir():
-        return Checkpoint(path)
-    store = CheckpointStore(path / "checkpoints")
-    for name in ("best", "last"):
-        if (store.folder / name).is_symlink():
-            return Checkpoint(store.folder / name)
-    raise CheckpointError(f"{path} holds no checkpoint yet")
+    return Checkpoint(find_checkpoint(path))
 
 
 def python_command(*parts: object) -> str:

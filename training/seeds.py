@@ -1,8 +1,10 @@
 """Every random draw is a pure function of (seed, step, rank) and of what it is for."""
 
 import hashlib
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 
 def derive_seed(seed: int, *parts: int | str) -> int:
@@ -14,3 +16,12 @@ def derive_seed(seed: int, *parts: int | str) -> int:
 def generator(seed: int, *parts: int | str) -> torch.Generator:
     """A CPU generator for one purpose, seeded by `derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(seed, *parts))
+
+
+def noise_blocks(seeds: Sequence[int], size: int) -> Callable[[int, int], Tensor]:
+    """`noise(row, n)`, the n-th `size` random numbers of a sampled sequence; each row has its own seed."""
+
+    def noise(row: int, block: int) -> Tensor:
+        return torch.rand(size, generator=generator(seeds[row], "sampling", block), dtype=torch.float64)
+
+    return noise

@@ -38,17 +38,19 @@ class Task(Protocol):
 
     Attributes:
         samples_per_epoch: Training sequences in one pass over the data.
-        tokens_per_sample: Targets in one of them.
+        tokens_per_sample: Targets in one of them, in the mean.
         flops_per_token: Floating point operations of one target's forward and backward pass.
         data_origin: Where the data comes from, for people to read.
         data_sha256: Of the data; a run goes on only with the same.
+        shows_samples: Whether samples are for the terminal as well.
     """
 
     samples_per_epoch: int
-    tokens_per_sample: int
+    tokens_per_sample: float
     flops_per_token: float
     data_origin: str
     data_sha256: str
+    shows_samples: bool
 
     @property
     def model(self) -> nn.Module:
@@ -73,8 +75,17 @@ class Task(Protocol):
         """Names and contents of text files that a checkpoint needs besides weights: vocabulary and the like."""
 
 
-def loss_sum(model: nn.Module, batch: Batch) -> Tensor:
-    """Sum over targets of the negative log-likelihood, in nats, computed in fp32 at least."""
+def loss_sum(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+    """Sum over targets of the negative log-likelihood, in nats, computed in fp32 at least.
+
+    With `label_smoothing` e, a target counts by 1 - e, and all V tokens of the vocabulary by e / V each.
+    """
     logits_BTV = model(*batch.inputs)
     logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
-    return F.cross_entropy(logits_BTV.flatten(0, 1), batch.targets_BT.flatten(), ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(
+        logits_BTV.flatten(0, 1),
+        batch.targets_BT.flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )

@@ -14,18 +14,21 @@ from typing import Any
 import psutil
 import pytest
 from helpers import ROOT, command, free_port, read_metrics, torchrun, wait_for_step, with_training
+from seq2seq_models import small_config
 
 from gpt.config import GPTConfig
 from gpt.trainer import train_gpt
+from seq2seq.trainer import train_seq2seq
 from training.checkpoint import Checkpoint
 from training.command_line import config_to_yaml
+from training.config import RunConfig
 
 pytestmark = pytest.mark.distributed
 
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
-def write(config: GPTConfig, folder: Path) -> Path:
+def write(config: RunConfig, folder: Path) -> Path:
     file = folder / "config.yaml"
     file.write_text(config_to_yaml(config))
     return file
@@ -63,6 +66,25 @@ def test_two_processes_give_the_losses_of_one(
         measured = command(*torchrun(2), *measure, cwd=tmp_path, **ENVIRONMENT)
         assert measured.returncode == 0, measured.stderr
         assert measured.stdout.count(f"loss                {one[-1]['val_loss']:.4f} nats per character\n") == 1
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 3])
+def test_two_processes_train_the_encoder_decoder_as_one_does(tmp_path: Path, accumulation_steps: int) -> None:
+    """Sources and targets of different lengths: each process pads its own share."""
+    config = with_training(small_config(), precision="fp64", max_steps=20, eval_interval=10, label_smoothing=0.1)
+    train_seq2seq(config, output_dir=tmp_path / "one")
+    file = write(with_training(config, accumulation_steps=accumulation_steps), tmp_path)
+    train = [*torchrun(2), ROOT / "launch/train_seq2seq.py", "--config", file, "--output_dir", "two"]
+    done = command(*train, cwd=tmp_path, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("prediction") == 2, "a table of samples at each evaluation, from one process"
+    one, two = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two")
+    assert len(one) == len(two) == 20
+    for a, b in zip(one, two, strict=True):
+        assert a["tokens"] == b["tokens"]
+        assert ("val_loss" in a) == ("exact_match" in a) == (a["step"] in (10, 20))
+        for key in {"train_loss", "val_loss", "exact_match", "token_accuracy"} & (a.keys() | b.keys()):
+            assert b[key] == pytest.approx(a[key], abs=1e-8, rel=0), key
 
 
 def test_a_run_can_change_its_number_of_processes_twice_on_the_way(exact: GPTConfig, tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from gpt import benchmark, speed
-from gpt.benchmark import PROMPT_TOKENS, WARM_UP_TOKENS, Arms, Reader, describe, fill_zero_weights, measure_arms, plot
+from gpt.benchmark import PROMPT_TOKENS, WARM_UP_TOKENS, Arms, Reader, describe, measure_arms, plot
 from gpt.config import ModelConfig
 from gpt.decoding import Decoder, Precision, convert
 from gpt.model import GPT
 from gpt.speed import Contender, agreement, contenders, decode_rows, measure_decoding, step_bytes
+from training.benchmarking import fill_zero_weights
 from training.seeds import generator
 
 WITHOUT, WITH = "without cache, eager", "with cache, eager"

@@ -60,7 +60,7 @@ def without_early_stop(
             for token, more in enumerate(logits(tokens).double().log_softmax(-1).tolist()):
                 grown.append(((*tokens, token), total + more))
         grown = sorted(grown, key=lambda beam: -beam[1])[: 2 * width]
-        done += [beam for beam in grown if beam[0][-1] == end]
+        done += [beam for beam in grown[:width] if beam[0][-1] == end]
         alive = [beam for beam in grown if beam[0][-1] != end][:width]
     scored = [(tokens, total / len(tokens) ** length_penalty) for tokens, total in done + alive]
     return sorted(scored, key=lambda beam: -beam[1])[:width]

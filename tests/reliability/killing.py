@@ -26,9 +26,12 @@ import psutil
 from helpers import ROOT, read_metrics, torchrun
 
 from gpt.config import DataConfig, GPTConfig, ModelConfig
+from seq2seq.config import DataConfig as Seq2SeqDataConfig
+from seq2seq.config import ModelConfig as Seq2SeqModelConfig
+from seq2seq.config import Seq2SeqConfig
 from training.checkpoint import CheckpointStore
 from training.command_line import config_to_yaml
-from training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from training.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
 
 Place = Literal["start", "step", "evaluation", "save"]
 Precision = Literal["fp32", "bf16"]
@@ -66,6 +69,18 @@ CONFIG = GPTConfig(
     optimizer=OptimizerConfig(name="muon", learning_rate=5e-3),
     schedule=ScheduleConfig(name="linear", warmup_steps=2),
 )
+
+
+SEQ2SEQ_CONFIG = Seq2SeqConfig(
+    name="killed",
+    tracking="none",
+    model=Seq2SeqModelConfig(num_layers=1, d_model=16, num_heads=2, d_ff=32, max_len=16, dropout=0.1),
+    data=Seq2SeqDataConfig(task="reverse", symbols="abcdefgh", max_length=6, val_samples=40),
+    training=replace(CONFIG.training, label_smoothing=0.1, eval_batch_size=8),
+    optimizer=CONFIG.optimizer,
+    schedule=CONFIG.schedule,
+)
+CONFIGS: dict[str, RunConfig] = {"gpt": CONFIG, "seq2seq": SEQ2SEQ_CONFIG}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +137,7 @@ class Outcome:
     """What became of a run that was killed many times.
 
     Attributes:
+        model: gpt or seq2seq.
         precision: What it computed in.
         processes: How many processes it had.
         kills: Those that struck.
@@ -131,6 +147,7 @@ class Outcome:
         seconds: How long all of it took.
     """
 
+    model: str
     precision: Precision
     processes: int
     kills: tuple[Kill, ...]
@@ -148,6 +165,7 @@ class Outcome:
         """The counts, and each kill, for a JSON file."""
         places = Counter(kill.place for kill in self.kills)
         return {
+            "model": self.model,
             "precision": self.precision,
             "processes": self.processes,
             "kills": len(self.kills),
@@ -276,7 +294,7 @@ class Launch:
                 process.kill()
 
 
-def write_inputs(folder: Path, config: GPTConfig) -> None:
+def write_inputs(folder: Path, config: RunConfig) -> None:
     """Make a folder to launch in."""
     folder.mkdir(parents=True)
     (folder / "text.txt").write_text(TEXT)
@@ -356,6 +374,7 @@ class Ordeal:
         precision: What it computes in.
         processes: How many processes it has.
         kills: How often it is killed; it gets 12 steps for each, and 12 more.
+        model: Which one: gpt or seq2seq.
         seed: Places and times follow from it.
         watch: Is told of each kill.
     """
@@ -363,6 +382,7 @@ class Ordeal:
     precision: Precision
     processes: int
     kills: int
+    model: str = "gpt"
     seed: int = 1
     watch: Callable[[Kill], object] = field(default=lambda kill: None)
 
@@ -370,9 +390,10 @@ class Ordeal:
         """Run it whole, then killed and resumed until it ends, and compare."""
         begin = time.perf_counter()
         steps = STEPS_PER_KILL * (self.kills + 1)
-        training = replace(CONFIG.training, precision=self.precision, max_steps=steps)
+        config = CONFIGS[self.model]
+        training = replace(config.training, precision=self.precision, max_steps=steps)
         for name in ("whole", "killed"):
-            write_inputs(folder / name, replace(CONFIG, training=training))
+            write_inputs(folder / name, replace(config, training=training))
         seconds = place_seconds(run_to_the_end(folder / "whole", self.processes))
         kills, set_aside = self._kill_repeatedly(folder / "killed", seconds)
         set_aside += run_to_the_end(folder / "killed", self.processes).set_aside
@@ -380,6 +401,7 @@ class Ordeal:
         digests = tensor_digests(folder / "whole/run")
         assert len(digests) == 6, "model, optimizer and average, of the last and the best checkpoint"
         return Outcome(
+            model=self.model,
             precision=self.precision,
             processes=self.processes,
             kills=tuple(kills),

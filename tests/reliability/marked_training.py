@@ -1,4 +1,7 @@
-"""`launch/train_gpt.py`, which here says when an evaluation or a save begins, so that a kill can be aimed at it."""
+"""`launch/train_gpt.py` or `launch/train_seq2seq.py`, as the configuration wants it.
+
+It says when an evaluation or a save begins, so that a kill can be aimed at it.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +10,9 @@ from typing import Any
 from unittest.mock import patch
 
 from gpt.trainer import GPTTask
-from launch.train_gpt import main
+from launch import train_gpt, train_seq2seq
+from seq2seq.kind import is_seq2seq
+from seq2seq.trainer import Seq2SeqTask
 from training import loop
 from training.checkpoint import CheckpointStore
 from training.errors import exit_code
@@ -24,15 +29,30 @@ class MarkedStore(CheckpointStore):
         return place
 
 
-class MarkedTask(GPTTask):
+class MarkedEvaluations:
     """Prints `evaluating`; the end of an evaluation is told by the loop itself."""
 
     def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterator[Batch]:
         if rank == 0:
             print("evaluating", flush=True)
-        return super().validation_batches(batch_size, rank, num_ranks)
+        return super().validation_batches(batch_size, rank, num_ranks)  # type: ignore[misc]
+
+
+class MarkedGPT(MarkedEvaluations, GPTTask):
+    """The GPT."""
+
+
+class MarkedSeq2Seq(MarkedEvaluations, Seq2SeqTask):
+    """The encoder-decoder."""
+
+
+def main() -> None:
+    if is_seq2seq(sys.argv[1:]):
+        train_seq2seq.main(MarkedSeq2Seq)
+    else:
+        train_gpt.main(MarkedGPT)
 
 
 if __name__ == "__main__":
     with patch.object(loop, "CheckpointStore", MarkedStore):
-        sys.exit(exit_code(lambda: main(MarkedTask)))
+        sys.exit(exit_code(main))

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,7 +28,7 @@ from reliability.save_cost import accelerate_saves, our_saves, seed_model
 from reliability.stopping import measure_stops
 from tqdm import tqdm
 
-from gpt.benchmark import cpu_name
+from training.benchmarking import cpu_name
 
 KILLS_PER_COMBINATION = 9
 PROCESSES = (1, 2, 3)
@@ -38,18 +39,20 @@ ARTICLES = {"step": "a", "evaluation": "an", "save": "a"}
 
 
 def measure_kills(folder: Path) -> list[dict[str, Any]]:
-    """Kill runs in both precisions and with one, two and three processes."""
-    combinations = [(precision, processes) for precision in get_args(Precision) for processes in PROCESSES]
+    """Kill runs of the GPT in both precisions, and of the encoder-decoder, with one, two and three processes."""
+    kinds: list[tuple[str, Precision]] = [("gpt", "fp32"), ("gpt", "bf16"), ("seq2seq", "fp32")]
     rows = []
-    with tqdm(total=len(combinations) * KILLS_PER_COMBINATION, unit="kill", leave=False) as bar:
-        for precision, processes in combinations:
+    with tqdm(total=len(kinds) * len(PROCESSES) * KILLS_PER_COMBINATION, unit="kill", leave=False) as bar:
+        for (model, precision), processes in product(kinds, PROCESSES):
 
-            def show(kill: Kill, name: str = f"{precision}, {processes} processes") -> None:
+            def show(kill: Kill, name: str = f"{model}, {precision}, {processes} processes") -> None:
                 bar.set_postfix_str(f"{name}: step {kill.step}, in a {kill.place}")
                 bar.update()
 
-            ordeal = Ordeal(precision=precision, processes=processes, kills=KILLS_PER_COMBINATION, watch=show)
-            rows.append(ordeal.endure(folder / f"{precision}-{processes}").summary())
+            ordeal = Ordeal(
+                model=model, precision=precision, processes=processes, kills=KILLS_PER_COMBINATION, watch=show
+            )
+            rows.append(ordeal.endure(folder / f"{model}-{precision}-{processes}").summary())
     return rows
 
 
@@ -161,7 +164,7 @@ def _kill_rows(rows: list[dict[str, Any]]) -> list[list[Any]]:
 
 
 def _processes(row: dict[str, Any]) -> str:
-    return f"{row['precision']}, {_plural(row)}"
+    return f"{row['model']}, {row['precision']}, {_plural(row)}"
 
 
 def _plural(row: dict[str, Any]) -> str:

@@ -53,6 +53,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
     **dict.fromkeys([f"training.{name}batch_size" for name in ("", "eval_")], SEQUENCES),
     "training.accumulation_steps": SEQUENCES,
     "training.ema_decay": share,
+    "training.label_smoothing": share,
     "training.max_grad_norm": lambda value: 0 <= value < math.inf,
     **dict.fromkeys(["training.eval_interval", "training.patience", "training.checkpoint_interval"], COUNT),
     "training.max_nonfinite_steps": COUNT,

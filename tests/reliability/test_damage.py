@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, command, with_training
-from reliability.damage import DAMAGES, FILES, make_run
+from reliability.damage import DAMAGES, FILES, SEQ2SEQ_FILES, make_run
 
 from gpt.config import GPTConfig
 from gpt.trainer import train_gpt
@@ -16,21 +16,31 @@ pytestmark = pytest.mark.reliability
 
 
 @pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 12 steps with checkpoints of steps 10 and 12."""
-    folder = tmp_path_factory.mktemp("damage")
-    make_run(folder)
-    return folder
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """For each model, a run of 12 steps with checkpoints of steps 10 and 12."""
+    folders = {model: tmp_path_factory.mktemp(f"damage-{model}") for model in ("gpt", "seq2seq")}
+    for model, folder in folders.items():
+        make_run(folder, model)
+    return folders
 
 
 @pytest.fixture
-def run(pristine: Path, tmp_path: Path) -> Path:
-    shutil.copytree(pristine, tmp_path / "copy", symlinks=True)
+def model() -> str:
+    """What a test is about, unless its parameters say otherwise."""
+    return "gpt"
+
+
+@pytest.fixture
+def run(pristine: dict[str, Path], tmp_path: Path, model: str) -> Path:
+    """A copy of the model's run."""
+    shutil.copytree(pristine[model], tmp_path / "copy", symlinks=True)
     return tmp_path / "copy/run"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("model", "name"), [("gpt", name) for name in FILES] + [("seq2seq", name) for name in SEQ2SEQ_FILES]
+)
 def test_a_damaged_checkpoint_is_refused_and_the_file_named(run: Path, name: str, damage: str) -> None:
     folder = run / "checkpoints/step-00000012"
     before = (folder / name).read_bytes()
@@ -53,14 +63,23 @@ def test_a_checkpoint_in_the_place_of_another_is_named(run: Path) -> None:
         Checkpoint(place)
 
 
-@pytest.mark.parametrize(("name", "damage"), [("ema.safetensors", "a bit in the middle"), ("state.json", "a pickle")])
-def test_the_commands_refuse_or_fall_back_and_say_so(run: Path, name: str, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "name", "damage"),
+    [
+        ("gpt", "ema.safetensors", "a bit in the middle"),
+        ("gpt", "state.json", "a pickle"),
+        ("seq2seq", "model.safetensors", "cut in half"),
+        ("seq2seq", "vocabulary.json", "a bit at the end"),
+    ],
+)
+def test_the_commands_refuse_or_fall_back_and_say_so(run: Path, model: str, name: str, damage: str) -> None:
     DAMAGES[damage](run / "checkpoints/step-00000012" / name)
     evaluate = [ROOT / "launch/evaluate.py", "--checkpoint", "run/checkpoints/step-00000012"]
+    evaluate += ["--source", "ab"] if model == "seq2seq" else []
     refused = command(*evaluate, cwd=run.parent)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
     assert f"is damaged: {name}" in refused.stderr
-    train = [ROOT / "launch/train_gpt.py", "--config", "run/config.yaml", "--output_dir", "run", "--resume"]
+    train = [ROOT / f"launch/train_{model}.py", "--config", "run/config.yaml", "--output_dir", "run", "--resume"]
     resumed = command(*train, cwd=run.parent)
     assert resumed.returncode == 0, resumed.stderr
     assert f"is damaged: {name}" in resumed.stdout

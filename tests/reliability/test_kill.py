@@ -87,10 +87,15 @@ def test_a_second_signal_ends_a_long_step_at_once_and_loses_nothing_that_was_sav
     assert "resuming    after step 5" in output
 
 
-@pytest.mark.parametrize(("precision", "processes", "kills"), [("fp32", 1, 3), ("bf16", 2, 2)])
-def test_a_killed_run_ends_as_if_left_alone(tmp_path: Path, precision: Precision, processes: int, kills: int) -> None:
-    """The same with 54 kills is part of `make reliability`."""
-    outcome = Ordeal(precision=precision, processes=processes, kills=kills).endure(tmp_path)
+@pytest.mark.parametrize(
+    ("model", "precision", "processes", "kills"),
+    [("gpt", "fp32", 1, 3), ("gpt", "bf16", 2, 2), ("seq2seq", "fp32", 1, 2), ("seq2seq", "fp32", 2, 2)],
+)
+def test_a_killed_run_ends_as_if_left_alone(
+    tmp_path: Path, model: str, precision: Precision, processes: int, kills: int
+) -> None:
+    """The same with many more kills is part of `make reliability`."""
+    outcome = Ordeal(model=model, precision=precision, processes=processes, kills=kills).endure(tmp_path)
     assert len(outcome.kills) == kills
     assert 2 * sum(kill.after_first_checkpoint for kill in outcome.kills) >= kills
     assert {kill.rank is None for kill in outcome.kills} == ({True} if processes == 1 else {True, False})

@@ -33,7 +33,9 @@ REPORT: dict[str, object] = {
     "threads": 2,
     "torch": "2.13.0",
     "accelerate": "1.15.0",
-    "kills": [KILLS | {"precision": "fp32", "processes": n, "kills": 9, "equal": n == 1} for n in (1, 2)],
+    "kills": [
+        KILLS | {"model": "gpt", "precision": "fp32", "processes": n, "kills": 9, "equal": n == 1} for n in (1, 2)
+    ],
     "damage": {"this project": DAMAGES | {"damages": 68, "refused, named": 67}},
     "resume": [{"recipe": "--resume", "dropout": 0.1, "same_samples": True, "same_weights": False}],
     "save": {
@@ -44,10 +46,10 @@ REPORT: dict[str, object] = {
 TABLE = """\
 cpu: a CPU, 2 threads, torch 2.13.0, accelerate 1.15.0
 
-killed and resumed  kills  in steps  in evaluations  in saves  after first checkpoint  of one rank  equal
-fp32, 1 process         9         3               4         2                       8            0    yes
-fp32, 2 processes       9         3               4         2                       8            0     no
-in all                 18         6               8         4                      16            0     no
+killed and resumed      kills  in steps  in evaluations  in saves  after first checkpoint  of one rank  equal
+gpt, fp32, 1 process        9         3               4         2                       8            0    yes
+gpt, fp32, 2 processes      9         3               4         2                       8            0     no
+in all                     18         6               8         4                      16            0     no
 
 damaged files  damages  refused, named  refused, unnamed  loaded, differs  loaded, equal  ran code
 this project        68              67                 1                0              0         0

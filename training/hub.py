@@ -1,6 +1,6 @@
-"""Text from the Hugging Face hub.
+"""Rows of data sets of the Hugging Face hub.
 
-A process of its own loads it (`python -m gpt.hub REQUEST` prints the answer, both JSON), so that it can be ended
+A process of its own loads it (`python -m training.hub REQUEST` prints the answer, both JSON), so that it can be ended
 whatever it waits for: some requests of the hub's client have no time limit, others are repeated for minutes, and its
 threads would keep a run from ending. Three rules bound a slow or dead hub:
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder
     from huggingface_hub.hf_api import DatasetInfo
 
-TINY_SHAKESPEARE = "karpathy/tiny_shakespeare"
 PARQUET_REVISION = "refs/convert/parquet"
 """The branch on which the hub keeps a copy in Parquet of most data sets, one folder for each subset."""
 
+SPLITS = ("train", "validation", "test")
 PATIENCE = 7
 CHUNK_BYTES = 2**16
 SETTINGS = {
@@ -42,28 +42,40 @@ NO_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BA
 
 
 class Request(NamedTuple):
-    """What to load; `revision` and `subset` None for the data set's own defaults."""
+    """What to load.
+
+    Attributes:
+        name: OWNER/NAME.
+        columns: Columns of text, by the option that chooses each.
+        revision, subset: None for the data set's own defaults.
+        any_revision: Whether another revision serves in offline mode, because whoever asks checks the content.
+    """
 
     name: str
-    column: str
+    columns: dict[str, str]
     revision: str | None
     subset: str | None
+    any_revision: bool = False
 
 
-class HubText(NamedTuple):
-    """The text to train on, the one to validate on where the data set has one, and the commit they are from."""
+class HubRows(NamedTuple):
+    """Rows of text of the splits train, validation and test, as far as there are any, and the commit they are from.
 
-    text: str
-    validation: str | None
+    A row holds the columns in the order in which they were asked for; a text may be null.
+    """
+
+    splits: dict[str, list[list[str | None]]]
     commit: str
 
 
-def load_hub_text(request: Request) -> HubText:
-    """Load text from the hub, or, in offline mode (HF_HUB_OFFLINE=1), from its cache.
+def hub_name(source: str) -> str | None:
+    """OWNER/NAME of a source hub:OWNER/NAME, else None."""
+    named = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)", source, re.ASCII)
+    return named[1] if named else None
 
-    Training text is the split `train`, validation text the split `validation`, else `test`, else None. Rows without
-    text (null) are skipped, and a row that does not end in a line break gets one. Tiny Shakespeare's splits are joined
-    as they are, which gives the text as published.
+
+def load_hub_rows(request: Request) -> HubRows:
+    """Load rows from the hub, or, in offline mode (HF_HUB_OFFLINE=1), from its cache.
 
     Raises:
         InputError: The hub does not answer or stalls, or has no such text; the message says what to do.
@@ -73,14 +85,14 @@ def load_hub_text(request: Request) -> HubText:
     environment = SETTINGS | ({} if sys.stderr.isatty() else NO_BARS) | os.environ
     paths = [str(Path(__file__).parents[1]), environment.get("PYTHONPATH")]
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    command = [sys.executable, "-P", "-m", "gpt.hub", json.dumps(request)]
+    command = [sys.executable, "-P", "-m", "training.hub", json.dumps(request)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False)
     if done.returncode:
         raise InputError(f"the process that loads hub:{request.name} ended with code {done.returncode}: try again")
     answer = json.loads(done.stdout)
     if "error" in answer:
         raise InputError(answer["error"])
-    return HubText(**answer)
+    return HubRows(**answer)
 
 
 def main() -> None:
@@ -141,7 +153,7 @@ def _cache_size(owner: str) -> int:
     return size
 
 
-def _load(request: Request, loaded: threading.Event) -> HubText:
+def _load(request: Request, loaded: threading.Event) -> HubRows:
     from huggingface_hub import constants
 
     # Files are written in chunks of 10 MB otherwise: too coarse to see that a slow line brings something.
@@ -149,7 +161,7 @@ def _load(request: Request, loaded: threading.Event) -> HubText:
     info = None
     if not constants.HF_HUB_OFFLINE:
         info = _find(request)
-    elif request.revision is not None and request.name != TINY_SHAKESPEARE:
+    elif request.revision is not None and not request.any_revision:
         # The cache gives the newest version that it has, whatever was asked for.
         raise InputError(
             f"data.revision {request.revision} cannot be looked up in offline mode (HF_HUB_OFFLINE): leave it out to "
@@ -159,12 +171,10 @@ def _load(request: Request, loaded: threading.Event) -> HubText:
     builder.download_and_prepare()
     loaded.set()
     splits: dict[str, Dataset] = builder.as_dataset()
-    if request.name == TINY_SHAKESPEARE:
-        parts = ("train", "validation", "test")
-        return HubText("".join("".join(_rows(request, splits, part)) for part in parts), None, builder.hash)
-    held_out = next((split for split in ("validation", "test") if split in splits), None)
-    validation = _lines(_rows(request, splits, held_out)) if held_out else None
-    return HubText(_lines(_rows(request, splits, "train")), validation, builder.hash)
+    if "train" not in splits:
+        raise InputError(f"hub:{request.name} has no split train, only {', '.join(splits)}: choose another data set")
+    found = {split: _rows(request, splits[split]) for split in SPLITS if split in splits}
+    return HubRows(found, builder.hash)
 
 
 def _find(request: Request) -> "DatasetInfo":
@@ -214,26 +224,19 @@ def _builder(request: Request, info: "DatasetInfo | None") -> "DatasetBuilder":
     return load_dataset_builder(name, revision=commit)
 
 
-def _rows(request: Request, splits: "dict[str, Dataset]", split: str) -> list[str]:
-    """The text of a split's rows, without those that have none."""
-    if split not in splits:
-        raise InputError(f"hub:{request.name} has no split {split}, only {', '.join(splits)}: choose another data set")
-    dataset, column = splits[split], request.column
-    if column not in dataset.column_names:
-        columns = ", ".join(dataset.column_names)
-        raise InputError(f"hub:{request.name} has no column {column}: choose one with --data.column ({columns})")
-    dtype = getattr(dataset.features[column], "dtype", "list")
-    if dtype not in ("string", "large_string"):
-        strings = [key for key, value in dataset.features.items() if getattr(value, "dtype", "") == "string"]
-        raise InputError(
-            f"column {column} of hub:{request.name} holds no text but {dtype}: choose a column of text with "
-            f"--data.column ({', '.join(strings) or 'there is none'})"
-        )
-    return [row for row in dataset[column][:] if row is not None]
-
-
-def _lines(rows: list[str]) -> str:
-    return "".join(row if row.endswith("\n") else row + "\n" for row in rows)
+def _rows(request: Request, dataset: "Dataset") -> list[list[str | None]]:
+    for option, column in request.columns.items():
+        if column not in dataset.column_names:
+            columns = ", ".join(dataset.column_names)
+            raise InputError(f"hub:{request.name} has no column {column}: choose one with --{option} ({columns})")
+        dtype = getattr(dataset.features[column], "dtype", "list")
+        if dtype not in ("string", "large_string"):
+            strings = [key for key, value in dataset.features.items() if getattr(value, "dtype", "") == "string"]
+            raise InputError(
+                f"column {column} of hub:{request.name} holds no text but {dtype}: choose a column of text with "
+                f"--{option} ({', '.join(strings) or 'there is none'})"
+            )
+    return [list(row) for row in zip(*(dataset[column][:] for column in request.columns.values()), strict=True)]
 
 
 def _in_our_words(request: Request, error: Exception) -> str:

@@ -1,0 +1,53 @@
+"""Train an encoder-decoder: `accelerate launch launch/train_seq2seq.py [--config FILE] [--section.key value …]`."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+from seq2seq.config import Seq2SeqConfig
+from seq2seq.model import EncoderDecoder
+from seq2seq.trainer import Seq2SeqTask, train_seq2seq
+from training.errors import exit_code
+from training.run import Result
+from training.train_command import script_command, show_losses, show_next, train_command
+
+DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/seq2seq/copy.yaml"
+EVALUATE = Path(__file__).with_name("evaluate.py")
+
+
+def main(task: type[Seq2SeqTask] = Seq2SeqTask) -> None:
+    """Parse, train, and show what came out.
+
+    Args:
+        task: What to train, for a script of one's own.
+    """
+    train_command(
+        "train_seq2seq.py",
+        "Train an encoder-decoder on pairs of texts.",
+        DEFAULT_CONFIG,
+        Seq2SeqConfig,
+        partial(train_seq2seq, task=task),
+        partial(show, task),
+    )
+
+
+def show(task: type[Seq2SeqTask], result: Result, config: Seq2SeqConfig) -> None:
+    """Print the losses, the accuracy, the best checkpoint, and what to type next."""
+    run = result.run
+    show_losses(result, "token")
+    newest = (run.read_metrics() or [{}])[-1]
+    for name, unit in (("exact_match", "of the validation pairs, decoded greedily"), ("token_accuracy", "")):
+        if name in newest:
+            print(f"{name.replace('_', ' '):<15}  {newest[name]:.4f} {unit}".rstrip())
+    print("\nWhat next:")
+    if task.model_class is EncoderDecoder:
+        evaluate = (EVALUATE, "--checkpoint", run.path)
+        if config.data.task != "pairs":
+            example = config.data.symbols[: min(8, config.data.max_length)]
+            print(f"  try it:      {script_command(*evaluate, '--source', example)}")
+        print(f"  measure it:  {script_command(*evaluate, '--split', 'test')}")
+    show_next(result, config)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,1 @@
+"""The encoder-decoder: its model, tasks, training and decoding."""

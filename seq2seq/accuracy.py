@@ -1,0 +1,103 @@
+"""How many targets a model gets right, greedily: in all, and by length."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from seq2seq.data import encode, make_batch
+from seq2seq.decoding import decode
+from seq2seq.model import EncoderDecoder
+from seq2seq.tasks import Pair
+from seq2seq.vocabulary import Vocabulary
+from training.task import IGNORED
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthAccuracy:
+    """Of the pairs whose sources have so many symbols.
+
+    Attributes:
+        length: Symbols of the source.
+        pairs: How many.
+        correct: How many targets came out whole and right, their ends included.
+    """
+
+    length: int
+    pairs: int
+    correct: int
+
+    @property
+    def exact_match(self) -> float:
+        """The share that is correct, 0 to 1."""
+        return self.correct / self.pairs
+
+
+def predict(
+    model: EncoderDecoder,
+    vocabulary: Vocabulary,
+    pairs: Sequence[Pair],
+    batch_size: int,
+    advance: Advance = lambda pairs: None,
+) -> list[str | None]:
+    """The greedy target of each source as text; None for one that came to no end.
+
+    A target is given up where it has become longer than any that is asked for.
+
+    Args:
+        model: In evaluation mode.
+        vocabulary: Its symbols.
+        pairs: The sources; those of a batch should be of similar length.
+        batch_size: Sources to decode at once.
+        advance: Called with the size of each batch.
+    """
+    predictions: list[str | None] = []
+    for start in range(0, len(pairs), batch_size):
+        batch = pairs[start : start + batch_size]
+        encoded = encode(batch, vocabulary)
+        longest = max(len(target) for _, target in encoded)
+        for found in decode(model, [source[1:-1] for source, _ in encoded], max_new_tokens=longest):
+            predictions.append(vocabulary.decode(found.tokens) if found.ended else None)
+        advance(len(batch))
+    return predictions
+
+
+def exact_match(predictions: Sequence[str | None], pairs: Sequence[Pair], vocabulary: Vocabulary) -> list[bool]:
+    """Which predictions are the target to the last symbol."""
+    targets = (vocabulary.decode(vocabulary.encode(pair.target)) for pair in pairs)
+    return [prediction == target for prediction, target in zip(predictions, targets, strict=True)]
+
+
+def accuracy_by_length(
+    model: EncoderDecoder,
+    vocabulary: Vocabulary,
+    pairs: Sequence[Pair],
+    batch_size: int,
+    advance: Advance = lambda pairs: None,
+) -> list[LengthAccuracy]:
+    """Exact match of greedy decoding for each length of source; see `predict`."""
+    right = exact_match(predict(model, vocabulary, pairs, batch_size, advance), pairs, vocabulary)
+    lengths = [len(vocabulary.encode(pair.source)) for pair in pairs]
+    return [
+        LengthAccuracy(
+            length=length,
+            pairs=lengths.count(length),
+            correct=sum(hit for hit, own in zip(right, lengths, strict=True) if own == length),
+        )
+        for length in sorted(set(lengths))
+    ]
+
+
+@torch.inference_mode()
+def token_accuracy(model: EncoderDecoder, vocabulary: Vocabulary, pairs: Sequence[Pair], batch_size: int) -> float:
+    """The share of target tokens, ends included, that are the likeliest after the true tokens before them: 0 to 1."""
+    hits = targets = 0
+    device = model.embedding.weight.device
+    for start in range(0, len(pairs), batch_size):
+        batch = make_batch(encode(pairs[start : start + batch_size], vocabulary)).to(device)
+        counted_BT = batch.targets_BT != IGNORED
+        hits += int(((model(*batch.inputs).argmax(-1) == batch.targets_BT) & counted_BT).sum())
+        targets += int(counted_BT.sum())
+    return hits / targets

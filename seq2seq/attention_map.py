@@ -1,0 +1,84 @@
+"""A picture of where the decoder looks in the source.
+
+Shapes: B batch, T target tokens, S source tokens, H heads.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layers import MultiHeadAttention
+from seq2seq.data import frame_source
+from seq2seq.model import DecoderBlock, EncoderDecoder
+from seq2seq.vocabulary import END, START, Vocabulary
+
+MOST_LABELS = 40
+"""Above so many tokens their names would run into each other."""
+
+
+@torch.inference_mode()
+def cross_attention(model: EncoderDecoder, source: Sequence[int], target: Sequence[int]) -> list[Tensor]:
+    """The weights of cross-attention while a target is written, in each layer of the decoder.
+
+    Args:
+        model: In evaluation mode.
+        source: Token ids, without special tokens.
+        target: Token ids of what was written, without special tokens.
+
+    Returns:
+        For each layer a tensor of shape (H, T, S): row t belongs to the choice of the target's token t, the last row to
+        its end. S counts start and end of the source.
+    """
+    found: list[Tensor] = []
+
+    def look(attention: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        assert isinstance(attention, MultiHeadAttention)
+        names = ("mask_BTS", "rotary", "memory_rotary")
+        found.append(attention.weights(*inputs, **{name: options[name] for name in names})[0].cpu())
+
+    blocks = [block for block in model.decoder_blocks if isinstance(block, DecoderBlock)]
+    hooks = [block.cross_attention.register_forward_pre_hook(look, with_kwargs=True) for block in blocks]
+    try:
+        device = model.embedding.weight.device
+        model(*(torch.tensor([tokens], device=device) for tokens in (frame_source(source), [START, *target])))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def plot_attention(
+    layers: Sequence[Tensor], source: Sequence[int], target: Sequence[int], vocabulary: Vocabulary, output: Path
+) -> None:
+    """Draw the weights that `cross_attention` returned, a row for each layer, a column for each head.
+
+    Args:
+        layers: The weights.
+        source, target: The tokens they belong to.
+        vocabulary: Their names.
+        output: The picture: a .png, .svg or .pdf.
+    """
+    from training.plots import new_figure
+
+    heads = layers[0].size(0)
+    names = {START: "⊢", END: "⊣"}
+    columns = [names.get(token, vocabulary.decode([token])) for token in frame_source(source)]
+    rows = [names.get(token, vocabulary.decode([token])) for token in [*target, END]]
+    figure = new_figure(2.6 * heads + 0.8, (0.7 + 2.4 * max(0.3, min(3.0, len(rows) / len(columns)))) * len(layers))
+    grid = figure.subplots(len(layers), heads, squeeze=False)
+    for layer, weights_HTS in enumerate(layers):
+        for head, axes in enumerate(grid[layer]):
+            image = axes.imshow(weights_HTS[head].numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
+            axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
+            for axis, labels in ((axes.xaxis, columns), (axes.yaxis, rows)):
+                if len(labels) <= MOST_LABELS:
+                    axis.set_ticks(range(len(labels)), labels, fontsize=6)
+            if head == 0:
+                axes.set_ylabel("target", fontsize=8)
+            if layer == len(layers) - 1:
+                axes.set_xlabel("source", fontsize=8)
+    figure.colorbar(image, ax=grid, shrink=0.6, label="weight")
+    figure.savefig(output)

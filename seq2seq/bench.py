@@ -1,0 +1,127 @@
+"""What `launch/bench_kv_cache.py` does with an encoder-decoder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+
+from seq2seq.benchmark import bart_arm, measure, our_arms, random_sources, rows_of
+from seq2seq.config import FRAME, Seq2SeqConfig
+from seq2seq.model import EncoderDecoder
+from seq2seq.trainer import load_seq2seq
+from seq2seq.vocabulary import Vocabulary
+from training.benchmarking import describe_machine, describe_model, fill_zero_weights
+from training.command_line import StrictParser
+from training.device import inference_device, set_cpu_threads
+from training.errors import InputError
+from training.plots import check_output
+from training.seeds import generator
+
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[Namespace, Seq2SeqConfig | None]:
+    """The options of the command line, and the configuration among them, which a checkpoint brings itself."""
+    parser = StrictParser(
+        prog="bench_kv_cache.py",
+        description="Seconds to decode many sources in one batch with and without the caches, for an encoder-decoder "
+        "with random weights (--config, and --model.* to change it) or a trained one (--checkpoint).",
+    )
+    parser.add_argument("--config", action="config", help="YAML file of an experiment; its model is timed.")
+    parser.add_argument("--checkpoint", type=str, help="A run (its best checkpoint) or one checkpoint.")
+    parser.add_argument("--repeats", type=int, default=5, help="Passes of each, of which the median is shown.")
+    parser.add_argument("--batch", type=int, default=256, help="Sources to decode at once.")
+    parser.add_argument("--length", type=int, default=20, help="Symbols of each source; a target has one token more.")
+    parser.add_argument(
+        "--peer", choices=["transformers"], help="Also time this library's BART of the same size, with random weights."
+    )
+    parser.add_argument("--json", type=str, help="Write the figures to this file, a .json.")
+    parser.add_class_arguments(Seq2SeqConfig)
+    options = parser.parse_args(arguments)
+    if (options.checkpoint is None) == (not options.config):
+        raise InputError("give either --config FILE or --checkpoint DIR")
+    for name in ("repeats", "batch", "length"):
+        if options[name] < 1:
+            raise InputError(f"{name} must be at least 1, got {options[name]}")
+    if options.json:
+        check_output(Path(options.json), (".json",))
+    if options.checkpoint is None:
+        return options, parser.build(Seq2SeqConfig, options)
+    defaults = parser.get_defaults()
+    if any(options[field.name] != defaults[field.name] for field in fields(Seq2SeqConfig)):
+        raise InputError("--checkpoint brings its own configuration: leave the options of a configuration out")
+    return options, None
+
+
+def build(options: Namespace, config: Seq2SeqConfig | None, device: torch.device) -> tuple[EncoderDecoder, str]:
+    """The model, and where it comes from in words."""
+    if config is None:
+        return load_seq2seq(Path(options.checkpoint), device).model, str(options.checkpoint)
+    symbols = ALPHABET if config.data.task == "pairs" else config.data.symbols
+    model = EncoderDecoder(config.model, len(Vocabulary(symbols, "characters")))
+    model.init_weights(generator(config.seed, "weights"))
+    fill_zero_weights(model)
+    return model.to(device).eval(), f"{options.config[0]}, random weights"
+
+
+def main() -> None:
+    """Parse, measure, print and write the figures."""
+    options, config = parse()
+    set_cpu_threads()
+    model, source = build(options, config, inference_device())
+    room = model.config.max_len - FRAME
+    if options.length > room:
+        raise InputError(f"length must be at most model.max_len minus {FRAME} ({room}), got {options.length}")
+    ours = our_arms(model)
+    peers = [bart_arm(model)] if options.peer else []
+    sources = random_sources(model.vocab_size, options.batch, options.length)
+    new_tokens = options.length + 1
+    measure([*ours, *peers], sources, new_tokens, options.repeats, print)
+    rows, peer_rows = (rows_of(arms, options.batch, new_tokens) for arms in (ours, peers))
+    cached, uncached = rows[0]["seconds"], rows[1]["seconds"]
+    figures = describe_machine(model.embedding.weight.device) | {
+        "model": describe_model(model, source),
+        "repeats": options.repeats,
+        "rows": [
+            {
+                "new_tokens": new_tokens,
+                "no_cache_seconds": uncached,
+                "cache_seconds": cached,
+                "speedup": uncached / cached,
+            }
+        ],
+        "decode": rows,
+        "peers": peer_rows,
+    }
+    show(figures, options)
+    if options.json:
+        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
+        print(options.json)
+
+
+def show(figures: dict[str, Any], options: Namespace) -> None:
+    """Print the table, and what it depends on."""
+    model = figures["model"]
+    print(f"\ndevice     {figures['device']}, {figures['threads']} threads")
+    print(f"versions   torch {figures['torch']}, Python {figures['python']}")
+    print(f"model      {model['source']}: {model['parameters']:,} parameters")
+    print(
+        f"measured   medians of {figures['repeats']}: {options.batch} sources of {options.length} symbols in a batch\n"
+    )
+    everyone = [*figures["decode"], *figures["peers"]]
+    width = max(len(row["mode"]) for row in everyone)
+    print(f"{'mode':{width}}  parameters  seconds (fastest to slowest)   tokens/s")
+    for row in everyone:
+        spread = f"({row['fastest']:.3f} to {row['slowest']:.3f})"
+        print(
+            f"{row['mode']:{width}}  {row['parameters']:>10,}  {row['seconds']:>7.3f} {spread:>20}"
+            f"  {row['tokens_per_second']:>9,.0f}"
+        )
+    print(f"\nthe caches make it {figures['rows'][0]['speedup']:.1f} times as fast")
+    if figures["peers"]:
+        ratio = figures["peers"][0]["seconds"] / figures["decode"][0]["seconds"]
+        print(f"with them it is {ratio:.2f} times as fast as {figures['peers'][0]['mode']}")

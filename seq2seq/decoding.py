@@ -1,0 +1,172 @@
+"""Targets from an encoder-decoder: greedy, sampled, or by beam search; for many sources of different lengths at once.
+
+Shapes: B sources, T tokens, V vocabulary.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from layers import Beam, Chosen, Sampler, Sampling, beam_search
+from layers.sampling import GREEDY, NOISE_BLOCK, seen_tokens
+from seq2seq.data import check_source, frame_source, padded
+from seq2seq.model import EncoderDecoder, Memory
+from seq2seq.vocabulary import END, PAD, START
+from training.errors import InputError
+from training.seeds import noise_blocks
+
+MOST_BEAMS = 1024
+LOOK_EVERY = 8
+"""Steps on a GPU between two looks at whether all targets have ended: a look waits for the device."""
+
+
+class Decoded(NamedTuple):
+    """A target that was decoded.
+
+    Attributes:
+        tokens: Without the end token.
+        log_probability: Of all of its tokens, the end included, in nats.
+        ended: Whether it came to its end, or else to the limit of tokens.
+    """
+
+    tokens: tuple[int, ...]
+    log_probability: float
+    ended: bool
+
+
+@torch.inference_mode()
+def decode_steps(
+    model: EncoderDecoder,
+    sources: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | None = None,
+    sampling: Sampling = GREEDY,
+    seeds: Sequence[int] | None = None,
+    alternatives: int = 0,
+    use_cache: bool = True,
+) -> Generator[Chosen, None, None]:
+    """Write targets, a token of each at a time, up to the limit; closing the iterator ends the work.
+
+    What comes after a target's end token means nothing: who reads them closes the iterator when all have ended.
+
+    Args:
+        model: In evaluation mode.
+        sources: Token ids of each source, without special tokens.
+        max_new_tokens: Most tokens of a target, the end included; None for as many as the model's context holds.
+        sampling: How to choose a token; greedy unless told otherwise.
+        seeds: Of the targets, for sampling; None for 0, 1, 2, …
+        alternatives: How many likeliest tokens to report at each step.
+        use_cache: Without it every token costs a pass over all before it, for the same logits.
+
+    Raises:
+        InputError: An option is out of range, or a source is empty or too long.
+    """
+    limit = _limit(model, max_new_tokens)
+    memory = _read_sources(model, sources)
+    if use_cache:
+        memory = model.remember(memory)
+    cache = model.new_cache(len(sources), limit) if use_cache else None
+    device = model.embedding.weight.device
+    tokens_BT = torch.full((len(sources), 1), START, device=device)
+    noise = noise_blocks(range(len(sources)) if seeds is None else seeds, NOISE_BLOCK)
+    sampler = Sampler(sampling, noise, seen_tokens([[]] * len(sources), model.vocab_size, device), alternatives)
+    for step in range(1, limit + 1):
+        new_BT = tokens_BT if cache is None else tokens_BT[:, -1:]
+        logits_BV = model.predict(model.decode(new_BT, memory, cache)[:, -1:])[:, 0]
+        chosen = sampler.choose(_without_start(logits_BV))
+        yield chosen
+        if step < limit:
+            tokens_BT = (
+                torch.cat((tokens_BT, chosen.tokens_B[:, None]), 1) if cache is None else chosen.tokens_B[:, None]
+            )
+
+
+def decode(
+    model: EncoderDecoder,
+    sources: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int | None = None,
+    sampling: Sampling = GREEDY,
+    seeds: Sequence[int] | None = None,
+    use_cache: bool = True,
+) -> list[Decoded]:
+    """Write whole targets; see `decode_steps`."""
+    steps = decode_steps(
+        model, sources, max_new_tokens=max_new_tokens, sampling=sampling, seeds=seeds, use_cache=use_cache
+    )
+    tokens, log_probabilities = [], []
+    ended_B: Tensor | bool = False
+    look_every = LOOK_EVERY if model.embedding.weight.device.type == "cuda" else 1
+    with closing(steps):
+        for step, chosen in enumerate(steps, start=1):
+            tokens.append(chosen.tokens_B)
+            log_probabilities.append(chosen.log_probabilities_B)
+            ended_B = ended_B | (chosen.tokens_B == END)
+            if step % look_every == 0 and bool(ended_B.all()):
+                break
+    pairs = zip(torch.stack(tokens, 1).tolist(), torch.stack(log_probabilities, 1).tolist(), strict=True)
+    return [_up_to_end(row, likely) for row, likely in pairs]
+
+
+def _up_to_end(tokens: list[int], log_probabilities: list[float]) -> Decoded:
+    ended = END in tokens
+    length = tokens.index(END) if ended else len(tokens)
+    return Decoded(tuple(tokens[:length]), sum(log_probabilities[: length + 1]), ended)
+
+
+def _limit(model: EncoderDecoder, max_new_tokens: int | None) -> int:
+    """Most tokens of a target: the decoder reads its start, and never its last token."""
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    return min(max_new_tokens or model.config.max_len, model.config.max_len)
+
+
+def _read_sources(model: EncoderDecoder, sources: Sequence[Sequence[int]]) -> Memory:
+    if not sources:
+        raise InputError("there is no source: give at least one")
+    for number, source in enumerate(sources, start=1):
+        check_source(source, model.config.max_len, "the source" if len(sources) == 1 else f"source {number}")
+    framed = [frame_source(source) for source in sources]
+    return model.encode(padded(framed, PAD).to(model.embedding.weight.device))
+
+
+def _without_start(logits_BV: Tensor) -> Tensor:
+    """No target goes on with padding or a second start, which training never asked for."""
+    logits_BV = logits_BV.clone()
+    logits_BV[:, [PAD, START]] = -torch.inf
+    return logits_BV
+
+
+@torch.inference_mode()
+def search(
+    model: EncoderDecoder,
+    source: Sequence[int],
+    *,
+    width: int,
+    max_new_tokens: int | None = None,
+    length_penalty: float = 1.0,
+) -> list[Beam]:
+    """The likeliest targets of a source that a beam search finds, with their end tokens; see `layers.beam_search`.
+
+    Raises:
+        InputError: An option is out of range, or the source is empty or too long.
+    """
+    limit = _limit(model, max_new_tokens)
+    if not 1 <= width <= MOST_BEAMS:
+        raise InputError(f"beams must be at least 1 and at most {MOST_BEAMS}, got {width}")
+    if not 0 <= length_penalty <= 10:
+        raise InputError(f"length_penalty must be at least 0 and at most 10, got {length_penalty}")
+    memory = model.remember(_read_sources(model, [source] * width))
+    cache = model.new_cache(width, limit)
+    device = model.embedding.weight.device
+
+    def read(tokens: Sequence[int], origins: Sequence[int]) -> Tensor:
+        cache.reorder(origins)
+        new_BT = torch.tensor(tokens, device=device)[:, None]
+        return _without_start(model.predict(model.decode(new_BT, memory, cache))[:, -1])
+
+    first_BV = read([START] * width, range(width))
+    return beam_search(first_BV[0], read, width=width, max_new_tokens=limit, length_penalty=length_penalty, end=END)

@@ -1,0 +1,261 @@
+"""The encoder-decoder transformer.
+
+The encoder reads the whole source in both directions; the decoder predicts each next token of the target from those
+before it (causal self-attention) and from what the encoder made of the source (cross-attention). Blocks are made as the
+GPT's are: pre-norm with RMSNorm, no biases, SwiGLU, optional query-key norm, grouped key-value heads. Source and target
+share one embedding (Vaswani et al. 2017, section 3.4).
+
+With rotary positions, cross-attention may know positions as well (`cross_positions`): queries turn by the place in the
+target, keys by the place in the source, so that a head can look at a fixed distance whatever the length, as copying
+wants. With `both_ends`, the second half of the heads counts the source from its end, as reversing wants.
+
+Shapes: B batch, S source tokens, T target tokens, M model size, V vocabulary, H key-value heads.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layers import (
+    KVCache,
+    LayerCache,
+    MultiHeadAttention,
+    Place,
+    RMSNorm,
+    SwiGLU,
+    Turn,
+    build_positions,
+    init_weights,
+)
+from seq2seq.config import ModelConfig
+from seq2seq.vocabulary import PAD
+
+
+def _attention(config: ModelConfig) -> MultiHeadAttention:
+    return MultiHeadAttention(
+        d_model=config.d_model,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        dropout=config.dropout,
+        qk_norm=config.qk_norm,
+    )
+
+
+class EncoderBlock(nn.Module):
+    """`x + attention(norm(x))`, then `x + feed_forward(norm(x))`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.d_model)
+        self.attention = _attention(config)
+        self.feed_forward_norm = RMSNorm(config.d_model)
+        self.feed_forward = SwiGLU(config.d_model, config.d_ff)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BSM: Tensor, mask_B1S: Tensor, rotary: Turn | None) -> Tensor:
+        """Map (B, S, M) to (B, S, M); `mask_B1S` is false for padding."""
+        attended_BSM = self.attention(self.attention_norm(x_BSM), mask_BTS=mask_B1S, rotary=rotary)
+        x_BSM = x_BSM + self.dropout(attended_BSM)
+        return x_BSM + self.dropout(self.feed_forward(self.feed_forward_norm(x_BSM)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What the decoder knows of the sources.
+
+    Attributes:
+        states_BSM: What the encoder made of each token.
+        mask_B1S: False for padding.
+        rotary: How the keys of cross-attention turn, if they do.
+        cache: Their keys and values, computed once for all steps; None to compute them at each step.
+    """
+
+    states_BSM: Tensor
+    mask_B1S: Tensor
+    rotary: Turn | None
+    cache: KVCache | None = None
+
+
+class DecoderBlock(nn.Module):
+    """`x + attention(norm(x))`, `x + cross_attention(norm(x), memory)`, then `x + feed_forward(norm(x))`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.d_model)
+        self.attention = _attention(config)
+        self.cross_attention_norm = RMSNorm(config.d_model)
+        self.cross_attention = _attention(config)
+        self.feed_forward_norm = RMSNorm(config.d_model)
+        self.feed_forward = SwiGLU(config.d_model, config.d_ff)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x_BTM: Tensor,
+        memory: Memory,
+        rotary: Turn | None,
+        cache: LayerCache | None = None,
+        memory_cache: LayerCache | None = None,
+        place: Place | None = None,
+    ) -> Tensor:
+        """Map (B, T, M) to (B, T, M)."""
+        normed_BTM = self.attention_norm(x_BTM)
+        attended_BTM = self.attention(normed_BTM, causal=True, rotary=rotary, cache=cache, place=place)
+        x_BTM = x_BTM + self.dropout(attended_BTM)
+        crossed_BTM = self.cross_attention(
+            self.cross_attention_norm(x_BTM),
+            memory.states_BSM,
+            mask_BTS=memory.mask_B1S,
+            rotary=None if memory.rotary is None else rotary,
+            memory_rotary=memory.rotary,
+            cache=memory_cache,
+        )
+        x_BTM = x_BTM + self.dropout(crossed_BTM)
+        return x_BTM + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTM)))
+
+
+class EncoderDecoder(nn.Module):
+    """Predicts each next token of a target from its source and from the tokens before it.
+
+    Args:
+        config: The shape of the model.
+        vocab_size: Number of different tokens V, special ones included.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.embedding = nn.Embedding(vocab_size, config.d_model)
+        self.positions, self.rotary = build_positions(
+            config.positions, max_len=config.max_len, d_model=config.d_model, head_size=config.head_size
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.encoder_blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_layers))
+        self.encoder_norm = RMSNorm(config.d_model)
+        self.decoder_blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.d_model)
+        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, vocab_size, bias=False)
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw all weights anew, on the CPU, from `generator`; see `layers.init_weights`."""
+        init_weights(self, embedding=self.embedding, head=self.head, generator=generator)
+
+    def forward(self, source_BS: Tensor, target_BT: Tensor) -> Tensor:
+        """Predict the token after each of `target_BT`.
+
+        Args:
+            source_BS: Token ids of each source, from start to end, padded with `PAD`.
+            target_BT: Token ids of each target, from its start on.
+
+        Returns:
+            Logits of shape (B, T, V).
+
+        Raises:
+            ValueError: A sequence is longer than `max_len`.
+        """
+        return self.predict(self.decode(target_BT, self.encode(source_BS)))
+
+    def encode(self, source_BS: Tensor) -> Memory:
+        """Read sources, padded with `PAD`."""
+        mask_BS = source_BS != PAD
+        x_BSM, rotary = self._embed(source_BS, None)
+        for block in self.encoder_blocks:
+            x_BSM = block(x_BSM, mask_BS[:, None], rotary)
+        return Memory(
+            states_BSM=self.encoder_norm(x_BSM), mask_B1S=mask_BS[:, None], rotary=self._memory_rotary(mask_BS)
+        )
+
+    def _memory_rotary(self, mask_BS: Tensor) -> Turn | None:
+        if self.rotary is None or self.config.crossing == "content":
+            return None
+        if self.config.crossing == "start":
+            return self.rotary(mask_BS.size(1))
+        from_start_S = torch.arange(mask_BS.size(1), device=mask_BS.device)
+        from_end_BS = (mask_BS.sum(1, keepdim=True) - 1 - from_start_S).clamp(min=0)
+        half = self.config.kv_heads // 2
+        both_BHS = torch.stack((from_start_S.expand_as(from_end_BS), from_end_BS), 1).repeat_interleave(half, 1)
+        return self.rotary(mask_BS.size(1), both_BHS)
+
+    def decode(
+        self, target_BT: Tensor, memory: Memory, cache: KVCache | None = None, place: Place | None = None
+    ) -> Tensor:
+        """All of the decoder but the head, of shape (B, T, M).
+
+        Args:
+            target_BT: Token ids.
+            memory: Of the sources.
+            cache: What earlier calls computed of the same targets; the tokens continue there.
+            place: Where the tokens stand in the cache; None for `cache.extend(T)`.
+        """
+        if cache is not None and place is None:
+            place = cache.extend(target_BT.size(1))
+        x_BTM, rotary = self._embed(target_BT, None if place is None else place.positions_BT)
+        for index, block in enumerate(self.decoder_blocks):
+            own, of_memory = (None if c is None else c.layers[index] for c in (cache, memory.cache))
+            x_BTM = block(x_BTM, memory, rotary, own, of_memory, place)
+        return x_BTM
+
+    def predict(self, hidden_BTM: Tensor) -> Tensor:
+        """Logits of shape (B, T, V) from what `decode` returned."""
+        normed_BTM = self.norm(hidden_BTM)
+        return F.linear(normed_BTM, self.embedding.weight) if self.head is None else self.head(normed_BTM)
+
+    def _embed(self, tokens_BT: Tensor, positions_BT: Tensor | None) -> tuple[Tensor, Turn | None]:
+        length = tokens_BT.size(1)
+        if length > self.config.max_len:
+            raise ValueError(f"expected at most {self.config.max_len} tokens, got {length}")
+        x_BTM = self.embedding(tokens_BT) * math.sqrt(self.config.d_model)
+        if self.positions is not None:
+            x_BTM = self.positions(x_BTM, positions_BT)
+        return self.dropout(x_BTM), None if self.rotary is None else self.rotary(length, positions_BT)
+
+    def remember(self, memory: Memory) -> Memory:
+        """The same memory with the keys and values of cross-attention in a cache; gradients do not pass through it."""
+        states_BSM, counts = memory.states_BSM, memory.mask_B1S.sum((1, 2)).tolist()
+        cache = self.new_cache(len(counts), states_BSM.size(1))
+        place = cache.extend(states_BSM.size(1), counts)
+        for block, layer in zip(self.decoder_blocks, cache.layers, strict=True):
+            assert isinstance(block, DecoderBlock)
+            block.cross_attention.remember(states_BSM, layer, place, memory.rotary)
+        return Memory(states_BSM=states_BSM, mask_B1S=memory.mask_B1S, rotary=memory.rotary, cache=cache)
+
+    def new_cache(self, batch_size: int = 1, max_len: int | None = None) -> KVCache:
+        """A cache for targets of up to `max_len` tokens (None: the context), on the model's device, in its dtype."""
+        config = self.config
+        return KVCache(
+            num_layers=config.num_layers,
+            batch_size=batch_size,
+            num_kv_heads=config.kv_heads,
+            max_len=min(max_len or config.max_len, config.max_len),
+            head_size=config.head_size,
+            device=self.embedding.weight.device,
+            dtype=self.embedding.weight.dtype,
+        )
+
+    def flops_per_token(self, source_per_target: float) -> float:
+        """Floating point operations of one target token's forward and backward pass in training.
+
+        Six per weight of a matrix and token that passes it (Kaplan et al. 2020, "Scaling Laws", section 2.1): the
+        encoder's, and the keys and values of cross-attention, see the source's tokens. Attention's own products, small
+        at short lengths, are left out.
+
+        Args:
+            source_per_target: Source tokens for each target token, in the mean.
+        """
+        of_source = [m for m in self.encoder_blocks.modules() if isinstance(m, nn.Linear)]
+        of_source += [
+            getattr(block.cross_attention, name) for block in self.decoder_blocks for name in ("key", "value")
+        ]
+        counted = {id(linear) for linear in of_source}
+        of_target = [m for m in self.modules() if isinstance(m, nn.Linear) and id(m) not in counted]
+        weights = _weights(of_target) + source_per_target * _weights(of_source)
+        return 6.0 * (weights + (self.embedding.weight.numel() if self.head is None else 0))
+
+
+def _weights(linears: Sequence[nn.Module]) -> int:
+    return sum(p.numel() for linear in linears for p in linear.parameters())

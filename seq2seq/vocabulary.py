@@ -1,0 +1,70 @@
+"""The tokens of sources and targets: three special ones, then characters or words."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from training.errors import InputError
+
+PAD, START, END = range(3)
+SPECIAL = 3
+Unit = Literal["characters", "words"]
+
+
+class Vocabulary:
+    """Numbers symbols, after `PAD`, `START` and `END`.
+
+    Args:
+        symbols: Characters, or words; the first one has number 3.
+        unit: Which of the two.
+    """
+
+    def __init__(self, symbols: Sequence[str], unit: Unit) -> None:
+        self.symbols, self.unit = tuple(symbols), unit
+        self._ids = {symbol: number for number, symbol in enumerate(self.symbols, start=SPECIAL)}
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], unit: Unit) -> "Vocabulary":
+        """All symbols of some texts, sorted."""
+        return cls(sorted({symbol for text in texts for symbol in split(text, unit)}), unit)
+
+    def __len__(self) -> int:
+        return SPECIAL + len(self.symbols)
+
+    def encode(self, text: str, name: str = "the text") -> list[int]:
+        """The numbers of a text's symbols, without special tokens.
+
+        Args:
+            text: Any text.
+            name: What to call it in an error.
+
+        Raises:
+            InputError: A symbol is not in the vocabulary; the message shows it and where it stands.
+        """
+        found = split(text, self.unit)
+        for place, symbol in enumerate(found, start=1):
+            if symbol not in self._ids:
+                what = {"characters": "character", "words": "word"}[self.unit]
+                shown = repr(symbol) if symbol.isprintable() else ascii(symbol)
+                raise InputError(f"unknown {what} {shown} at place {place} of {name}: it is not in the vocabulary")
+        return [self._ids[symbol] for symbol in found]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The text of numbers; special ones show as such."""
+        names = ("<pad>", "<start>", "<end>", *self.symbols)
+        return {"characters": "", "words": " "}[self.unit].join(names[token] for token in tokens)
+
+    def to_json(self) -> str:
+        """The content of vocabulary.json."""
+        return json.dumps({"unit": self.unit, "symbols": self.symbols}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, content: str) -> "Vocabulary":
+        """Read what `to_json` wrote."""
+        read = json.loads(content)
+        return cls(read["symbols"], read["unit"])
+
+
+def split(text: str, unit: Unit) -> list[str]:
+    """The symbols of a text."""
+    return list(text) if unit == "characters" else text.split()

@@ -1,0 +1,142 @@
+"""Greedy, sampled and searched targets, with and without the caches, alone and in batches."""
+
+from itertools import product
+from math import exp
+
+import pytest
+import torch
+from seq2seq_models import random_model
+
+from layers import Sampling
+from seq2seq.data import frame_source
+from seq2seq.decoding import Decoded, decode, decode_steps, search
+from seq2seq.model import EncoderDecoder
+from seq2seq.vocabulary import END, PAD, START
+from training.errors import InputError
+
+SOURCES = [[3, 4, 5, 6, 7, 8, 3], [5], [8, 8, 4], [4, 3, 4, 3, 4, 3, 4, 3, 4]]
+DRAW = Sampling(temperature=1.5)
+
+
+def tokens_of(found: list[Decoded]) -> list[tuple[int, ...]]:
+    return [decoded.tokens for decoded in found]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0), DRAW, Sampling(temperature=1.0, top_k=3)])
+def test_with_the_caches_targets_are_those_without(model: EncoderDecoder, sampling: Sampling) -> None:
+    with_caches, without = (decode(model, SOURCES, sampling=sampling, use_cache=use) for use in (True, False))
+    assert tokens_of(with_caches) == tokens_of(without)
+    for a, b in zip(with_caches, without, strict=True):
+        assert a.log_probability == pytest.approx(b.log_probability, rel=1e-4)
+
+
+def test_a_batch_gives_what_each_source_gives_alone(model: EncoderDecoder) -> None:
+    together = decode(model, SOURCES, sampling=DRAW, seeds=[4, 5, 6, 7])
+    for source, seed, found in zip(SOURCES, (4, 5, 6, 7), together, strict=True):
+        (alone,) = decode(model, [source], sampling=DRAW, seeds=[seed])
+        assert alone.tokens == found.tokens
+        assert alone.log_probability == pytest.approx(found.log_probability, rel=1e-4)
+
+
+def test_the_same_seed_draws_the_same_target_and_another_one_another(model: EncoderDecoder) -> None:
+    first, same, other = decode(model, [SOURCES[0]] * 3, sampling=DRAW, seeds=[1, 1, 2])
+    assert first.tokens == same.tokens != other.tokens
+
+
+@torch.inference_mode()
+def test_log_probabilities_are_those_of_the_whole_target(model: EncoderDecoder) -> None:
+    (found,) = decode(model, SOURCES[:1], sampling=DRAW, seeds=[3])
+    assert found.ended
+    target = [*found.tokens, END]
+    logits_TV = model(torch.tensor([frame_source(SOURCES[0])]), torch.tensor([[START, *found.tokens]]))[0]
+    logits_TV[:, [PAD, START]] = -torch.inf
+    expected = logits_TV.log_softmax(-1)[range(len(target)), target].sum()
+    assert found.log_probability == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_targets_end_at_their_end_or_at_the_limit() -> None:
+    model = random_model(max_len=12)
+    for limit in (1, 3, 12, None):
+        for found in decode(model, SOURCES, sampling=DRAW, max_new_tokens=limit):
+            assert len(found.tokens) <= (limit or 12) - found.ended
+            assert found.ended or len(found.tokens) == (limit or 12)
+            assert not {PAD, START, END} & set(found.tokens)
+
+
+def test_alternatives_are_reported_with_each_step() -> None:
+    model = random_model()
+    steps = decode_steps(model, SOURCES, alternatives=3)
+    chosen = next(steps)
+    steps.close()
+    assert chosen.alternatives_BA.shape == (4, 3)
+    assert torch.equal(chosen.alternatives_BA[:, 0], chosen.tokens_B)
+
+
+def exhaustive(
+    model: EncoderDecoder, source: list[int], length_penalty: float, limit: int
+) -> list[tuple[float, tuple[int, ...]]]:
+    """All targets of up to `limit` tokens that end, and those of `limit` tokens that do not, by falling score."""
+    symbols = range(3, model.vocab_size)
+    found = []
+    for length in range(limit + 1):
+        for tokens in product(symbols, repeat=length):
+            target = [*tokens, END] if length < limit else list(tokens)
+            inputs = torch.tensor([[START, *target[:-1]]])
+            logits_TV = model(torch.tensor([frame_source(source)]), inputs)[0]
+            logits_TV[:, [PAD, START]] = -torch.inf
+            total = float(logits_TV.log_softmax(-1).double()[range(len(target)), target].sum())
+            found.append((total / len(target) ** length_penalty, tuple(target)))
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+@torch.inference_mode()
+def test_a_wide_beam_finds_what_an_exhaustive_search_finds(length_penalty: float) -> None:
+    model = random_model(vocab_size=6)
+    for source in ([3, 4, 5], [5]):
+        best = exhaustive(model, source, length_penalty, limit=4)
+        beams = search(model, source, width=100, max_new_tokens=4, length_penalty=length_penalty)
+        for (score, tokens), beam in zip(best[:5], beams[:5], strict=True):
+            assert beam.tokens == tokens
+            assert beam.score == pytest.approx(score, rel=1e-4)
+
+
+def test_one_beam_is_greedy(model: EncoderDecoder) -> None:
+    for source in SOURCES:
+        (greedy,) = decode(model, [source])
+        (beam,) = search(model, source, width=1, length_penalty=0.0)
+        assert tuple(token for token in beam.tokens if token != END) == greedy.tokens
+        assert beam.log_probability == pytest.approx(greedy.log_probability, rel=1e-4)
+
+
+def test_beams_are_different_targets_the_likeliest_first(model: EncoderDecoder) -> None:
+    beams = search(model, SOURCES[0], width=6, length_penalty=0.0)
+    assert len({beam.tokens for beam in beams}) == 6
+    assert [beam.score for beam in beams] == sorted((beam.score for beam in beams), reverse=True)
+    assert sum(exp(beam.log_probability) for beam in beams) <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sources": []}, "there is no source: give at least one"),
+        ({"sources": [[3], []]}, "source 2 is empty: give at least one symbol"),
+        ({"sources": [[3] * 23]}, "the source has 23 symbols, at most 22 fit into the model's context of 24"),
+        ({"sources": [[3]], "max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+    ],
+)
+def test_bad_input_is_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        decode(random_model(), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 0}, "beams must be at least 1 and at most 1024, got 0"),
+        ({"width": 2, "length_penalty": -1.0}, "length_penalty must be at least 0 and at most 10, got -1.0"),
+    ],
+)
+def test_bad_options_of_a_search_are_named(options: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        search(random_model(), [3], **options)  # type: ignore[arg-type]

@@ -1,0 +1,41 @@
+"""Symbols and their numbers."""
+
+import pytest
+
+from seq2seq.vocabulary import END, PAD, START, Vocabulary
+from training.errors import InputError
+
+
+def test_symbols_follow_three_special_tokens() -> None:
+    vocabulary = Vocabulary.from_texts(["cab", "bad"], "characters")
+    assert len(vocabulary) == 7
+    assert sorted((PAD, START, END)) == [0, 1, 2]
+    assert vocabulary.encode("abcd") == [3, 4, 5, 6]
+    assert vocabulary.decode([6, 3, 4]) == "dab"
+    assert vocabulary.decode([START, 3, END]) == "<start>a<end>"
+
+
+def test_words_are_what_stands_between_spaces() -> None:
+    vocabulary = Vocabulary.from_texts(["the cat sat", "on  the mat"], "words")
+    assert vocabulary.symbols == ("cat", "mat", "on", "sat", "the")
+    assert vocabulary.decode(vocabulary.encode(" the mat\n")) == "the mat"
+
+
+@pytest.mark.parametrize(
+    ("unit", "text", "message"),
+    [
+        ("characters", "aé", "unknown character 'é' at place 2 of the source: it is not in the vocabulary"),
+        ("characters", "a\u200b", r"unknown character '\\u200b' at place 2 of the source"),
+        ("words", "a dog", "unknown word 'dog' at place 2 of the source"),
+    ],
+)
+def test_an_unknown_symbol_is_named_with_its_place(unit: str, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Vocabulary.from_texts(["a"], unit).encode(text, "the source")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("unit", ["characters", "words"])
+def test_json_brings_it_back(unit: str) -> None:
+    vocabulary = Vocabulary.from_texts(['é 漢 \\ "'], unit)  # type: ignore[arg-type]
+    again = Vocabulary.from_json(vocabulary.to_json())
+    assert (again.symbols, again.unit) == (vocabulary.symbols, unit)

@@ -28,6 +28,7 @@ constexpr int TILE_ROWS = 4;  // with 4 tokens, as many sums as there are regist
 constexpr int LANES = 8;
 constexpr int TILE_ROWS = 2;
 #endif
+constexpr int WEIGHED = 64 / LANES;  // registers of values that attention sums up at once
 constexpr int ROWS = 8;    // of a matrix, taken at once
 constexpr int AHEAD = 16;  // rows that are asked of the memory before they are needed
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -336,8 +337,8 @@ void attend(const Model &model, const Block &block, const Tokens &tokens, int64_
             // What stands behind the last slot has become e^-87, and weighs nothing in fp32.
             const float share = 1.0f / sum(sums);
             int64_t column = 0;
-            for (; column + 4 * LANES <= size; column += 4 * LANES)
-                weigh<4>(scores.data(), values + column, seen, size, y + column);
+            for (; column + WEIGHED * LANES <= size; column += WEIGHED * LANES)
+                weigh<WEIGHED>(scores.data(), values + column, seen, size, y + column);
             for (; column + LANES <= size; column += LANES)
                 weigh<1>(scores.data(), values + column, seen, size, y + column);
             for (; column < size; ++column) {

@@ -297,6 +297,32 @@ def test_a_step_recorded_as_a_cuda_graph_equals_the_model(precision: Precision) 
     assert Decoder(model).mode == "eager"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("fast_bf16", [False, True])
+@pytest.mark.parametrize("mode", [NATIVE])
+@torch.inference_mode()
+def test_the_native_step_reads_prompts_where_torch_is_slow_at_bf16(
+    mode: Mode, precision: Precision, fast_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpt.decoding, "cpu_has_fast_bf16", lambda: fast_bf16)
+    model = convert(random_model(WIDE), precision)
+    decoder, tokens_BT = Decoder(model, mode), random_tokens(model)
+    calls: list[int] = []
+    model.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    cache = decoder.take_cache(3)
+    logits_BV = decoder.prefill(tokens_BT[:, :50], cache)
+    natively = precision != "fp32" and not fast_bf16
+    assert bool(calls) != natively
+    if natively:
+        again = decoder.take_cache(3)
+        singles = [decoder.read(tokens_BT[:, place : place + 1], again) for place in range(50)]
+        assert torch.equal(logits_BV, singles[-1][:, 0]), "to the last bit, as any other reading of it"
+        assert cache.lengths == [50] * 3
+    with pytest.raises(ValueError, match="the cache holds 72 tokens of a sequence, 73 were asked for"):
+        decoder.prefill(tokens_BT[:, :23], cache)
+    assert cache.lengths == [50] * 3
+
+
 def test_an_unknown_mode_is_an_error() -> None:
     with pytest.raises(InputError, match="mode must be one of auto, eager, compiled, native, got fast"):
         Decoder(random_model(NARROW), "fast")  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ def our_arms(model: EncoderDecoder) -> list[Arm]:
     """With the caches, and without."""
 
     def decode(sources: Sources, new_tokens: int, *, use_cache: bool) -> None:
-        for chosen in islice(decode_steps(model, sources, use_cache=use_cache), new_tokens):
+        for chosen in decode_steps(model, sources, max_new_tokens=new_tokens, use_cache=use_cache):
             chosen.tokens_B.tolist()
 
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -31,9 +31,9 @@ def test_our_arms_decode_with_and_without_caches(monkeypatch: pytest.MonkeyPatch
     asked: list[bool] = []
     real = benchmark.decode_steps
 
-    def spy(*arguments: object, use_cache: bool) -> object:
+    def spy(*arguments: object, use_cache: bool, **options: object) -> object:
         asked.append(use_cache)
-        return real(*arguments, use_cache=use_cache)  # type: ignore[arg-type]
+        return real(*arguments, use_cache=use_cache, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(benchmark, "decode_steps", spy)
     our_arms(random_model())[0 if use_cache else 1].decode([[3, 4], [5, 6]], 4)

@@ -1,6 +1,7 @@
 """Whether a command is about an encoder-decoder."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import yaml
@@ -24,7 +25,7 @@ def is_seq2seq(arguments: Sequence[str]) -> bool:
 
 
 def _value(arguments: Sequence[str], option: str) -> str | None:
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:]):
         if argument == option:
             return following
         if argument.startswith(f"{option}="):

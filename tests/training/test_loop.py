@@ -299,9 +299,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, step: int, kind: str) -> None:
     """Make the loss, or only its gradient, NaN at a step."""
     calls = 0
 
-    def poisoned(model: nn.Module, batch: Batch) -> Tensor:
+    def poisoned(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
         nonlocal calls
-        loss = loss_sum(model, batch)
+        loss = loss_sum(model, batch, label_smoothing)
         calls += torch.is_grad_enabled()
         if calls != step or not torch.is_grad_enabled():
             return loss

@@ -563,9 +563,10 @@ def test_options_that_are_said_to_change_no_step_change_none(config: GPTConfig, 
     text.write_text(Path(config.data.source).read_text())
     other = replace(with_training(config, **training), name="other", tracking="tensorboard")
     other = replace(other, data=replace(config.data, source=str(text)))
-    # These are for a hub, whose text is known by its content as well.
+    # These are for a hub and for pairs, which are known by their content as well, and for what is decoded of them.
+    elsewhere = {f"data.{name}" for name in ("column", "revision", "subset", "source_column", "target_column")}
     changed = {"name", "tracking", "data.source"} | {f"training.{name}" for name in training}
-    assert changed == NEUTRAL - {"data.column", "data.revision", "data.subset"}
+    assert changed == NEUTRAL - elsewhere - {"data.val_samples"}
     train_gpt(config, output_dir=tmp_path / "a")
     train_gpt(other, output_dir=tmp_path / "b")
     assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))

@@ -1,7 +1,7 @@
 """Three ways to read one more token, for the same logits up to rounding.
 
 `eager` runs the model as it stands. `compiled` runs what torch.compile makes of it; on a GPU the step is also recorded
-as a CUDA graph, so that a token costs one launch. `native` runs on a CPU in C++ (`gpt/native.py`).
+as a CUDA graph, so that a token costs one launch. `native` runs on a CPU in C++ (`layers/native`).
 
 Shapes: B batch, T tokens, M model size, V vocabulary.
 """
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gpt.model import GPT
-from gpt.native import MOST_TOKENS, NativeError, NativeStep
 from layers import Int8Linear, KVCache
+from layers.native import NativeError, NativeStep
 from training.device import cpu_has_fast_bf16
 from training.errors import InputError
 
@@ -22,6 +22,9 @@ Mode = Literal["auto", "eager", "compiled", "native"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 CHUNK = 512
 """Tokens of a prompt that are read at once, which bounds the memory for it."""
+
+MOST_TOKENS = 32
+"""With more tokens at once, torch's matrix products are faster than those of the native step."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 
@@ -56,7 +59,7 @@ class Decoder:
         self._native: NativeStep | None = None
         if mode in ("auto", "native"):
             try:
-                self._native = NativeStep(model)
+                self._native = NativeStep(model, GPT, model.blocks)
             except NativeError as error:
                 if mode == "native":
                     raise InputError(f"there is no native step here: {error}") from error

@@ -11,8 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from gpt.decoding import Decoder
-from gpt.native import MOST_TOKENS
+from gpt.decoding import MOST_TOKENS, Decoder
 from layers import Beam, Chosen, KVCache, Sampler, Sampling, beam_search
 from layers.sampling import GREEDY, NOISE_BLOCK, seen_tokens
 from training.errors import InputError

@@ -19,44 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt.config import ModelConfig
-from layers import (
-    KVCache,
-    LayerCache,
-    MultiHeadAttention,
-    Place,
-    RMSNorm,
-    SwiGLU,
-    Turn,
-    build_positions,
-    init_weights,
-)
-
-
-class Block(nn.Module):
-    """`x + attention(norm(x))`, then `x + feed_forward(norm(x))`."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.d_model)
-        self.attention = MultiHeadAttention(
-            d_model=config.d_model,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            dropout=config.dropout,
-            qk_norm=config.qk_norm,
-        )
-        self.feed_forward_norm = RMSNorm(config.d_model)
-        self.feed_forward = SwiGLU(config.d_model, config.d_ff)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self, x_BTM: Tensor, rotary: Turn | None, cache: LayerCache | None = None, place: Place | None = None
-    ) -> Tensor:
-        """Map (B, T, M) to (B, T, M)."""
-        normed_BTM = self.attention_norm(x_BTM)
-        attended_BTM = self.attention(normed_BTM, causal=True, rotary=rotary, cache=cache, place=place)
-        x_BTM = x_BTM + self.dropout(attended_BTM)
-        return x_BTM + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTM)))
+from layers import Block, KVCache, Place, RMSNorm, build_positions, init_weights
 
 
 class GPT(nn.Module):
@@ -79,7 +42,17 @@ class GPT(nn.Module):
             head_size=config.head_size,
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(
+            Block(
+                d_model=config.d_model,
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                d_ff=config.d_ff,
+                dropout=config.dropout,
+                qk_norm=config.qk_norm,
+            )
+            for _ in range(config.num_layers)
+        )
         self.norm = RMSNorm(config.d_model)
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, vocab_size, bias=False)
 
@@ -117,7 +90,8 @@ class GPT(nn.Module):
         rotary = None if self.rotary is None else self.rotary(tokens_BT.size(1), positions_BT)
         x_BTM = self.dropout(x_BTM)
         for index, block in enumerate(self.blocks):
-            x_BTM = block(x_BTM, rotary, None if cache is None else cache.layers[index], place)
+            own = None if cache is None else cache.layers[index]
+            x_BTM = block(x_BTM, rotary, causal=True, cache=own, place=place)
         return x_BTM
 
     def predict(self, hidden_BTM: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from gpt.benchmark import PROMPT_TOKENS, ROWS, WARM_UP_TOKENS, Say, random_promp
 from gpt.decoding import Decoder, Mode, Precision, convert
 from gpt.generation import generate
 from gpt.model import GPT
-from gpt.native import build, find_compiler
 from layers import Int8Linear
+from layers.native.build import build, find_compiler
 from layers.sampling import GREEDY
 
 FIRST_TOKEN_PROMPT = 400

@@ -1,7 +1,8 @@
-"""What both models are built of: attention, key-value cache, feed-forward, norm, positions. Imports torch only."""
+"""What both models are built of: attention, key-value cache, feed-forward, norm, positions, blocks. Imports torch."""
 
 from layers.attention import MultiHeadAttention
 from layers.beam_search import Beam, beam_search
+from layers.block import Block, Memory
 from layers.cache import KVCache, LayerCache, Place
 from layers.feed_forward import SwiGLU
 from layers.initialisation import init_weights
@@ -12,11 +13,13 @@ from layers.sampling import Chosen, Sampler, Sampling
 
 __all__ = [
     "Beam",
+    "Block",
     "Chosen",
     "Int8Linear",
     "KVCache",
     "LayerCache",
     "LearnedPositions",
+    "Memory",
     "MultiHeadAttention",
     "Place",
     "RMSNorm",

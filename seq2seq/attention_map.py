@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from layers import MultiHeadAttention
 from seq2seq.data import frame_source
-from seq2seq.model import DecoderBlock, EncoderDecoder
+from seq2seq.model import EncoderDecoder
 from seq2seq.vocabulary import END, START, Vocabulary
 
 MOST_LABELS = 40
@@ -39,8 +39,8 @@ def cross_attention(model: EncoderDecoder, source: Sequence[int], target: Sequen
         names = ("mask_BTS", "rotary", "memory_rotary")
         found.append(attention.weights(*inputs, **{name: options[name] for name in names})[0].cpu())
 
-    blocks = [block for block in model.decoder_blocks if isinstance(block, DecoderBlock)]
-    hooks = [block.cross_attention.register_forward_pre_hook(look, with_kwargs=True) for block in blocks]
+    crossings = [block.get_submodule("cross_attention") for block in model.decoder_blocks]
+    hooks = [crossing.register_forward_pre_hook(look, with_kwargs=True) for crossing in crossings]
     try:
         device = model.embedding.weight.device
         model(*(torch.tensor([tokens], device=device) for tokens in (frame_source(source), [START, *target])))

@@ -82,7 +82,7 @@ def main() -> None:
     new_tokens = options.length + 1
     measure([*ours, *peers], sources, new_tokens, options.repeats, print)
     rows, peer_rows = (rows_of(arms, options.batch, new_tokens) for arms in (ours, peers))
-    cached, uncached = rows[0]["seconds"], rows[1]["seconds"]
+    uncached, cached = rows[0]["seconds"], rows[-1]["seconds"]
     figures = describe_machine(model.embedding.weight.device) | {
         "model": describe_model(model, source),
         "repeats": options.repeats,
@@ -121,7 +121,7 @@ def show(figures: dict[str, Any], options: Namespace) -> None:
             f"{row['mode']:{width}}  {row['parameters']:>10,}  {row['seconds']:>7.3f} {spread:>20}"
             f"  {row['tokens_per_second']:>9,.0f}"
         )
-    print(f"\nthe caches make it {figures['rows'][0]['speedup']:.1f} times as fast")
-    if figures["peers"]:
-        ratio = figures["peers"][0]["seconds"] / figures["decode"][0]["seconds"]
-        print(f"with them it is {ratio:.2f} times as fast as {figures['peers'][0]['mode']}")
+    best = figures["decode"][-1]
+    print()
+    for other in [*figures["decode"][:-1], *figures["peers"]]:
+        print(f"{best['mode']}: {other['seconds'] / best['seconds']:.1f} times as fast as {other['mode']}")

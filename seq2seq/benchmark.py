@@ -6,13 +6,15 @@ All arms write the same number of tokens, greedily, and take turns pass by pass;
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from layers.native import NativeError
 from seq2seq.data import frame_source, padded
-from seq2seq.decoding import decode_steps
+from seq2seq.decoding import decode_steps, native_step
 from seq2seq.model import EncoderDecoder
 from seq2seq.vocabulary import END, PAD, SPECIAL, START
 from training.errors import InputError
@@ -40,17 +42,20 @@ class Arm:
 
 
 def our_arms(model: EncoderDecoder) -> list[Arm]:
-    """With the caches, and without."""
+    """Without the caches, and with them: eager, and native where that can be had."""
 
-    def decode(sources: Sources, new_tokens: int, *, use_cache: bool) -> None:
-        for chosen in decode_steps(model, sources, max_new_tokens=new_tokens, use_cache=use_cache):
-            chosen.tokens_B.tolist()
+    def arm(name: str, **options: Any) -> Arm:
+        def decode(sources: Sources, new_tokens: int) -> None:
+            for chosen in decode_steps(model, sources, max_new_tokens=new_tokens, **options):
+                chosen.tokens_B.tolist()
 
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return [
-        Arm(mode="fp32 eager, with cache", decode=lambda s, n: decode(s, n, use_cache=True), parameters=parameters),
-        Arm(mode="fp32 eager, without cache", decode=lambda s, n: decode(s, n, use_cache=False), parameters=parameters),
-    ]
+        return Arm(mode=f"fp32 {name}", decode=decode, parameters=sum(p.numel() for p in model.parameters()))
+
+    arms = [arm("eager, without cache", use_cache=False), arm("eager, with cache", mode="eager")]
+    with suppress(NativeError):
+        native_step(model)
+        arms.append(arm("native, with cache", mode="native"))
+    return arms
 
 
 def bart_arm(model: EncoderDecoder) -> Arm:

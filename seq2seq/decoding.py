@@ -3,22 +3,26 @@
 Shapes: B sources, T tokens, V vocabulary.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from layers import Beam, Chosen, Sampler, Sampling, beam_search
+from layers import Beam, Chosen, KVCache, Memory, Sampler, Sampling, beam_search
+from layers.native import NativeError, NativeStep
 from layers.sampling import GREEDY, NOISE_BLOCK, seen_tokens
 from seq2seq.data import check_source, frame_source, padded
-from seq2seq.model import EncoderDecoder, Memory
+from seq2seq.model import EncoderDecoder
 from seq2seq.vocabulary import END, PAD, START
 from training.errors import InputError
 from training.seeds import noise_blocks
 
+Mode = Literal["auto", "eager", "native"]
 MOST_BEAMS = 1024
+FEW_TARGETS, NARROW = 32, 256
+"""The native step is faster than torch for so many targets, or for any number in a model of such a d_model."""
 LOOK_EVERY = 8
 """Steps on a GPU between two looks at whether all targets have ended: a look waits for the device."""
 
@@ -47,6 +51,7 @@ def decode_steps(
     seeds: Sequence[int] | None = None,
     alternatives: int = 0,
     use_cache: bool = True,
+    mode: Mode = "auto",
 ) -> Generator[Chosen, None, None]:
     """Write targets, a token of each at a time, up to the limit; closing the iterator ends the work.
 
@@ -60,28 +65,51 @@ def decode_steps(
         seeds: Of the targets, for sampling; None for 0, 1, 2, …
         alternatives: How many likeliest tokens to report at each step.
         use_cache: Without it every token costs a pass over all before it, for the same logits.
+        mode: How a token is read with the cache: eager by the model as it stands, native in C++ on a CPU, auto by the
+            faster of them that can be had.
 
     Raises:
-        InputError: An option is out of range, or a source is empty or too long.
+        InputError: An option is out of range, a source is empty or too long, or the mode cannot be had.
     """
     limit = _limit(model, max_new_tokens)
     memory = _read_sources(model, sources)
-    if use_cache:
-        memory = model.remember(memory)
-    cache = model.new_cache(len(sources), limit) if use_cache else None
+    read = _reader(model, memory, model.new_cache(len(sources), limit), mode) if use_cache else None
     device = model.embedding.weight.device
     tokens_BT = torch.full((len(sources), 1), START, device=device)
     noise = noise_blocks(range(len(sources)) if seeds is None else seeds, NOISE_BLOCK)
     sampler = Sampler(sampling, noise, seen_tokens([[]] * len(sources), model.vocab_size, device), alternatives)
     for step in range(1, limit + 1):
-        new_BT = tokens_BT if cache is None else tokens_BT[:, -1:]
-        logits_BV = model.predict(model.decode(new_BT, memory, cache)[:, -1:])[:, 0]
+        logits_BV = read(tokens_BT) if read else model.predict(model.decode(tokens_BT, memory)[:, -1:])[:, 0]
         chosen = sampler.choose(_without_start(logits_BV))
         yield chosen
         if step < limit:
-            tokens_BT = (
-                torch.cat((tokens_BT, chosen.tokens_B[:, None]), 1) if cache is None else chosen.tokens_B[:, None]
-            )
+            new_B1 = chosen.tokens_B[:, None]
+            tokens_BT = new_B1 if read else torch.cat((tokens_BT, new_B1), 1)
+
+
+def native_step(model: EncoderDecoder) -> NativeStep:
+    """The decoder in C++.
+
+    Raises:
+        NativeError: It cannot be had; the message says why.
+    """
+    return NativeStep(model, EncoderDecoder, model.decoder_blocks)
+
+
+def _reader(model: EncoderDecoder, memory: Memory, cache: KVCache, mode: Mode) -> Callable[[Tensor], Tensor]:
+    """What reads one more token of each target, (B, 1), for the logits after it, (B, V)."""
+    if mode not in get_args(Mode):
+        raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode}")
+    memory = model.remember(memory)
+    native_is_faster = cache.batch_size <= FEW_TARGETS or model.config.d_model <= NARROW
+    if mode == "native" or (mode == "auto" and native_is_faster):
+        try:
+            step = native_step(model)
+            return lambda tokens_B1: step(tokens_B1, cache, memory)[:, 0]
+        except NativeError as error:
+            if mode == "native":
+                raise InputError(f"there is no native step here: {error}") from error
+    return lambda tokens_B1: model.predict(model.decode(tokens_B1, memory, cache))[:, 0]
 
 
 def decode(
@@ -92,10 +120,11 @@ def decode(
     sampling: Sampling = GREEDY,
     seeds: Sequence[int] | None = None,
     use_cache: bool = True,
+    mode: Mode = "auto",
 ) -> list[Decoded]:
     """Write whole targets; see `decode_steps`."""
     steps = decode_steps(
-        model, sources, max_new_tokens=max_new_tokens, sampling=sampling, seeds=seeds, use_cache=use_cache
+        model, sources, max_new_tokens=max_new_tokens, sampling=sampling, seeds=seeds, use_cache=use_cache, mode=mode
     )
     tokens, log_probabilities = [], []
     ended_B: Tensor | bool = False
@@ -148,6 +177,7 @@ def search(
     width: int,
     max_new_tokens: int | None = None,
     length_penalty: float = 1.0,
+    mode: Mode = "auto",
 ) -> list[Beam]:
     """The likeliest targets of a source that a beam search finds, with their end tokens; see `layers.beam_search`.
 
@@ -159,14 +189,13 @@ def search(
         raise InputError(f"beams must be at least 1 and at most {MOST_BEAMS}, got {width}")
     if not 0 <= length_penalty <= 10:
         raise InputError(f"length_penalty must be at least 0 and at most 10, got {length_penalty}")
-    memory = model.remember(_read_sources(model, [source] * width))
     cache = model.new_cache(width, limit)
+    read_next = _reader(model, _read_sources(model, [source] * width), cache, mode)
     device = model.embedding.weight.device
 
     def read(tokens: Sequence[int], origins: Sequence[int]) -> Tensor:
         cache.reorder(origins)
-        new_BT = torch.tensor(tokens, device=device)[:, None]
-        return _without_start(model.predict(model.decode(new_BT, memory, cache))[:, -1])
+        return _without_start(read_next(torch.tensor(tokens, device=device)[:, None]))
 
     first_BV = read([START] * width, range(width))
     return beam_search(first_BV[0], read, width=width, max_new_tokens=limit, length_penalty=length_penalty, end=END)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import Namespace
 
@@ -14,7 +14,7 @@ from seq2seq.accuracy import LengthAccuracy, accuracy_by_length
 from seq2seq.attention_map import cross_attention, plot_attention
 from seq2seq.config import FRAME
 from seq2seq.data import by_length, check_source, encode, load_pairs
-from seq2seq.decoding import decode, search
+from seq2seq.decoding import Mode, decode, search
 from seq2seq.pairs import SPLIT_NAMES, FilePairs
 from seq2seq.tasks import GeneratedPairs, Pair
 from seq2seq.trainer import LoadedSeq2Seq, load_seq2seq
@@ -66,6 +66,13 @@ def _parser() -> StrictParser:
         help="With --beams: 0 ranks targets by their probability, 1 by that per token.",
     )
     parser.add_argument(
+        "--mode",
+        choices=list(get_args(Mode)),
+        default="auto",
+        help="How a token is read: by the model as it stands (eager), or in C++ on a CPU (native). Default: the faster "
+        "of them.",
+    )
+    parser.add_argument(
         "--attention",
         type=str,
         help="Draw where the decoder looks in the source, per head, into this .png, .svg or .pdf.",
@@ -86,7 +93,7 @@ def _parser() -> StrictParser:
     return parser
 
 
-FOR_SOURCE = ("max_new_tokens", *SAMPLING, "seed", "num_samples", "beams", "length_penalty", "attention")
+FOR_SOURCE = ("max_new_tokens", *SAMPLING, "seed", "num_samples", "beams", "length_penalty", "mode", "attention")
 FOR_SPLIT = ("count", "lengths", "data.source")
 FOR_DRAWING = (*SAMPLING, "seed", "num_samples")
 
@@ -151,6 +158,7 @@ def write(options: Namespace, loaded: LoadedSeq2Seq, sampling: Sampling) -> None
             max_new_tokens=options.max_new_tokens,
             sampling=sampling,
             seeds=seeds,
+            mode=options.mode,
         ):
             print(loaded.vocabulary.decode(found.tokens))
             if not found.ended:
@@ -170,6 +178,7 @@ def _show_beams(options: Namespace, loaded: LoadedSeq2Seq, source: Sequence[int]
         width=options.beams,
         max_new_tokens=options.max_new_tokens,
         length_penalty=options.length_penalty,
+        mode=options.mode,
     )
     found = [tuple(token for token in beam.tokens if token != END) for beam in beams]
     for tokens, beam in zip(found, beams, strict=True):

@@ -14,108 +14,29 @@ Shapes: B batch, S source tokens, T target tokens, M model size, V vocabulary, H
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers import (
-    KVCache,
-    LayerCache,
-    MultiHeadAttention,
-    Place,
-    RMSNorm,
-    SwiGLU,
-    Turn,
-    build_positions,
-    init_weights,
-)
+from layers import Block, KVCache, Memory, MultiHeadAttention, Place, RMSNorm, Turn, build_positions, init_weights
 from seq2seq.config import ModelConfig
 from seq2seq.vocabulary import PAD
 
 
-def _attention(config: ModelConfig) -> MultiHeadAttention:
-    return MultiHeadAttention(
-        d_model=config.d_model,
-        num_heads=config.num_heads,
-        num_kv_heads=config.num_kv_heads,
-        dropout=config.dropout,
-        qk_norm=config.qk_norm,
-    )
-
-
-class EncoderBlock(nn.Module):
-    """`x + attention(norm(x))`, then `x + feed_forward(norm(x))`."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.d_model)
-        self.attention = _attention(config)
-        self.feed_forward_norm = RMSNorm(config.d_model)
-        self.feed_forward = SwiGLU(config.d_model, config.d_ff)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x_BSM: Tensor, mask_B1S: Tensor, rotary: Turn | None) -> Tensor:
-        """Map (B, S, M) to (B, S, M); `mask_B1S` is false for padding."""
-        attended_BSM = self.attention(self.attention_norm(x_BSM), mask_BTS=mask_B1S, rotary=rotary)
-        x_BSM = x_BSM + self.dropout(attended_BSM)
-        return x_BSM + self.dropout(self.feed_forward(self.feed_forward_norm(x_BSM)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """What the decoder knows of the sources.
-
-    Attributes:
-        states_BSM: What the encoder made of each token.
-        mask_B1S: False for padding.
-        rotary: How the keys of cross-attention turn, if they do.
-        cache: Their keys and values, computed once for all steps; None to compute them at each step.
-    """
-
-    states_BSM: Tensor
-    mask_B1S: Tensor
-    rotary: Turn | None
-    cache: KVCache | None = None
-
-
-class DecoderBlock(nn.Module):
-    """`x + attention(norm(x))`, `x + cross_attention(norm(x), memory)`, then `x + feed_forward(norm(x))`."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.d_model)
-        self.attention = _attention(config)
-        self.cross_attention_norm = RMSNorm(config.d_model)
-        self.cross_attention = _attention(config)
-        self.feed_forward_norm = RMSNorm(config.d_model)
-        self.feed_forward = SwiGLU(config.d_model, config.d_ff)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self,
-        x_BTM: Tensor,
-        memory: Memory,
-        rotary: Turn | None,
-        cache: LayerCache | None = None,
-        memory_cache: LayerCache | None = None,
-        place: Place | None = None,
-    ) -> Tensor:
-        """Map (B, T, M) to (B, T, M)."""
-        normed_BTM = self.attention_norm(x_BTM)
-        attended_BTM = self.attention(normed_BTM, causal=True, rotary=rotary, cache=cache, place=place)
-        x_BTM = x_BTM + self.dropout(attended_BTM)
-        crossed_BTM = self.cross_attention(
-            self.cross_attention_norm(x_BTM),
-            memory.states_BSM,
-            mask_BTS=memory.mask_B1S,
-            rotary=None if memory.rotary is None else rotary,
-            memory_rotary=memory.rotary,
-            cache=memory_cache,
+def _blocks(config: ModelConfig, *, cross: bool = False) -> nn.ModuleList:
+    return nn.ModuleList(
+        Block(
+            d_model=config.d_model,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            d_ff=config.d_ff,
+            dropout=config.dropout,
+            qk_norm=config.qk_norm,
+            cross=cross,
         )
-        x_BTM = x_BTM + self.dropout(crossed_BTM)
-        return x_BTM + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTM)))
+        for _ in range(config.num_layers)
+    )
 
 
 class EncoderDecoder(nn.Module):
@@ -135,9 +56,9 @@ class EncoderDecoder(nn.Module):
             config.positions, max_len=config.max_len, d_model=config.d_model, head_size=config.head_size
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.encoder_blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_layers))
+        self.encoder_blocks = _blocks(config)
         self.encoder_norm = RMSNorm(config.d_model)
-        self.decoder_blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.num_layers))
+        self.decoder_blocks = _blocks(config, cross=True)
         self.norm = RMSNorm(config.d_model)
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, vocab_size, bias=False)
 
@@ -165,7 +86,7 @@ class EncoderDecoder(nn.Module):
         mask_BS = source_BS != PAD
         x_BSM, rotary = self._embed(source_BS, None)
         for block in self.encoder_blocks:
-            x_BSM = block(x_BSM, mask_BS[:, None], rotary)
+            x_BSM = block(x_BSM, rotary, mask_BTS=mask_BS[:, None])
         return Memory(
             states_BSM=self.encoder_norm(x_BSM), mask_B1S=mask_BS[:, None], rotary=self._memory_rotary(mask_BS)
         )
@@ -197,7 +118,7 @@ class EncoderDecoder(nn.Module):
         x_BTM, rotary = self._embed(target_BT, None if place is None else place.positions_BT)
         for index, block in enumerate(self.decoder_blocks):
             own, of_memory = (None if c is None else c.layers[index] for c in (cache, memory.cache))
-            x_BTM = block(x_BTM, memory, rotary, own, of_memory, place)
+            x_BTM = block(x_BTM, rotary, causal=True, cache=own, place=place, memory=memory, memory_cache=of_memory)
         return x_BTM
 
     def predict(self, hidden_BTM: Tensor) -> Tensor:
@@ -220,8 +141,9 @@ class EncoderDecoder(nn.Module):
         cache = self.new_cache(len(counts), states_BSM.size(1))
         place = cache.extend(states_BSM.size(1), counts)
         for block, layer in zip(self.decoder_blocks, cache.layers, strict=True):
-            assert isinstance(block, DecoderBlock)
-            block.cross_attention.remember(states_BSM, layer, place, memory.rotary)
+            crossing = block.get_submodule("cross_attention")
+            assert isinstance(crossing, MultiHeadAttention)
+            crossing.remember(states_BSM, layer, place, memory.rotary)
         return Memory(states_BSM=states_BSM, mask_B1S=memory.mask_B1S, rotary=memory.rotary, cache=cache)
 
     def new_cache(self, batch_size: int = 1, max_len: int | None = None) -> KVCache:

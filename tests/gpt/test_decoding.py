@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 import gpt.decoding
 from gpt.config import ModelConfig
-from gpt.decoding import Decoder, Mode, Precision, convert
+from gpt.decoding import MOST_TOKENS, Decoder, Mode, Precision, convert
 from gpt.generation import generate
 from gpt.model import GPT
-from gpt.native import MOST_TOKENS, NativeError, library
 from layers import Int8Linear, KVCache
+from layers.native import NativeError, library
 from layers.sampling import GREEDY
 from training.errors import InputError
 

@@ -13,8 +13,8 @@ from gpt.config import ModelConfig
 from gpt.decoding import Decoder, Mode
 from gpt.generation import WhenFull, generate, generate_with_lookup, new_token_limit, search
 from gpt.model import GPT
-from gpt.native import NativeError, library
 from layers import KVCache, Sampling
+from layers.native import NativeError, library
 from layers.sampling import GREEDY, filtered_probabilities, penalise, seen_tokens
 from training.errors import InputError
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from layers import (
+    Block,
     LearnedPositions,
+    Memory,
     MultiHeadAttention,
     RMSNorm,
     RotaryPositions,
@@ -189,3 +191,11 @@ def test_bf16_attention_on_a_cpu_stays_near_fp32_whatever_the_kernel(
 def test_odd_sizes_have_no_pairs() -> None:
     with pytest.raises(ValueError, match="even size"):
         RotaryPositions(4, 5)
+
+
+def test_a_block_takes_a_memory_where_it_has_cross_attention_and_only_there() -> None:
+    shape = {"d_model": 8, "num_heads": 2, "num_kv_heads": None, "d_ff": 8, "dropout": 0.0, "qk_norm": False}
+    memory = Memory(states_BSM=torch.zeros(1, 2, 8), mask_B1S=torch.ones(1, 1, 2, dtype=torch.bool), rotary=None)
+    for cross, given in ((False, memory), (True, None)):
+        with pytest.raises(ValueError, match="a block takes a memory where it has cross-attention, and only there"):
+            Block(**shape, cross=cross)(torch.zeros(1, 3, 8), None, memory=given)

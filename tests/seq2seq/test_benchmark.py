@@ -6,8 +6,10 @@ import pytest
 import torch
 from seq2seq_models import random_model
 
+from layers.native import NativeError
 from seq2seq import benchmark
 from seq2seq.benchmark import Arm, bart_arm, measure, our_arms, random_sources, rows_of
+from seq2seq.model import EncoderDecoder
 
 
 def test_every_arm_reads_the_same_sources_and_writes_as_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,18 +28,25 @@ def test_every_arm_reads_the_same_sources_and_writes_as_many_tokens(monkeypatch:
     assert random_sources(9, 3, 4) == sources
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_our_arms_decode_with_and_without_caches(monkeypatch: pytest.MonkeyPatch, use_cache: bool) -> None:
-    asked: list[bool] = []
+@pytest.mark.parametrize("native", [True, False])
+def test_our_arms_decode_with_and_without_caches(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    asked: list[dict[str, object]] = []
     real = benchmark.decode_steps
 
-    def spy(*arguments: object, use_cache: bool, **options: object) -> object:
-        asked.append(use_cache)
-        return real(*arguments, use_cache=use_cache, **options)  # type: ignore[arg-type]
+    def spy(*arguments: object, **options: object) -> object:
+        asked.append(options)
+        return real(*arguments, **options | {"mode": "eager"})  # type: ignore[arg-type]
+
+    def native_step(model: EncoderDecoder) -> None:
+        if not native:
+            raise NativeError("there is none")
 
     monkeypatch.setattr(benchmark, "decode_steps", spy)
-    our_arms(random_model())[0 if use_cache else 1].decode([[3, 4], [5, 6]], 4)
-    assert asked == [use_cache]
+    monkeypatch.setattr(benchmark, "native_step", native_step)
+    for arm in our_arms(random_model()):
+        arm.decode([[3, 4], [5, 6]], 4)
+    ways: list[dict[str, object]] = [{"use_cache": False}, {"mode": "eager"}, {"mode": "native"}]
+    assert asked == [way | {"max_new_tokens": 4} for way in ways[: 3 if native else 2]]
 
 
 def test_bart_has_the_same_size_and_writes_exactly_as_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

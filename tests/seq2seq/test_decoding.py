@@ -7,13 +7,20 @@ import pytest
 import torch
 from seq2seq_models import random_model
 
+import seq2seq.decoding
 from layers import Sampling
-from seq2seq.data import frame_source
-from seq2seq.decoding import Decoded, decode, decode_steps, search
+from layers.native import NativeError, library
+from seq2seq.data import frame_source, padded
+from seq2seq.decoding import Decoded, Mode, decode, decode_steps, search
 from seq2seq.model import EncoderDecoder
 from seq2seq.vocabulary import END, PAD, START
 from training.errors import InputError
 
+try:
+    library()
+    NATIVE = pytest.param("native")
+except NativeError as error:
+    NATIVE = pytest.param("native", marks=pytest.mark.skip(reason=str(error)))
 SOURCES = [[3, 4, 5, 6, 7, 8, 3], [5], [8, 8, 4], [4, 3, 4, 3, 4, 3, 4, 3, 4]]
 DRAW = Sampling(temperature=1.5)
 
@@ -22,20 +29,58 @@ def tokens_of(found: list[Decoded]) -> list[tuple[int, ...]]:
     return [decoded.tokens for decoded in found]
 
 
+@pytest.mark.parametrize("mode", ["eager", NATIVE])
 @pytest.mark.parametrize("sampling", [Sampling(temperature=0), DRAW, Sampling(temperature=1.0, top_k=3)])
-def test_with_the_caches_targets_are_those_without(model: EncoderDecoder, sampling: Sampling) -> None:
-    with_caches, without = (decode(model, SOURCES, sampling=sampling, use_cache=use) for use in (True, False))
+def test_with_the_caches_targets_are_those_without(model: EncoderDecoder, sampling: Sampling, mode: Mode) -> None:
+    with_caches = decode(model, SOURCES, sampling=sampling, mode=mode)
+    without = decode(model, SOURCES, sampling=sampling, use_cache=False)
     assert tokens_of(with_caches) == tokens_of(without)
     for a, b in zip(with_caches, without, strict=True):
         assert a.log_probability == pytest.approx(b.log_probability, rel=1e-4)
 
 
-def test_a_batch_gives_what_each_source_gives_alone(model: EncoderDecoder) -> None:
-    together = decode(model, SOURCES, sampling=DRAW, seeds=[4, 5, 6, 7])
+@pytest.mark.parametrize("mode", ["eager", NATIVE])
+def test_a_batch_gives_what_each_source_gives_alone(model: EncoderDecoder, mode: Mode) -> None:
+    together = decode(model, SOURCES, sampling=DRAW, seeds=[4, 5, 6, 7], mode=mode)
     for source, seed, found in zip(SOURCES, (4, 5, 6, 7), together, strict=True):
-        (alone,) = decode(model, [source], sampling=DRAW, seeds=[seed])
+        (alone,) = decode(model, [source], sampling=DRAW, seeds=[seed], mode=mode)
         assert alone.tokens == found.tokens
         assert alone.log_probability == pytest.approx(found.log_probability, rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["eager", NATIVE])
+@torch.inference_mode()
+def test_each_step_gives_the_logits_of_the_whole_model(model: EncoderDecoder, mode: Mode) -> None:
+    source_BS = padded([frame_source(source) for source in SOURCES], PAD)
+    target_BT = torch.randint(3, 9, (len(SOURCES), 12), generator=torch.Generator().manual_seed(2))
+    expected_BTV = model(source_BS, target_BT)
+    read = seq2seq.decoding._reader(model, model.encode(source_BS), model.new_cache(len(SOURCES), 12), mode)
+    read_BTV = torch.stack([read(token_B1) for token_B1 in target_BT.split(1, 1)], 1)
+    torch.testing.assert_close(read_BTV, expected_BTV, rtol=0, atol=1e-5 * float(expected_BTV.abs().max()))
+
+
+@pytest.mark.parametrize(("d_model", "batch", "natively"), [(256, 33, True), (258, 33, False), (258, 32, True)])
+def test_wide_models_read_many_targets_as_they_stand(
+    d_model: int, batch: int, natively: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = random_model(d_model=d_model, num_heads=1), []
+
+    def native_step(model: EncoderDecoder) -> None:
+        asked.append(model)
+        raise NativeError("there is none")
+
+    monkeypatch.setattr(seq2seq.decoding, "native_step", native_step)
+    assert len(decode(model, [[3]] * batch, max_new_tokens=1)) == batch, "it falls back"
+    assert bool(asked) == natively
+
+
+def test_a_native_step_that_cannot_be_had_is_an_error_where_it_is_asked_for() -> None:
+    model = random_model().double()
+    reason = "there is no native step here: it computes on the CPU, from weights in fp32, bf16 or int8"
+    for work in (lambda: decode(model, [[3]], mode="native"), lambda: search(model, [3], width=1, mode="native")):
+        with pytest.raises(InputError, match=reason):
+            work()
+    assert decode(model, [[3]]) == decode(model, [[3]], mode="eager")
 
 
 def test_the_same_seed_draws_the_same_target_and_another_one_another(model: EncoderDecoder) -> None:
@@ -101,10 +146,11 @@ def test_a_wide_beam_finds_what_an_exhaustive_search_finds(length_penalty: float
             assert beam.score == pytest.approx(score, rel=1e-4)
 
 
-def test_one_beam_is_greedy(model: EncoderDecoder) -> None:
+@pytest.mark.parametrize("mode", ["eager", NATIVE])
+def test_one_beam_is_greedy(model: EncoderDecoder, mode: Mode) -> None:
     for source in SOURCES:
-        (greedy,) = decode(model, [source])
-        (beam,) = search(model, source, width=1, length_penalty=0.0)
+        (greedy,) = decode(model, [source], mode=mode)
+        (beam,) = search(model, source, width=1, length_penalty=0.0, mode=mode)
         assert tuple(token for token in beam.tokens if token != END) == greedy.tokens
         assert beam.log_probability == pytest.approx(greedy.log_probability, rel=1e-4)
 
@@ -123,6 +169,7 @@ def test_beams_are_different_targets_the_likeliest_first(model: EncoderDecoder) 
         ({"sources": [[3], []]}, "source 2 is empty: give at least one symbol"),
         ({"sources": [[3] * 23]}, "the source has 23 symbols, at most 22 fit into the model's context of 24"),
         ({"sources": [[3]], "max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"sources": [[3]], "mode": "fast"}, "mode must be one of auto, eager, native, got fast"),
     ],
 )
 def test_bad_input_is_named(options: dict[str, object], message: str) -> None:

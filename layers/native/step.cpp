@@ -1,5 +1,5 @@
-// What `GPT.forward` does with a few new tokens, as one pass over the weights: on a CPU a token costs the time in which
-// its weights come from memory, as long as nothing else gets in the way. So there is one parallel region for the whole
+// What a decoder does with a few new tokens, as one pass over the weights: on a CPU a token costs the time in which its
+// weights come from memory, as long as nothing else gets in the way. So there is one parallel region for the whole
 // model, in which every thread takes its share of the rows of each matrix, and barriers where one layer needs another.
 //
 // Weights are fp32, bf16 or int8 with a scale for each row; sums are fp32 in all cases. The sum of a token is taken in
@@ -133,7 +133,7 @@ inline Lanes exponential(Lanes x) {
     return result * series;
 }
 
-// --- What a model is made of; gpt/native.py has the same structures -----------------------------------------------
+// --- What a model is made of; step.py has the same structures ------------------------------------------------------
 
 enum Kind : int32_t { FP32 = 0, BF16 = 1, INT8 = 2 };
 
@@ -143,13 +143,17 @@ struct Matrix {
     int64_t rows, columns, kind;
 };
 
-struct Block {
-    const float *attention_norm;
+struct Attention {
+    const float *norm;  // null where a block has no such attention
     Matrix query, key, value, out;
     const float *query_norm, *key_norm;  // null without
+    void *keys, *values;                 // of the cache
+};
+
+struct Block {
+    Attention own, cross;  // cross.key and cross.value are not needed: their results are in the cache
     const float *feed_forward_norm;
     Matrix gate, up, down;
-    void *keys, *values;  // of the cache
 };
 
 struct Model {
@@ -168,7 +172,9 @@ struct Tokens {
     const int64_t *lengths;  // tokens in the cache, of each sequence
     int64_t batch, count;    // B, T
     int64_t slots, cache_kind;
-    float *logits;           // N x vocabulary
+    const int64_t *memory_lengths;       // of what cross-attention looks at, the same
+    int64_t memory_slots, cross_rotary;  // cross_rotary: whether its queries turn
+    float *logits;                       // N x vocabulary
     int64_t threads;
 };
 
@@ -293,31 +299,36 @@ inline void weigh(const float *weights, const Number *values, int64_t slots, int
     std::memcpy(result, chains, sizeof(chains));
 }
 
-// One key-value head of one sequence, for all of its new tokens and all query heads that share it.
+// One key-value head of one sequence, for all of its new tokens and all query heads that share it. Keys and values of
+// the new tokens join the cache, unless there are none: in cross-attention.
 template <class Number>
-void attend(const Model &model, const Block &block, const Tokens &tokens, int64_t sequence, int64_t kv_head,
+void attend(const Model &model, const Attention &attention, const Tokens &tokens, int64_t sequence, int64_t kv_head,
             float *query, float *key, const float *value, float *result, std::vector<float> &scores) {
     const int64_t size = model.head_size, group = model.heads / model.kv_heads;
-    const int64_t first = (sequence * model.kv_heads + kv_head) * tokens.slots * size;
-    Number *keys = static_cast<Number *>(block.keys) + first, *values = static_cast<Number *>(block.values) + first;
+    const int64_t first = (sequence * model.kv_heads + kv_head) * (key ? tokens.slots : tokens.memory_slots) * size;
+    Number *keys = static_cast<Number *>(attention.keys) + first;
+    Number *values = static_cast<Number *>(attention.values) + first;
     const float scale = 1.0f / std::sqrt(float(size));
     for (int64_t t = 0; t < tokens.count; ++t) {
         const int64_t token = sequence * tokens.count + t, position = tokens.lengths[sequence] + t;
         const float *cos = model.cos + position * size, *sin = model.sin + position * size;
         const auto prepare = [&](float *head, const float *norm) {
             if (norm) normalise(head, norm, size, model.epsilon, head);
-            if (model.cos) turn(head, cos, sin, size);
+            if (model.cos && (key || tokens.cross_rotary)) turn(head, cos, sin, size);
         };
-        const int64_t own = (token * model.kv_heads + kv_head) * size;
-        prepare(key + own, block.key_norm);
-        for (int64_t i = 0; i < size; ++i) {
-            store(keys + position * size + i, key[own + i]);
-            store(values + position * size + i, value[own + i]);
+        if (key) {
+            const int64_t own = (token * model.kv_heads + kv_head) * size;
+            prepare(key + own, attention.key_norm);
+            for (int64_t i = 0; i < size; ++i) {
+                store(keys + position * size + i, key[own + i]);
+                store(values + position * size + i, value[own + i]);
+            }
         }
         for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
             float *q = query + (token * model.heads + head) * size, *y = result + (token * model.heads + head) * size;
-            prepare(q, block.query_norm);
-            const int64_t seen = position + 1, padded = (seen + LANES - 1) / LANES * LANES;
+            prepare(q, attention.query_norm);
+            const int64_t seen = key ? position + 1 : tokens.memory_lengths[sequence];
+            const int64_t padded = (seen + LANES - 1) / LANES * LANES;
             float largest = -INFINITY, products[4][1];
             for (int64_t slot = 0; slot < seen; slot += 4) {
                 const int several = std::min<int64_t>(4, seen - slot);
@@ -386,7 +397,7 @@ extern "C" bool read_tokens(const Model *the_model, const Tokens *the_tokens) {
 #pragma omp parallel num_threads(tokens.threads)
     {
         const Share share{omp_get_thread_num(), omp_get_num_threads()};
-        std::vector<float> scores(tokens.slots + LANES);
+        std::vector<float> scores(std::max(tokens.slots, tokens.memory_slots) + LANES);
         int64_t begin, end;
 
         const auto into = [&](float *to, int64_t stride) {
@@ -407,22 +418,28 @@ extern "C" bool read_tokens(const Model *the_model, const Tokens *the_tokens) {
                 if (model.positions) x[token * width + i] += model.positions[position * width + i];
             }
         }
-        for (const Block *block = model.blocks; block < model.blocks + model.layers; ++block) {
-            normalise_all(block->attention_norm);
+        const auto attend_all = [&](const Attention &attention, float *own_key) {
+            normalise_all(attention.norm);
 #pragma omp barrier
-            product(block->query, normed, count, share, into(query, query_width));
-            product(block->key, normed, count, share, into(key, key_width));
-            product(block->value, normed, count, share, into(value, key_width));
+            product(attention.query, normed, count, share, into(query, query_width));
+            if (own_key) {
+                product(attention.key, normed, count, share, into(own_key, key_width));
+                product(attention.value, normed, count, share, into(value, key_width));
+            }
 #pragma omp barrier
             share.of(tokens.batch * model.kv_heads, 1, begin, end);
             for (; begin < end; ++begin) {
                 const auto attend_in = tokens.cache_kind == BF16 ? attend<BFloat16> : attend<float>;
-                attend_in(model, *block, tokens, begin / model.kv_heads, begin % model.kv_heads, query, key, value,
-                          attended, scores);
+                attend_in(model, attention, tokens, begin / model.kv_heads, begin % model.kv_heads, query, own_key,
+                          value, attended, scores);
             }
 #pragma omp barrier
-            product(block->out, attended, count, share, add);
+            product(attention.out, attended, count, share, add);
 #pragma omp barrier
+        };
+        for (const Block *block = model.blocks; block < model.blocks + model.layers; ++block) {
+            attend_all(block->own, key);
+            if (block->cross.norm) attend_all(block->cross, nullptr);
             normalise_all(block->feed_forward_norm);
 #pragma omp barrier
             product(block->gate, normed, count, share, into(gate, hidden));

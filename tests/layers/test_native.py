@@ -6,14 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import command
+from seq2seq_models import random_model as random_encoder_decoder
 from torch import Tensor, nn
 
-import gpt.native
+import layers.native.build
+import layers.native.step
 from gpt.config import ModelConfig
 from gpt.decoding import Decoder, Precision, convert
 from gpt.model import GPT
-from gpt.native import NativeError, NativeStep, find_compiler, library
-from layers import KVCache
+from layers import KVCache, Memory
+from layers.native import NativeError, NativeStep, library
+from layers.native.build import find_compiler
+from seq2seq.data import frame_source, padded
+from seq2seq.model import EncoderDecoder
+from seq2seq.vocabulary import PAD
 from training.errors import InputError
 
 # Head sizes of 6, 32 and 84: none, two and five times the 16 numbers that are taken at once, and a rest.
@@ -57,7 +63,7 @@ def test_a_texts_logits_are_the_same_to_the_last_bit_whatever_is_read_with_them(
     size: str, precision: Precision
 ) -> None:
     model = convert(random_model(SIZES[size]), precision)
-    step = NativeStep(model)
+    step = NativeStep(model, GPT, model.blocks)
     tokens_BT = torch.randint(19, (16, 40), generator=torch.Generator().manual_seed(1))
     before = torch.get_num_threads()
     try:
@@ -89,11 +95,46 @@ def test_a_texts_logits_are_the_same_to_the_last_bit_whatever_is_read_with_them(
 
 
 @pytest.mark.usefixtures("built")
+@torch.inference_mode()
+def test_a_targets_logits_are_the_same_to_the_last_bit_whatever_is_decoded_with_it() -> None:
+    model = random_encoder_decoder(num_kv_heads=2)
+    step = NativeStep(model, EncoderDecoder, model.decoder_blocks)
+    drawn = torch.Generator().manual_seed(2)
+    sources = [torch.randint(3, 9, (length,), generator=drawn).tolist() for length in (7, 20, 1, 12, 7)]
+    target_BT = torch.randint(3, 9, (5, 10), generator=drawn)
+    # Sources are read alone, so that what is compared is the step.
+    memories = [model.remember(model.encode(torch.tensor([frame_source(source)]))) for source in sources]
+    together = model.remember(model.encode(padded([frame_source(source) for source in sources], PAD)))
+    assert together.cache is not None
+    for row, memory in enumerate(memories):
+        assert memory.cache is not None
+        for layer, own in zip(together.cache.layers, memory.cache.layers, strict=True):
+            for stored_BHSD, own_BHSD in zip(layer.read(22), own.read(22), strict=True):
+                stored_BHSD[row].fill_(torch.nan)[:, : own_BHSD.size(2)] = own_BHSD[0]
+    alone_BTV = torch.cat(
+        [
+            read_targets(step, model, row_1T, memory, [1] * 10)
+            for row_1T, memory in zip(target_BT.split(1), memories, strict=True)
+        ]
+    )
+    assert alone_BTV.isfinite().all(), "what lies behind a source's end is not read"
+    for pieces in ([1] * 10, [4, 1, 5]):
+        assert torch.equal(read_targets(step, model, target_BT, together, pieces), alone_BTV)
+
+
+def read_targets(
+    step: NativeStep, model: EncoderDecoder, target_BT: Tensor, memory: Memory, pieces: Sequence[int]
+) -> Tensor:
+    cache = model.new_cache(len(target_BT), target_BT.size(1))
+    return torch.cat([step(part_BT, cache, memory) for part_BT in target_BT.split(list(pieces), 1)], 1)
+
+
+@pytest.mark.usefixtures("built")
 @pytest.mark.parametrize("size", SIZES)
 @torch.inference_mode()
 def test_the_number_of_threads_changes_no_bit(size: str) -> None:
     model = random_model(SIZES[size])
-    step, tokens_BT = NativeStep(model), torch.randint(19, (1, 8))
+    step, tokens_BT = NativeStep(model, GPT, model.blocks), torch.randint(19, (1, 8))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -159,7 +200,7 @@ def script(path: Path, *lines: str) -> Path:
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's cache folder, and a process that has not loaded the library yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(gpt.native, "library", library.__wrapped__)
+    monkeypatch.setattr(layers.native.step, "library", library.__wrapped__)
     return tmp_path / "cache"
 
 
@@ -201,7 +242,7 @@ def test_what_the_system_refuses_is_the_reason(
 ) -> None:
     monkeypatch.setenv("CXX", "/no/such/compiler")
     with pytest.raises(NativeError, match="/no/such/compiler could not build it: .*No such file"):
-        gpt.native.library()
+        library.__wrapped__()
     monkeypatch.setenv("CXX", str(script(tmp_path / "compiler")))
     empty_cache.write_text("a file where a folder should be")
     assert_eager_instead(
@@ -223,24 +264,24 @@ def test_a_second_process_uses_what_the_first_has_built(
         f'for output; do :; done; cp {built} "$output"',  # The last argument.
     )
     monkeypatch.setenv("CXX", str(compiler))
-    first = gpt.native.library()._name
+    first = library.__wrapped__()._name
     assert Path(first).parent == empty_cache / "transformers-from-scratch"
     assert [path.name for path in empty_cache.rglob("*.so")] == [Path(first).name]
     environment = {"CXX": str(compiler), "XDG_CACHE_HOME": str(empty_cache)}
-    asked = command("-c", "import gpt.native; print(gpt.native.library()._name)", cwd=tmp_path, **environment)
+    asked = command("-c", "from layers.native import library; print(library()._name)", cwd=tmp_path, **environment)
     assert asked.stdout.strip() == first, asked.stderr
     built_with = [line for line in log.read_text().splitlines() if line != "--version"]
     assert len(built_with) == 1
     assert "-march=native" in built_with[0]
     version.write_text("2")
-    assert gpt.native.library()._name != first, "another compiler builds its own"
+    assert library.__wrapped__()._name != first, "another compiler builds its own"
 
 
 @pytest.mark.usefixtures("built")
 @torch.inference_mode()
 def test_weights_live_as_long_as_the_step() -> None:
     model = random_model(SIZES["wide"])
-    step, tokens_BT = NativeStep(model), torch.randint(19, (1, 6))
+    step, tokens_BT = NativeStep(model, GPT, model.blocks), torch.randint(19, (1, 6))
     before = read(step, model, tokens_BT, [6])
     caches = random_model(SIZES["wide"])
     for parameter in model.parameters():
@@ -253,12 +294,14 @@ def test_weights_live_as_long_as_the_step() -> None:
 @pytest.mark.usefixtures("built")
 def test_a_token_that_is_not_of_the_vocabulary_is_an_error_and_changes_nothing() -> None:
     model = random_model(SIZES["wide"])
-    step, cache = NativeStep(model), model.new_cache()
+    step, cache = NativeStep(model, GPT, model.blocks), model.new_cache()
     for token in (-1, model.vocab_size):
         with pytest.raises(IndexError, match=f"expected tokens from 0 to {model.vocab_size - 1}"):
             step(torch.tensor([[token]]), cache)
     assert cache.lengths == [0]
-    assert torch.equal(step(torch.tensor([[3]], dtype=torch.int32), cache), NativeStep(model)(*fresh(model, 3)))
+    assert torch.equal(
+        step(torch.tensor([[3]], dtype=torch.int32), cache), NativeStep(model, GPT, model.blocks)(*fresh(model, 3))
+    )
 
 
 def fresh(model: GPT, token: int) -> tuple[Tensor, KVCache]:
@@ -268,7 +311,7 @@ def fresh(model: GPT, token: int) -> tuple[Tensor, KVCache]:
 @pytest.mark.usefixtures("built")
 def test_a_damaged_library_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    damaged = gpt.native._cache_folder() / f"native-{gpt.native._fingerprint(find_compiler())}.so"
+    damaged = layers.native.build._cache_folder() / f"native-{layers.native.build._fingerprint(find_compiler())}.so"
     damaged.parent.mkdir()
     damaged.write_bytes(b"damaged")
     with pytest.raises(NativeError, match="could not build it"):

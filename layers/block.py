@@ -1,0 +1,114 @@
+"""The block that both models repeat.
+
+Shapes: B batch, T tokens, S tokens of another sequence, M model size.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from layers.attention import MultiHeadAttention
+from layers.cache import KVCache, LayerCache, Place
+from layers.feed_forward import SwiGLU
+from layers.norm import RMSNorm
+from layers.positions import Turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Other sequences, which cross-attention looks at.
+
+    Attributes:
+        states_BSM: Their tokens.
+        mask_B1S: False for padding; None where there is none.
+        rotary: How the keys turn, if they do.
+        cache: Keys and values of all blocks, computed once for all steps; None to compute them at each step.
+    """
+
+    states_BSM: Tensor
+    mask_B1S: Tensor
+    rotary: Turn | None
+    cache: KVCache | None = None
+
+
+class Block(nn.Module):
+    """`x + attention(norm(x))`, then `x + feed_forward(norm(x))`; with `cross`, between them
+    `x + cross_attention(norm(x), memory)`.
+
+    Args:
+        d_model: Model size M.
+        num_heads, num_kv_heads, qk_norm: As in `MultiHeadAttention`, which drops out as well.
+        d_ff: Hidden size of the feed-forward layer.
+        dropout: Probability that a number is dropped in training before it is added to x.
+        cross: Whether the block has cross-attention.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_heads: int,
+        num_kv_heads: int | None,
+        d_ff: int,
+        dropout: float,
+        qk_norm: bool,
+        cross: bool = False,
+    ) -> None:
+        super().__init__()
+
+        def attention() -> MultiHeadAttention:
+            return MultiHeadAttention(
+                d_model=d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, dropout=dropout, qk_norm=qk_norm
+            )
+
+        self.attention_norm = RMSNorm(d_model)
+        self.attention = attention()
+        self.cross_attention_norm = RMSNorm(d_model) if cross else None
+        self.cross_attention = attention() if cross else None
+        self.feed_forward_norm = RMSNorm(d_model)
+        self.feed_forward = SwiGLU(d_model, d_ff)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x_BTM: Tensor,
+        rotary: Turn | None,
+        *,
+        causal: bool = False,
+        mask_BTS: Tensor | None = None,
+        cache: LayerCache | None = None,
+        place: Place | None = None,
+        memory: Memory | None = None,
+        memory_cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Map (B, T, M) to (B, T, M).
+
+        Args:
+            x_BTM: The tokens.
+            rotary: How queries and keys turn.
+            causal, mask_BTS, cache, place: As in `MultiHeadAttention`, of the tokens among themselves.
+            memory: What cross-attention looks at.
+            memory_cache: This block's part of `memory.cache`.
+
+        Raises:
+            ValueError: There is cross-attention without a memory, or a memory without cross-attention.
+        """
+        if (memory is None) != (self.cross_attention is None):
+            raise ValueError("a block takes a memory where it has cross-attention, and only there")
+        attended_BTM = self.attention(
+            self.attention_norm(x_BTM), causal=causal, mask_BTS=mask_BTS, rotary=rotary, cache=cache, place=place
+        )
+        x_BTM = x_BTM + self.dropout(attended_BTM)
+        if memory is not None:
+            assert self.cross_attention is not None
+            assert self.cross_attention_norm is not None
+            crossed_BTM = self.cross_attention(
+                self.cross_attention_norm(x_BTM),
+                memory.states_BSM,
+                mask_BTS=memory.mask_B1S,
+                rotary=None if memory.rotary is None else rotary,
+                memory_rotary=memory.rotary,
+                cache=memory_cache,
+            )
+            x_BTM = x_BTM + self.dropout(crossed_BTM)
+        return x_BTM + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTM)))

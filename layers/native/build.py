@@ -1,0 +1,83 @@
+"""Builds and loads the library with the step in C++."""
+
+import ctypes
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+SOURCE = Path(__file__).with_name("step.cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+
+
+class NativeError(Exception):
+    """The native step cannot be had; the message says why."""
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The built library.
+
+    Raises:
+        NativeError: There is no compiler, or it failed.
+    """
+    compiler = find_compiler()
+    try:
+        built = _cache_folder() / f"native-{_fingerprint(compiler)}.so"
+        if not built.exists():
+            built.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=built.parent) as folder:
+                # Whoever builds it at the same time replaces it by the same.
+                build(compiler, Path(folder, built.name)).replace(built)
+        return _load(built)
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {error.returncode}"]
+        raise NativeError(f"{compiler} failed: {said[0]}") from error
+    except OSError as error:
+        raise NativeError(f"{compiler} could not build it: {error}") from error
+
+
+def _load(built: Path) -> ctypes.CDLL:
+    try:
+        found = ctypes.CDLL(str(built))
+    except OSError:
+        built.unlink()  # Damaged: the next one builds it anew.
+        raise
+    found.read_tokens.restype = ctypes.c_bool
+    return found
+
+
+def build(compiler: str, output: Path) -> Path:
+    """Compile the library into a file, and return that."""
+    subprocess.run([*shlex.split(compiler), *FLAGS, str(SOURCE), "-o", str(output)], capture_output=True, check=True)
+    return output
+
+
+def find_compiler() -> str:
+    """The C++ compiler.
+
+    Raises:
+        NativeError: There is none.
+    """
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None:
+        raise NativeError("there is no C++ compiler: install g++, or name one in CXX")
+    return compiler
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transformers-from-scratch"
+
+
+def _fingerprint(compiler: str) -> str:
+    """Of all that the result depends on: the source, the compiler and its flags, and the processor."""
+    version = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, check=True).stdout
+    processor = Path("/proc/cpuinfo")
+    lines = processor.read_text().splitlines() if processor.exists() else []
+    features = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+    content = repr((SOURCE.read_bytes(), version, FLAGS, features))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

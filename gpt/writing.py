@@ -1,6 +1,6 @@
 """Text from a GPT, piece by piece."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Literal, NamedTuple
 
@@ -45,6 +45,7 @@ def write(
     when_full: WhenFull = "stop",
     alternatives: int = 0,
     lookup: int = 0,
+    on_token: Callable[[], None] = lambda: None,
 ) -> Generator[Piece, None, None]:
     """Continue a prompt, or several of different lengths in one batch; closing the iterator ends the work.
 
@@ -60,6 +61,7 @@ def write(
         when_full: Whether a text stops or slides where the context is full; see `generate`.
         alternatives: How many likeliest tokens to report with each piece.
         lookup: Propose so many tokens from the text itself; see `generate_with_lookup`. For one greedy text.
+        on_token: Called when a token of each text has been chosen, for whoever takes the time, before any is held back.
 
     Raises:
         InputError: An option is out of range, or a prompt is empty, too long, or has an unknown character.
@@ -98,7 +100,7 @@ def write(
         )
     context = decoder.model.config.max_len
     limits = [new_token_limit(context, text, max_new_tokens, when_full) for text in prompts for _ in range(num_samples)]
-    yield from _pieces(steps, tokenizer, limits, max_new_tokens, stop)
+    yield from _pieces(steps, tokenizer, limits, max_new_tokens, stop, on_token)
 
 
 def _pieces(
@@ -107,11 +109,13 @@ def _pieces(
     limits: Sequence[int],
     asked: int,
     stop: Sequence[str],
+    on_token: Callable[[], None],
 ) -> Generator[Piece, None, None]:
     held: dict[int, list[Piece]] = {sample: [] for sample in range(len(limits))}
     with closing(steps):
         for step, chosen in enumerate(steps, start=1):
             tokens, log_probabilities, alternatives, theirs = (values.tolist() for values in chosen)
+            on_token()
             for sample in list(held):
                 names = (tokenizer.decode([token]) for token in alternatives[sample])
                 others = tuple(zip(names, theirs[sample], strict=True))

@@ -5,7 +5,7 @@ Shapes: B batch, T target tokens, S source tokens, H heads.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from layers import MultiHeadAttention
 from seq2seq.data import frame_source
 from seq2seq.model import EncoderDecoder
 from seq2seq.vocabulary import END, START, Vocabulary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_LABELS = 40
 """Above so many tokens their names would run into each other."""
@@ -53,13 +56,19 @@ def cross_attention(model: EncoderDecoder, source: Sequence[int], target: Sequen
 def plot_attention(
     layers: Sequence[Tensor], source: Sequence[int], target: Sequence[int], vocabulary: Vocabulary, output: Path
 ) -> None:
-    """Draw the weights that `cross_attention` returned, a row for each layer, a column for each head.
+    """Draw what `attention_figure` draws into a file, a .png, .svg or .pdf."""
+    attention_figure(layers, source, target, vocabulary).savefig(output)
+
+
+def attention_figure(
+    layers: Sequence[Tensor], source: Sequence[int], target: Sequence[int], vocabulary: Vocabulary
+) -> "Figure":
+    """A picture of the weights that `cross_attention` returned, a row for each layer, a column for each head.
 
     Args:
         layers: The weights.
         source, target: The tokens they belong to.
         vocabulary: Their names.
-        output: The picture: a .png, .svg or .pdf.
     """
     from training.plots import new_figure
 
@@ -81,4 +90,4 @@ def plot_attention(
             if layer == len(layers) - 1:
                 axes.set_xlabel("source", fontsize=8)
     figure.colorbar(image, ax=grid, shrink=0.6, label="weight")
-    figure.savefig(output)
+    return figure

@@ -1,0 +1,130 @@
+"""Work in a thread of its own, whose timing no page disturbs, and whose results a page takes at its own pace."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import suppress
+from typing import Generic, TypeVar
+
+from training.errors import CommandError, InputError
+
+Result = TypeVar("Result")
+
+INTERVAL = 0.125
+"""Seconds between two looks at a job: a page is updated 8 times a second."""
+FORSAKEN = 10.0
+"""Seconds without a look after which nobody waits any more."""
+
+STOPPING = 2.0
+"""Seconds that a request to stop waits for the end that its visitor sees."""
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):
+    """Raised inside a job that is to end."""
+
+
+class Job(Generic[Result]):
+    """One piece of work.
+
+    Args:
+        work: Fills `result`, and calls `job.check()` between two tokens.
+        result: What it fills. Whoever looks at it sees what is there so far.
+        seconds: After so long it ends.
+    """
+
+    def __init__(self, work: Callable[["Job[Result]"], None], result: Result, seconds: float) -> None:
+        self.result = result
+        self.ended: str | None = None
+        self._work, self._seconds = work, seconds
+        self._asked: str | None = None
+        self._done, self._left = threading.Event(), threading.Event()
+        self._looked = self._started = time.monotonic()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="job", daemon=True)
+
+    def check(self) -> None:
+        """Raise `Stopped` if the work is to end: asked to, out of time, or forsaken by who wanted it."""
+        now = time.monotonic()
+        if self._asked is None and now - self._started > self._seconds:
+            self._asked = f"ended after {self._seconds:g} seconds, the most that a request may take"
+        if self._asked is None and now - self._looked > FORSAKEN:
+            self._asked = "nobody waits for it any more"
+        if self._asked is not None:
+            raise Stopped
+
+    def stop(self, reason: str = "stopped") -> None:
+        """Let it end at its next check."""
+        self._asked = self._asked or reason
+
+    def wait(self, seconds: float) -> None:
+        """Wait until whoever looks at it has seen its end."""
+        self._left.wait(seconds)
+
+    def looks(self) -> Generator[Result, None, None]:
+        """Start it, and give its result again and again, the last time when it is whole; closing this ends it.
+
+        Raises:
+            InputError: What the work raised, or that it failed.
+        """
+        self._thread.start()
+        try:
+            while not self._done.wait(INTERVAL):
+                self._looked = time.monotonic()
+                yield self.result
+            if isinstance(self._error, CommandError | ValueError):
+                raise InputError(str(self._error)) from self._error
+            if self._error is not None:
+                raise InputError("this failed on the server; its terminal says why")
+            yield self.result
+        finally:
+            self.stop()
+            self._left.set()
+
+    def _run(self) -> None:
+        try:
+            with suppress(Stopped):
+                self._work(self)
+        except (CommandError, ValueError) as error:
+            self._error = error
+        except Exception as error:
+            log.exception("a job failed")
+            self._error = error
+        self.ended = self._asked
+        self._done.set()
+
+
+class Jobs:
+    """The running job of each visitor, so that another request of the same one ends it."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, Job[object]] = {}
+        self._lock = threading.Lock()
+
+    def run(self, owner: str, job: Job[Result]) -> Generator[Result, None, None]:
+        """The job's looks."""
+        self.stop(owner, "a new request took its place")
+        with self._lock:
+            self._running[owner] = job  # type: ignore[assignment]
+        try:
+            yield from job.looks()
+        finally:
+            with self._lock:
+                if self._running.get(owner) is job:
+                    del self._running[owner]
+
+    def stop(self, owner: str, reason: str = "stopped") -> bool:
+        """End a visitor's job at its next token; whether there was one."""
+        with self._lock:
+            job = self._running.get(owner)
+        if job is not None:
+            job.stop(reason)
+            job.wait(STOPPING)
+        return job is not None
+
+    @property
+    def count(self) -> int:
+        """How many are running."""
+        return len(self._running)

@@ -1,0 +1,75 @@
+"""What a visitor may ask for: everything that comes from outside is checked here, whatever the page has checked."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from training.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Of one request.
+
+    Attributes:
+        prompt_characters: Longest prompt or source.
+        stop_characters: Longest stop string.
+        new_tokens: Most tokens of a text, and of a pass of the benchmark.
+        beams: Widest beam search.
+        runs: Most runs whose curves are shown at once.
+        seconds: Time that a request may take before it ends with what it has.
+    """
+
+    prompt_characters: int = 8_000
+    stop_characters: int = 100
+    new_tokens: int = 2_000
+    beams: int = 16
+    runs: int = 8
+    seconds: float = 120.0
+
+
+def integer(name: str, value: Any, low: int, high: int) -> int:
+    """A whole number from `low` to `high`, or an `InputError`; a page sends 3.0 for 3."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value != int(value):
+        raise InputError(f"{name} must be a whole number from {low:,} to {high:,}, got {_shown(value)}")
+    if not low <= value <= high:
+        raise InputError(f"{name} must be at least {low:,} and at most {high:,}, got {int(value):,}")
+    return int(value)
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """A finite number from `low` to `high`, or an `InputError`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InputError(f"{name} must be a number from {low:g} to {high:g}, got {_shown(value)}")
+    return float(value)
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
+    """One of some words, or an `InputError`."""
+    if not isinstance(value, str) or value not in allowed:
+        raise InputError(f"{name} must be one of {', '.join(allowed) or 'none'}, got {_shown(value)}")
+    return value
+
+
+def switch(name: str, value: Any) -> bool:
+    """True or false, or an `InputError`."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be true or false, got {_shown(value)}")
+    return value
+
+
+def text(name: str, value: Any, most: int) -> str:
+    """A text of up to `most` characters, or an `InputError`; nothing is taken for an empty one."""
+    value = "" if value is None else value
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be text, got {_shown(value)}")
+    if len(value) > most:
+        raise InputError(f"{name} has {len(value):,} characters, at most {most:,} are allowed")
+    return value
+
+
+def _shown(value: Any, most: int = 40) -> str:
+    """A value in a message: short, on one line."""
+    shown = repr(value)
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"

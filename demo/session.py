@@ -1,0 +1,387 @@
+"""What the page does, without a page: requests are checked, run as jobs, and their results filled in token by token."""
+
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from demo import limits as check
+from demo.catalogue import Catalogue
+from demo.jobs import Job, Jobs
+from demo.limits import Limits
+from gpt.benchmark import PROMPT_TOKENS, ROWS, Reader, random_prompt
+from gpt.decoding import Decoder
+from gpt.generation import WhenFull, new_token_limit
+from gpt.speed import cache_bytes
+from gpt.trainer import LoadedGPT
+from gpt.writing import Piece, write
+from layers import Sampling
+from seq2seq.attention_map import cross_attention
+from seq2seq.data import check_source
+from seq2seq.decoding import decode_steps, search
+from seq2seq.trainer import LoadedSeq2Seq
+from seq2seq.vocabulary import END
+from training.benchmarking import describe_machine, describe_model
+from training.errors import InputError
+
+ALTERNATIVES = 4
+MOST_SEED = 2**53
+"""A page's numbers are exact up to here."""
+WITH, WITHOUT = "with the cache", "without the cache"
+BLOCK = 10
+"""Tokens that an arm of the benchmark reads before the next one's turn."""
+
+
+@dataclass(kw_only=True)
+class Writing:
+    """A text that is being written.
+
+    Attributes:
+        run: Whose model.
+        prompt: What it continues.
+        mode: How tokens are read.
+        context: Tokens that the model sees at most.
+        when_full: What happens at its end.
+        limit: Tokens that will be written at most.
+        cache_bytes: Memory of the key-value cache.
+        pieces: The text so far.
+        milliseconds: What each token took, with the cache; the first one with the reading of the prompt.
+        uncached: The same tokens without the cache, where that was asked for.
+        phase: writing, comparing (reading without the cache) or done.
+        why: Why it ended, in words.
+    """
+
+    run: str
+    prompt: str
+    mode: str
+    context: int
+    when_full: WhenFull
+    limit: int
+    cache_bytes: int
+    pieces: list[Piece] = field(default_factory=list)
+    milliseconds: list[float] = field(default_factory=list)
+    uncached: list[float] = field(default_factory=list)
+    phase: str = "writing"
+    why: str = ""
+
+    @property
+    def text(self) -> str:
+        """What was written so far."""
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """After the first token."""
+        return _per_second(self.milliseconds[1:])
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times as fast the cache has made the tokens that were read both ways."""
+        both = min(len(self.uncached), len(self.milliseconds))
+        return sum(self.uncached[:both]) / sum(self.milliseconds[:both]) if both else None
+
+    @property
+    def context_used(self) -> int:
+        """Tokens of the context that are taken, as long as it has not slid."""
+        return min(len(self.prompt) + len(self.milliseconds), self.context)
+
+    def figures(self) -> dict[str, Any]:
+        """What an API tells besides the text."""
+        return {
+            "tokens": len(self.milliseconds),
+            "tokens_per_second": self.tokens_per_second,
+            "first_token_seconds": self.milliseconds[0] / 1000 if self.milliseconds else None,
+            "speedup": self.speedup,
+            "cache_bytes": self.cache_bytes,
+            "context_used": self.context_used,
+            "context": self.context,
+            "mode": self.mode,
+            "end": self.why,
+        }
+
+
+@dataclass(kw_only=True)
+class Benchmark:
+    """The table of what the cache saves, as it grows.
+
+    Attributes:
+        about: Device, model, and all else that the figures depend on.
+        seconds: For each arm, seconds until each new token.
+        phase: choosing (the tokens that all arms read), measuring or done.
+        why: Why it ended early, in words.
+    """
+
+    about: dict[str, Any]
+    seconds: dict[str, list[float]]
+    phase: str = "choosing"
+    why: str = ""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows that all arms have reached."""
+        slow, fast = self.seconds[WITHOUT], self.seconds[WITH]
+        return [
+            {
+                "new_tokens": length,
+                "no_cache_seconds": slow[length - 1],
+                "cache_seconds": fast[length - 1],
+                "speedup": slow[length - 1] / fast[length - 1],
+                "arms": {name: seconds[length - 1] for name, seconds in self.seconds.items()},
+            }
+            for length in ROWS
+            if all(len(seconds) >= length for seconds in self.seconds.values())
+        ]
+
+    def figures(self) -> dict[str, Any]:
+        """What the JSON file holds."""
+        return self.about | {"rows": self.rows(), "seconds": self.seconds, "end": self.why or self.phase}
+
+
+@dataclass(kw_only=True)
+class Transduction:
+    """A target that is being decoded.
+
+    Attributes:
+        run: Whose model.
+        source: The text, and its tokens.
+        symbols: The target's so far.
+        tokens: The same as tokens.
+        probabilities: What the model gave each of them, and in the end the end.
+        beams: What a search found: text and log-probability.
+        attention: For each layer, of heads, target and source tokens, when the target is whole.
+        phase: decoding or done.
+        why: Why it ended early, in words.
+    """
+
+    run: str
+    loaded: LoadedSeq2Seq
+    source: str
+    source_tokens: list[int]
+    symbols: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+    beams: list[tuple[str, float]] = field(default_factory=list)
+    attention: list[Tensor] = field(default_factory=list)
+    phase: str = "decoding"
+    why: str = ""
+
+    @property
+    def target(self) -> str:
+        """The target so far as text."""
+        return self.loaded.vocabulary.decode(self.tokens)
+
+
+def _per_second(milliseconds: list[float]) -> float | None:
+    return 1000 * len(milliseconds) / sum(milliseconds) if milliseconds else None
+
+
+class Session:
+    """All requests of a server.
+
+    Args:
+        runs: The folder of the runs.
+        device: Where models go.
+        limits: What a request may ask for.
+    """
+
+    def __init__(self, runs: Path, device: torch.device | str = "cpu", limits: Limits | None = None) -> None:
+        self.catalogue = Catalogue(runs, device)
+        self.limits = limits or Limits()
+        self.jobs = Jobs()
+
+    def write(self, owner: str, run: Any, prompt: Any, **options: Any) -> Generator[Writing, None, None]:
+        """Continue a prompt; closing the iterator ends the work at the next token.
+
+        Args:
+            owner: Who asks: another request of the same one ends this one.
+            run: The name of a run.
+            prompt: The text to continue.
+            options: max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, when_full, stop,
+                compare (read the same tokens without the cache as well) and alternatives (report them).
+
+        Raises:
+            InputError: Something is out of range or unknown, or the checkpoint is damaged or gone.
+        """
+        limits = self.limits
+        asked = check.text("the prompt", prompt, limits.prompt_characters)
+        new_tokens = check.integer("max_new_tokens", options.get("max_new_tokens", 300), 1, limits.new_tokens)
+        seed = check.integer("seed", options.get("seed", 0), 0, MOST_SEED)
+        stop = check.text("stop", options.get("stop"), limits.stop_characters)
+        compare = check.switch("compare", options.get("compare", False))
+        alternatives = ALTERNATIVES if check.switch("alternatives", options.get("alternatives", False)) else 0
+        when_full: WhenFull = "slide"
+        if check.choice("when_full", options.get("when_full", "stop"), get_args(WhenFull)) == "stop":
+            when_full = "stop"
+        sampling = _sampling(options)
+        loaded = self.catalogue.gpt(run)
+        decoder = Decoder(loaded.model)
+        tokens = loaded.tokenizer.encode(asked, "the prompt").tolist()
+        context = loaded.config.model.max_len
+        limit = new_token_limit(context, tokens, new_tokens, when_full)
+        writing = Writing(
+            run=str(run),
+            prompt=asked,
+            mode=decoder.mode,
+            context=context,
+            when_full=when_full,
+            limit=limit,
+            cache_bytes=cache_bytes(loaded.model)(1, min(context, len(tokens) + limit - 1)),
+        )
+
+        def work(job: Job[Writing]) -> None:
+            start = time.perf_counter()
+
+            def on_token() -> None:
+                nonlocal start
+                now = time.perf_counter()
+                writing.milliseconds.append(1000 * (now - start))
+                start = now
+                job.check()
+
+            pieces = write(
+                decoder,
+                loaded.tokenizer,
+                asked,
+                max_new_tokens=new_tokens,
+                sampling=sampling,
+                seed=seed,
+                stop=[stop] if stop else (),
+                when_full=when_full,
+                alternatives=alternatives,
+                on_token=on_token,
+            )
+            for piece in pieces:
+                writing.pieces.append(piece)
+            writing.why = _ENDS[writing.pieces[-1].end or "length"] if writing.pieces else ""
+            if compare:
+                writing.phase = "comparing"
+                _read_without_cache(job, writing, decoder, loaded)
+
+        job = Job(work, writing, limits.seconds)
+        yield from self.jobs.run(owner, job)
+        writing.phase, writing.why = "done", job.ended or writing.why
+        yield writing
+
+    def benchmark(self, owner: str, run: Any, new_tokens: Any = ROWS[-1]) -> Generator[Benchmark, None, None]:
+        """Measure the reference's table with the model of a run; see `write`."""
+        length = check.integer("new_tokens", new_tokens, ROWS[0], self.limits.new_tokens)
+        loaded = self.catalogue.gpt(run)
+        model = loaded.model
+        eager, fastest = Decoder(model, "eager"), Decoder(model)
+        arms = {WITHOUT: (eager, False), WITH: (eager, True)}
+        if fastest.mode != "eager":
+            arms[f"{WITH}, {fastest.mode}"] = (fastest, True)
+        about = describe_machine(model.embedding.weight.device) | {
+            "model": describe_model(model, str(run)),
+            "precision": "fp32",
+            "prompt_tokens": PROMPT_TOKENS,
+        }
+        result = Benchmark(about=about, seconds={name: [] for name in arms})
+
+        def work(job: Job[Benchmark]) -> None:
+            tokens = random_prompt(model.vocab_size, PROMPT_TOKENS, 0)
+            chooser = Reader(fastest, use_cache=True)
+            logits_V = chooser.read(tokens)
+            while len(tokens) < PROMPT_TOKENS + length - 1:
+                tokens.append(int(logits_V.argmax()))
+                logits_V = chooser.read(tokens[-1:])
+                job.check()
+            readers = {name: Reader(decoder, use_cache=cached) for name, (decoder, cached) in arms.items()}
+            for reader in readers.values():  # The first call of anything takes longer.
+                reader.read(tokens[:PROMPT_TOKENS])
+            readers = {name: Reader(decoder, use_cache=cached) for name, (decoder, cached) in arms.items()}
+            result.phase = "measuring"
+            for first in range(0, length, BLOCK):
+                for name, reader in readers.items():
+                    for n in range(first, min(first + BLOCK, length)):
+                        unread = tokens[:PROMPT_TOKENS] if n == 0 else tokens[PROMPT_TOKENS + n - 1 : PROMPT_TOKENS + n]
+                        start = time.perf_counter()
+                        int(reader.read(unread).argmax())
+                        passed = time.perf_counter() - start
+                        result.seconds[name].append(passed + (result.seconds[name][-1] if n else 0.0))
+                        job.check()
+
+        job = Job(work, result, self.limits.seconds)
+        yield from self.jobs.run(owner, job)
+        result.phase, result.why = "done", job.ended or ""
+        yield result
+
+    def transduce(self, owner: str, run: Any, source: Any, beams: Any = 1) -> Generator[Transduction, None, None]:
+        """Decode the target of a source, greedily or with several beams; see `write`."""
+        asked = check.text("the source", source, self.limits.prompt_characters)
+        width = check.integer("beams", beams, 1, self.limits.beams)
+        loaded = self.catalogue.seq2seq(run)
+        tokens = loaded.vocabulary.encode(asked, "the source")
+        check_source(tokens, loaded.config.model.max_len, "the source")
+        result = Transduction(run=str(run), loaded=loaded, source=asked, source_tokens=list(tokens))
+
+        def work(job: Job[Transduction]) -> None:
+            if width > 1:
+                found = search(loaded.model, tokens, width=width)
+                result.beams = [
+                    (loaded.vocabulary.decode([t for t in beam.tokens if t != END]), beam.log_probability)
+                    for beam in found
+                ]
+                for token in found[0].tokens:
+                    if token != END:
+                        _add(result, token)
+            else:
+                for chosen in decode_steps(loaded.model, [tokens]):
+                    token = int(chosen.tokens_B[0])
+                    result.probabilities.append(float(chosen.log_probabilities_B[0].exp()))
+                    if token == END:
+                        break
+                    _add(result, token)
+                    job.check()
+            seen = result.tokens[: loaded.config.model.max_len - 1]
+            result.attention = cross_attention(loaded.model, tokens, seen)
+
+        job = Job(work, result, self.limits.seconds)
+        yield from self.jobs.run(owner, job)
+        result.phase, result.why = "done", job.ended or ""
+        yield result
+
+
+_ENDS = {
+    "length": "as long as asked",
+    "stop": "at the stop string",
+    "context": "the context is full",
+}
+
+
+def _sampling(options: dict[str, Any]) -> Sampling:
+    def optional(name: str, low: float, high: float) -> float | None:
+        value = options.get(name)
+        return None if value is None else check.number(name, value, low, high)
+
+    top_k = options.get("top_k")
+    try:
+        return Sampling(
+            temperature=check.number("temperature", options.get("temperature", 0.8), 0.0, 10.0),
+            top_k=None if top_k is None or top_k == 0 else check.integer("top_k", top_k, 1, 10**6),
+            top_p=optional("top_p", 0.0, 1.0),
+            min_p=optional("min_p", 0.0, 1.0),
+            repetition_penalty=check.number("repetition_penalty", options.get("repetition_penalty", 1.0), 0.1, 10.0),
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _read_without_cache(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: LoadedGPT) -> None:
+    """Time the same tokens with a pass over all of them for each."""
+    prompt = loaded.tokenizer.encode(writing.prompt).tolist()
+    new = loaded.tokenizer.encode(writing.text).tolist()
+    reader = Reader(decoder, use_cache=False)
+    for n in range(len(new)):
+        start = time.perf_counter()
+        int(reader.read(prompt if n == 0 else new[n - 1 : n]).argmax())
+        writing.uncached.append(1000 * (time.perf_counter() - start))
+        job.check()
+
+
+def _add(result: Transduction, token: int) -> None:
+    result.tokens.append(token)
+    result.symbols.append(result.loaded.vocabulary.decode([token]))

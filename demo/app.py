@@ -321,7 +321,8 @@ def _pairs_tab(session: Session, concurrency: int) -> gr.Dropdown:
             )
         with gr.Column(scale=7, min_width=320):
             target = gr.HTML('<div class="target"></div>', elem_id="target", padding=False)
-            picture = gr.Plot(label="Where the decoder looks in the source", elem_id="attention")
+            gr.Markdown("Where the decoder looks in the source, for each layer and head:")
+            picture = gr.Plot(show_label=False, elem_id="attention")
             message = gr.HTML("", padding=False)
 
     def work(run: Any, source: Any, beams: Any, request: gr.Request) -> Updates:
@@ -396,8 +397,9 @@ def _curve(frame: pd.DataFrame) -> gr.LinePlot:
     low, high = frame["value"].min(), frame["value"].quantile(0.99)
     room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     lines = {line: PALETTE[n % len(PALETTE)] for n, line in enumerate(frame["line"].unique())}
-    limits = [0, float(frame["step"].max())], [float(low - room), float(high + room)]
-    return gr.LinePlot(value=frame, color_map=lines, colors_in_legend=list(lines), x_lim=limits[0], y_lim=limits[1])
+    limits: dict[str, Any] = {"x_lim": [0, float(frame["step"].max())]}
+    limits["y_lim"] = [float(low - room), float(high + room)]
+    return gr.LinePlot(value=frame, color_map=lines, colors_in_legend=list(lines), **limits)
 
 
 def _api(session: Session, concurrency: int) -> None:

@@ -23,7 +23,9 @@ def text_html(writing: Writing, *, coloured: bool) -> str:
     if not coloured:
         written = escape(writing.text)
     else:
-        written = "".join(_character(piece.text, piece.log_probability, piece.alternatives) for piece in writing.pieces)
+        written = "".join(
+            _character(piece.text, piece.log_probability, piece.alternatives) for piece in writing.pieces if piece.text
+        )
     return f'<div class="written"><span class="prompt">{escape(writing.prompt)}</span>{written}</div>'
 
 

@@ -239,7 +239,6 @@ class Session:
                 now = time.perf_counter()
                 writing.milliseconds.append(1000 * (now - start))
                 start = now
-                job.check()
 
             pieces = write(
                 decoder,
@@ -255,6 +254,7 @@ class Session:
             )
             for piece in pieces:
                 writing.pieces.append(piece)
+                job.check()
             writing.why = _ENDS[writing.pieces[-1].end or "length"] if writing.pieces else ""
             if compare:
                 writing.phase = "comparing"

@@ -1,0 +1,346 @@
+"""What the page does, without a page."""
+
+import gc
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+
+import demo.jobs
+from demo import rendering as show
+from demo.catalogue import Catalogue
+from demo.curves import read_curves, stamp
+from demo.jobs import Job, Jobs
+from demo.limits import Limits
+from demo.quick_training import QuickTraining
+from demo.session import WITH, WITHOUT, Session, Writing
+from gpt.decoding import Decoder
+from gpt.trainer import load_gpt
+from gpt.writing import write
+from layers import KVCache, Sampling
+from seq2seq.decoding import decode, search
+from seq2seq.trainer import load_seq2seq
+from seq2seq.vocabulary import END
+from training.errors import InputError
+from training.run_folder import RunFolder
+
+Result = TypeVar("Result")
+
+
+@pytest.fixture
+def session(runs: Path) -> Session:
+    return Session(runs)
+
+
+def last(looks: Iterator[Result]) -> Result:
+    return list(looks)[-1]
+
+
+@pytest.mark.parametrize("when_full", ["stop", "slide"])
+def test_the_text_is_what_the_sampler_writes(session: Session, runs: Path, when_full: Any) -> None:
+    loaded = load_gpt(runs / "small")
+    pieces = write(
+        Decoder(loaded.model), loaded.tokenizer, "7 times", max_new_tokens=60, sampling=Sampling(temperature=0.8),
+        seed=3, when_full=when_full,
+    )  # fmt: skip
+    expected = "".join(piece.text for piece in pieces)
+    looks = list(session.write("me", "small", "7 times", max_new_tokens=60, seed=3, when_full=when_full))
+    writing = looks[-1]
+    assert (writing.text, writing.phase) == (expected, "done")
+    assert len(writing.milliseconds) == len(expected) == (60 if when_full == "slide" else 26)
+    assert writing.why == ("as long as asked" if when_full == "slide" else "the context is full")
+    assert writing.context_used == 32
+    assert writing.cache_bytes == loaded.model.new_cache(1, 32).bytes
+    assert session.jobs.count == 0
+
+
+def test_times_are_those_of_each_token_even_if_some_are_held_back(session: Session) -> None:
+    writing = last(session.write("me", "small", "7 times", max_new_tokens=20, temperature=0, stop="zzzz"))
+    assert len(writing.milliseconds) == 20
+    assert min(writing.milliseconds) > 0.01, "in milliseconds, of every one"
+
+
+def test_comparing_reads_the_same_tokens_without_the_cache(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    writing = last(session.write("me", "small", "7 times", max_new_tokens=20, compare=True))
+    assert len(writing.uncached) == len(writing.milliseconds) == 20
+    assert writing.speedup == pytest.approx(sum(writing.uncached) / sum(writing.milliseconds))
+    frame = show.token_times(writing)
+    assert set(frame["line"]) == {WITH, WITHOUT}
+    assert frame["position"].min() == len("7 times") + 2, "the first token is told apart"
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.02) -> None:
+    """Every token takes so long."""
+    read = Decoder.read
+
+    def slowly(self: Decoder, *arguments: Any) -> torch.Tensor:
+        time.sleep(seconds)
+        return read(self, *arguments)
+
+    monkeypatch.setattr(Decoder, "read", slowly)
+
+
+def caches() -> int:
+    gc.collect()
+    return sum(isinstance(thing, KVCache) for thing in gc.get_objects())
+
+
+LONG: dict[str, Any] = {"max_new_tokens": 2000, "when_full": "slide"}
+
+
+def test_closing_the_iterator_ends_the_work_and_frees_its_memory(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(monkeypatch)
+    before = caches()
+    looks = session.write("me", "small", "7 times", **LONG)
+    writing = next(islice(looks, 2, None))
+    looks.close()
+    time.sleep(0.2)
+    written = len(writing.milliseconds)
+    assert 0 < written < 100
+    time.sleep(0.2)
+    assert len(writing.milliseconds) == written
+    assert caches() == before
+
+
+def test_stop_ends_it_at_the_next_token_and_says_so(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow(monkeypatch)
+    monkeypatch.setattr(demo.jobs, "STOPPING", 0.1)
+    looks = session.write("me", "small", "7 times", **LONG)
+    next(looks)
+    assert not session.jobs.stop("somebody else")
+    assert session.jobs.stop("me")
+    writing = last(looks)
+    assert (writing.phase, writing.why) == ("done", "stopped")
+    assert len(writing.milliseconds) < 50
+
+
+def test_another_request_of_the_same_visitor_takes_its_place(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow(monkeypatch)
+    monkeypatch.setattr(demo.jobs, "STOPPING", 0.1)
+    first, other = (session.write(owner, "small", "7 times", **LONG) for owner in ("me", "you"))
+    next(first)
+    next(other)
+    second = session.write("me", "small", "8 times", max_new_tokens=3)
+    assert last(second).why == "as long as asked"
+    assert last(first).why == "a new request took its place"
+    assert len(next(other).milliseconds) > 0, "nobody else's ends"
+    other.close()
+
+
+def test_time_is_limited_and_what_was_written_stays(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow(monkeypatch)
+    session = Session(runs, limits=Limits(seconds=0.5))
+    writing = last(session.write("me", "small", "7 times", **LONG))
+    assert writing.why == "ended after 0.5 seconds, the most that a request may take"
+    assert 5 < len(writing.milliseconds) < 40
+    assert len(writing.text) == len(writing.milliseconds)
+
+
+def test_work_that_nobody_looks_at_ends(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow(monkeypatch)
+    monkeypatch.setattr(demo.jobs, "FORSAKEN", 0.5)
+    looks = session.write("me", "small", "7 times", **LONG)
+    writing = next(looks)
+    time.sleep(1.0)
+    written = len(writing.milliseconds)
+    time.sleep(0.3)
+    assert len(writing.milliseconds) == written
+    assert last(looks).why == "nobody waits for it any more"
+
+
+def test_a_job_that_fails_says_no_more_than_that(caplog: pytest.LogCaptureFixture) -> None:
+    def work(job: Job[None]) -> None:
+        raise RuntimeError("secret")
+
+    with pytest.raises(InputError, match="^this failed on the server; its terminal says why$"):
+        list(Jobs().run("me", Job(work, None, 1.0)))
+    assert "secret" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"run": "../small"}, "there is no trained run '../small': choose one of the list, which may have changed"),
+        ({"run": None}, "there is no trained run None"),
+        ({"run": "copy"}, "copy is an encoder-decoder, expected a GPT"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": "9" * 9000}, "the prompt has 9,000 characters, at most 8,000 are allowed"),
+        ({"prompt": "9" * 40}, "the prompt has 40 tokens, and the model's context 32"),
+        ({"prompt": "é"}, "unknown character 'é' (U+00E9) at line 1, column 1 of the prompt"),
+        ({"max_new_tokens": 2001}, "max_new_tokens must be at least 1 and at most 2,000, got 2,001"),
+        ({"temperature": float("nan")}, "temperature must be a number from 0 to 10, got nan"),
+        ({"top_k": -1}, "top_k must be at least 1"),
+        ({"top_p": 0.0}, "top_p must be"),
+        ({"min_p": 2}, "min_p must be a number from 0 to 1, got 2"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"when_full": "grow"}, "when_full must be one of stop, slide, got 'grow'"),
+        ({"compare": "yes"}, "compare must be true or false, got 'yes'"),
+    ],
+)
+def test_bad_requests_are_named(session: Session, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        list(session.write("me", **{"run": "small", "prompt": "7 times"} | options))
+    assert session.jobs.count == 0
+
+
+def test_the_benchmark_reads_the_same_tokens_with_every_arm(session: Session) -> None:
+    looks = list(session.benchmark("me", "small", 200))
+    result = looks[-1]
+    assert {WITH, WITHOUT} <= set(result.seconds)
+    assert all(len(seconds) == 200 and seconds == sorted(seconds) for seconds in result.seconds.values())
+    assert [row["new_tokens"] for row in result.rows()] == [100, 200]
+    for row in result.rows():
+        assert row["speedup"] == pytest.approx(row["no_cache_seconds"] / row["cache_seconds"])
+    figures = result.figures()
+    assert {"device", "torch", "model", "precision", "rows", "seconds"} <= set(figures)
+    table = show.reference_table(result)
+    assert table.count("<tr>") == 6
+    assert "5.14 s" in table
+    with pytest.raises(InputError, match="new_tokens must be at least 100 and at most 2,000, got 99"):
+        next(session.benchmark("me", "small", 99))
+
+
+def test_targets_are_those_of_the_decoder(session: Session, runs: Path) -> None:
+    loaded = load_seq2seq(runs / "copy")
+    source = loaded.vocabulary.encode("abca")
+    (greedy,) = decode(loaded.model, [source])
+    found = last(session.transduce("me", "copy", "abca"))
+    assert found.target == loaded.vocabulary.decode(greedy.tokens)
+    assert len(found.probabilities) == len(greedy.tokens) + greedy.ended
+    heads, rows, columns = found.attention[0].shape
+    assert (heads, columns) == (2, 6)
+    assert rows in (len(greedy.tokens) + 1, len(greedy.tokens))
+    beams = search(loaded.model, source, width=3)
+    searched = last(session.transduce("me", "copy", "abca", 3))
+    texts = [loaded.vocabulary.decode([t for t in beam.tokens if t != END]) for beam in beams]
+    assert [text for text, _ in searched.beams] == texts
+    assert searched.target == texts[0]
+
+
+@pytest.mark.parametrize(
+    ("run", "source", "beams", "message"),
+    [
+        ("small", "a", 1, "small is a GPT, expected an encoder-decoder"),
+        ("copy", "", 1, "the source is empty"),
+        ("copy", "a" * 63, 1, "the source has 63 symbols, at most 62 fit"),
+        ("copy", "A", 1, "unknown character 'A' at place 1 of the source"),
+        ("copy", "a", 17, "beams must be at least 1 and at most 16, got 17"),
+    ],
+)
+def test_bad_sources_are_named(session: Session, run: str, source: str, beams: int, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        list(session.transduce("me", run, source, beams))
+
+
+def test_the_list_names_loss_and_size(runs: Path) -> None:
+    entries = Catalogue(runs).entries()
+    assert {(entry.name, entry.kind, entry.task) for entry in entries} == {
+        ("small", "gpt", None),
+        ("copy", "seq2seq", "copy"),
+    }
+    label = next(entry.label for entry in entries if entry.kind == "gpt")
+    assert re.fullmatch(r"small \(validation loss \d\.\d{3}, 0.1 MB\)", label)
+    assert Catalogue(runs / "nowhere").entries() == []
+
+
+def test_a_checkpoint_that_is_damaged_or_vanishes_is_a_message_without_a_path(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path / "runs", symlinks=True)
+    session = Session(tmp_path / "runs")
+    last(session.write("me", "small", "7 times", max_new_tokens=1))
+    weights = next((tmp_path / "runs/small/checkpoints/best").glob("model.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    fresh = Session(tmp_path / "runs")
+    with pytest.raises(InputError, match=r"^checkpoint small/checkpoints/step-\d+ is damaged: model\.safetensors"):
+        list(fresh.write("me", "small", "7 times"))
+    last(session.write("me", "small", "7 times", max_new_tokens=1))  # In memory it is whole.
+    shutil.rmtree(tmp_path / "runs/small")
+    with pytest.raises(InputError, match="there is no trained run 'small'"):
+        list(session.write("me", "small", "7 times"))
+
+
+def test_text_is_never_html(session: Session) -> None:
+    bad = "<script>alert(1)</script>"
+    writing = Writing(run=bad, prompt=bad, mode=bad, context=9, when_full="stop", limit=9, cache_bytes=1)
+    real = last(session.write("me", "small", "<b>", max_new_tokens=20, alternatives=True, temperature=3))
+    for html in (
+        show.text_html(writing, coloured=True), show.text_html(real, coloured=True), show.writing_figures(writing),
+        show.message_html(bad), show.progress_html(1, 2, bad),
+    ):  # fmt: skip
+        tags = set(re.findall(r"</?([a-z]+)[ >]", html))
+        assert tags <= {"div", "span", "dl", "dt", "dd", "p"}, tags
+    assert "&lt;b&gt;" in show.text_html(real, coloured=False)
+    coloured = show.text_html(real, coloured=True)
+    assert coloured.count("<span") == 21
+    assert re.search(r'title="[^"]+ \d+\.\d%&#10;', coloured), "the alternatives, on hovering"
+
+
+def test_long_lines_are_thinned_and_axes_seldom_change() -> None:
+    writing = Writing(run="r", prompt="ab", mode="eager", context=9, when_full="stop", limit=9, cache_bytes=1)
+    writing.milliseconds = [50.0] + [1.0] * 2000
+    frame = show.token_times(writing)
+    assert len(frame) <= show.MOST_POINTS
+    assert set(frame["value"]) == {1.0}
+    assert frame["position"].max() <= 2 + 2001
+    assert show.axis_top(frame) == 2.0
+    assert [show.round_up(v) for v in (0.0, 0.3, 1.0, 1.1, 4.9, 51, 999)] == [1.0, 0.5, 1.0, 2.0, 5.0, 100.0, 1000.0]
+    assert show.axis_top(show.chart_rows("position", [])) == 1.0
+
+
+def test_curves_follow_a_run_that_is_in_progress(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "small", tmp_path / "small", symlinks=True)
+    run = RunFolder(tmp_path / "small")
+    before, curves = stamp([run]), read_curves([run])
+    loss = curves.frames["loss"]
+    assert set(loss["line"]) == {"small, train", "small, val"}
+    assert loss["step"].max() == 40
+    assert curves.sample_of.startswith("small, step ")
+    with run.metrics_file.open("a") as file:
+        file.write('{"step": 45, "train_loss": 1.5}\n{"step": 50, "trai')
+    assert stamp([run]) != before
+    assert read_curves([run]).frames["loss"]["step"].max() == 45, "a line cut short is not read"
+    assert stamp([RunFolder(tmp_path / "nowhere")]) == (("nowhere", 0),)
+    assert read_curves([]).sample == ""
+
+
+def test_the_quick_model_trains_in_a_process_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be " * 200)
+    options = ("--training.max_steps", "6", "--training.log_interval", "1", "--data.source", str(tmp_path / "text.txt"))
+    training = QuickTraining(tmp_path / "runs", options)
+    assert training.progress() == (0, 0, "")
+    training.start()
+    training.start()
+    words = []
+    while training.running:
+        words.append(training.progress()[2])
+        time.sleep(0.2)
+    assert training.progress() == (6, 6, "gpt-quick-1 is trained: choose it above")
+    assert words[0] == "training the quick model: starting: the first steps take some seconds"
+    assert [entry.name for entry in Catalogue(tmp_path / "runs").entries()] == ["gpt-quick-1"]
+
+
+def test_a_quick_training_that_fails_says_why_and_one_that_is_stopped_keeps_its_checkpoint(tmp_path: Path) -> None:
+    training = QuickTraining(tmp_path / "runs", ("--data.source", "nowhere.txt"))
+    training.start()
+    while training.running:
+        time.sleep(0.1)
+    assert training.progress()[2].startswith("the training ended early (exit code 2): error: ")
+    (tmp_path / "text.txt").write_text("to be or not to be " * 200)
+    options = ("--training.log_interval", "1", "--data.source", str(tmp_path / "text.txt"))
+    training = QuickTraining(tmp_path / "runs", options)
+    training.start()
+    while training.progress()[0] < 2:
+        time.sleep(0.1)
+    training.stop()
+    assert not training.running
+    assert "exit code 3" in training.progress()[2]
+    assert len(Catalogue(tmp_path / "runs").entries()) == 1

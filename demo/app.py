@@ -1,6 +1,7 @@
 """The page: `python demo/app.py`. Widgets and what they are wired to; the work is in `demo/session.py`."""
 
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -517,6 +518,8 @@ def main() -> None:
         new_tokens=check.integer("new_tokens", options.new_tokens, ROWS[-1], 10**6),
     )
     auth = _auth(options.auth if options.auth is not None else os.environ.get("DEMO_AUTH"))
+    port = check.integer("port", options.port, 1, 65_535)
+    _check_address(options.host, port)
     set_cpu_threads()
     session = Session(Path(options.runs), inference_device(), limits)
     training = QuickTraining(Path(options.runs))
@@ -527,17 +530,24 @@ def main() -> None:
             concurrency=concurrency,
             waiting=waiting,
             server_name=options.host,
-            server_port=check.integer("port", options.port, 1, 65_535),
+            server_port=port,
             share=options.share,
             auth=auth,
             prevent_thread_lock=True,
         )
         print(f"open {url}  (Ctrl-C ends it)", flush=True)
         page.block_thread()
-    except OSError as error:
-        raise InputError(f"cannot listen at {options.host}:{options.port}: {error}") from error
     finally:
         training.stop()
+
+
+def _check_address(host: str, port: int) -> None:
+    """Gradio says less of an address that cannot be had."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot listen at {host}:{port}: {os.strerror(error.errno or 0)}") from error
 
 
 def _auth(text: str | None) -> tuple[str, str] | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
+from demo_runs import make_runs
 
 from gpt.config import DataConfig, GPTConfig, ModelConfig
 from training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
@@ -16,6 +17,12 @@ def fresh_accelerate() -> Iterator[None]:
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the trained runs `small` (a GPT) and `copy` (an encoder-decoder)."""
+    return make_runs(tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture

@@ -7,10 +7,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from helpers import ROOT, command, free_port
 
 TEXT = "<b>&amp;</b>\n" + "".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(300))
+
+
+class Server(NamedTuple):
+    """Where it listens, and its process."""
+
+    url: str
+    pid: int
 
 
 def make_runs(folder: Path) -> Path:
@@ -30,8 +38,8 @@ def make_runs(folder: Path) -> Path:
 
 
 @contextmanager
-def serving(folder: Path, *options: str, **environment: str) -> Iterator[str]:
-    """The address of a server that was started in a folder."""
+def serving(folder: Path, *options: str, **environment: str) -> Iterator[Server]:
+    """A server that was started in a folder."""
     process = subprocess.Popen(
         [sys.executable, ROOT / "demo/app.py", "--port", free_port(), *options],
         cwd=folder,
@@ -46,7 +54,7 @@ def serving(folder: Path, *options: str, **environment: str) -> Iterator[str]:
         for line in process.stdout:
             said += line
             if found := re.match(r"open (http://\S+)", line):
-                yield found[1]
+                yield Server(found[1], process.pid)
                 return
         raise AssertionError(said)
     finally:

@@ -1,0 +1,224 @@
+"""The page in a real browser."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from demo_runs import Server, serving
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no browser: install Chromium as {CHROMIUM}")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server(runs: Path) -> Iterator[Server]:
+    with serving(runs.parent) as server:
+        yield server
+
+
+class Watch:
+    """What a page asked for, and what it complained of."""
+
+    def __init__(self, page: Page) -> None:
+        self.hosts: set[str] = set()
+        self.errors: list[str] = []
+        page.on(
+            "request",
+            lambda request: self.hosts.add(request.url.split("/")[2].split(":")[0]) if "//" in request.url else None,
+        )
+        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def check(self) -> None:
+        assert self.hosts == {"127.0.0.1"}, "no request leaves this machine"
+        assert self.errors == []
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    """The loaded page; in the end, nothing came from elsewhere, and there was no error."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    watch = Watch(page)
+    opened(page, server.url)
+    yield page
+    watch.check()
+    page.close()
+
+
+def opened(page: Page, url: str) -> Page:
+    page.goto(url)
+    page.wait_for_function("document.querySelector('#write-run input')?.value.startsWith('small')", timeout=20_000)
+    return page
+
+
+def ask(page: Page, *, tokens: int, prompt: str = "7 times") -> None:
+    page.locator("#prompt textarea").fill(prompt)
+    page.locator("#new-tokens input[type=number]").fill(str(tokens))
+    page.locator("#new-tokens input[type=number]").blur()
+    page.locator("#generate").click()
+
+
+def figures(page: Page) -> str:
+    return page.locator("#figures").inner_text()
+
+
+def test_text_and_chart_grow_until_stop(page: Page) -> None:
+    page.get_by_label("Compare").check()
+    ask(page, tokens=2000)
+    lengths = []
+    for _ in range(12):
+        page.wait_for_timeout(150)
+        lengths.append(len(page.locator("#text").inner_text()))
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) >= 3, f"it streams: {lengths}"
+    page.wait_for_selector("#chart canvas, #chart svg")
+    page.locator("#stop").click()
+    expect(page.locator("#figures")).to_contain_text("stopped")
+    ended = page.locator("#text").inner_text()
+    page.wait_for_timeout(600)
+    assert page.locator("#text").inner_text() == ended
+
+
+def test_a_new_request_ends_the_running_one(page: Page) -> None:
+    page.get_by_label("Compare").check()
+    ask(page, tokens=2000)
+    page.wait_for_timeout(600)
+    page.get_by_label("Compare").uncheck()
+    ask(page, tokens=7, prompt="9 times")
+    expect(page.locator("#figures")).to_contain_text("7 of 7: as long as asked")
+    assert page.locator("#text .prompt").inner_text() == "9 times"
+
+
+def test_characters_are_coloured_and_name_the_alternatives(page: Page) -> None:
+    page.get_by_label("Colour").check()
+    ask(page, tokens=20, prompt="<b>")
+    expect(page.locator("#figures")).to_contain_text("20 of 20")
+    assert page.locator("#text span[title]").count() == 20
+    assert page.locator("#text b").count() == 0, "a prompt is no HTML"
+    title = page.locator("#text span[title]").first.get_attribute("title") or ""
+    assert title.count("\n") == 4
+    assert title.count("%") == 5
+
+
+def test_a_request_that_is_refused_says_why(page: Page) -> None:
+    ask(page, tokens=20, prompt="ééé")
+    expect(page.locator("#message")).to_contain_text("unknown character 'é'")
+    ask(page, tokens=20)
+    expect(page.locator("#figures")).to_contain_text("20 of 20")
+    expect(page.locator("#message")).not_to_contain_text("unknown")
+
+
+def test_the_benchmark_fills_its_table_and_offers_the_figures(page: Page, tmp_path: Path) -> None:
+    page.get_by_role("tab", name="Benchmark").click()
+    page.locator("#benchmark-start").click()
+    table = page.locator("#benchmark-rows")
+    expect(table).to_contain_text("reference, RTX 5070 Ti")
+    page.wait_for_function(
+        "document.querySelectorAll('#benchmark-rows tbody tr')[0].cells[1].innerText != '-'", timeout=60_000
+    )
+    expect(page.locator("#benchmark-figures")).to_contain_text("done", timeout=60_000)
+    assert "-" not in [cell.inner_text() for cell in table.locator("tbody td").all()]
+    expect(page.locator("#benchmark-figures")).to_contain_text("fp32")
+    with page.expect_download() as download:
+        page.locator("#benchmark-json").click()
+    download.value.save_as(tmp_path / "decode.json")
+    assert '"rows"' in (tmp_path / "decode.json").read_text()
+
+
+def test_sources_are_decoded_and_their_attention_shown(page: Page) -> None:
+    page.get_by_role("tab", name="Sequence to sequence").click()
+    page.locator("#source textarea").fill("abc")
+    page.locator("#decode").click()
+    expect(page.locator("#attention img")).to_be_visible(timeout=20_000)
+    assert page.locator("#target p").first.inner_text() == "abc"
+
+
+def test_trainings_are_drawn(page: Page) -> None:
+    page.get_by_role("tab", name="Training").click()
+    expect(page.get_by_label("small")).to_be_visible()
+    page.get_by_label("small").check()
+    page.wait_for_selector("#curve-loss canvas, #curve-loss svg")
+    expect(page.locator("#training-runs")).to_contain_text("copy")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_all_of_it(browser: Browser, server: Server, scheme: str) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    watch = Watch(page)
+    opened(page, f"{server.url}?__theme={scheme}")
+    ask(page, tokens=300)
+    expect(page.locator("#figures")).to_contain_text("300 of 300")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing is wider than the screen"
+    colours = page.locator("#text .written").evaluate(
+        "e => [getComputedStyle(e).color, getComputedStyle(e.closest('#text')).backgroundColor]"
+    )
+    text, ground = (sum(map(float, colour.split("(")[1].rstrip(")").split(",")[:3])) for colour in colours)
+    assert (text < ground) == (scheme == "light")
+    assert abs(text - ground) > 400, "dark on light, or light on dark"
+    watch.check()
+    page.close()
+
+
+def test_a_hundred_requests_from_four_visitors_leave_no_memory_behind(browser: Browser, server: Server) -> None:
+    pages = [opened(browser.new_context().new_page(), server.url) for _ in range(4)]
+    watches = [Watch(page) for page in pages]
+
+    def ask_all(tokens: int) -> None:
+        for page in pages:
+            ask(page, tokens=tokens)
+        for page in pages:
+            expect(page.locator("#figures")).to_contain_text(f"{tokens} of {tokens}: as long as asked", timeout=30_000)
+
+    process = psutil.Process(server.pid)
+    for tokens in range(20, 25):
+        ask_all(tokens)
+    before = process.memory_info().rss
+    for tokens in range(25, 45):
+        ask_all(tokens)
+    grown = process.memory_info().rss - before
+    assert grown < 60e6, f"{grown / 1e6:.0f} MB more"
+    for watch, page in zip(watches, pages, strict=True):
+        assert watch.errors == []
+        page.close()
+
+
+def test_a_tab_that_is_closed_ends_its_request(browser: Browser, server: Server, page: Page) -> None:
+    other = opened(browser.new_page(), server.url)
+    other.get_by_label("Compare").check()
+    ask(other, tokens=2000)
+    expect(other.locator("#figures")).to_contain_text("writing")
+    other.close()
+    start = time.monotonic()
+    ask(page, tokens=8)
+    expect(page.locator("#figures")).to_contain_text("8 of 8: as long as asked", timeout=30_000)
+    assert time.monotonic() - start < 15
+
+
+def test_the_first_visit_offers_to_train_the_quick_model(browser: Browser, tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        page = browser.new_page()
+        watch = Watch(page)
+        page.goto(server.url)
+        expect(page.get_by_text("There is no trained model under runs/ yet")).to_be_visible(timeout=20_000)
+        page.get_by_role("button", name="Train the quick model").click()
+        expect(page.locator(".bar")).to_be_visible()
+        expect(page.get_by_text("training the quick model: step")).to_be_visible(timeout=120_000)
+        page.get_by_role("button", name="Stop the training").click()
+        expect(page.get_by_text("the training ended early (exit code 3)")).to_be_visible(timeout=60_000)
+        page.wait_for_function(
+            "document.querySelector('#write-run input')?.value.startsWith('gpt-quick-1')", timeout=20_000
+        )
+        watch.check()
+        page.close()

@@ -69,13 +69,13 @@ def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr
     return page
 
 
-def _choices(session: Session, kind: Any) -> Any:
+def _choices(session: Session, kind: Any, **options: Any) -> gr.Dropdown:
     found = [(entry.label, entry.name) for entry in session.catalogue.entries(kind)]
-    return gr.Dropdown(choices=found, value=found[0][1] if found else None)
+    return gr.Dropdown(choices=found, value=found[0][1] if found else None, **options)
 
 
-def _picker(kind: str) -> gr.Dropdown:
-    return gr.Dropdown(label="Checkpoint", choices=[], interactive=True, scale=3, elem_id=f"{kind}-run")
+def _picker(session: Session, kind: str, name: str) -> gr.Dropdown:
+    return _choices(session, kind, label="Checkpoint", interactive=True, scale=3, elem_id=f"{name}-run")
 
 
 def _owner(request: gr.Request) -> str:
@@ -112,7 +112,7 @@ def _write_tab(session: Session, training: QuickTraining, concurrency: int) -> g
             with gr.Row():
                 train = gr.Button("Train the quick model", variant="primary", visible=False)
                 leave = gr.Button("Stop the training", visible=False)
-            run = _picker("write")
+            run = _picker(session, "gpt", "write")
             prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=3, max_lines=8, elem_id="prompt")
             gr.Examples(EXAMPLES, prompt, label="Examples", cache_examples=False, api_visibility="private")
             with gr.Row():
@@ -249,7 +249,7 @@ def _benchmark_tab(session: Session, concurrency: int) -> gr.Dropdown:
         " it. The reference is a 12-layer, 768-wide model; smaller models are bound by other things."
     )
     with gr.Row():
-        run = _picker("benchmark")
+        run = _picker(session, "gpt", "benchmark")
         button = gr.Button("Run", variant="primary", min_width=100, elem_id="benchmark-start")
         stop = gr.Button("Stop", variant="stop", min_width=100, elem_id="benchmark-stop")
     table = gr.HTML(_table(None), elem_id="benchmark-rows", padding=False)
@@ -309,7 +309,7 @@ def _json_file(figures: dict[str, Any]) -> str:
 def _pairs_tab(session: Session, concurrency: int) -> gr.Dropdown:
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
-            run = _picker("pairs")
+            run = _picker(session, "seq2seq", "pairs")
             source = gr.Textbox(SOURCES[0], label="Source", max_lines=3, elem_id="source")
             gr.Examples(SOURCES, source, label="Examples", cache_examples=False, api_visibility="private")
             beams = gr.Slider(1, session.limits.beams, 1, step=1, label="Beams (1: greedy)")

@@ -11,8 +11,8 @@ from training.errors import CommandError, InputError
 
 Result = TypeVar("Result")
 
-INTERVAL = 0.125
-"""Seconds between two looks at a job: a page is updated 8 times a second."""
+INTERVAL = 0.2
+"""Seconds between two looks at a job: a page is updated 5 times a second."""
 FORSAKEN = 10.0
 """Seconds without a look after which nobody waits any more."""
 

@@ -1,0 +1,120 @@
+"""What the page costs the decoder: `PYTHONPATH=.:tests python tests/browser/page_cost.py --runs DIR --run NAME`.
+
+Tokens per second of the same text, in turn: by the sampler alone, as a job of the session that nobody draws, served to
+a client that draws nothing (as a browser on another machine costs this one), and shown by a browser on the same
+machine. The first token, which reads the prompt, does not count.
+"""
+
+import argparse
+import json
+import statistics
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import torch
+from demo_runs import serving
+from playwright.sync_api import expect, sync_playwright
+
+from demo.session import Session
+from gpt.decoding import Decoder
+from gpt.trainer import LoadedGPT
+from gpt.writing import write
+from training.benchmarking import describe_machine
+from training.device import set_cpu_threads
+
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+PROMPT = "ROMEO:\n"
+
+
+def alone(loaded: LoadedGPT, tokens: int) -> float:
+    """Tokens per second of the sampler."""
+    times: list[float] = []
+    options: dict[str, Any] = {"max_new_tokens": tokens, "when_full": "slide", "seed": 1}
+    for _ in write(
+        Decoder(loaded.model), loaded.tokenizer, PROMPT, on_token=lambda: times.append(time.perf_counter()), **options
+    ):
+        pass
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def stream(url: str, run: str, tokens: int) -> float:
+    """Tokens per second where the page's own event is read to its end, and nothing is drawn."""
+    config = json.load(urllib.request.urlopen(f"{url}config"))
+    places = {component["props"].get("elem_id"): component["id"] for component in config["components"]}
+    event = next(d for d in config["dependencies"] if places["text"] in d["outputs"] and d["types"]["generator"])
+    sampler = [0.8, 0, 1, 0, 1, "", "slide", 1, False, False]
+    asked = {"data": [run, PROMPT, tokens, *sampler], "fn_index": event["id"], "session_hash": "cost"}
+    join = urllib.request.Request(f"{url}gradio_api/queue/join", json.dumps(asked).encode())
+    join.add_header("Content-Type", "application/json")
+    urllib.request.urlopen(join).close()
+    first = 0.0
+    with urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash=cost") as lines:
+        for line in lines:
+            if b"process_generating" in line and not first:
+                first = time.perf_counter()
+            if b"process_completed" in line:
+                break
+    return tokens / (time.perf_counter() - first)
+
+
+def main() -> None:
+    """Measure in turn, print, and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--run", type=str, required=True)
+    parser.add_argument("--tokens", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    set_cpu_threads()
+    session = Session(options.runs)
+    rates: dict[str, list[float]] = {"alone": [], "session": [], "served": [], "browser": []}
+    with serving(Path.cwd(), "--runs", str(options.runs)) as server, sync_playwright() as playwright:
+        page = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS).new_page()
+        page.goto(server.url)
+        page.wait_for_function("document.querySelector('#write-run input')?.value")
+        page.locator("#write-run input").fill(options.run)
+        page.locator("#write-run input").press("Enter")
+        page.locator("#new-tokens input[type=number]").fill(str(options.tokens))
+        page.locator("#new-tokens input[type=number]").blur()
+
+        def shown() -> float:
+            page.locator("#generate").click()
+            page.wait_for_timeout(300)
+            expect(page.locator("#figures")).to_contain_text("as long as asked", timeout=300_000)
+            return float(page.locator("#figures dd").first.inner_text().replace(",", ""))
+
+        def in_session() -> float:
+            asked: dict[str, Any] = {"max_new_tokens": options.tokens, "when_full": "slide", "seed": 1}
+            *_, last = session.write("me", options.run, PROMPT, **asked)
+            assert last.tokens_per_second is not None
+            return last.tokens_per_second
+
+        def served() -> float:
+            return stream(server.url, options.run, options.tokens)
+
+        arms = {
+            "alone": lambda: alone(session.catalogue.gpt(options.run), options.tokens),
+            "session": in_session,
+            "served": served,
+            "browser": shown,
+        }
+        for repeat in range(-1, options.repeats):
+            for name, arm in arms.items() if repeat % 2 else reversed(arms.items()):
+                rate = arm()
+                if repeat >= 0:
+                    rates[name].append(rate)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    for name, median in medians.items():
+        cost = 1 - median / medians["alone"]
+        print(f"{name:8} {median:8.1f} tokens/s ({min(rates[name]):.1f} to {max(rates[name]):.1f}), costs {cost:.1%}")
+    if options.json:
+        figures = describe_machine(torch.device("cpu"))
+        figures |= {"run": options.run, "new_tokens": options.tokens, "tokens_per_second": medians, "all": rates}
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python demo/app.py
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not nightly"
+	$(BIN)/python -m pytest -m "not nightly" --durations 20
 
 nightly: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m nightly

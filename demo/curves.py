@@ -62,9 +62,9 @@ def read_curves(runs: Sequence[RunFolder]) -> Curves:
 
 
 def _latest_sample(runs: Sequence[RunFolder]) -> tuple[str, str]:
-    files = [file for run in runs for file in (run.path / "samples").glob("step-*.txt")]
     try:
-        latest = max(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
+        run = max(runs, key=lambda run: run.metrics_file.stat().st_mtime_ns)
+        latest = max((run.path / "samples").glob("step-*.txt"))
         step = int(latest.stem.partition("-")[2])
         return latest.read_text(errors="replace"), f"{latest.parent.parent.name}, step {step:,}"
     except (OSError, ValueError):

@@ -9,7 +9,7 @@ from helpers import ROOT, command, read_metrics
 README = (ROOT / "README.md").read_text()
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))}
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-EXAMPLES = [block for language, block in BLOCK.findall(README) if language == "python"]
+EXAMPLES = [block for language, block in BLOCK.findall(README) if language == "python" and "GPTTask" in block]
 SHELL = "\n".join(block for page in PAGES.values() for language, block in BLOCK.findall(page) if language == "")
 COMMANDS = sorted(
     {

@@ -48,6 +48,7 @@ def main() -> None:
         page.wait_for_timeout(500)
         page.screenshot(path=options.output / "seq2seq.png")
         page.get_by_role("tab", name="Training").click()
+        page.wait_for_timeout(2000)
         for box in page.locator("#training-runs input").all():
             box.check()
         page.wait_for_timeout(3000)

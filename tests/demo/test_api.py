@@ -15,6 +15,7 @@ import pytest
 from demo_runs import serving
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from helpers import ROOT
 
 import demo.app
 from training.errors import InputError, exit_code
@@ -104,6 +105,15 @@ def test_benchmark_and_transduce(client: Client) -> None:
     found = client.predict("copy", "abca", 3, api_name="/transduce")
     assert found["target"] == found["beams"][0]["target"]
     assert len(found["beams"]) == 3
+
+
+def test_the_readmes_example_runs(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(from gradio_client.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for name, ours in (("http://127.0.0.1:7860", server), ("gpt-quick-1", "small"), ("seq2seq-reverse-1", "copy")):
+        assert name in example
+        example = example.replace(name, ours)
+    exec(example.replace("ROMEO:", "7 times").replace("stressed", "abca"))
+    assert len(capsys.readouterr().out.splitlines()) >= 1
 
 
 def fetch(url: str, data: bytes | None = None, **headers: str) -> tuple[int, str]:

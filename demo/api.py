@@ -1,0 +1,77 @@
+"""The same work for programs."""
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Any, get_args
+from uuid import uuid4
+
+import gradio as gr
+from gradio.events import api
+
+from demo.session import MOST_SEED, Session
+from demo.tabs.common import MODEL, Updates, told
+from gpt.benchmark import ROWS
+from gpt.generation import WhenFull
+from training.errors import InputError
+
+
+def add_api(session: Session, concurrency: int) -> None:
+    """The same work for programs."""
+
+    def generate(
+        run: str,
+        prompt: str,
+        max_new_tokens: int = 300,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        when_full: str = "stop",
+        stop: str = "",
+        compare: bool = False,
+    ) -> Generator[dict[str, Any], None, None]:
+        looks = session.write(
+            uuid4().hex, run, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, when_full=when_full, stop=stop,
+            compare=compare,
+        )  # fmt: skip
+        yield from _answers(looks, lambda writing: {"text": writing.text} | writing.figures())
+
+    def benchmark(run: str, new_tokens: int = ROWS[-1]) -> Generator[dict[str, Any], None, None]:
+        yield from _answers(session.benchmark(uuid4().hex, run, new_tokens), lambda result: result.figures())
+
+    def transduce(run: str, source: str, beams: int = 1) -> Generator[dict[str, Any], None, None]:
+        yield from _answers(
+            session.transduce(uuid4().hex, run, source, beams),
+            lambda found: {
+                "target": found.target,
+                "probabilities": found.probabilities,
+                "beams": [{"target": text, "log_probability": p} for text, p in found.beams],
+                "end": found.why or found.phase,
+            },
+        )
+
+    said = {
+        generate: f"Continue a prompt with a GPT. when_full is one of {', '.join(get_args(WhenFull))}; a seed is "
+        f"at most {MOST_SEED}.",
+        benchmark: "Seconds until 100, 200, 300 and 500 new tokens, without the key-value cache and with it.",
+        transduce: "The target of a source, by a trained encoder-decoder: greedy, or with several beams.",
+    }
+    for function, description in said.items():
+        api(
+            function,
+            api_name=function.__name__,
+            api_description=description,
+            concurrency_id=MODEL,
+            concurrency_limit=concurrency,
+        )
+
+
+def _answers(looks: Generator[Any, None, None], answer: Callable[[Any], dict[str, Any]]) -> Updates:
+    with closing(looks):
+        for result in told(looks):
+            if isinstance(result, InputError):
+                raise gr.Error(str(result), print_exception=False)
+            yield answer(result)

@@ -1,0 +1,62 @@
+"""What the tabs have in common: pickers of runs, and the wiring of a button to work that can be stopped."""
+
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import gradio as gr
+
+from demo.session import WITH, WITHOUT, Session
+from training.errors import InputError
+
+COLOURS = {WITH: "#2563eb", WITHOUT: "#ea580c", f"{WITH}, native": "#059669", f"{WITH}, compiled": "#059669"}
+MODEL = "model"
+"""Who runs a model waits in one queue."""
+UNSEEN: Any = {"api_visibility": "private", "show_progress": "hidden"}
+
+Updates = Generator[Any, None, None]
+
+
+def choices(session: Session, kind: Any, **options: Any) -> gr.Dropdown:
+    """A picker with the runs that there are now, the newest chosen."""
+    found = [(entry.label, entry.name) for entry in session.catalogue.entries(kind)]
+    return gr.Dropdown(choices=found, value=found[0][1] if found else None, **options)
+
+
+def picker(session: Session, kind: str, name: str) -> gr.Dropdown:
+    """A new picker of a run."""
+    return choices(session, kind, label="Checkpoint", interactive=True, scale=3, elem_id=f"{name}-run")
+
+
+def owner_of(request: gr.Request) -> str:
+    """Who asks: one for each page that is open."""
+    return str(request.session_hash)
+
+
+def wire(
+    session: Session,
+    buttons: tuple[gr.Button, gr.Button],
+    work: Callable[..., Any],
+    inputs: Any,
+    outputs: Any,
+    limit: int,
+) -> None:
+    """A press of Start ends this visitor's running request and waits for its turn; Stop ends it at the next token."""
+    start, stop = buttons
+
+    def end(request: gr.Request) -> None:
+        session.jobs.stop(owner_of(request))
+
+    first = start.click(end, None, None, queue=False, trigger_mode="multiple", **UNSEEN)
+    running = first.then(
+        work, inputs, outputs, concurrency_id=MODEL, concurrency_limit=limit, api_visibility="private",
+        show_progress="minimal", show_progress_on=outputs[-1],
+    )  # fmt: skip
+    stop.click(end, None, None, queue=False, **UNSEEN).then(None, None, None, cancels=[running], **UNSEEN)
+
+
+def told(looks: Iterator[Any]) -> Iterator[Any]:
+    """Looks at a job; last, if it fails for a reason that a visitor can see to, that."""
+    try:
+        yield from looks
+    except InputError as error:
+        yield error

@@ -49,7 +49,7 @@ def wire(
     first = start.click(end, None, None, queue=False, trigger_mode="multiple", **UNSEEN)
     running = first.then(
         work, inputs, outputs, concurrency_id=MODEL, concurrency_limit=limit, api_visibility="private",
-        show_progress="minimal", show_progress_on=outputs[-1],
+        show_progress="minimal", show_progress_on=outputs[1],
     )  # fmt: skip
     stop.click(end, None, None, queue=False, **UNSEEN).then(None, None, None, cancels=[running], **UNSEEN)
 

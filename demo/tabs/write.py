@@ -60,7 +60,7 @@ def _options(session: Session) -> list[Any]:
 
 def _results() -> list[Any]:
     """Text, chart, figures and messages."""
-    box: Any = {"min_height": 320, "max_height": 480, "autoscroll": True, "padding": False}
+    box: Any = {"min_height": 400, "max_height": 400, "autoscroll": True, "padding": False}
     text = gr.HTML('<div class="written"></div>', elem_id="text", **box)
     chart = gr.LinePlot(
         show.chart_rows("position", []),

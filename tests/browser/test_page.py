@@ -194,14 +194,17 @@ def test_a_hundred_requests_from_four_visitors_leave_no_memory_behind(browser: B
         page.close()
 
 
-def test_a_tab_that_is_closed_ends_its_request(browser: Browser, server: Server, page: Page) -> None:
+def test_who_waits_sees_its_place_and_a_tab_that_is_closed_ends_its_request(
+    browser: Browser, server: Server, page: Page
+) -> None:
     other = opened(browser.new_page(), server.url)
     other.get_by_label("Compare").check()
     ask(other, tokens=2000)
     expect(other.locator("#figures")).to_contain_text("writing")
+    ask(page, tokens=8)
+    expect(page.get_by_text("queue: 1/1")).to_be_visible()
     other.close()
     start = time.monotonic()
-    ask(page, tokens=8)
     expect(page.locator("#figures")).to_contain_text("8 of 8: as long as asked", timeout=30_000)
     assert time.monotonic() - start < 15
 

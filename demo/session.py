@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -205,62 +206,26 @@ class Session:
         Raises:
             InputError: Something is out of range or unknown, or the checkpoint is damaged or gone.
         """
-        limits = self.limits
-        asked = check.text("the prompt", prompt, limits.prompt_characters)
-        new_tokens = check.integer("max_new_tokens", options.get("max_new_tokens", 300), 1, limits.new_tokens)
-        seed = check.integer("seed", options.get("seed", 0), 0, MOST_SEED)
-        stop = check.text("stop", options.get("stop"), limits.stop_characters)
-        compare = check.switch("compare", options.get("compare", False))
-        alternatives = ALTERNATIVES if check.switch("alternatives", options.get("alternatives", False)) else 0
-        when_full: WhenFull = "slide"
-        if check.choice("when_full", options.get("when_full", "stop"), get_args(WhenFull)) == "stop":
-            when_full = "stop"
-        sampling = _sampling(options)
+        asked = _asked(prompt, options, self.limits)
         loaded = self.catalogue.gpt(run)
         decoder = Decoder(loaded.model)
-        tokens = loaded.tokenizer.encode(asked, "the prompt").tolist()
+        tokens = loaded.tokenizer.encode(asked.prompt, "the prompt").tolist()
         context = loaded.config.model.max_len
-        limit = new_token_limit(context, tokens, new_tokens, when_full)
+        limit = new_token_limit(context, tokens, asked.new_tokens, asked.when_full)
         writing = Writing(
             run=str(run),
-            prompt=asked,
+            prompt=asked.prompt,
             mode=decoder.mode,
             context=context,
-            when_full=when_full,
+            when_full=asked.when_full,
             limit=limit,
             cache_bytes=cache_bytes(loaded.model)(1, min(context, len(tokens) + limit - 1)),
         )
 
         def work(job: Job[Writing]) -> None:
-            start = time.perf_counter()
+            _write(job, writing, decoder, loaded, asked)
 
-            def on_token() -> None:
-                nonlocal start
-                now = time.perf_counter()
-                writing.milliseconds.append(1000 * (now - start))
-                start = now
-
-            pieces = write(
-                decoder,
-                loaded.tokenizer,
-                asked,
-                max_new_tokens=new_tokens,
-                sampling=sampling,
-                seed=seed,
-                stop=[stop] if stop else (),
-                when_full=when_full,
-                alternatives=alternatives,
-                on_token=on_token,
-            )
-            for piece in pieces:
-                writing.pieces.append(piece)
-                job.check()
-            writing.why = _ENDS[writing.pieces[-1].end or "length"] if writing.pieces else ""
-            if compare:
-                writing.phase = "comparing"
-                _read_without_cache(job, writing, decoder, loaded)
-
-        job = Job(work, writing, limits.seconds)
+        job = Job(work, writing, self.limits.seconds)
         yield from self.jobs.run(owner, job)
         writing.phase, writing.why = "done", job.ended or writing.why
         yield writing
@@ -352,6 +317,34 @@ _ENDS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """A request to write, checked."""
+
+    prompt: str
+    new_tokens: int
+    sampling: Sampling
+    seed: int
+    stop: str
+    when_full: WhenFull
+    compare: bool
+    alternatives: int
+
+
+def _asked(prompt: Any, options: dict[str, Any], limits: Limits) -> _Asked:
+    when_full = check.choice("when_full", options.get("when_full", "stop"), get_args(WhenFull))
+    return _Asked(
+        prompt=check.text("the prompt", prompt, limits.prompt_characters),
+        new_tokens=check.integer("max_new_tokens", options.get("max_new_tokens", 300), 1, limits.new_tokens),
+        sampling=_sampling(options),
+        seed=check.integer("seed", options.get("seed", 0), 0, MOST_SEED),
+        stop=check.text("stop", options.get("stop"), limits.stop_characters),
+        when_full="stop" if when_full == "stop" else "slide",
+        compare=check.switch("compare", options.get("compare", False)),
+        alternatives=ALTERNATIVES if check.switch("alternatives", options.get("alternatives", False)) else 0,
+    )
+
+
 def _sampling(options: dict[str, Any]) -> Sampling:
     def optional(name: str, low: float, high: float) -> float | None:
         value = options.get(name)
@@ -368,6 +361,38 @@ def _sampling(options: dict[str, Any]) -> Sampling:
         )
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _write(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: LoadedGPT, asked: _Asked) -> None:
+    """Write the text, taking the time of each token, and then read it without the cache if that was asked for."""
+    start = time.perf_counter()
+
+    def on_token() -> None:
+        nonlocal start
+        now = time.perf_counter()
+        writing.milliseconds.append(1000 * (now - start))
+        start = now
+
+    pieces = write(
+        decoder,
+        loaded.tokenizer,
+        asked.prompt,
+        max_new_tokens=asked.new_tokens,
+        sampling=asked.sampling,
+        seed=asked.seed,
+        stop=[asked.stop] if asked.stop else (),
+        when_full=asked.when_full,
+        alternatives=asked.alternatives,
+        on_token=on_token,
+    )
+    with closing(pieces):
+        for piece in pieces:
+            writing.pieces.append(piece)
+            job.check()
+    writing.why = _ENDS[writing.pieces[-1].end or "length"] if writing.pieces else ""
+    if asked.compare:
+        writing.phase = "comparing"
+        _read_without_cache(job, writing, decoder, loaded)
 
 
 def _read_without_cache(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: LoadedGPT) -> None:

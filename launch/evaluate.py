@@ -4,10 +4,11 @@ With the checkpoint of an encoder-decoder: `--source TEXT`, or `--split test`; `
 """
 
 import math
+import signal
 import sys
 import time
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -220,7 +221,13 @@ def pieces_of(
     )
 
 
-def stream(options: Namespace, decoder: Decoder, loaded: LoadedGPT, prompts: Sequence[str]) -> None:
+def stream(
+    options: Namespace,
+    decoder: Decoder,
+    loaded: LoadedGPT,
+    prompts: Sequence[str],
+    interrupted: Callable[[], bool] = lambda: False,
+) -> None:
     """Stream the first text to standard output, let the others follow, and tell the speed on standard error."""
     texts = [(prompt, options.seed + n) for prompt in prompts for n in range(options.num_samples)]
     waiting: list[list[Piece]] = [[] for _ in texts]
@@ -234,6 +241,8 @@ def stream(options: Namespace, decoder: Decoder, loaded: LoadedGPT, prompts: Seq
 
     with closing(pieces_of(options, decoder, loaded, prompts)) as pieces:
         for piece in pieces:
+            if interrupted():
+                raise KeyboardInterrupt
             if not first_at:
                 first_at = time.perf_counter()
                 begin(0)
@@ -294,11 +303,23 @@ def converse(options: Namespace, decoder: Decoder, loaded: LoadedGPT) -> None:
             print()
             return
         try:
-            stream(options, decoder, loaded, [prompt or default_prompt(loaded.tokenizer)])
+            with noted_interrupts() as interrupted:
+                stream(options, decoder, loaded, [prompt or default_prompt(loaded.tokenizer)], interrupted)
         except KeyboardInterrupt:
             print()
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
+
+
+@contextmanager
+def noted_interrupts() -> Iterator[Callable[[], bool]]:
+    """While entered, Ctrl-C is only noted, for whoever asks: an exception in the middle of anything can get lost."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def measure(options: Namespace) -> None:

@@ -58,7 +58,7 @@ def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr
 
 def launch(page: gr.Blocks, *, concurrency: int = 1, waiting: int = 16, **options: Any) -> Any:
     """Serve the page: no analytics, no monitoring, no history, no uploads, nothing from elsewhere."""
-    page.queue(max_size=waiting, default_concurrency_limit=concurrency)
+    page.queue(max_size=waiting, default_concurrency_limit=concurrency, api_open=False)  # No way past the queue.
     return page.launch(
         quiet=True,
         show_error=False,
@@ -69,6 +69,7 @@ def launch(page: gr.Blocks, *, concurrency: int = 1, waiting: int = 16, **option
         pwa=False,
         footer_links=[],
         max_file_size=1,
+        state_session_capacity=100,
         allowed_paths=[],
         theme=theme(),
         css_paths=Path(__file__).with_name("style.css"),

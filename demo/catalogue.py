@@ -67,7 +67,7 @@ class Catalogue:
 
     def entries(self, kind: Kind | None = None) -> list[Entry]:
         """The runs with a checkpoint, the newest first; what cannot be read is left out."""
-        folders = sorted(self._folders(), key=lambda folder: folder.stat().st_mtime, reverse=True)
+        folders = sorted(self._folders(), key=_changed, reverse=True)
         found = [entry for folder in folders if (entry := _entry(folder)) is not None]
         return [entry for entry in found if kind in (None, entry.kind)]
 
@@ -107,7 +107,7 @@ class Catalogue:
             raise InputError(f"{name} is {_KINDS[known[name].kind]}, expected {_KINDS[kind]}")
         folder = find_checkpoint(self.runs / name)
         with self._lock:
-            stamp = (str(folder.resolve()), (folder / "manifest.json").stat().st_mtime_ns)
+            stamp = (str(folder.resolve()), _changed(folder / "manifest.json"))
             held = self._held.pop(name, None)
             if held is None or held.stamp != stamp:
                 held = None  # The memory of the old one is free before the new one takes its own.
@@ -125,6 +125,13 @@ class Catalogue:
 
 
 _KINDS = {"gpt": "a GPT", "seq2seq": "an encoder-decoder"}
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:  # It has vanished in the meantime.
+        return 0
 
 
 def _entry(folder: Path) -> Entry | None:

@@ -31,10 +31,11 @@ class Limits:
 
 def integer(name: str, value: Any, low: int, high: int) -> int:
     """A whole number from `low` to `high`, or an `InputError`; a page sends 3.0 for 3."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value != int(value):
+    whole = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value) and value == int(value))
+    if isinstance(value, bool) or not whole:
         raise InputError(f"{name} must be a whole number from {low:,} to {high:,}, got {_shown(value)}")
     if not low <= value <= high:
-        raise InputError(f"{name} must be at least {low:,} and at most {high:,}, got {int(value):,}")
+        raise InputError(f"{name} must be at least {low:,} and at most {high:,}, got {_shown(int(value))}")
     return int(value)
 
 

@@ -53,7 +53,7 @@ def writing_figures(writing: Writing) -> str:
         {
             "tokens per second": rate,
             "first token": first,
-            "speed-up by the cache": speedup,
+            "against no cache": speedup,
             "cache": f"{writing.cache_bytes / 1e6:,.2f} MB",
             "context": f"{writing.context_used:,} of {writing.context:,}, {at_end}",
             "read by": writing.mode,

@@ -285,7 +285,7 @@ class Session:
 
         def work(job: Job[Transduction]) -> None:
             if width > 1:
-                found = search(loaded.model, tokens, width=width)
+                found = search(loaded.model, tokens, width=width, on_step=job.check)
                 result.beams = [
                     (loaded.vocabulary.decode([t for t in beam.tokens if t != END]), beam.log_probability)
                     for beam in found

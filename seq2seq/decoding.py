@@ -178,6 +178,7 @@ def search(
     max_new_tokens: int | None = None,
     length_penalty: float = 1.0,
     mode: Mode = "auto",
+    on_step: Callable[[], None] = lambda: None,
 ) -> list[Beam]:
     """The likeliest targets of a source that a beam search finds, with their end tokens; see `layers.beam_search`.
 
@@ -194,6 +195,7 @@ def search(
     device = model.embedding.weight.device
 
     def read(tokens: Sequence[int], origins: Sequence[int]) -> Tensor:
+        on_step()
         cache.reorder(origins)
         return _without_start(read_next(torch.tensor(tokens, device=device)[:, None]))
 

@@ -166,7 +166,7 @@ def test_visitors_must_know_the_password(runs: Path) -> None:
     ("options", "message"),
     [
         (["--auth", "me"], "auth must be USER:PASSWORD, neither of them empty"),
-        (["--port", "99999"], "port must be at least 1 and at most 65,535, got 99,999"),
+        (["--port", "99999"], "port must be at least 1 and at most 65,535, got 99999"),
         (["--concurrency", "0"], "concurrency must be at least 1 and at most 64, got 0"),
         (["--host", "192.0.2.1"], "cannot listen at 192.0.2.1:7860: "),
         (["--new_tokens", "3"], "new_tokens must be at least 500"),

@@ -24,6 +24,7 @@ def test_what_is_allowed_passes() -> None:
     ("check", "message"),
     [
         (lambda: limits.integer("n", 6, 1, 5), "n must be at least 1 and at most 5, got 6"),
+        (lambda: limits.integer("n", 10**400, 1, 5), "n must be at least 1 and at most 5, got 10{38}…$"),
         (lambda: limits.integer("n", 1.5, 1, 5), "n must be a whole number from 1 to 5, got 1.5"),
         (lambda: limits.integer("n", math.nan, 1, 5), "n must be a whole number from 1 to 5, got nan"),
         (lambda: limits.integer("n", math.inf, 1, 5), "n must be a whole number from 1 to 5, got inf"),

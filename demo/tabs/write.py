@@ -122,8 +122,8 @@ def _offer_training(
             bar = gr.HTML(show.progress_html(step, steps, words), visible=True)
             return bar, gr.Button(visible=False), gr.Button(visible=True), gr.Timer(active=True), gr.skip()
         words = words or (
-            f"There is no trained model under {session.catalogue.runs}/ yet. The quick one takes about two minutes on "
-            f"a laptop, needs no network, and writes like a child that has heard Shakespeare."
+            f"There is no trained model under {session.catalogue.runs}/ yet. The quick one takes 1.5 to 4 minutes on "
+            f"two CPU cores, needs no network, and writes like a child that has heard Shakespeare."
         )
         html = gr.HTML(show.message_html(words, "going"), visible=none or bool(step))
         return (

@@ -1,6 +1,7 @@
 """The page: `python demo/app.py`."""
 
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -9,14 +10,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `python demo/app.py` finds the packages beside it.
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from demo import limits as check
 from demo.api import add_api
+from demo.closed_routes import ClosedRoutes
 from demo.quick_training import QuickTraining
 from demo.session import Session
 from demo.tabs.benchmark import benchmark_tab
 from demo.tabs.common import UNSEEN, choices
 from demo.tabs.pairs import pairs_tab
+from demo.tabs.training import NAME as TRAINING
 from demo.tabs.training import training_tab
 from demo.tabs.write import write_tab
 from gpt.benchmark import ROWS
@@ -37,15 +41,15 @@ def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr
     """The whole page."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=False) as page:
         gr.Markdown(f"# {TITLE}")
-        with gr.Tabs():
+        with gr.Tabs() as tabs:
             with gr.Tab("Write"):
                 write_pickers = write_tab(session, training, concurrency)
             with gr.Tab("Benchmark"):
                 bench_pickers = benchmark_tab(session, concurrency)
             with gr.Tab("Sequence to sequence"):
                 pair_pickers = pairs_tab(session, concurrency)
-            with gr.Tab("Training") as trainings:
-                training_tab(session, trainings)
+            with gr.Tab(TRAINING):
+                training_tab(session, tabs)
         pickers = [write_pickers, bench_pickers, pair_pickers]
 
         def refresh() -> list[Any]:
@@ -70,7 +74,7 @@ def launch(page: gr.Blocks, *, concurrency: int = 1, waiting: int = 16, **option
         footer_links=[],
         max_file_size=1,
         state_session_capacity=100,
-        allowed_paths=[],
+        app_kwargs={"middleware": [Middleware(ClosedRoutes)]},
         theme=theme(),
         css_paths=Path(__file__).with_name("style.css"),
         **options,
@@ -116,6 +120,7 @@ def main() -> None:
     session = Session(Path(options.runs), inference_device(), limits)
     training = QuickTraining(Path(options.runs))
     page = build(session, training, concurrency)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # By way of the `finally` below.
     try:
         _, url, _ = launch(
             page,

@@ -1,6 +1,7 @@
 """The runs that a page offers, and their models, loaded when they are asked for."""
 
 import json
+import logging
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from training.run_folder import RunFolder, find_checkpoint
 Kind = Literal["gpt", "seq2seq"]
 KEPT = 2
 """Models in memory at once."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class Catalogue:
 
     def entries(self, kind: Kind | None = None) -> list[Entry]:
         """The runs with a checkpoint, the newest first; what cannot be read is left out."""
-        folders = sorted(self._folders(), key=_changed, reverse=True)
+        folders = sorted(self._folders(), key=changed, reverse=True)
         found = [entry for folder in folders if (entry := _entry(folder)) is not None]
         return [entry for entry in found if kind in (None, entry.kind)]
 
@@ -107,10 +110,12 @@ class Catalogue:
             raise InputError(f"{name} is {_KINDS[known[name].kind]}, expected {_KINDS[kind]}")
         folder = find_checkpoint(self.runs / name)
         with self._lock:
-            stamp = (str(folder.resolve()), _changed(folder / "manifest.json"))
+            stamp = (str(folder.resolve()), changed(folder / "manifest.json"))
             held = self._held.pop(name, None)
             if held is None or held.stamp != stamp:
-                held = None  # The memory of the old one is free before the new one takes its own.
+                held = None  # The memory of the old ones is free before the new one takes its own.
+                while len(self._held) >= KEPT:
+                    self._held.popitem(last=False)
                 load = load_gpt if kind == "gpt" else load_seq2seq
                 try:
                     held = _Held(stamp, load(folder, self.device))
@@ -118,20 +123,22 @@ class Catalogue:
                     raise InputError(str(error).replace(f"{self.runs.resolve()}/", "")) from error
                 except OSError as error:
                     raise InputError(f"the checkpoint of {name} cannot be read: {error.strerror}") from error
+                except Exception as error:
+                    log.exception("%s cannot be loaded", name)
+                    raise InputError(f"the checkpoint of {name} cannot be loaded; the terminal says why") from error
             self._held[name] = held
-            while len(self._held) > KEPT:
-                self._held.popitem(last=False)
             return held.loaded
 
 
-_KINDS = {"gpt": "a GPT", "seq2seq": "an encoder-decoder"}
-
-
-def _changed(path: Path) -> int:
+def changed(path: Path) -> int:
+    """When a file or folder was changed last, in nanoseconds; 0 if it has vanished in the meantime."""
     try:
         return path.stat().st_mtime_ns
-    except OSError:  # It has vanished in the meantime.
+    except OSError:
         return 0
+
+
+_KINDS = {"gpt": "a GPT", "seq2seq": "an encoder-decoder"}
 
 
 def _entry(folder: Path) -> Entry | None:

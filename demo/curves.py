@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
-from demo.rendering import chart_rows
+from demo.catalogue import changed
+from demo.line_chart import Line
 from training.run_folder import RunFolder
 
 MOST_POINTS = 300
@@ -15,6 +14,7 @@ CURVES = {
     "learning rate": ("learning_rate",),
     "tokens per second": ("tokens_per_second",),
 }
+PALETTE = ["#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#db2777"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,31 +22,28 @@ class Curves:
     """What a page shows of some runs.
 
     Attributes:
-        frames: For each chart a table of step, value and line.
+        charts: For each chart its lines, against the step.
         sample: The latest sample of the run that was written last, or an empty text.
         sample_of: Which run and step it is of.
     """
 
-    frames: dict[str, pd.DataFrame]
+    charts: dict[str, list[Line]]
     sample: str
     sample_of: str
 
 
-def stamp(runs: Sequence[RunFolder]) -> tuple[tuple[str, int], ...]:
-    """Changes whenever a curve has grown."""
-    return tuple((run.path.name, _size(run.metrics_file)) for run in runs)
+def stamp(runs: Sequence[RunFolder]) -> tuple[tuple[str, int, int], ...]:
+    """Changes whenever a curve has grown, or a sample was written."""
+    return tuple((run.path.name, changed(run.metrics_file), changed(_samples(run))) for run in runs)
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
+def _samples(run: RunFolder) -> Path:
+    return run.path / "samples"
 
 
 def read_curves(runs: Sequence[RunFolder]) -> Curves:
     """Read the curves of some runs; lines that are cut short are left out."""
-    rows: dict[str, list[tuple[float, float, str]]] = {name: [] for name in CURVES}
+    charts: dict[str, list[Line]] = {name: [] for name in CURVES}
     for run in runs:
         lines = run.read_metrics()
         for chart, keys in CURVES.items():
@@ -55,16 +52,16 @@ def read_curves(runs: Sequence[RunFolder]) -> Curves:
                 stride = -(-len(points) // MOST_POINTS) or 1
                 kept = points[::stride] + (points[-1:] if points and (len(points) - 1) % stride else [])
                 name = f"{run.path.name}, {key.removesuffix('_loss')}" if len(keys) > 1 else run.path.name
-                rows[chart] += [(step, value, name) for step, value in kept]
-    frames = {name: chart_rows("step", found) for name, found in rows.items()}
+                if kept:
+                    charts[chart].append(Line(name, PALETTE[len(charts[chart]) % len(PALETTE)], kept))
     sample, sample_of = _latest_sample(runs)
-    return Curves(frames=frames, sample=sample, sample_of=sample_of)
+    return Curves(charts=charts, sample=sample, sample_of=sample_of)
 
 
 def _latest_sample(runs: Sequence[RunFolder]) -> tuple[str, str]:
+    files = [file for run in runs for file in _samples(run).glob("step-*.txt")]
     try:
-        run = max(runs, key=lambda run: run.metrics_file.stat().st_mtime_ns)
-        latest = max((run.path / "samples").glob("step-*.txt"))
+        latest = max(files, key=lambda file: (changed(file), file.name))
         step = int(latest.stem.partition("-")[2])
         return latest.read_text(errors="replace"), f"{latest.parent.parent.name}, step {step:,}"
     except (OSError, ValueError):

@@ -5,19 +5,20 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
-from typing import Generic, TypeVar
+from itertools import count
+from typing import Any, Generic, TypeVar
 
+from demo.results import Growing
 from training.errors import CommandError, InputError
 
-Result = TypeVar("Result")
+Result = TypeVar("Result", bound=Growing)
 
 INTERVAL = 0.2
 """Seconds between two looks at a job: a page is updated 5 times a second."""
 FORSAKEN = 10.0
 """Seconds without a look after which nobody waits any more."""
-
 STOPPING = 2.0
-"""Seconds that a request to stop waits for the end that its visitor sees."""
+"""Seconds that Stop waits until its visitor has seen the end."""
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,6 @@ class Job(Generic[Result]):
 
     def __init__(self, work: Callable[["Job[Result]"], None], result: Result, seconds: float) -> None:
         self.result = result
-        self.ended: str | None = None
         self._work, self._seconds = work, seconds
         self._asked: str | None = None
         self._done, self._left = threading.Event(), threading.Event()
@@ -92,22 +92,43 @@ class Job(Generic[Result]):
         except Exception as error:
             log.exception("a job failed")
             self._error = error
-        self.ended = self._asked
+        self.result.phase, self.result.why = "done", self._asked or self.result.why
         self._done.set()
 
 
 class Jobs:
-    """The running job of each visitor, so that another request of the same one ends it."""
+    """The requests of each visitor: a new one ends the running one, and takes the place of one that waits."""
 
     def __init__(self) -> None:
-        self._running: dict[str, Job[object]] = {}
+        self._running: dict[str, Job[Any]] = {}
+        self._awaited: dict[str, int] = {}
+        self._numbers = count(1)
         self._lock = threading.Lock()
+
+    def ask(self, owner: str) -> int:
+        """Note a request that will have to wait for its turn, and end its visitor's running one; its number."""
+        with self._lock:
+            number = self._awaited[owner] = next(self._numbers)
+            running = self._running.get(owner)
+        if running is not None:
+            running.stop("a new request took its place")
+        return number
+
+    def begin(self, owner: str, number: Any) -> bool:
+        """Whether the request whose turn has come is the one that its visitor still waits for."""
+        with self._lock:
+            awaited = owner in self._awaited and self._awaited[owner] == number
+            if awaited:
+                del self._awaited[owner]
+            return awaited
 
     def run(self, owner: str, job: Job[Result]) -> Generator[Result, None, None]:
         """The job's looks."""
-        self.stop(owner, "a new request took its place")
         with self._lock:
-            self._running[owner] = job  # type: ignore[assignment]
+            before = self._running.get(owner)
+            self._running[owner] = job
+        if before is not None:
+            before.stop("a new request took its place")
         try:
             yield from job.looks()
         finally:
@@ -115,12 +136,13 @@ class Jobs:
                 if self._running.get(owner) is job:
                     del self._running[owner]
 
-    def stop(self, owner: str, reason: str = "stopped") -> bool:
-        """End a visitor's job at its next token; whether there was one."""
+    def stop(self, owner: str) -> bool:
+        """End a visitor's job at its next token, and let none begin that waits; whether there was one."""
         with self._lock:
+            self._awaited.pop(owner, None)
             job = self._running.get(owner)
         if job is not None:
-            job.stop(reason)
+            job.stop()
             job.wait(STOPPING)
         return job is not None
 

@@ -1,14 +1,15 @@
 """Results as what a page shows: escaped HTML, and rows of charts."""
 
+import json
 import statistics
+from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
-from math import exp, log10
+from math import exp
 
-import pandas as pd
-
-from demo.session import WITH, WITHOUT, Benchmark, Transduction, Writing
+from demo.line_chart import Line, line_chart
+from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
 
 MOST_POINTS = 150
 """Of one line of a chart: more cannot be seen, and cost the page."""
@@ -16,6 +17,7 @@ SHADES = 10
 REFERENCE = ((100, 0.90, 0.62), (200, 1.66, 1.25), (300, 2.71, 1.86), (500, 5.14, 3.05))
 """New tokens, seconds without and with the cache: 12 layers, 768 wide, on an RTX 5070 Ti."""
 EMPTY = "-"
+COLOURS = {WITH: "#2563eb", WITHOUT: "#ea580c", f"{WITH}, native": "#059669", f"{WITH}, compiled": "#059669"}
 
 
 def text_html(writing: Writing, *, coloured: bool) -> str:
@@ -79,52 +81,33 @@ def progress_html(step: int, steps: int, words: str) -> str:
     return f'<div class="bar"><div style="width:{share:.1f}%"></div></div><p class="message going">{escape(words)}</p>'
 
 
-def token_times(writing: Writing) -> pd.DataFrame:
+def token_times(writing: Writing) -> list[Line]:
     """Milliseconds of each token against its position; the first one, which reads the prompt, is told apart."""
     start = len(writing.prompt) + 1
     lines = {WITH: writing.milliseconds, WITHOUT: writing.uncached}
-    return _frame([(name, start + 1, values[1:]) for name, values in lines.items()])
+    return [_line(name, start + 1, values[1:]) for name, values in lines.items() if values]
 
 
-def benchmark_times(benchmark: Benchmark) -> tuple[pd.DataFrame, pd.DataFrame]:
+def benchmark_times(benchmark: Benchmark) -> tuple[list[Line], list[Line]]:
     """Milliseconds of each new token, and seconds until it."""
     single, until = [], []
     for name, growing in benchmark.seconds.items():
         seconds = list(growing)  # It grows while it is looked at.
         steps = [1000 * (b - a) for a, b in pairwise(seconds)]
-        single.append((name, 2, steps))
-        until.append((name, 1, seconds))
-    return _frame(single), _frame(until)
+        single.append(_line(name, 2, steps))
+        until.append(_line(name, 1, seconds))
+    return single, until
 
 
-def _frame(lines: Sequence[tuple[str, int, Sequence[float]]]) -> pd.DataFrame:
-    rows: list[tuple[float, float, str]] = []
-    for name, start, values in lines:
-        size = -(-len(values) // MOST_POINTS) or 1
-        for first in range(0, len(values), size):
-            rows.append((start + first, statistics.median(values[first : first + size]), name))
-    return chart_rows("position", rows)
+def _line(name: str, start: int, values: Sequence[float]) -> Line:
+    size = -(-len(values) // MOST_POINTS) or 1
+    points = [(start + n, statistics.median(values[n : n + size])) for n in range(0, len(values), size)]
+    return Line(name, COLOURS[name], points)
 
 
-def chart_rows(x: str, rows: Sequence[tuple[float, float, str]]) -> pd.DataFrame:
-    """What a line chart takes; its columns have their types even where there is no row, or the page mistakes them."""
-    columns = list(zip(*rows, strict=True)) or [(), (), ()]
-    types = (float, float, str)
-    names = (x, "value", "line")
-    return pd.DataFrame({n: pd.Series(c, dtype=t) for n, c, t in zip(names, columns, types, strict=True)})
-
-
-def round_up(value: float) -> float:
-    """The next of 1, 2 and 5 times a power of ten, so that an axis seldom changes."""
-    if value <= 0:
-        return 1.0
-    power = 10.0 ** int(log10(value) // 1)
-    return next(factor * power for factor in (1, 2, 5, 10, 20) if factor * power >= value * 0.999)
-
-
-def axis_top(frame: pd.DataFrame) -> float:
-    """Where the value axis ends: above all but stray points."""
-    return 1.0 if frame.empty else round_up(1.2 * float(frame["value"].quantile(0.98)))
+def growing_chart(lines: Sequence[Line], x_title: str, y_title: str, x_most: float, top: float) -> str:
+    """A chart whose axes begin at 0 and end where they are told to."""
+    return line_chart(lines, x_title, y_title, x_range=(0, x_most), y_range=(0, top))
 
 
 def reference_table(benchmark: Benchmark | None) -> str:
@@ -162,6 +145,13 @@ def benchmark_figures(benchmark: Benchmark) -> str:
             "state": state.get(benchmark.phase, benchmark.why or "done"),
         }
     )
+
+
+def download_html(benchmark: Benchmark) -> str:
+    """A link that holds the figures as JSON: no file is written."""
+    content = b64encode((json.dumps(benchmark.figures(), indent=1) + "\n").encode()).decode()
+    href = f"data:application/json;base64,{content}"
+    return f'<a class="download" download="decode.json" href="{href}">Download the JSON</a>'
 
 
 def target_html(found: Transduction) -> str:

@@ -3,28 +3,27 @@
 import time
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
 
 from demo import limits as check
 from demo.catalogue import Catalogue
 from demo.jobs import Job, Jobs
 from demo.limits import Limits
+from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
 from gpt.benchmark import PROMPT_TOKENS, ROWS, Reader, random_prompt
 from gpt.decoding import Decoder
 from gpt.generation import WhenFull, new_token_limit
 from gpt.speed import cache_bytes
 from gpt.trainer import LoadedGPT
-from gpt.writing import Piece, write
+from gpt.writing import write
 from layers import Sampling
 from seq2seq.attention_map import cross_attention
 from seq2seq.data import check_source
 from seq2seq.decoding import decode_steps, search
-from seq2seq.trainer import LoadedSeq2Seq
 from seq2seq.vocabulary import END
 from training.benchmarking import describe_machine, describe_model
 from training.errors import InputError
@@ -32,151 +31,8 @@ from training.errors import InputError
 ALTERNATIVES = 4
 MOST_SEED = 2**53
 """A page's numbers are exact up to here."""
-WITH, WITHOUT = "with the cache", "without the cache"
 BLOCK = 10
 """Tokens that an arm of the benchmark reads before the next one's turn."""
-
-
-@dataclass(kw_only=True)
-class Writing:
-    """A text that is being written.
-
-    Attributes:
-        run: Whose model.
-        prompt: What it continues.
-        mode: How tokens are read.
-        context: Tokens that the model sees at most.
-        when_full: What happens at its end.
-        limit: Tokens that will be written at most.
-        cache_bytes: Memory of the key-value cache.
-        pieces: The text so far.
-        milliseconds: What each token took, with the cache; the first one with the reading of the prompt.
-        uncached: The same tokens without the cache, where that was asked for.
-        phase: writing, comparing (reading without the cache) or done.
-        why: Why it ended, in words.
-    """
-
-    run: str
-    prompt: str
-    mode: str
-    context: int
-    when_full: WhenFull
-    limit: int
-    cache_bytes: int
-    pieces: list[Piece] = field(default_factory=list)
-    milliseconds: list[float] = field(default_factory=list)
-    uncached: list[float] = field(default_factory=list)
-    phase: str = "writing"
-    why: str = ""
-
-    @property
-    def text(self) -> str:
-        """What was written so far."""
-        return "".join(piece.text for piece in self.pieces)
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """After the first token."""
-        return _per_second(self.milliseconds[1:])
-
-    @property
-    def speedup(self) -> float | None:
-        """How many times as fast the cache has made the tokens that were read both ways."""
-        both = min(len(self.uncached), len(self.milliseconds))
-        return sum(self.uncached[:both]) / sum(self.milliseconds[:both]) if both else None
-
-    @property
-    def context_used(self) -> int:
-        """Tokens of the context that are taken, as long as it has not slid."""
-        return min(len(self.prompt) + len(self.milliseconds), self.context)
-
-    def figures(self) -> dict[str, Any]:
-        """What an API tells besides the text."""
-        return {
-            "tokens": len(self.milliseconds),
-            "tokens_per_second": self.tokens_per_second,
-            "first_token_seconds": self.milliseconds[0] / 1000 if self.milliseconds else None,
-            "speedup": self.speedup,
-            "cache_bytes": self.cache_bytes,
-            "context_used": self.context_used,
-            "context": self.context,
-            "mode": self.mode,
-            "end": self.why,
-        }
-
-
-@dataclass(kw_only=True)
-class Benchmark:
-    """The table of what the cache saves, as it grows.
-
-    Attributes:
-        about: Device, model, and all else that the figures depend on.
-        seconds: For each arm, seconds until each new token.
-        phase: choosing (the tokens that all arms read), measuring or done.
-        why: Why it ended early, in words.
-    """
-
-    about: dict[str, Any]
-    seconds: dict[str, list[float]]
-    phase: str = "choosing"
-    why: str = ""
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows that all arms have reached."""
-        slow, fast = self.seconds[WITHOUT], self.seconds[WITH]
-        return [
-            {
-                "new_tokens": length,
-                "no_cache_seconds": slow[length - 1],
-                "cache_seconds": fast[length - 1],
-                "speedup": slow[length - 1] / fast[length - 1],
-                "arms": {name: seconds[length - 1] for name, seconds in self.seconds.items()},
-            }
-            for length in ROWS
-            if all(len(seconds) >= length for seconds in self.seconds.values())
-        ]
-
-    def figures(self) -> dict[str, Any]:
-        """What the JSON file holds."""
-        return self.about | {"rows": self.rows(), "seconds": self.seconds, "end": self.why or self.phase}
-
-
-@dataclass(kw_only=True)
-class Transduction:
-    """A target that is being decoded.
-
-    Attributes:
-        run: Whose model.
-        source: The text, and its tokens.
-        symbols: The target's so far.
-        tokens: The same as tokens.
-        probabilities: What the model gave each of them, and in the end the end.
-        beams: What a search found: text and log-probability.
-        attention: For each layer, of heads, target and source tokens, when the target is whole.
-        phase: decoding or done.
-        why: Why it ended early, in words.
-    """
-
-    run: str
-    loaded: LoadedSeq2Seq
-    source: str
-    source_tokens: list[int]
-    symbols: list[str] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    probabilities: list[float] = field(default_factory=list)
-    beams: list[tuple[str, float]] = field(default_factory=list)
-    attention: list[Tensor] = field(default_factory=list)
-    phase: str = "decoding"
-    why: str = ""
-
-    @property
-    def target(self) -> str:
-        """The target so far as text."""
-        return self.loaded.vocabulary.decode(self.tokens)
-
-
-def _per_second(milliseconds: list[float]) -> float | None:
-    return 1000 * len(milliseconds) / sum(milliseconds) if milliseconds else None
 
 
 class Session:
@@ -225,10 +81,7 @@ class Session:
         def work(job: Job[Writing]) -> None:
             _write(job, writing, decoder, loaded, asked)
 
-        job = Job(work, writing, self.limits.seconds)
-        yield from self.jobs.run(owner, job)
-        writing.phase, writing.why = "done", job.ended or writing.why
-        yield writing
+        yield from self.jobs.run(owner, Job(work, writing, self.limits.seconds))
 
     def benchmark(self, owner: str, run: Any, new_tokens: Any = ROWS[-1]) -> Generator[Benchmark, None, None]:
         """Measure the reference's table with the model of a run; see `write`."""
@@ -269,10 +122,7 @@ class Session:
                         result.seconds[name].append(passed + (result.seconds[name][-1] if n else 0.0))
                         job.check()
 
-        job = Job(work, result, self.limits.seconds)
-        yield from self.jobs.run(owner, job)
-        result.phase, result.why = "done", job.ended or ""
-        yield result
+        yield from self.jobs.run(owner, Job(work, result, self.limits.seconds))
 
     def transduce(self, owner: str, run: Any, source: Any, beams: Any = 1) -> Generator[Transduction, None, None]:
         """Decode the target of a source, greedily or with several beams; see `write`."""
@@ -304,10 +154,7 @@ class Session:
             seen = result.tokens[: loaded.config.model.max_len - 1]
             result.attention = cross_attention(loaded.model, tokens, seen)
 
-        job = Job(work, result, self.limits.seconds)
-        yield from self.jobs.run(owner, job)
-        result.phase, result.why = "done", job.ended or ""
-        yield result
+        yield from self.jobs.run(owner, Job(work, result, self.limits.seconds))
 
 
 _ENDS = {
@@ -369,6 +216,7 @@ def _write(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: Loaded
 
     def on_token() -> None:
         nonlocal start
+        job.check()  # Here, since a token that may belong to a stop string is no piece yet.
         now = time.perf_counter()
         writing.milliseconds.append(1000 * (now - start))
         start = now
@@ -387,8 +235,7 @@ def _write(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: Loaded
     )
     with closing(pieces):
         for piece in pieces:
-            writing.pieces.append(piece)
-            job.check()
+            writing.pieces.append(piece)  # noqa: PERF402  A page looks at it meanwhile.
     writing.why = _ENDS[writing.pieces[-1].end or "length"] if writing.pieces else ""
     if asked.compare:
         writing.phase = "comparing"

@@ -3,6 +3,7 @@
 Shapes: B batch, T target tokens, S source tokens, H heads.
 """
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,11 @@ def cross_attention(model: EncoderDecoder, source: Sequence[int], target: Sequen
         its end. S counts start and end of the source.
     """
     found: list[Tensor] = []
+    here = threading.get_ident()
 
     def look(attention: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if threading.get_ident() != here:  # Another thread runs the same model.
+            return
         assert isinstance(attention, MultiHeadAttention)
         names = ("mask_BTS", "rotary", "memory_rotary")
         found.append(attention.weights(*inputs, **{name: options[name] for name in names})[0].cpu())

@@ -108,7 +108,8 @@ class DataConfig:
             if generated and value != default:
                 raise InputError(f"data.{name} is for data.task pairs only, got data.task {self.task}")
         if not generated:
-            named = self.source is not None and (self.hub_name or Path(self.source).suffix in FORMATS)
+            source = self.source or ""
+            named = self.hub_name or (Path(source).suffix in FORMATS and not source.startswith("hub:"))
             check(self, "source", bool(named), f"{SOURCES}, with data.task pairs")
         for name in ("revision", "subset"):
             value = getattr(self, name)
@@ -152,6 +153,6 @@ class Seq2SeqConfig(RunConfig):
         room = self.model.max_len - FRAME
         if self.data.task != "pairs" and self.data.max_length > room:
             raise InputError(
-                f"data.max_length must be at most model.max_len minus {FRAME} for start and end ({room}), "
+                f"data.max_length must be at most model.max_len ({self.model.max_len}) minus {FRAME} for start and end, "
                 f"got {self.data.max_length}"
             )

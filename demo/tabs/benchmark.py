@@ -1,18 +1,18 @@
 """The table of what the cache saves, as it is measured."""
 
-import json
-import tempfile
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from demo import rendering as show
+from demo.line_chart import Line, axis_top
 from demo.session import Session
-from demo.tabs.common import COLOURS, Updates, owner_of, picker, told, wire
+from demo.tabs.common import Updates, picker, told, wire
 from gpt.benchmark import ROWS
 from training.errors import InputError
+
+TITLES = "milliseconds per token", "seconds until a token"
 
 
 def benchmark_tab(session: Session, concurrency: int) -> gr.Dropdown:
@@ -27,51 +27,36 @@ def benchmark_tab(session: Session, concurrency: int) -> gr.Dropdown:
         stop = gr.Button("Stop", variant="stop", min_width=100, elem_id="benchmark-stop")
     table = gr.HTML(_table(None), elem_id="benchmark-rows", padding=False)
     with gr.Row():
-        options: Any = {
-            "x": "position",
-            "y": "value",
-            "color": "line",
-            "color_map": COLOURS,
-            "color_title": " ",
-            "x_title": "new tokens",
-        }
-        options |= {"value": show.chart_rows("position", []), "x_lim": [0, ROWS[-1]], "y_lim": [0, 1], "height": 280}
-        options["colors_in_legend"] = list(COLOURS)[:3]
-        single = gr.LinePlot(y_title="milliseconds per token", elem_id="benchmark-single", **options)
-        until = gr.LinePlot(y_title="seconds until a token", elem_id="benchmark-until", **options)
+        single, until = (
+            gr.HTML(_chart([], title, 1.0), elem_id=f"benchmark-{name}", padding=False, min_height=280)
+            for name, title in zip(("single", "until"), TITLES, strict=True)
+        )
     figures = gr.HTML("", elem_id="benchmark-figures", padding=False)
-    download = gr.DownloadButton("Download the JSON", interactive=False, elem_id="benchmark-json")
+    download = gr.HTML("", elem_id="benchmark-json", padding=False)
     message = gr.HTML("", padding=False)
 
-    def work(run: Any, request: gr.Request) -> Updates:
+    def work(owner: str, run: Any) -> Updates:
         tops = [0.0, 0.0]
-        looks = session.benchmark(owner_of(request), run)
+        looks = session.benchmark(owner, run)
         with closing(looks):
             for result in told(looks):
                 if isinstance(result, InputError):
                     yield *(gr.skip() for _ in range(5)), show.message_html(str(result))
                     return
-                plots: list[Any] = []
-                for n, frame in enumerate(show.benchmark_times(result)):
-                    plots.append(frame)
-                    if show.axis_top(frame) > tops[n]:
-                        tops[n] = show.axis_top(frame)
-                        plots[n] = gr.LinePlot(value=frame, y_lim=[0, tops[n]])
-                file = gr.skip()
-                if result.phase == "done":
-                    file = gr.DownloadButton(value=_json_file(result.figures()), interactive=True)
-                yield _table(result), *plots, show.benchmark_figures(result), file, ""
+                plots = []
+                for n, (lines, title) in enumerate(zip(show.benchmark_times(result), TITLES, strict=True)):
+                    tops[n] = max(tops[n], axis_top(lines))
+                    plots.append(_chart(lines, title, tops[n]))
+                link = show.download_html(result) if result.phase == "done" else ""
+                yield _table(result), *plots, show.benchmark_figures(result), link, ""
 
     wire(session, (button, stop), work, [run], [table, single, until, figures, download, message], concurrency)
     return run
 
 
+def _chart(lines: list[Line], title: str, top: float) -> str:
+    return show.growing_chart(lines, "new tokens", title, ROWS[-1], top)
+
+
 def _table(result: Any) -> str:
     return f'<div class="scroll">{show.reference_table(result)}</div>'
-
-
-def _json_file(figures: dict[str, Any]) -> str:
-    folder = Path(tempfile.mkdtemp(prefix="benchmark-"))
-    file = folder / "decode.json"
-    file.write_text(json.dumps(figures, indent=1) + "\n")
-    return str(file)

@@ -5,10 +5,9 @@ from typing import Any
 
 import gradio as gr
 
-from demo.session import WITH, WITHOUT, Session
+from demo.session import Session
 from training.errors import InputError
 
-COLOURS = {WITH: "#2563eb", WITHOUT: "#ea580c", f"{WITH}, native": "#059669", f"{WITH}, compiled": "#059669"}
 MODEL = "model"
 """Who runs a model waits in one queue."""
 UNSEEN: Any = {"api_visibility": "private", "show_progress": "hidden"}
@@ -35,23 +34,34 @@ def owner_of(request: gr.Request) -> str:
 def wire(
     session: Session,
     buttons: tuple[gr.Button, gr.Button],
-    work: Callable[..., Any],
-    inputs: Any,
-    outputs: Any,
+    work: Callable[..., Updates],
+    inputs: list[Any],
+    outputs: list[Any],
     limit: int,
 ) -> None:
-    """A press of Start ends this visitor's running request and waits for its turn; Stop ends it at the next token."""
+    """A press of Start ends this visitor's running request, takes the place of one that waits, and waits for its turn.
+
+    Stop ends the running one at its next token, and takes one that waits out of the queue.
+    """
     start, stop = buttons
+    number = gr.Number(0, visible=False, precision=0)
+
+    def ask(request: gr.Request) -> int:
+        return session.jobs.ask(owner_of(request))
 
     def end(request: gr.Request) -> None:
         session.jobs.stop(owner_of(request))
 
-    first = start.click(end, None, None, queue=False, trigger_mode="multiple", **UNSEEN)
-    running = first.then(
-        work, inputs, outputs, concurrency_id=MODEL, concurrency_limit=limit, api_visibility="private",
-        show_progress="minimal", show_progress_on=outputs[1],
+    def turn(request: gr.Request, number: Any, *values: Any) -> Updates:
+        if session.jobs.begin(owner_of(request), number):
+            yield from work(owner_of(request), *values)
+
+    asked = start.click(ask, None, number, queue=False, trigger_mode="multiple", **UNSEEN)
+    running = asked.then(
+        turn, [number, *inputs], outputs, concurrency_id=MODEL, concurrency_limit=limit, api_visibility="private",
+        trigger_mode="always_last", show_progress="minimal", show_progress_on=outputs[1],
     )  # fmt: skip
-    stop.click(end, None, None, queue=False, **UNSEEN).then(None, None, None, cancels=[running], **UNSEEN)
+    stop.click(end, None, None, queue=False, cancels=[running], **UNSEEN)
 
 
 def told(looks: Iterator[Any]) -> Iterator[Any]:

@@ -7,7 +7,7 @@ import gradio as gr
 
 from demo import rendering as show
 from demo.session import Session
-from demo.tabs.common import Updates, owner_of, picker, told, wire
+from demo.tabs.common import Updates, picker, told, wire
 from seq2seq.attention_map import attention_figure
 from training.errors import InputError
 
@@ -35,8 +35,8 @@ def pairs_tab(session: Session, concurrency: int) -> gr.Dropdown:
             picture = gr.Plot(show_label=False, elem_id="attention")
             message = gr.HTML("", padding=False)
 
-    def work(run: Any, source: Any, beams: Any, request: gr.Request) -> Updates:
-        looks = session.transduce(owner_of(request), run, source, beams)
+    def work(owner: str, run: Any, source: Any, beams: Any) -> Updates:
+        looks = session.transduce(owner, run, source, beams)
         with closing(looks):
             for found in told(looks):
                 if isinstance(found, InputError):

@@ -7,9 +7,10 @@ from typing import Any
 import gradio as gr
 
 from demo import rendering as show
+from demo.line_chart import Line, axis_top
 from demo.quick_training import QuickTraining
-from demo.session import WITH, WITHOUT, Session
-from demo.tabs.common import COLOURS, UNSEEN, Updates, choices, owner_of, picker, told, wire
+from demo.session import Session
+from demo.tabs.common import UNSEEN, Updates, choices, picker, told, wire
 from training.errors import InputError
 
 EXAMPLES = ["ROMEO:\n", "JULIET:\nO ", "First Citizen:\nBefore we proceed", "KING RICHARD III:\nNow is the winter"]
@@ -62,47 +63,35 @@ def _results() -> list[Any]:
     """Text, chart, figures and messages."""
     box: Any = {"min_height": 400, "max_height": 400, "autoscroll": True, "padding": False}
     text = gr.HTML('<div class="written"></div>', elem_id="text", **box)
-    chart = gr.LinePlot(
-        show.chart_rows("position", []),
-        x="position",
-        y="value",
-        color="line",
-        color_map=COLOURS,
-        colors_in_legend=[WITH, WITHOUT],
-        x_title="position",
-        y_title="milliseconds per token",
-        color_title=" ",
-        x_lim=[0, 500],
-        y_lim=[0, 1],
-        height=260,
-        elem_id="chart",
-    )
+    chart = gr.HTML(_chart([], 500, 1.0), elem_id="chart", padding=False)
     figures = gr.HTML('<dl class="figures"></dl>', elem_id="figures", padding=False)
     return [text, chart, figures, gr.HTML("", elem_id="message", padding=False)]
 
 
+def _chart(lines: list[Line], positions: int, top: float) -> str:
+    return show.growing_chart(lines, "position", "milliseconds per token", positions, top)
+
+
 def _work(session: Session) -> Callable[..., Updates]:
     def work(
-        run: Any, prompt: Any, new_tokens: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any, penalty: Any,
-        stop_string: Any, when_full: Any, seed: Any, compare: Any, coloured: Any, request: gr.Request,
+        owner: str, run: Any, prompt: Any, new_tokens: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any,
+        penalty: Any, stop_string: Any, when_full: Any, seed: Any, compare: Any, coloured: Any,
     ) -> Updates:  # fmt: skip
         looks = session.write(
-            owner_of(request), run, prompt, max_new_tokens=new_tokens, temperature=temperature, top_k=top_k,
+            owner, run, prompt, max_new_tokens=new_tokens, temperature=temperature, top_k=top_k,
             top_p=top_p, min_p=min_p, repetition_penalty=penalty, stop=stop_string, when_full=when_full, seed=seed,
             compare=compare, alternatives=coloured,
         )  # fmt: skip
-        top = 0.0
+        top = 0.0  # It grows only: nothing jumps to and fro.
         with closing(looks):
             for writing in told(looks):
                 if isinstance(writing, InputError):
                     yield gr.skip(), gr.skip(), gr.skip(), show.message_html(str(writing))
                     return
-                frame = show.token_times(writing)
-                plot: Any = frame
-                if show.axis_top(frame) > top:
-                    top = show.axis_top(frame)
-                    plot = gr.LinePlot(value=frame, x_lim=[0, len(writing.prompt) + writing.limit], y_lim=[0, top])
-                yield show.text_html(writing, coloured=coloured), plot, show.writing_figures(writing), ""
+                lines = show.token_times(writing)
+                top = max(top, axis_top(lines))
+                chart = _chart(lines, len(writing.prompt) + writing.limit, top)
+                yield show.text_html(writing, coloured=coloured), chart, show.writing_figures(writing), ""
 
     return work
 

@@ -83,7 +83,7 @@ def test_text_and_chart_grow_until_stop(page: Page) -> None:
         lengths.append(len(page.locator("#text").inner_text()))
     assert lengths == sorted(lengths)
     assert len(set(lengths)) >= 3, f"it streams: {lengths}"
-    page.wait_for_selector("#chart canvas, #chart svg")
+    assert page.locator("#chart polyline").count() >= 1
     page.locator("#stop").click()
     expect(page.locator("#figures")).to_contain_text("stopped")
     ended = page.locator("#text").inner_text()
@@ -99,6 +99,32 @@ def test_a_new_request_ends_the_running_one(page: Page) -> None:
     ask(page, tokens=7, prompt="9 times")
     expect(page.locator("#figures")).to_contain_text("7 of 7: as long as asked")
     assert page.locator("#text .prompt").inner_text() == "9 times"
+
+
+def test_a_new_request_takes_the_place_of_one_that_waits(browser: Browser, server: Server, page: Page) -> None:
+    other = opened(browser.new_page(), server.url)
+    other.get_by_label("Compare").check()
+    ask(other, tokens=2000)
+    expect(other.locator("#figures")).to_contain_text("writing")
+    ask(page, tokens=2000, prompt="7 times")
+    expect(page.get_by_text("queue: 1/1")).to_be_visible()
+    ask(page, tokens=7, prompt="9 times")
+    ask(page, tokens=8, prompt="8 times")
+    other.locator("#stop").click()
+    expect(page.locator("#figures")).to_contain_text("8 of 8: as long as asked", timeout=10_000)
+    page.wait_for_timeout(1000)
+    assert page.locator("#text .prompt").inner_text() == "8 times"
+    other.get_by_label("Compare").check()
+    ask(other, tokens=2000)
+    expect(other.locator("#figures")).to_contain_text("writing")
+    ask(page, tokens=9)
+    expect(page.get_by_text("queue: 1/1")).to_be_visible()
+    page.locator("#stop").click()
+    expect(page.get_by_text("queue: 1/1")).to_be_hidden()
+    other.locator("#stop").click()
+    page.wait_for_timeout(1000)
+    assert "8 of 8" in figures(page), "what was stopped while it waited does not begin"
+    other.close()
 
 
 def test_characters_are_coloured_and_name_the_alternatives(page: Page) -> None:
@@ -132,7 +158,7 @@ def test_the_benchmark_fills_its_table_and_offers_the_figures(page: Page, tmp_pa
     assert "-" not in [cell.inner_text() for cell in table.locator("tbody td").all()]
     expect(page.locator("#benchmark-figures")).to_contain_text("fp32")
     with page.expect_download() as download:
-        page.locator("#benchmark-json").click()
+        page.get_by_role("link", name="Download the JSON").click()
     download.value.save_as(tmp_path / "decode.json")
     assert '"rows"' in (tmp_path / "decode.json").read_text()
 
@@ -147,10 +173,16 @@ def test_sources_are_decoded_and_their_attention_shown(page: Page) -> None:
 
 def test_trainings_are_drawn(page: Page) -> None:
     page.get_by_role("tab", name="Training").click()
-    expect(page.get_by_label("small")).to_be_visible()
-    page.get_by_label("small").check()
-    page.wait_for_selector("#curve-loss canvas, #curve-loss svg")
+    expect(page.get_by_role("checkbox", name="small")).to_be_visible()
+    page.get_by_role("checkbox", name="small").check()
+    expect(page.locator("#curve-loss")).to_contain_text("small, val")
     expect(page.locator("#training-runs")).to_contain_text("copy")
+    page.get_by_role("checkbox", name="copy").check()
+    expect(page.locator("#curve-loss polyline")).to_have_count(4)
+    page.get_by_role("tab", name="Write").click()
+    page.get_by_role("tab", name="Training").click()
+    page.wait_for_timeout(1000)
+    assert page.get_by_role("checkbox", name="copy").is_checked(), "what was ticked stays"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

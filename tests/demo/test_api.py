@@ -132,14 +132,16 @@ def test_no_file_is_reachable_and_none_is_taken(server: str, runs: Path) -> None
         assert "root:" not in content
         assert "max_steps" not in content
     boundary = "x"
-    body = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\n' + "a" * 100
-    ).encode()
-    body += f"\r\n--{boundary}--\r\n".encode()
-    status, content = fetch(
-        f"{server}gradio_api/upload", body, **{"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    )
-    assert status >= 400, content
+    for length in (0, 1, 100):
+        body = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\n{"a" * length}'
+        body += f"\r\n--{boundary}--\r\n"
+        status, content = fetch(
+            f"{server}gradio_api/upload",
+            body.encode(),
+            **{"Content-Type": f"multipart/form-data; boundary={boundary}"},
+        )
+        assert status == 404, content
+    assert fetch(f"{server}gradio_api/deep_link?session_hash=x")[0] == 404
     for path in ("monitoring", "gradio_api/monitoring", "monitoring/summary"):
         status, content = fetch(f"{server}{path}")
         assert status >= 400 or "monitoring" not in content.lower()

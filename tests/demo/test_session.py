@@ -18,8 +18,10 @@ from demo.catalogue import Catalogue
 from demo.curves import read_curves, stamp
 from demo.jobs import Job, Jobs
 from demo.limits import Limits
+from demo.line_chart import Line, axis_top, line_chart, round_up, short, value_range
 from demo.quick_training import QuickTraining
-from demo.session import WITH, WITHOUT, Session, Writing
+from demo.results import WITH, WITHOUT, Growing, Writing
+from demo.session import Session
 from gpt.decoding import Decoder
 from gpt.trainer import load_gpt
 from gpt.writing import write
@@ -30,7 +32,7 @@ from seq2seq.vocabulary import END
 from training.errors import InputError
 from training.run_folder import RunFolder
 
-Result = TypeVar("Result")
+Look = TypeVar("Look")
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def session(runs: Path) -> Session:
     return Session(runs)
 
 
-def last(looks: Iterator[Result]) -> Result:
+def last(looks: Iterator[Look]) -> Look:
     return list(looks)[-1]
 
 
@@ -70,9 +72,9 @@ def test_comparing_reads_the_same_tokens_without_the_cache(session: Session, mon
     writing = last(session.write("me", "small", "7 times", max_new_tokens=20, compare=True))
     assert len(writing.uncached) == len(writing.milliseconds) == 20
     assert writing.speedup == pytest.approx(sum(writing.uncached) / sum(writing.milliseconds))
-    frame = show.token_times(writing)
-    assert set(frame["line"]) == {WITH, WITHOUT}
-    assert frame["position"].min() == len("7 times") + 2, "the first token is told apart"
+    cached, uncached = show.token_times(writing)
+    assert (cached.name, uncached.name) == (WITH, WITHOUT)
+    assert cached.points[0] == (len("7 times") + 2, writing.milliseconds[1]), "the first token is told apart"
 
 
 def slow(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.02) -> None:
@@ -135,6 +137,37 @@ def test_another_request_of_the_same_visitor_takes_its_place(session: Session, m
     other.close()
 
 
+def test_a_request_that_waits_begins_only_if_it_is_the_newest_and_was_not_stopped(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(monkeypatch)
+    jobs = session.jobs
+    first, second = jobs.ask("me"), jobs.ask("me")
+    other = jobs.ask("you")
+    assert not jobs.begin("me", first)
+    assert jobs.begin("me", second)
+    assert not jobs.begin("me", second), "once"
+    assert not jobs.begin("me", None)
+    jobs.stop("you")
+    assert not jobs.begin("you", other)
+    looks = session.write("me", "small", "7 times", **LONG)
+    next(looks)
+    jobs.ask("me")
+    assert last(looks).why == "a new request took its place"
+
+
+def test_text_that_is_held_back_can_be_stopped(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow(monkeypatch)
+    monkeypatch.setattr(demo.jobs, "STOPPING", 0.0)
+    text = last(session.write("me", "small", "7 times", max_new_tokens=90, when_full="slide", temperature=0)).text
+    looks = session.write("me", "small", "7 times", **LONG, temperature=0, stop=f"{text}!")
+    writing = next(looks)
+    session.jobs.stop("me")
+    assert last(looks).why == "stopped"
+    assert len(writing.milliseconds) < 50
+    assert writing.text == ""
+
+
 def test_time_is_limited_and_what_was_written_stays(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow(monkeypatch)
     session = Session(runs, limits=Limits(seconds=0.5))
@@ -157,11 +190,11 @@ def test_work_that_nobody_looks_at_ends(session: Session, monkeypatch: pytest.Mo
 
 
 def test_a_job_that_fails_says_no_more_than_that(caplog: pytest.LogCaptureFixture) -> None:
-    def work(job: Job[None]) -> None:
+    def work(job: Job[Growing]) -> None:
         raise RuntimeError("secret")
 
     with pytest.raises(InputError, match="^this failed on the server; its terminal says why$"):
-        list(Jobs().run("me", Job(work, None, 1.0)))
+        list(Jobs().run("me", Job(work, Growing(), 1.0)))
     assert "secret" in caplog.text
 
 
@@ -263,6 +296,11 @@ def test_a_checkpoint_that_is_damaged_or_vanishes_is_a_message_without_a_path(ru
     with pytest.raises(InputError, match=r"^checkpoint small/checkpoints/step-\d+ is damaged: model\.safetensors"):
         list(fresh.write("me", "small", "7 times"))
     last(session.write("me", "small", "7 times", max_new_tokens=1))  # In memory it is whole.
+    for entry in (tmp_path / "runs/copy/checkpoints").iterdir():
+        if not entry.is_symlink():
+            (entry / "vocabulary.json").write_text("[]")
+    with pytest.raises(InputError, match=r"^checkpoint copy/checkpoints/step-\d+ is damaged: vocabulary"):
+        list(session.transduce("me", "copy", "a"))
     shutil.rmtree(tmp_path / "runs/small")
     with pytest.raises(InputError, match="there is no trained run 'small'"):
         list(session.write("me", "small", "7 times"))
@@ -286,29 +324,54 @@ def test_text_is_never_html(session: Session) -> None:
 
 def test_long_lines_are_thinned_and_axes_seldom_change() -> None:
     writing = Writing(run="r", prompt="ab", mode="eager", context=9, when_full="stop", limit=9, cache_bytes=1)
+    assert show.token_times(writing) == []
     writing.milliseconds = [50.0] + [1.0] * 2000
-    frame = show.token_times(writing)
-    assert len(frame) <= show.MOST_POINTS
-    assert set(frame["value"]) == {1.0}
-    assert frame["position"].max() <= 2 + 2001
-    assert show.axis_top(frame) == 2.0
-    assert [show.round_up(v) for v in (0.0, 0.3, 1.0, 1.1, 4.9, 51, 999)] == [1.0, 0.5, 1.0, 2.0, 5.0, 100.0, 1000.0]
-    assert show.axis_top(show.chart_rows("position", [])) == 1.0
+    (line,) = show.token_times(writing)
+    assert len(line.points) <= show.MOST_POINTS
+    assert {y for _, y in line.points} == {1.0}
+    assert line.points[-1][0] <= 2 + 2001
+    assert axis_top([line]) == 2.0
+
+
+def test_a_chart_is_drawn_to_scale() -> None:
+    line = Line("<b>", "#123456", [(0, 0.0), (5, 30.0), (10, 99.0)])
+    chart = line_chart([line], "step", "loss", x_range=(0, 10), y_range=(0, 40))
+    assert 'points="0.00,100.00 50.00,25.00 100.00,0.00"' in chart, "what is above the axis is at its end"
+    assert re.findall(r'class="y" style="bottom:([\d.]+)%">([^<]+)', chart) == [
+        ("0.00", "0"), ("25.00", "10"), ("50.00", "20"), ("75.00", "30"), ("100.00", "40"),
+    ]  # fmt: skip
+    assert re.findall(r'class="x" style="left:[\d.]+%">([^<]+)', chart) == ["0", "2", "4", "6", "8", "10"]
+    assert "&lt;b&gt; <b>99</b>" in chart
+    assert [round_up(v) for v in (0.0, 0.3, 1.0, 1.1, 4.9, 51, 999)] == [1.0, 0.5, 1.0, 2.0, 5.0, 100.0, 1000.0]
+    assert axis_top([]) == 1.0
+    assert axis_top([Line("a", "red", [(n, 1.0) for n in range(100)] + [(100, 500.0)])]) == 2.0
+    assert value_range([]) == (0.0, 1.0)
+    assert value_range([Line("a", "red", [(0, 1.0), (1, 3.0)])]) == pytest.approx((0.9, 3.1))
+    assert value_range([Line("a", "red", [(0, 2.0)])]) == pytest.approx((1.9, 2.1))
+    assert [short(v) for v in (0, 0.0003, 0.25, 12, 999, 12_345, 3e6)] == [
+        "0", "3e-04", "0.25", "12", "999", "12.3k", "3M",
+    ]  # fmt: skip
 
 
 def test_curves_follow_a_run_that_is_in_progress(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "small", tmp_path / "small", symlinks=True)
     run = RunFolder(tmp_path / "small")
     before, curves = stamp([run]), read_curves([run])
-    loss = curves.frames["loss"]
-    assert set(loss["line"]) == {"small, train", "small, val"}
-    assert loss["step"].max() == 40
+    train, val = curves.charts["loss"]
+    assert (train.name, val.name) == ("small, train", "small, val")
+    assert train.points[-1][0] == val.points[-1][0] == 40
     assert curves.sample_of.startswith("small, step ")
     with run.metrics_file.open("a") as file:
         file.write('{"step": 45, "train_loss": 1.5}\n{"step": 50, "trai')
     assert stamp([run]) != before
-    assert read_curves([run]).frames["loss"]["step"].max() == 45, "a line cut short is not read"
-    assert stamp([RunFolder(tmp_path / "nowhere")]) == (("nowhere", 0),)
+    assert read_curves([run]).charts["loss"][0].points[-1] == (45, 1.5), "a line cut short is not read"
+    begun = RunFolder(tmp_path / "begun")
+    assert read_curves([run, begun]).sample_of == curves.sample_of, "a run without a metric hides no sample"
+    now = stamp([run])
+    run.write_sample(50, "new")
+    assert stamp([run]) != now
+    assert read_curves([run, begun]).sample == "new"
+    assert stamp([RunFolder(tmp_path / "nowhere")]) == (("nowhere", 0, 0),)
     assert read_curves([]).sample == ""
 
 

@@ -114,7 +114,7 @@ def test_training_refuses_bad_data_in_one_line(tmp_path: Path) -> None:
         (["--data.task", "translate"], "error: data.task: expected one of 'copy', 'reverse', 'pairs', got translate"),
         (
             ["--data.max_length", "63"],
-            "error: data.max_length must be at most model.max_len minus 2 for start and end (62",
+            "error: data.max_length must be at most model.max_len (64) minus 2 for start and end, got",
         ),
         (
             ["--model.positions", "learned", "--model.cross_positions", "start"],

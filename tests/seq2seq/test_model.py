@@ -149,6 +149,6 @@ def test_a_shape_that_cannot_be_is_refused(options: dict[str, object], message: 
 
 def test_strings_must_fit_into_the_model() -> None:
     with pytest.raises(
-        InputError, match=r"data.max_length must be at most model.max_len minus 2 for start and end \(18\)"
+        InputError, match=r"data.max_length must be at most model.max_len \(20\) minus 2 for start and end, got"
     ):
         Seq2SeqConfig(model=ModelConfig(max_len=20), training=TrainingConfig(max_steps=1))

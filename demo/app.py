@@ -28,6 +28,7 @@ from training.command_line import StrictParser
 from training.device import inference_device, set_cpu_threads
 from training.errors import InputError, exit_code
 
+POLL_SECONDS = 0.05
 TITLE = "Transformers from scratch"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
@@ -63,6 +64,8 @@ def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr
 def launch(page: gr.Blocks, *, concurrency: int = 1, waiting: int = 16, **options: Any) -> Any:
     """Serve the page: no analytics, no monitoring, no history, no uploads, nothing from elsewhere."""
     page.queue(max_size=waiting, default_concurrency_limit=concurrency, api_open=False)  # No way past the queue.
+    # Else it looks a thousand times a second for new requests, on the cores of the decoder.
+    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = POLL_SECONDS
     return page.launch(
         quiet=True,
         show_error=False,

@@ -45,7 +45,8 @@ def _name(character: str) -> str:
 def writing_figures(writing: Writing) -> str:
     """The figures below the chart."""
     first = f"{writing.milliseconds[0]:,.0f} ms" if writing.milliseconds else EMPTY
-    rate = EMPTY if writing.tokens_per_second is None else f"{writing.tokens_per_second:,.0f}"
+    per_second = writing.tokens_per_second
+    rate = EMPTY if per_second is None else f"{per_second:,.{1 if per_second < 100 else 0}f}"
     speedup = EMPTY if writing.speedup is None else f"{writing.speedup:.1f} x"
     state = {"writing": "writing …", "comparing": "reading the same tokens without the cache …"}.get(
         writing.phase, writing.why or "done"

@@ -1,12 +1,13 @@
 """What the page costs the decoder: `PYTHONPATH=.:tests python tests/browser/page_cost.py --runs DIR --run NAME`.
 
-Tokens per second of the same text, in turn: by the sampler alone, as a job of the session that nobody draws, served to
+Tokens per second of the same short text, in turn and many times, since machines drift: by the sampler alone, as a job of the session that nobody draws, served to
 a client that draws nothing (as a browser on another machine costs this one), and shown by a browser on the same
 machine. The first token, which reads the prompt, does not count.
 """
 
 import argparse
 import json
+import re
 import statistics
 import time
 import urllib.request
@@ -39,24 +40,37 @@ def alone(loaded: LoadedGPT, tokens: int) -> float:
     return (len(times) - 1) / (times[-1] - times[0])
 
 
-def stream(url: str, run: str, tokens: int) -> float:
-    """Tokens per second where the page's own event is read to its end, and nothing is drawn."""
-    config = json.load(urllib.request.urlopen(f"{url}config"))
-    places = {component["props"].get("elem_id"): component["id"] for component in config["components"]}
-    event = next(d for d in config["dependencies"] if places["text"] in d["outputs"] and d["types"]["generator"])
-    sampler = [0.8, 0, 1, 0, 1, "", "slide", 1, False, False]
-    asked = {"data": [run, PROMPT, tokens, *sampler], "fn_index": event["id"], "session_hash": "cost"}
-    join = urllib.request.Request(f"{url}gradio_api/queue/join", json.dumps(asked).encode())
-    join.add_header("Content-Type", "application/json")
-    urllib.request.urlopen(join).close()
-    first = 0.0
-    with urllib.request.urlopen(f"{url}gradio_api/queue/data?session_hash=cost") as lines:
-        for line in lines:
-            if b"process_generating" in line and not first:
-                first = time.perf_counter()
-            if b"process_completed" in line:
-                break
-    return tokens / (time.perf_counter() - first)
+class Client:
+    """Asks as the page does, reads the answer to its end, and draws nothing."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        config = json.load(urllib.request.urlopen(f"{url}config"))
+        places = {component["props"].get("elem_id"): component["id"] for component in config["components"]}
+        events = config["dependencies"]
+        self._event = next(e for e in events if places["text"] in e["outputs"] and e["types"]["generator"])
+        self._asking = next(e for e in events if e["outputs"] == self._event["inputs"][:1])
+
+    def rate(self, run: str, tokens: int) -> float:
+        """Tokens per second of a text."""
+        number = json.loads(self._run(self._asking, []).splitlines()[-1])["output"]["data"][0]
+        sampler = [0.8, 0, 1, 0, 1, "", "slide", 1, False, False]
+        answer = self._run(self._event, [number, run, PROMPT, tokens, *sampler])
+        return float(re.findall(r"tokens per second</dt><dd>([\d.]+)", answer)[-1])
+
+    def _run(self, event: dict[str, Any], data: list[Any]) -> str:
+        asked = {"data": data, "fn_index": event["id"], "session_hash": "cost"}
+        join = urllib.request.Request(f"{self._url}gradio_api/queue/join", json.dumps(asked).encode())
+        join.add_header("Content-Type", "application/json")
+        urllib.request.urlopen(join).close()
+        answer = ""
+        with urllib.request.urlopen(f"{self._url}gradio_api/queue/data?session_hash=cost") as lines:
+            for line in lines:
+                if line.startswith(b"data: "):
+                    answer += line.decode().removeprefix("data: ")
+                if b"process_completed" in line:
+                    return answer
+        raise AssertionError(answer)
 
 
 def main() -> None:
@@ -64,8 +78,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--run", type=str, required=True)
-    parser.add_argument("--tokens", type=int, default=1000)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     set_cpu_threads()
@@ -92,13 +106,12 @@ def main() -> None:
             assert last.tokens_per_second is not None
             return last.tokens_per_second
 
-        def served() -> float:
-            return stream(server.url, options.run, options.tokens)
+        client = Client(server.url)
 
         arms = {
             "alone": lambda: alone(session.catalogue.gpt(options.run), options.tokens),
             "session": in_session,
-            "served": served,
+            "served": lambda: client.rate(options.run, options.tokens),
             "browser": shown,
         }
         for repeat in range(-1, options.repeats):
@@ -107,12 +120,16 @@ def main() -> None:
                 if repeat >= 0:
                     rates[name].append(rate)
     medians = {name: statistics.median(values) for name, values in rates.items()}
+    costs = {
+        name: statistics.median(1 - rate / by_itself for rate, by_itself in zip(values, rates["alone"], strict=True))
+        for name, values in rates.items()
+    }
     for name, median in medians.items():
-        cost = 1 - median / medians["alone"]
-        print(f"{name:8} {median:8.1f} tokens/s ({min(rates[name]):.1f} to {max(rates[name]):.1f}), costs {cost:.1%}")
+        spread = f"({min(rates[name]):.1f} to {max(rates[name]):.1f})"
+        print(f"{name:8} {median:8.1f} tokens/s {spread}, costs {costs[name]:.1%} of its own turn's `alone`")
     if options.json:
         figures = describe_machine(torch.device("cpu"))
-        figures |= {"run": options.run, "new_tokens": options.tokens, "tokens_per_second": medians, "all": rates}
+        figures |= {"run": options.run, "new_tokens": options.tokens, "tokens_per_second": medians, "costs": costs, "all": rates}
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 

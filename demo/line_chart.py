@@ -38,9 +38,10 @@ def line_chart(
         for line in lines
     )
     return (
-        f'<figure class="chart"><figcaption>{escape(y_title)}{keys}</figcaption><div class="plot">'
+        f'<figure class="chart"><figcaption>{escape(y_title)}</figcaption><div class="plot">'
         '<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">'
-        f'<path class="grid" d="{grid}"/>{drawn}</svg>{labels}</div><p class="x-title">{escape(x_title)}</p></figure>'
+        f'<path class="grid" d="{grid}"/>{drawn}</svg>{labels}</div><p class="x-title">{escape(x_title)}</p>'
+        f'<p class="keys">{keys}</p></figure>'
     )
 
 

@@ -32,7 +32,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     with serving(Path.cwd(), "--runs", str(options.runs)) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 960})
+        page = browser.new_page(viewport={"width": 1280, "height": 1010})
         page.goto(server.url)
         page.wait_for_function("document.querySelector('#write-run input')?.value")
         write(page, 500)

@@ -89,10 +89,10 @@ def token_times(writing: Writing) -> list[Line]:
     return [_line(name, start + 1, values[1:]) for name, values in lines.items() if values]
 
 
-def benchmark_times(benchmark: Benchmark) -> tuple[list[Line], list[Line]]:
+def benchmark_times(benchmark: Benchmark | None) -> tuple[list[Line], list[Line]]:
     """Milliseconds of each new token, and seconds until it."""
     single, until = [], []
-    for name, growing in benchmark.seconds.items():
+    for name, growing in benchmark.seconds.items() if benchmark else ():
         seconds = list(growing)  # It grows while it is looked at.
         steps = [1000 * (b - a) for a, b in pairwise(seconds)]
         single.append(_line(name, 2, steps))

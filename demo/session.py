@@ -235,7 +235,7 @@ def _write(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: Loaded
     )
     with closing(pieces):
         for piece in pieces:
-            writing.pieces.append(piece)  # noqa: PERF402  A page looks at it meanwhile.
+            writing.pieces.append(piece)
     writing.why = _ENDS[writing.pieces[-1].end or "length"] if writing.pieces else ""
     if asked.compare:
         writing.phase = "comparing"

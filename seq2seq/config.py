@@ -150,9 +150,8 @@ class Seq2SeqConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        room = self.model.max_len - FRAME
-        if self.data.task != "pairs" and self.data.max_length > room:
+        longest, room = self.data.max_length, self.model.max_len
+        if self.data.task != "pairs" and longest > room - FRAME:
             raise InputError(
-                f"data.max_length must be at most model.max_len ({self.model.max_len}) minus {FRAME} for start and end, "
-                f"got {self.data.max_length}"
+                f"data.max_length must be at most model.max_len ({room}) minus {FRAME} for start and end, got {longest}"
             )

@@ -6,7 +6,8 @@ from typing import Any
 import gradio as gr
 
 from demo import rendering as show
-from demo.line_chart import Line, axis_top
+from demo.line_chart import axis_top
+from demo.results import Benchmark
 from demo.session import Session
 from demo.tabs.common import Updates, picker, told, wire
 from gpt.benchmark import ROWS
@@ -25,14 +26,7 @@ def benchmark_tab(session: Session, concurrency: int) -> gr.Dropdown:
         run = picker(session, "gpt", "benchmark")
         button = gr.Button("Run", variant="primary", min_width=100, elem_id="benchmark-start")
         stop = gr.Button("Stop", variant="stop", min_width=100, elem_id="benchmark-stop")
-    table = gr.HTML(_table(None), elem_id="benchmark-rows", padding=False)
-    with gr.Row():
-        single, until = (
-            gr.HTML(_chart([], title, 1.0), elem_id=f"benchmark-{name}", padding=False, min_height=280)
-            for name, title in zip(("single", "until"), TITLES, strict=True)
-        )
-    figures = gr.HTML("", elem_id="benchmark-figures", padding=False)
-    download = gr.HTML("", elem_id="benchmark-json", padding=False)
+    results = gr.HTML(_results(None, [0.0, 0.0]), padding=False)
     message = gr.HTML("", padding=False)
 
     def work(owner: str, run: Any) -> Updates:
@@ -41,22 +35,24 @@ def benchmark_tab(session: Session, concurrency: int) -> gr.Dropdown:
         with closing(looks):
             for result in told(looks):
                 if isinstance(result, InputError):
-                    yield *(gr.skip() for _ in range(5)), show.message_html(str(result))
+                    yield gr.skip(), show.message_html(str(result))
                     return
-                plots = []
-                for n, (lines, title) in enumerate(zip(show.benchmark_times(result), TITLES, strict=True)):
-                    tops[n] = max(tops[n], axis_top(lines))
-                    plots.append(_chart(lines, title, tops[n]))
-                link = show.download_html(result) if result.phase == "done" else ""
-                yield _table(result), *plots, show.benchmark_figures(result), link, ""
+                yield _results(result, tops), ""
 
-    wire(session, (button, stop), work, [run], [table, single, until, figures, download, message], concurrency)
+    wire(session, (button, stop), work, [run], [results, message], concurrency)
     return run
 
 
-def _chart(lines: list[Line], title: str, top: float) -> str:
-    return show.growing_chart(lines, "new tokens", title, ROWS[-1], top)
-
-
-def _table(result: Any) -> str:
-    return f'<div class="scroll">{show.reference_table(result)}</div>'
+def _results(result: Benchmark | None, tops: list[float]) -> str:
+    """Table, charts, figures and the file. The tops of the charts grow only, and are kept in `tops`."""
+    charts = ""
+    for n, (lines, title) in enumerate(zip(show.benchmark_times(result), TITLES, strict=True)):
+        tops[n] = max(tops[n], axis_top(lines))
+        charts += show.growing_chart(lines, "new tokens", title, ROWS[-1], tops[n])
+    html = (
+        f'<div id="benchmark-rows" class="scroll">{show.reference_table(result)}</div><div class="pair">{charts}</div>'
+    )
+    if result is not None:
+        html += f'<div id="benchmark-figures">{show.benchmark_figures(result)}</div>'
+        html += show.download_html(result) if result.phase == "done" else ""
+    return html

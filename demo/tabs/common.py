@@ -59,7 +59,7 @@ def wire(
     asked = start.click(ask, None, number, queue=False, trigger_mode="multiple", **UNSEEN)
     running = asked.then(
         turn, [number, *inputs], outputs, concurrency_id=MODEL, concurrency_limit=limit, api_visibility="private",
-        trigger_mode="always_last", show_progress="minimal", show_progress_on=outputs[1],
+        trigger_mode="always_last", show_progress="minimal", show_progress_on=outputs[-2],
     )  # fmt: skip
     stop.click(end, None, None, queue=False, cancels=[running], **UNSEEN)
 

@@ -60,16 +60,16 @@ def _options(session: Session) -> list[Any]:
 
 
 def _results() -> list[Any]:
-    """Text, chart, figures and messages."""
+    """Text, what stands below it, and messages: the fewer, the less an update costs."""
     box: Any = {"min_height": 400, "max_height": 400, "autoscroll": True, "padding": False}
     text = gr.HTML('<div class="written"></div>', elem_id="text", **box)
-    chart = gr.HTML(_chart([], 500, 1.0), elem_id="chart", padding=False)
-    figures = gr.HTML('<dl class="figures"></dl>', elem_id="figures", padding=False)
-    return [text, chart, figures, gr.HTML("", elem_id="message", padding=False)]
+    below = gr.HTML(_below([], 500, 1.0, show.figures_html({})), padding=False)
+    return [text, below, gr.HTML("", elem_id="message", padding=False)]
 
 
-def _chart(lines: list[Line], positions: int, top: float) -> str:
-    return show.growing_chart(lines, "position", "milliseconds per token", positions, top)
+def _below(lines: list[Line], positions: int, top: float, figures: str) -> str:
+    chart = show.growing_chart(lines, "position", "milliseconds per token", positions, top)
+    return f'<div id="chart">{chart}</div><div id="figures">{figures}</div>'
 
 
 def _work(session: Session) -> Callable[..., Updates]:
@@ -83,15 +83,17 @@ def _work(session: Session) -> Callable[..., Updates]:
             compare=compare, alternatives=coloured,
         )  # fmt: skip
         top = 0.0  # It grows only: nothing jumps to and fro.
+        message: Any = ""
         with closing(looks):
             for writing in told(looks):
                 if isinstance(writing, InputError):
-                    yield gr.skip(), gr.skip(), gr.skip(), show.message_html(str(writing))
+                    yield gr.skip(), gr.skip(), show.message_html(str(writing))
                     return
                 lines = show.token_times(writing)
                 top = max(top, axis_top(lines))
-                chart = _chart(lines, len(writing.prompt) + writing.limit, top)
-                yield show.text_html(writing, coloured=coloured), chart, show.writing_figures(writing), ""
+                below = _below(lines, len(writing.prompt) + writing.limit, top, show.writing_figures(writing))
+                yield show.text_html(writing, coloured=coloured), below, message
+                message = gr.skip()
 
     return work
 

@@ -1,8 +1,8 @@
 """What the page costs the decoder: `PYTHONPATH=.:tests python tests/browser/page_cost.py --runs DIR --run NAME`.
 
-Tokens per second of the same short text, in turn and many times, since machines drift: by the sampler alone, as a job of the session that nobody draws, served to
-a client that draws nothing (as a browser on another machine costs this one), and shown by a browser on the same
-machine. The first token, which reads the prompt, does not count.
+Tokens per second of the same short text, in turn and many times, since machines drift: by the sampler alone, as a job
+of the session that nobody draws, served to a client that draws nothing (as a browser on another machine costs this one),
+and shown by a browser on the same machine. The first token, which reads the prompt, does not count.
 """
 
 import argparse
@@ -129,7 +129,13 @@ def main() -> None:
         print(f"{name:8} {median:8.1f} tokens/s {spread}, costs {costs[name]:.1%} of its own turn's `alone`")
     if options.json:
         figures = describe_machine(torch.device("cpu"))
-        figures |= {"run": options.run, "new_tokens": options.tokens, "tokens_per_second": medians, "costs": costs, "all": rates}
+        figures |= {
+            "run": options.run,
+            "new_tokens": options.tokens,
+            "tokens_per_second": medians,
+            "costs": costs,
+            "all": rates,
+        }
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 

@@ -1,7 +1,9 @@
 """The page's functions as an API, over a real server."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 import time
 import urllib.error
@@ -11,11 +13,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from demo_runs import serving
 from gradio_client import Client
 from gradio_client.exceptions import AppError
-from helpers import ROOT
+from helpers import ROOT, free_port
 
 import demo.app
 from training.errors import InputError, exit_code
@@ -182,6 +185,37 @@ def test_bad_options_are_one_line(
     said = capsys.readouterr().err
     assert said.startswith(f"error: {message}"), said
     assert said.count("\n") == 1
+
+
+STARTS_TRAINING = """
+import sys
+import demo.app
+
+build = demo.app.build
+demo.app.build = lambda session, training, concurrency: (training.start(), build(session, training, concurrency))[1]
+sys.exit(demo.app.main())
+"""
+
+
+def test_a_server_that_is_ended_ends_the_training_of_the_quick_model(tmp_path: Path) -> None:
+    server = subprocess.Popen(
+        [sys.executable, "-c", STARTS_TRAINING, "--port", free_port()],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None
+    assert next(line for line in server.stdout if line.startswith("open http"))
+    trainings = [
+        child for child in psutil.Process(server.pid).children() if "train_gpt.py" in " ".join(child.cmdline())
+    ]
+    assert len(trainings) == 1
+    while not (tmp_path / "runs/gpt-quick-1/metrics.jsonl").exists():
+        time.sleep(0.2)
+    server.terminate()
+    assert server.wait(60) == 143
+    assert not trainings[0].is_running()
 
 
 def test_a_port_that_is_taken_is_named(server: str) -> None:

@@ -88,9 +88,7 @@ class Kind:
         related: Whether the fields of a configuration, each valid by itself, fit each other.
     """
 
-    def __init__(
-        self, config: type[RunConfig], ranges: Ranges, related: Callable[[dict[str, Any]], bool]
-    ) -> None:
+    def __init__(self, config: type[RunConfig], ranges: Ranges, related: Callable[[dict[str, Any]], bool]) -> None:
         self.config, self.ranges, self.related = config, SHARED | ranges, related
         self.types = leaves(config)
         self.names = sorted(self.types)
@@ -230,7 +228,24 @@ LETTERS = st.characters(exclude_categories=["Cs"])
 TEXTS = st.one_of(
     st.text(LETTERS, max_size=12),
     st.sampled_from(
-        ["5", "1e3", "0x10", "yes", "null", "1:30", "nan", "-3", "hub", "hub:a/b", "hub:a/b/c", "..", "a/b", "a.csv", "hub:a.csv", "abc"]
+        [
+            "5",
+            "1e3",
+            "0x10",
+            "yes",
+            "null",
+            "1:30",
+            "nan",
+            "-3",
+            "hub",
+            "hub:a/b",
+            "hub:a/b/c",
+            "..",
+            "a/b",
+            "a.csv",
+            "hub:a.csv",
+            "abc",
+        ]
     ),
     st.text("a/é", min_size=180, max_size=400),
 )
@@ -283,7 +298,10 @@ def changed_values(draw: st.DrawFn, kind: Kind) -> Case:
     config = json.loads(json.dumps(kind.base))
     names = draw(
         st.lists(
-            st.sampled_from([*kind.names, *kind.names, *kind.sections]), min_size=1, max_size=draw(st.integers(1, 3)), unique=True
+            st.sampled_from([*kind.names, *kind.names, *kind.sections]),
+            min_size=1,
+            max_size=draw(st.integers(1, 3)),
+            unique=True,
         )
     )
     values = [draw(TREES if draw(st.integers(0, 3)) == 0 else suitable(kind, name)) for name in names]
@@ -389,7 +407,12 @@ def options(draw: st.DrawFn, kind: Kind) -> Case:
         section, _, leaf = name.rpartition(".")
         (config[section] if section else config)[leaf] = text if kind.is_text(name) and value is not None else value
     return Case(
-        kind, "training: {max_steps: 5}", tuple(arguments), kind.is_valid(config), tuple(names), ways_to_say(kind, names, values)
+        kind,
+        "training: {max_steps: 5}",
+        tuple(arguments),
+        kind.is_valid(config),
+        tuple(names),
+        ways_to_say(kind, names, values),
     )
 
 

@@ -1,8 +1,8 @@
 """What the page costs the decoder: `PYTHONPATH=.:tests python tests/browser/page_cost.py --runs DIR --run NAME`.
 
 Tokens per second of the same short text, in turn and many times, since machines drift: by the sampler alone, as a job
-of the session that nobody draws, served to a client that draws nothing (as a browser on another machine costs this one),
-and shown by a browser on the same machine. The first token, which reads the prompt, does not count.
+of the session that nobody draws, served to a client that draws nothing (as a browser on another machine costs this
+one), and shown by a browser on the same machine. The first token, which reads the prompt, does not count.
 """
 
 import argparse

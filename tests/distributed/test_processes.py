@@ -41,7 +41,15 @@ def exact(config: GPTConfig) -> GPTConfig:
     return replace(config, model=replace(config.model, dropout=0.0))
 
 
-@pytest.mark.parametrize(("optimizer", "accumulation_steps"), [("adamw", 1), ("muon", 1), ("adamw", 3), ("muon", 2)])
+@pytest.mark.parametrize(
+    ("optimizer", "accumulation_steps"),
+    [
+        ("adamw", 1),
+        pytest.param("muon", 1, marks=pytest.mark.nightly),
+        pytest.param("adamw", 3, marks=pytest.mark.nightly),
+        ("muon", 2),
+    ],
+)
 def test_two_processes_give_the_losses_of_one(
     exact: GPTConfig, tmp_path: Path, optimizer: Any, accumulation_steps: int
 ) -> None:

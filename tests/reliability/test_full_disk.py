@@ -27,6 +27,7 @@ def largest(config: GPTConfig, tmp_path: Path) -> int:
     return max(file.stat().st_size for file in (tmp_path / "whole/checkpoints/last").iterdir())
 
 
+@pytest.mark.nightly
 def test_a_run_goes_on_to_the_next_save_if_so_configured(
     config: GPTConfig,
     tmp_path: Path,

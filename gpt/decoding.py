@@ -113,8 +113,10 @@ class Decoder:
         for start in range(0, tokens_BT.size(1), CHUNK):
             chunk_BT = tokens_BT[:, start : start + CHUNK]
             here = [min(max(count - start, 0), chunk_BT.size(1)) for count in counts]
-            hidden_BTM = self.model.read(chunk_BT, cache, cache.extend(chunk_BT.size(1), here))
-            if min(here) == chunk_BT.size(1):
+            whole = min(here) == chunk_BT.size(1)
+            place = cache.extend(chunk_BT.size(1), here)
+            hidden_BTM = self.model.read(chunk_BT, cache, place, last_only=whole)
+            if whole:
                 last_BM = hidden_BTM[:, -1]
                 continue
             here_B = torch.tensor(here, device=tokens_BT.device)

@@ -77,8 +77,13 @@ class GPT(nn.Module):
         hidden_BTM = self.read(tokens_BT, cache, place)
         return self.predict(hidden_BTM)
 
-    def read(self, tokens_BT: Tensor, cache: KVCache | None = None, place: Place | None = None) -> Tensor:
-        """All of `forward` but the head: what the model makes of each token, of shape (B, T, M)."""
+    def read(
+        self, tokens_BT: Tensor, cache: KVCache | None = None, place: Place | None = None, *, last_only: bool = False
+    ) -> Tensor:
+        """All of `forward` but the head: what the model makes of each token, of shape (B, T, M).
+
+        With `last_only`, what it makes of the last, of shape (B, 1, M): the last block computes nothing else.
+        """
         if tokens_BT.size(1) > self.config.max_len:
             raise ValueError(f"expected at most {self.config.max_len} tokens, got {tokens_BT.size(1)}")
         if cache is not None and place is None:
@@ -91,7 +96,8 @@ class GPT(nn.Module):
         x_BTM = self.dropout(x_BTM)
         for index, block in enumerate(self.blocks):
             own = None if cache is None else cache.layers[index]
-            x_BTM = block(x_BTM, rotary, causal=True, cache=own, place=place)
+            is_last = index == len(self.blocks) - 1
+            x_BTM = block(x_BTM, rotary, causal=True, cache=own, place=place, last_only=last_only and is_last)
         return x_BTM
 
     def predict(self, hidden_BTM: Tensor) -> Tensor:

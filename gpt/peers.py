@@ -9,7 +9,7 @@ import torch
 
 from gpt.decoding import Precision, convert
 from gpt.model import GPT
-from gpt.speed import Contender, cache_bytes, step_bytes
+from gpt.speed import Contender, cache_bytes, step_bytes, token_flops
 from gpt.to_transformers import to_transformers
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
@@ -46,6 +46,7 @@ def transformers_contenders(model: GPT, batches: Sequence[int], *, compiled: boo
                     write=write,
                     batches=batches,
                     step_bytes=step_bytes(converted),
+                    token_flops=token_flops(converted),
                     cache_bytes=cache_bytes(converted),
                 )
             )

@@ -12,7 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,18 @@ from layers.native.build import build, find_compiler
 from layers.sampling import GREEDY
 
 FIRST_TOKEN_PROMPT = 400
+FIRST_TOKENS = 9
 READ_BYTES = 2**29
+PRODUCT_SIZE = 1024
 READS = 9
-"""A median, as the rates are that it is compared with: a shared memory is not always at its best."""
+"""A median, as the rates are that it is compared with: a shared machine is not always at its best."""
+
+
+class Machine(NamedTuple):
+    """What a step is measured against: how fast memory is read, and fp32 matrices are multiplied by torch."""
+
+    gigabytes_per_second: float
+    gigaflops: float
 
 
 @dataclass(kw_only=True)
@@ -40,6 +49,7 @@ class Contender:
         write: Continues prompts by a number of tokens; returns after how many seconds each could be read.
         batches: Numbers of streams to measure.
         step_bytes: Given streams and their mean length, the bytes that a step reads; computed, not measured.
+        token_flops: Floating point operations of a token in the products with all matrices; computed.
         cache_bytes: Given streams and their length, the memory of the cache.
         compile_seconds: What was spent before the first token of the first text, once.
         seconds: For each number of streams, seconds from the first token to the last of each repeat.
@@ -50,6 +60,7 @@ class Contender:
     write: Callable[[Sequence[Sequence[int]], int], list[float]]
     batches: Sequence[int]
     step_bytes: Callable[[int, float], float]
+    token_flops: float
     cache_bytes: Callable[[int, int], int]
     compile_seconds: float = 0.0
     seconds: dict[int, list[float]] = field(default_factory=dict)
@@ -70,6 +81,7 @@ def contenders(
             write=_writer(decoder),
             batches=batches,
             step_bytes=step_bytes(decoder.model),
+            token_flops=token_flops(decoder.model),
             cache_bytes=cache_bytes(decoder.model),
         )
         found.append(contender)
@@ -98,6 +110,12 @@ def step_bytes(model: GPT) -> Callable[[int, float], float]:
     return lambda streams, length: weights + streams * length * slot
 
 
+def token_flops(model: GPT) -> float:
+    """A product and a sum for each weight of a matrix."""
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear | Int8Linear))
+    return 2.0 * (weights + (model.embedding.weight.numel() if model.head is None else 0))
+
+
 def cache_bytes(model: GPT) -> Callable[[int, int], int]:
     """The memory of a cache, given streams and their length."""
     return lambda streams, length: model.new_cache(streams, length).bytes
@@ -113,15 +131,15 @@ def measure_decoding(
     device: torch.device | str = "cpu",
     advance: Callable[[], None] = lambda: None,
     say: Say = lambda text: None,
-) -> float:
-    """Time all contenders in turn, into their `seconds` and `first`; returns the memory's speed in GB/s.
+) -> Machine:
+    """Time all contenders in turn, into their `seconds` and `first`; returns how fast the machine was meanwhile.
 
     Args:
         contenders: Whom.
         vocab_size, context: Of the model.
         repeats: Passes of each.
         new_tokens: Tokens of each stream in a pass.
-        device: Whose memory is measured.
+        device: The machine that is measured.
         advance: Called after each pass.
         say: Called with a line after each pass.
     """
@@ -133,12 +151,16 @@ def measure_decoding(
             contender.compile_seconds += cold - warm
             contender.seconds[streams] = []
         contender.write([long], 1)
+    for turn in range(FIRST_TOKENS):
+        for contender in contenders if turn % 2 == 0 else reversed(contenders):
+            contender.first += contender.write([long], 1)
     memory = torch.ones(READ_BYTES // 4, device=device)
-    speeds = []
+    matrix = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, device=device)
+    reads, products = [], []
     for repeat in range(repeats):
         for contender in contenders if repeat % 2 == 0 else reversed(contenders):
-            speeds.append(_read_speed(memory))
-            contender.first += contender.write([long], 1)
+            reads.append(memory.nbytes / _seconds(memory.sum) / 1e9)
+            products.append(2 * PRODUCT_SIZE**3 / _seconds(lambda: (matrix @ matrix)[0, 0]) / 1e9)
             for streams in contender.batches:
                 prompts = [random_prompt(vocab_size, PROMPT_TOKENS, n) for n in range(streams)]
                 first, *_, last = contender.write(prompts, new_tokens)
@@ -146,17 +168,17 @@ def measure_decoding(
                 advance()
                 rate = streams * (new_tokens - 1) / contender.seconds[streams][-1]
                 say(f"pass {repeat + 1} of {repeats} {contender.mode}, {streams} streams: {rate:,.1f} tokens/s")
-    return statistics.median(speeds)
+    return Machine(statistics.median(reads), statistics.median(products))
 
 
-def _read_speed(memory: Tensor) -> float:
-    """Gigabytes per second of reading memory that no processor's cache holds, the median of some."""
+def _seconds(compute: Callable[[], Tensor]) -> float:
+    """How long it takes to compute one number, the median of some."""
     seconds = []
     for _ in range(READS):
         start = time.perf_counter()
-        memory.sum().item()
+        compute().item()
         seconds.append(time.perf_counter() - start)
-    return memory.nbytes / statistics.median(seconds) / 1e9
+    return statistics.median(seconds)
 
 
 def native_build_seconds() -> float:
@@ -179,7 +201,7 @@ def agreement(model: GPT, precision: Precision, tokens: int) -> float:
     return float(same[0, PROMPT_TOKENS - 1 :].mean())
 
 
-def decode_rows(contenders: Sequence[Contender], new_tokens: int, gigabytes_per_second: float) -> list[dict[str, Any]]:
+def decode_rows(contenders: Sequence[Contender], new_tokens: int, machine: Machine) -> list[dict[str, Any]]:
     """What the JSON file and the table hold of each contender and number of streams."""
     rows = []
     for contender in contenders:
@@ -199,12 +221,13 @@ def decode_rows(contenders: Sequence[Contender], new_tokens: int, gigabytes_per_
                     "first_token_seconds": statistics.median(contender.first),
                     "compile_seconds": round(contender.compile_seconds, 3),
                     "bytes_per_step": round(step_bytes),
-                    "bandwidth_share": rate / streams * step_bytes / gigabytes_per_second / 1e9,
+                    "bandwidth_share": rate / streams * step_bytes / machine.gigabytes_per_second / 1e9,
+                    "arithmetic_share": rate * contender.token_flops / machine.gigaflops / 1e9,
                     "cache_bytes": contender.cache_bytes(streams, PROMPT_TOKENS + new_tokens - 1),
                 }
             )
     return rows
 
 
-COMPUTED = ("bytes_per_step", "bandwidth_share", "cache_bytes")
+COMPUTED = ("bytes_per_step", "bandwidth_share", "arithmetic_share", "cache_bytes")
 """What is computed from the shape of the model, and not measured; a share has a measured rate and speed in it."""

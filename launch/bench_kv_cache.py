@@ -22,6 +22,7 @@ from gpt.peers import transformers_contenders
 from gpt.speed import (
     COMPUTED,
     Contender,
+    Machine,
     agreement,
     contenders,
     decode_rows,
@@ -147,11 +148,12 @@ def main() -> None:
             name: [[round(seconds[length - 1], 6) for length in ROWS] for seconds in repeats]
             for name, repeats in arms.seconds.items()
         }
-    speed = time_decoding(options, model, [*ours, *peers])
-    figures["read_gigabytes_per_second"] = speed
+    machine = time_decoding(options, model, [*ours, *peers])
+    figures["read_gigabytes_per_second"] = machine.gigabytes_per_second
+    figures["multiply_gigaflops"] = machine.gigaflops
     figures["new_tokens"], figures["computed"] = ROWS[-1], COMPUTED
-    figures["decode"] = decode_rows(ours, ROWS[-1], speed)
-    figures["peers"] = decode_rows(peers, ROWS[-1], speed)
+    figures["decode"] = decode_rows(ours, ROWS[-1], machine)
+    figures["peers"] = decode_rows(peers, ROWS[-1], machine)
     figures["first_token_seconds"] = min(row["first_token_seconds"] for row in figures["decode"])
     figures["greedy_agreement"] = {
         precision: agreement(model, precision, ROWS[-1]) for precision in precisions if precision != "fp32"
@@ -176,8 +178,8 @@ def time_arms(options: Namespace, model: GPT, modes: list[Mode]) -> Arms:
         progress.close()
 
 
-def time_decoding(options: Namespace, model: GPT, everyone: list[Contender]) -> float:
-    """All contenders, with a progress bar; returns the memory's speed in GB/s."""
+def time_decoding(options: Namespace, model: GPT, everyone: list[Contender]) -> Machine:
+    """All contenders, with a progress bar; returns how fast the machine was meanwhile."""
     passes = options.repeats * sum(len(contender.batches) for contender in everyone)
     progress = Progress(0, passes, visible=True, unit="pass")
     try:
@@ -201,6 +203,7 @@ def show(figures: dict[str, Any]) -> None:
     print(f"versions   torch {figures['torch']}, Python {figures['python']}")
     print(f"model      {model['source']}: {model['parameters']:,} parameters, context {model['max_len']}")
     print(f"memory     {figures['read_gigabytes_per_second']:.1f} GB/s read, median")
+    print(f"arithmetic {figures['multiply_gigaflops']:,.0f} GFLOP/s in products of fp32 matrices by torch, median")
     print(f"measured   medians of {figures['repeats']}, after a prompt of {figures['prompt_tokens']} tokens\n")
     if "rows" in figures:
         print(f"new tokens in {figures['precision']}, eager:")
@@ -214,15 +217,18 @@ def show(figures: dict[str, Any]) -> None:
             )
         print()
     width = max(len(row["mode"]) for row in [*figures["decode"], *figures["peers"]])
-    print(f"{'mode':{width}}  streams  tokens/s (slowest to fastest)  share of memory*  first token  compile    cache*")
+    print(
+        f"{'mode':{width}}  streams  tokens/s (slowest to fastest)  share of memory*  of arithmetic*  first token"
+        "  compile    cache*"
+    )
     for row in [*figures["decode"], *figures["peers"]]:
         spread = f"({row['slowest']:,.1f} to {row['fastest']:,.1f})"
         print(
             f"{row['mode']:{width}}  {row['batch']:>7}  {row['tokens_per_second']:>8,.1f} {spread:>20}"
-            f"  {row['bandwidth_share']:>16.0%}  {row['first_token_seconds']:>9.3f} s"
+            f"  {row['bandwidth_share']:>16.0%}  {row['arithmetic_share']:>14.0%}  {row['first_token_seconds']:>9.3f} s"
             f"  {row['compile_seconds']:>5.1f} s  {row['cache_bytes'] / 1e6:>6.1f} MB"
         )
-    print("* computed from the model's shape, not measured; the share with the measured rate and speed")
+    print("* computed from the model's shape, not measured; the shares with the measured rates and speeds")
     if "native_build_seconds" in figures:
         print(f"the native step was built in {figures['native_build_seconds']:.1f} s, once for this machine")
     for precision, share in figures["greedy_agreement"].items():

@@ -80,8 +80,9 @@ class Block(nn.Module):
         place: Place | None = None,
         memory: Memory | None = None,
         memory_cache: LayerCache | None = None,
+        last_only: bool = False,
     ) -> Tensor:
-        """Map (B, T, M) to (B, T, M).
+        """Map (B, T, M) to (B, T, M), or with `last_only` to (B, 1, M).
 
         Args:
             x_BTM: The tokens.
@@ -89,14 +90,27 @@ class Block(nn.Module):
             causal, mask_BTS, cache, place: As in `MultiHeadAttention`, of the tokens among themselves.
             memory: What cross-attention looks at.
             memory_cache: This block's part of `memory.cache`.
+            last_only: Whether only the last of the tokens is wanted; all of them join the cache, if there is one.
 
         Raises:
             ValueError: There is cross-attention without a memory, or a memory without cross-attention.
         """
         if (memory is None) != (self.cross_attention is None):
             raise ValueError("a block takes a memory where it has cross-attention, and only there")
+        normed_BTM, others_BSM, others_rotary = self.attention_norm(x_BTM), None, rotary
+        if last_only:
+            others_BSM, normed_BTM, x_BTM = normed_BTM, normed_BTM[:, -1:], x_BTM[:, -1:]
+            rotary = None if rotary is None else rotary.last()
+            place = None if place is None else place.seen_by_last()
         attended_BTM = self.attention(
-            self.attention_norm(x_BTM), causal=causal, mask_BTS=mask_BTS, rotary=rotary, cache=cache, place=place
+            normed_BTM,
+            others_BSM,
+            causal=causal,
+            mask_BTS=mask_BTS,
+            rotary=rotary,
+            memory_rotary=others_rotary,
+            cache=cache,
+            place=place,
         )
         x_BTM = x_BTM + self.dropout(attended_BTM)
         if memory is not None:

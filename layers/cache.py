@@ -35,6 +35,10 @@ class Place(NamedTuple):
     causal: bool
     mask_BTS: Tensor | None
 
+    def seen_by_last(self) -> "Place":
+        """The same, where only the last of the new tokens looks: it sees all of them."""
+        return self._replace(causal=False, mask_BTS=None if self.mask_BTS is None else self.mask_BTS[:, -1:])
+
 
 class LayerCache:
     """Keys and values of one attention layer: views of the memory of a `KVCache`. Gradients do not pass through it.

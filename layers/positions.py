@@ -67,6 +67,10 @@ class Turn(NamedTuple):
     cos: Tensor
     sin: Tensor
 
+    def last(self) -> "Turn":
+        """How the last token turns."""
+        return Turn(self.cos[..., -1:, :], self.sin[..., -1:, :])
+
 
 def turn(x_BHTD: Tensor, angles: Turn) -> Tensor:
     """Turn queries or keys."""

@@ -1,6 +1,7 @@
 """The benchmarks time what they say they time."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,16 @@ from gpt.benchmark import PROMPT_TOKENS, WARM_UP_TOKENS, Arms, Reader, describe,
 from gpt.config import ModelConfig
 from gpt.decoding import Decoder, Precision, convert
 from gpt.model import GPT
-from gpt.speed import Contender, agreement, contenders, decode_rows, measure_decoding, step_bytes
+from gpt.speed import (
+    Contender,
+    Machine,
+    agreement,
+    contenders,
+    decode_rows,
+    measure_decoding,
+    step_bytes,
+    token_flops,
+)
 from training.benchmarking import fill_zero_weights
 from training.seeds import generator
 
@@ -109,15 +119,18 @@ def test_contenders_take_turns_and_their_figures_follow_from_their_seconds() -> 
             return [slowness * (n + 2) for n in range(new_tokens)]
 
         sizes = {"step_bytes": lambda streams, length: 1e9 * streams + length, "cache_bytes": lambda s, n: s * n}
-        return Contender(mode=name, write=write, batches=[1, 4], **sizes)
+        return Contender(mode=name, write=write, batches=[1, 4], token_flops=3e9, **sizes)
 
     both = [contender("fp32 a", 0.5), contender("fp32 b", 0.25)]
-    gigabytes = measure_decoding(both, 7, 64, repeats=2, new_tokens=21)
-    assert gigabytes > 0
+    machine = measure_decoding(both, 7, 64, repeats=2, new_tokens=21)
+    assert min(machine) > 0
+    first = [name for name, streams, new_tokens in wrote if new_tokens == 1][2:]
+    assert first[:4] == ["fp32 a", "fp32 b", "fp32 b", "fp32 a"]
+    assert len(first) == 2 * speed.FIRST_TOKENS
     passes = [(name, streams) for name, streams, new_tokens in wrote if new_tokens == 21]
     a, b = [("fp32 a", 1), ("fp32 a", 4)], [("fp32 b", 1), ("fp32 b", 4)]
     assert passes == [*a, *b, *b, *a]
-    rows = decode_rows(both, 21, 4.0)
+    rows = decode_rows(both, 21, Machine(4.0, 12.0))
     assert [(row["mode"], row["batch"], row["tokens_per_second"]) for row in rows] == [
         ("fp32 a", 1, 2.0),
         ("fp32 a", 4, 8.0),
@@ -127,12 +140,14 @@ def test_contenders_take_turns_and_their_figures_follow_from_their_seconds() -> 
     assert [row["first_token_seconds"] for row in rows] == [1.0, 1.0, 0.5, 0.5]
     assert [row["milliseconds_per_step"] for row in rows] == [500, 500, 250, 250]
     assert rows[1]["bandwidth_share"] == pytest.approx(2 * (4e9 + PROMPT_TOKENS + 10.5) / 4e9)
+    assert rows[1]["arithmetic_share"] == 8.0 * 3e9 / 12e9
     assert rows[1]["cache_bytes"] == 4 * (PROMPT_TOKENS + 20)
 
 
 def test_a_step_reads_all_matrices_and_the_filled_cache(model: GPT) -> None:
     matrices = 2 * (4 * 16 * 16 + 3 * 16 * 24) + 16 * 7
     slot = 2 * 2 * 16
+    assert token_flops(model) == token_flops(convert(deepcopy(model), "int8")) == 2 * matrices
     assert step_bytes(model)(3, 10) == 4 * (matrices + 3 * 10 * slot)
     scales = 4 * (2 * (4 * 16 + 2 * 24 + 16) + 7)
     assert step_bytes(convert(model, "int8"))(3, 10) == matrices + scales + 2 * 3 * 10 * slot

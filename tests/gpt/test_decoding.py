@@ -176,9 +176,12 @@ def test_a_converted_model_keeps_its_positions_exact(precision: Precision, dtype
 
 
 @pytest.mark.parametrize("counts", [None, [7, 7, 7], [7, 3, 4], [1, 6, 3], [2, 7, 5], [0, 7, 1], [3, 3, 3]])
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
 @torch.inference_mode()
-def test_a_prompt_read_in_chunks_is_read_whole(counts: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = random_model(replace(NARROW, positions="learned"))
+def test_a_prompt_read_in_chunks_is_read_whole(
+    positions: str, counts: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(replace(NARROW, positions=positions))
     decoder, tokens_BT = Decoder(model, "eager"), random_tokens(model)
     ends_B = torch.tensor(counts or [7] * 3)
     monkeypatch.setattr(gpt.decoding, "CHUNK", 3)
@@ -192,6 +195,16 @@ def test_a_prompt_read_in_chunks_is_read_whole(counts: list[int] | None, monkeyp
             assert_near(logits_BV[row], expected_BTV[row, end - 1])
     next_B1 = tokens_BT.gather(1, ends_B[:, None])
     assert_near(decoder.read(next_B1, cache)[:, 0], expected_BTV[torch.arange(3), ends_B])
+
+
+def test_the_last_block_computes_only_the_end_of_a_prompt() -> None:
+    model = random_model(NARROW)
+    decoder, tokens_BT = Decoder(model, "eager"), random_tokens(model)
+    read = []
+    for block in model.blocks:
+        block.feed_forward.register_forward_pre_hook(lambda layer, inputs: read.append(inputs[0].size(1)))
+    decoder.prefill(tokens_BT[:, :7], decoder.take_cache(3))
+    assert read == [7, 1]
 
 
 @pytest.fixture(params=["eager", NATIVE, "compiled"])

@@ -198,6 +198,7 @@ def test_the_benchmark_runs_without_the_packages_that_it_does_not_need(folder: P
     for row in figures["decode"]:
         read = row["tokens_per_second"] / row["batch"] * row["bytes_per_step"]
         assert row["bandwidth_share"] == pytest.approx(read / figures["read_gigabytes_per_second"] / 1e9)
+        assert row["arithmetic_share"] > 0
         assert row["slowest"] <= row["tokens_per_second"] <= row["fastest"]
         assert re.search(rf"{row['mode']} +{row['batch']} +{row['tokens_per_second']:,.1f} +\(", done.stdout)
     assert figures["first_token_seconds"] == min(row["first_token_seconds"] for row in figures["decode"])

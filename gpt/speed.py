@@ -26,7 +26,7 @@ from layers.native.build import build, find_compiler
 from layers.sampling import GREEDY
 
 FIRST_TOKEN_PROMPT = 400
-FIRST_TOKENS = 9
+FIRST_TOKENS = 15
 READ_BYTES = 2**29
 PRODUCT_SIZE = 1024
 READS = 9

@@ -21,16 +21,18 @@
 
 namespace {
 
+// Rows of a matrix that are taken at once, and of them with 4 tokens: as many sums as there are registers for.
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
-constexpr int TILE_ROWS = 4;  // with 4 tokens, as many sums as there are registers for
+constexpr int ROWS = 8;
+constexpr int TILE_ROWS = 4;
 #else
 constexpr int LANES = 8;
-constexpr int TILE_ROWS = 2;
+constexpr int ROWS = 6;
+constexpr int TILE_ROWS = 3;
 #endif
 constexpr int WEIGHED = 64 / LANES;  // registers of values that attention sums up at once
-constexpr int ROWS = 8;    // of a matrix, taken at once
-constexpr int AHEAD = 16;  // rows that are asked of the memory before they are needed
+constexpr int AHEAD = 16;            // rows that are asked of the memory before they are needed
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -53,6 +55,7 @@ inline float number(BFloat16 value) {
 }
 
 inline Lanes load(const float *from) { return *reinterpret_cast<const Lanes *>(from); }
+inline void store(float *to, const Lanes &lanes) { *reinterpret_cast<Lanes *>(to) = lanes; }
 
 // Compilers make many instructions of these two conversions where the processor has one.
 inline Lanes load(const int8_t *from) {
@@ -99,6 +102,15 @@ inline Lanes multiply_add(const Lanes &a, const Lanes &b, const Lanes &c) {
 #endif
 }
 
+// The same into the register of the sum: the compiler puts it elsewhere, moves it back, and has too few registers then.
+inline void accumulate(Lanes &sum, const Lanes &a, const Lanes &b) {
+#if defined(__AVX2__) && defined(__FMA__)
+    asm("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+#else
+    sum = multiply_add(a, b, sum);
+#endif
+}
+
 // Keeps the compiler from loading the same numbers anew for each of several products.
 inline void keep_in_register(Lanes &lanes) {
 #if defined(__AVX2__)
@@ -108,12 +120,24 @@ inline void keep_in_register(Lanes &lanes) {
 #endif
 }
 
-inline float sum(const Lanes &lanes) {
+inline float sum(const Lanes &lanes) {  // of the halves, and so on, in this order everywhere
+#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    const __m256 second = _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)lanes, 1));
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)lanes), second);
+#else
+    const __m256 eight = (__m256)lanes;
+#endif
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
     float halves[LANES];
     std::memcpy(halves, &lanes, sizeof(lanes));
     for (int half = LANES / 2; half > 0; half /= 2)
         for (int lane = 0; lane < half; ++lane) halves[lane] += halves[lane + half];
     return halves[0];
+#endif
 }
 
 // e^x for x <= 88: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2], with a relative error of some 1e-7.
@@ -205,10 +229,13 @@ inline void dots(const Weight *rows, const float *tokens, int64_t columns, Ahead
             Lanes inputs = load(tokens + token * columns + column);
             keep_in_register(inputs);
 #pragma GCC unroll 8
-            for (int row = 0; row < R; ++row) sums[row][token] = multiply_add(weights[row], inputs, sums[row][token]);
+            for (int row = 0; row < R; ++row) accumulate(sums[row][token], weights[row], inputs);
         }
     }
+    // Unrolled too, or else the sums could not stay in registers: a place in them would not be known.
+#pragma GCC unroll 8
     for (int row = 0; row < R; ++row)
+#pragma GCC unroll 4
         for (int token = 0; token < T; ++token) {
             float total = sum(sums[row][token]);
             for (int64_t rest = column; rest < columns; ++rest)
@@ -293,10 +320,13 @@ inline void turn(float *head, const float *cos, const float *sin, int64_t size) 
 template <int C, class Number>
 inline void weigh(const float *weights, const Number *values, int64_t slots, int64_t size, float *result) {
     Lanes chains[C] = {};
-    for (int64_t slot = 0; slot < slots; ++slot)
-        for (int i = 0; i < C; ++i)
-            chains[i] = multiply_add(Lanes{} + weights[slot], load(values + slot * size + i * LANES), chains[i]);
-    std::memcpy(result, chains, sizeof(chains));
+    for (int64_t slot = 0; slot < slots; ++slot) {
+        const Lanes weight = Lanes{} + weights[slot];
+#pragma GCC unroll 8
+        for (int i = 0; i < C; ++i) chains[i] = multiply_add(weight, load(values + slot * size + i * LANES), chains[i]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < C; ++i) store(result + i * LANES, chains[i]);
 }
 
 // One key-value head of one sequence, for all of its new tokens and all query heads that share it. Keys and values of
@@ -361,15 +391,16 @@ void attend(const Model &model, const Attention &attention, const Tokens &tokens
     }
 }
 
-inline void gated(float *gate, const float *up, int64_t begin, int64_t end) {  // silu(gate) * up
-    for (; begin < end; begin += LANES) {
-        const size_t bytes = sizeof(float) * std::min<int64_t>(LANES, end - begin);
-        Lanes gates = {}, ups = {};
-        std::memcpy(&gates, gate + begin, bytes);
-        std::memcpy(&ups, up + begin, bytes);
-        gates = gates / (1.0f + exponential(gates > -80.0f ? -gates : Lanes{} + 80.0f)) * ups;
-        std::memcpy(gate + begin, &gates, bytes);
-    }
+inline Lanes gated(const Lanes &gate, const Lanes &up) {  // silu(gate) * up
+    return gate / (1.0f + exponential(gate > -80.0f ? -gate : Lanes{} + 80.0f)) * up;
+}
+
+inline void gated(float *gate, const float *up, int64_t begin, int64_t end) {
+    for (; begin + LANES <= end; begin += LANES) store(gate + begin, gated(load(gate + begin), load(up + begin)));
+    Lanes gates = {}, ups = {};
+    for (int64_t i = begin; i < end; ++i) gates[i - begin] = gate[i], ups[i - begin] = up[i];
+    gates = gated(gates, ups);
+    for (int64_t i = begin; i < end; ++i) gate[i] = gates[i - begin];
 }
 
 inline float weight_at(const Matrix &matrix, int64_t index) {

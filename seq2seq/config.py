@@ -32,15 +32,20 @@ class ModelConfig(TransformerConfig):
         cross_positions: What cross-attention finds the source's tokens by: content (what the encoder made of them),
             start (with rotary positions: also their distance, counted from the start of both), or both_ends (half of
             the heads count the source from its end). Null for the last of them that fits the other options.
+        random_positions: Share of the training batches whose tokens stand not at the first places but at some of all
+            `max_len`, in order (Ruoss et al. 2023, "Randomized Positional Encodings"): what is longer than anything in
+            training then looks less new.
     """
 
     num_layers: int = 2
     cross_positions: Literal["content", "start", "both_ends"] | None = None
+    random_positions: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, "num_layers", self.num_layers >= 1, "at least 1")
         check(self, "max_len", self.max_len > FRAME, f"above {FRAME}, for a symbol between start and end")
+        check(self, "random_positions", 0 <= self.random_positions <= 1, "between 0 and 1")
         asked, rotary = self.cross_positions, self.positions == "rotary"
         check(
             self, "cross_positions", rotary or asked in (None, "content"), "null or content, without rotary positions"

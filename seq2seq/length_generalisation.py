@@ -21,13 +21,14 @@ from training.errors import CommandError
 from training.run_folder import RunFolder
 
 RECIPES = {
-    "sinusoidal": ("sinusoidal", "content"),
-    "learned": ("learned", "content"),
-    "rotary": ("rotary", "content"),
-    "rotary, also across": ("rotary", "start"),
-    "rotary, from both ends": ("rotary", "both_ends"),
+    "sinusoidal": ("sinusoidal", "content", "0.0"),
+    "learned": ("learned", "content", "0.0"),
+    "rotary": ("rotary", "content", "0.0"),
+    "rotary, also across": ("rotary", "start", "0.0"),
+    "rotary, from both ends": ("rotary", "both_ends", "0.0"),
+    "rotary, random places": ("rotary", "both_ends", "0.5"),
 }
-"""model.positions and model.cross_positions."""
+"""model.positions, model.cross_positions and model.random_positions."""
 TRAINED_PAIRS = 10_000
 PAIRS_PER_LENGTH = 250
 BATCH = 250
@@ -66,10 +67,10 @@ def train_trial(trial: Trial, script: Path, config: Path, folder: Path, extra: S
     Raises:
         CommandError: The command failed; what it said stands in the message.
     """
-    positions, cross_positions = RECIPES[trial.recipe]
+    names = ("positions", "cross_positions", "random_positions")
     run = RunFolder(folder / trial.folder_name)
-    options = ["--model.positions", positions, "--model.cross_positions", cross_positions, "--seed", str(trial.seed)]
-    command = [sys.executable, script, "--config", config, *options, "--tracking", "none", *extra]
+    options = [f"--model.{name}={value}" for name, value in zip(names, RECIPES[trial.recipe], strict=True)]
+    command = [sys.executable, script, "--config", config, *options, "--seed", trial.seed, "--tracking", "none", *extra]
     done = subprocess.run(
         [*map(str, command), "--output_dir", str(run.path), "--resume"], capture_output=True, text=True, check=False
     )
@@ -108,7 +109,8 @@ def measure_trial(
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """A line for each recipe and task: means over seeds, the lowest in brackets."""
-    lines = [f"{'':32}  {'seeds':>5}  {'training':>8}  {'trained lengths':>17}  {'longer':>17}  {'twice as long':>17}"]
+    longest = f"length {max(rows[0]['by_length'])}"
+    lines = [f"{'':32}  {'seeds':>5}  {'training':>8}  {'trained lengths':>17}  {'longer':>17}  {longest:>17}"]
     for (task, recipe), group in _groups(rows).items():
         last = max(group[0]["by_length"])
         columns = [

@@ -79,31 +79,46 @@ class EncoderDecoder(nn.Module):
         Raises:
             ValueError: A sequence is longer than `max_len`.
         """
-        return self.predict(self.decode(target_BT, self.encode(source_BS)))
+        places_P = self._random_places(max(source_BS.size(1), target_BT.size(1))) if self.training else None
+        return self.predict(self.decode(target_BT, self.encode(source_BS, places_P), places_P=places_P))
 
-    def encode(self, source_BS: Tensor) -> Memory:
-        """Read sources, padded with `PAD`."""
+    def _random_places(self, count: int) -> Tensor | None:
+        """Where the tokens of a training batch stand, if not from 0 on; see `config.random_positions`."""
+        share, device = self.config.random_positions, self.embedding.weight.device
+        if share == 0 or torch.rand(()) >= share:
+            return None
+        return torch.randperm(self.config.max_len)[:count].sort().values.to(device)
+
+    def encode(self, source_BS: Tensor, places_P: Tensor | None = None) -> Memory:
+        """Read sources, padded with `PAD`, whose tokens stand at the first of `places_P`, or from 0 on."""
         mask_BS = source_BS != PAD
-        x_BSM, rotary = self._embed(source_BS, None)
+        x_BSM, rotary = self._embed(source_BS, _first(places_P, source_BS.size(1)))
         for block in self.encoder_blocks:
             x_BSM = block(x_BSM, rotary, mask_BTS=mask_BS[:, None])
         return Memory(
-            states_BSM=self.encoder_norm(x_BSM), mask_B1S=mask_BS[:, None], rotary=self._memory_rotary(mask_BS)
+            states_BSM=self.encoder_norm(x_BSM),
+            mask_B1S=mask_BS[:, None],
+            rotary=self._memory_rotary(mask_BS, places_P),
         )
 
-    def _memory_rotary(self, mask_BS: Tensor) -> Turn | None:
+    def _memory_rotary(self, mask_BS: Tensor, places_P: Tensor | None) -> Turn | None:
         if self.rotary is None or self.config.crossing == "content":
             return None
         if self.config.crossing == "start":
-            return self.rotary(mask_BS.size(1))
+            return self.rotary(mask_BS.size(1), _first(places_P, mask_BS.size(1)))
         from_start_S = torch.arange(mask_BS.size(1), device=mask_BS.device)
         from_end_BS = (mask_BS.sum(1, keepdim=True) - 1 - from_start_S).clamp(min=0)
         half = self.config.kv_heads // 2
         both_BHS = torch.stack((from_start_S.expand_as(from_end_BS), from_end_BS), 1).repeat_interleave(half, 1)
-        return self.rotary(mask_BS.size(1), both_BHS)
+        return self.rotary(mask_BS.size(1), both_BHS if places_P is None else places_P[both_BHS])
 
     def decode(
-        self, target_BT: Tensor, memory: Memory, cache: KVCache | None = None, place: Place | None = None
+        self,
+        target_BT: Tensor,
+        memory: Memory,
+        cache: KVCache | None = None,
+        place: Place | None = None,
+        places_P: Tensor | None = None,
     ) -> Tensor:
         """All of the decoder but the head, of shape (B, T, M).
 
@@ -112,10 +127,12 @@ class EncoderDecoder(nn.Module):
             memory: Of the sources.
             cache: What earlier calls computed of the same targets; the tokens continue there.
             place: Where the tokens stand in the cache; None for `cache.extend(T)`.
+            places_P: Without a cache, places of which the tokens take the first; None for those from 0 on.
         """
         if cache is not None and place is None:
             place = cache.extend(target_BT.size(1))
-        x_BTM, rotary = self._embed(target_BT, None if place is None else place.positions_BT)
+        positions_BT = _first(places_P, target_BT.size(1)) if place is None else place.positions_BT
+        x_BTM, rotary = self._embed(target_BT, positions_BT)
         for index, block in enumerate(self.decoder_blocks):
             own, of_memory = (None if c is None else c.layers[index] for c in (cache, memory.cache))
             x_BTM = block(x_BTM, rotary, causal=True, cache=own, place=place, memory=memory, memory_cache=of_memory)
@@ -177,6 +194,11 @@ class EncoderDecoder(nn.Module):
         of_target = [m for m in self.modules() if isinstance(m, nn.Linear) and id(m) not in counted]
         weights = _weights(of_target) + source_per_target * _weights(of_source)
         return 6.0 * (weights + (self.embedding.weight.numel() if self.head is None else 0))
+
+
+def _first(places_P: Tensor | None, count: int) -> Tensor | None:
+    """The first places as the positions of all sequences, (1, T)."""
+    return None if places_P is None else places_P[None, :count]
 
 
 def _weights(linears: Sequence[nn.Module]) -> int:

@@ -3,14 +3,19 @@
 Tokens per second of the same short text, in turn and many times, since machines drift: by the sampler alone, as a job
 of the session that nobody draws, served to a client that draws nothing (as a browser on another machine costs this
 one), and shown by a browser on the same machine. The first token, which reads the prompt, does not count.
+
+Apart from that, and steadier: the share of all cores' time that goes, while text is shown, to the threads of the server
+that compute no text, and to the browser.
 """
 
 import argparse
 import json
+import os
 import re
 import statistics
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,8 @@ from training.device import set_cpu_threads
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 PROMPT = "ROMEO:\n"
+COMPUTES = 0.5
+"""A thread of the server that is busy for more than this share of the time computes text."""
 
 
 def alone(loaded: LoadedGPT, tokens: int) -> float:
@@ -73,6 +80,34 @@ class Client:
         raise AssertionError(answer)
 
 
+class Usage:
+    """Processor time of the server's threads and of the browser, since it was made."""
+
+    def __init__(self, server: int) -> None:
+        self._server, self._start, self._before = server, time.monotonic(), self._now(server)
+
+    def shares(self) -> tuple[float, float]:
+        """Of all cores' time: what the server's other threads took, and what the browser did."""
+        passed, now = time.monotonic() - self._start, self._now(self._server)
+        spent = {task: (seconds - self._before.get(task, 0.0)) / passed for task, seconds in now.items()}
+        others = [share for (process, _), share in spent.items() if process == self._server and share < COMPUTES]
+        browser = [share for (process, _), share in spent.items() if process != self._server]
+        return sum(others) / (os.cpu_count() or 1), sum(browser) / (os.cpu_count() or 1)
+
+    @staticmethod
+    def _now(server: int) -> dict[tuple[int, int], float]:
+        """Seconds of each thread, by process and thread."""
+        seconds = {}
+        for stat in Path("/proc").glob("[0-9]*/task/[0-9]*/stat"):
+            process, thread = int(stat.parts[2]), int(stat.parts[4])
+            with suppress(OSError):  # It has ended meanwhile.
+                rest = stat.read_text().rpartition(")")[2]
+                if process == server or Path(f"/proc/{process}/comm").read_text().startswith("chrom"):
+                    ticks = [int(value) for value in rest.split()[11:13]]
+                    seconds[process, thread] = sum(ticks) / os.sysconf("SC_CLK_TCK")
+        return seconds
+
+
 def main() -> None:
     """Measure in turn, print, and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -85,6 +120,7 @@ def main() -> None:
     set_cpu_threads()
     session = Session(options.runs)
     rates: dict[str, list[float]] = {"alone": [], "session": [], "served": [], "browser": []}
+    usage: dict[str, list[float]] = {"server": [], "browser": []}
     with serving(Path.cwd(), "--runs", str(options.runs)) as server, sync_playwright() as playwright:
         page = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS).new_page()
         page.goto(server.url)
@@ -97,7 +133,10 @@ def main() -> None:
         def shown() -> float:
             page.locator("#generate").click()
             page.wait_for_timeout(300)
+            used = Usage(server.pid)
             expect(page.locator("#figures")).to_contain_text("as long as asked", timeout=300_000)
+            for name, share in zip(usage, used.shares(), strict=True):
+                usage[name].append(share)
             return float(page.locator("#figures dd").first.inner_text().replace(",", ""))
 
         def in_session() -> float:
@@ -127,6 +166,9 @@ def main() -> None:
     for name, median in medians.items():
         spread = f"({min(rates[name]):.1f} to {max(rates[name]):.1f})"
         print(f"{name:8} {median:8.1f} tokens/s {spread}, costs {costs[name]:.1%} of its own turn's `alone`")
+    shares = {name: statistics.median(values[1:]) for name, values in usage.items()}
+    for name, share in shares.items():
+        print(f"{name:8} {share:8.1%} of the time of {os.cpu_count()} cores, but for the threads that compute text")
     if options.json:
         figures = describe_machine(torch.device("cpu"))
         figures |= {
@@ -134,6 +176,7 @@ def main() -> None:
             "new_tokens": options.tokens,
             "tokens_per_second": medians,
             "costs": costs,
+            "shares_of_all_cores": shares,
             "all": rates,
         }
         options.json.write_text(json.dumps(figures, indent=1) + "\n")

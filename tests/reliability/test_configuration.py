@@ -176,6 +176,7 @@ KINDS = [
             "model.max_len": between(3, 10**6),
             **dict.fromkeys(["data.min_length", "data.max_length"], SIZE),
             "data.val_samples": between(1, 10_000),
+            "model.random_positions": between(0, 1),
         },
         seq2seq_related,
     ),

@@ -14,8 +14,8 @@ SCRIPT = ROOT / "launch/train_seq2seq.py"
 
 
 def test_recipes_are_every_kind_of_positions() -> None:
-    assert {positions for positions, _ in RECIPES.values()} == {"sinusoidal", "learned", "rotary"}
-    assert {cross for _, cross in RECIPES.values()} == {"content", "start", "both_ends"}
+    assert {positions for positions, *_ in RECIPES.values()} == {"sinusoidal", "learned", "rotary"}
+    assert {cross for _, cross, _ in RECIPES.values()} == {"content", "start", "both_ends"}
 
 
 def test_a_trial_is_trained_once_and_measured_by_length(tmp_path: Path) -> None:
@@ -43,6 +43,6 @@ def test_a_training_that_fails_says_why(tmp_path: Path) -> None:
     config.write_text(config_to_yaml(small_config()))
     trial = Trial(task="copy", recipe="learned", seed=1)
     with pytest.raises(
-        CommandError, match=r"training copy-learned-content-1 ended with code 2: error: unknown option x"
+        CommandError, match=r"training copy-learned-content-0.0-1 ended with code 2: error: unknown option x"
     ):
         train_trial(trial, SCRIPT, config, tmp_path, ["--x", "1"])

@@ -110,10 +110,15 @@ class Kind:
         return all(self.ranges[name](value) for name, value in numbers.items()) and self.related(config)
 
 
+def words(annotation: Any) -> list[str]:
+    """The values of a choice, which may be one of null as well."""
+    return [word for part in (annotation, *get_args(annotation)) for word in get_args(part) if isinstance(word, str)]
+
+
 def fits(value: Any, annotation: Any) -> bool:
     choices = get_args(annotation) or (annotation,)
-    if any(isinstance(choice, str) for choice in choices):
-        return isinstance(value, str) and value in choices
+    if isinstance(value, str) and words(annotation):
+        return value in words(annotation)
     return type(value) in choices or (float in choices and type(value) is int)
 
 
@@ -327,7 +332,7 @@ def suitable(kind: Kind, name: str) -> st.SearchStrategy[Any]:
         return TREES
     if kind.is_numeric(name):
         return NUMBERS | (st.floats(0, 1) if kind.types[name] is float else st.sampled_from([1, 2, 4, 8, 32, 128, 256]))
-    return TEXTS if kind.is_text(name) else st.sampled_from([True, False, *(get_args(kind.types[name]) or ("x",))])
+    return TEXTS if kind.is_text(name) else st.sampled_from([True, False, *(words(kind.types[name]) or ["x"])])
 
 
 def ways_to_say(kind: Kind, names: list[str], values: list[Any]) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """Pairs of texts as batches of numbers, whatever they come from.
 
-Shapes: B batch, S source tokens, T target tokens.
+Shapes: B batch, S source tokens, T target tokens, P the longer of the two.
 """
 
+import random
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Protocol
@@ -15,6 +16,7 @@ from seq2seq.pairs import FilePairs
 from seq2seq.tasks import GeneratedPairs, Pair, Split
 from seq2seq.vocabulary import END, PAD, START, Vocabulary
 from training.errors import InputError
+from training.seeds import derive_seed
 from training.task import IGNORED, Batch
 
 EPOCH = 100_000
@@ -59,6 +61,7 @@ class PairData:
         data: Which pairs.
         max_len: Longest sequence of the model, in tokens.
         seed: Of the run.
+        random_positions: Share of the training pairs that stand at random places; see `ModelConfig`.
 
     Attributes:
         validation: Pairs whose loss is measured.
@@ -68,7 +71,8 @@ class PairData:
         InputError: The pairs do not serve; see `load_pairs`, and `FilePairs.check_lengths`.
     """
 
-    def __init__(self, data: DataConfig, max_len: int, seed: int) -> None:
+    def __init__(self, data: DataConfig, max_len: int, seed: int, random_positions: float = 0.0) -> None:
+        self.max_len, self.seed, self.random_positions = max_len, seed, random_positions
         self.pairs = load_pairs(data, seed)
         if isinstance(self.pairs, FilePairs):
             self.pairs.check_lengths(max_len)
@@ -87,9 +91,21 @@ class PairData:
         )
 
     def training_batch(self, first: int, count: int) -> Batch:
-        """Pairs `first` to `first + count` of the endless stream."""
-        pairs = [self.pairs.pair("train", index) for index in range(first, first + count)]
-        return make_batch(encode(pairs, self.vocabulary))
+        """Pairs `first` to `first + count` of the endless stream, and their places, if any stand at random ones."""
+        indices = range(first, first + count)
+        encoded = encode([self.pairs.pair("train", index) for index in indices], self.vocabulary)
+        batch = make_batch(encoded)
+        if self.random_positions == 0:
+            return batch
+        places = [self._places(index, max(map(len, pair))) for index, pair in zip(indices, encoded, strict=True)]
+        return Batch((*batch.inputs, padded(places, 0)), batch.targets_BT)
+
+    def _places(self, index: int, count: int) -> list[int]:
+        """Where the tokens of training pair `index` stand, in its source and in its target."""
+        dice = random.Random(derive_seed(self.seed, "places", index))
+        if dice.random() >= self.random_positions:
+            return list(range(count))
+        return sorted(dice.sample(range(self.max_len), count))
 
     def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterator[Batch]:
         """A rank's share of the validation pairs."""

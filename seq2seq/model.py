@@ -9,7 +9,8 @@ With rotary positions, cross-attention may know positions as well (`cross_positi
 target, keys by the place in the source, so that a head can look at a fixed distance whatever the length, as copying
 wants. With `both_ends`, the second half of the heads counts the source from its end, as reversing wants.
 
-Shapes: B batch, S source tokens, T target tokens, M model size, V vocabulary, H key-value heads.
+Shapes: B batch, S source tokens, T target tokens, P the longer of the two, M model size, V vocabulary,
+H key-value heads.
 """
 
 import math
@@ -66,12 +67,13 @@ class EncoderDecoder(nn.Module):
         """Draw all weights anew, on the CPU, from `generator`; see `layers.init_weights`."""
         init_weights(self, embedding=self.embedding, head=self.head, generator=generator)
 
-    def forward(self, source_BS: Tensor, target_BT: Tensor) -> Tensor:
+    def forward(self, source_BS: Tensor, target_BT: Tensor, places_BP: Tensor | None = None) -> Tensor:
         """Predict the token after each of `target_BT`.
 
         Args:
             source_BS: Token ids of each source, from start to end, padded with `PAD`.
             target_BT: Token ids of each target, from its start on.
+            places_BP: Places, of which both take the first; None for those from 0 on. See `config.random_positions`.
 
         Returns:
             Logits of shape (B, T, V).
@@ -79,38 +81,32 @@ class EncoderDecoder(nn.Module):
         Raises:
             ValueError: A sequence is longer than `max_len`.
         """
-        places_P = self._random_places(max(source_BS.size(1), target_BT.size(1))) if self.training else None
-        return self.predict(self.decode(target_BT, self.encode(source_BS, places_P), places_P=places_P))
+        return self.predict(self.decode(target_BT, self.encode(source_BS, places_BP), places_BP=places_BP))
 
-    def _random_places(self, count: int) -> Tensor | None:
-        """Where the tokens of a training batch stand, if not from 0 on; see `config.random_positions`."""
-        share, device = self.config.random_positions, self.embedding.weight.device
-        if share == 0 or torch.rand(()) >= share:
-            return None
-        return torch.randperm(self.config.max_len)[:count].sort().values.to(device)
-
-    def encode(self, source_BS: Tensor, places_P: Tensor | None = None) -> Memory:
-        """Read sources, padded with `PAD`, whose tokens stand at the first of `places_P`, or from 0 on."""
+    def encode(self, source_BS: Tensor, places_BP: Tensor | None = None) -> Memory:
+        """Read sources, padded with `PAD`, whose tokens stand at the first of `places_BP`, or from 0 on."""
         mask_BS = source_BS != PAD
-        x_BSM, rotary = self._embed(source_BS, _first(places_P, source_BS.size(1)))
+        x_BSM, rotary = self._embed(source_BS, _first(places_BP, source_BS.size(1)))
         for block in self.encoder_blocks:
             x_BSM = block(x_BSM, rotary, mask_BTS=mask_BS[:, None])
         return Memory(
             states_BSM=self.encoder_norm(x_BSM),
             mask_B1S=mask_BS[:, None],
-            rotary=self._memory_rotary(mask_BS, places_P),
+            rotary=self._memory_rotary(mask_BS, places_BP),
         )
 
-    def _memory_rotary(self, mask_BS: Tensor, places_P: Tensor | None) -> Turn | None:
+    def _memory_rotary(self, mask_BS: Tensor, places_BP: Tensor | None) -> Turn | None:
         if self.rotary is None or self.config.crossing == "content":
             return None
         if self.config.crossing == "start":
-            return self.rotary(mask_BS.size(1), _first(places_P, mask_BS.size(1)))
+            return self.rotary(mask_BS.size(1), _first(places_BP, mask_BS.size(1)))
         from_start_S = torch.arange(mask_BS.size(1), device=mask_BS.device)
         from_end_BS = (mask_BS.sum(1, keepdim=True) - 1 - from_start_S).clamp(min=0)
         half = self.config.kv_heads // 2
         both_BHS = torch.stack((from_start_S.expand_as(from_end_BS), from_end_BS), 1).repeat_interleave(half, 1)
-        return self.rotary(mask_BS.size(1), both_BHS if places_P is None else places_P[both_BHS])
+        if places_BP is not None:
+            both_BHS = places_BP[:, None].expand(-1, both_BHS.size(1), -1).gather(2, both_BHS)
+        return self.rotary(mask_BS.size(1), both_BHS)
 
     def decode(
         self,
@@ -118,7 +114,7 @@ class EncoderDecoder(nn.Module):
         memory: Memory,
         cache: KVCache | None = None,
         place: Place | None = None,
-        places_P: Tensor | None = None,
+        places_BP: Tensor | None = None,
     ) -> Tensor:
         """All of the decoder but the head, of shape (B, T, M).
 
@@ -127,11 +123,11 @@ class EncoderDecoder(nn.Module):
             memory: Of the sources.
             cache: What earlier calls computed of the same targets; the tokens continue there.
             place: Where the tokens stand in the cache; None for `cache.extend(T)`.
-            places_P: Without a cache, places of which the tokens take the first; None for those from 0 on.
+            places_BP: Without a cache, places of which the tokens take the first; None for those from 0 on.
         """
         if cache is not None and place is None:
             place = cache.extend(target_BT.size(1))
-        positions_BT = _first(places_P, target_BT.size(1)) if place is None else place.positions_BT
+        positions_BT = _first(places_BP, target_BT.size(1)) if place is None else place.positions_BT
         x_BTM, rotary = self._embed(target_BT, positions_BT)
         for index, block in enumerate(self.decoder_blocks):
             own, of_memory = (None if c is None else c.layers[index] for c in (cache, memory.cache))
@@ -196,9 +192,8 @@ class EncoderDecoder(nn.Module):
         return 6.0 * (weights + (self.embedding.weight.numel() if self.head is None else 0))
 
 
-def _first(places_P: Tensor | None, count: int) -> Tensor | None:
-    """The first places as the positions of all sequences, (1, T)."""
-    return None if places_P is None else places_P[None, :count]
+def _first(places_BP: Tensor | None, count: int) -> Tensor | None:
+    return None if places_BP is None else places_BP[:, :count]
 
 
 def _weights(linears: Sequence[nn.Module]) -> int:

@@ -39,7 +39,7 @@ class Seq2SeqTask:
 
     def __init__(self, config: Seq2SeqConfig) -> None:
         self.config = config
-        self.data = PairData(config.data, config.model.max_len, config.seed)
+        self.data = PairData(config.data, config.model.max_len, config.seed, config.model.random_positions)
         self.model = self.model_class(config.model, len(self.data.vocabulary))
         self.model.init_weights(generator(config.seed, "weights"))
         self.samples_per_epoch = self.data.pairs_per_epoch

@@ -78,8 +78,9 @@ def test_two_processes_give_the_losses_of_one(
 
 @pytest.mark.parametrize("accumulation_steps", [1, 3])
 def test_two_processes_train_the_encoder_decoder_as_one_does(tmp_path: Path, accumulation_steps: int) -> None:
-    """Sources and targets of different lengths: each process pads its own share."""
+    """Sources and targets of different lengths, half of them at random places: each process pads its own share."""
     config = with_training(small_config(), precision="fp64", max_steps=20, eval_interval=10, label_smoothing=0.1)
+    config = replace(config, model=replace(config.model, random_positions=0.5))
     train_seq2seq(config, output_dir=tmp_path / "one")
     file = write(with_training(config, accumulation_steps=accumulation_steps), tmp_path)
     train = [*torchrun(2), ROOT / "launch/train_seq2seq.py", "--config", file, "--output_dir", "two"]

@@ -74,7 +74,9 @@ CONFIG = GPTConfig(
 SEQ2SEQ_CONFIG = Seq2SeqConfig(
     name="killed",
     tracking="none",
-    model=Seq2SeqModelConfig(num_layers=1, d_model=16, num_heads=2, d_ff=32, max_len=16, dropout=0.1),
+    model=Seq2SeqModelConfig(
+        num_layers=1, d_model=16, num_heads=2, d_ff=32, max_len=16, dropout=0.1, random_positions=0.5
+    ),
     data=Seq2SeqDataConfig(task="reverse", symbols="abcdefgh", max_length=6, val_samples=40),
     training=replace(CONFIG.training, label_smoothing=0.1, eval_batch_size=8),
     optimizer=CONFIG.optimizer,

@@ -8,7 +8,8 @@ from uuid import uuid4
 import gradio as gr
 from gradio.events import api
 
-from demo.session import MOST_SEED, Session
+from demo.limits import MOST_SEED
+from demo.session import Session
 from demo.tabs.common import MODEL, Updates, told
 from gpt.benchmark import ROWS
 from gpt.generation import WhenFull

@@ -18,7 +18,7 @@ from demo.closed_routes import ClosedRoutes
 from demo.quick_training import QuickTraining
 from demo.session import Session
 from demo.tabs.benchmark import benchmark_tab
-from demo.tabs.common import UNSEEN, choices
+from demo.tabs.common import UNSEEN, choices, owner_of
 from demo.tabs.pairs import pairs_tab
 from demo.tabs.training import NAME as TRAINING
 from demo.tabs.training import training_tab
@@ -34,8 +34,21 @@ FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
 
 def theme() -> gr.themes.Base:
-    """Fonts of the visitor's own machine: nothing is fetched from elsewhere."""
-    return gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"])
+    """Fonts of the visitor's own machine: nothing is fetched from elsewhere. Colours that can be read on each other."""
+    default = gr.themes.Default(
+        primary_hue="blue", font=FONTS, font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"]
+    )
+    return default.set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+        button_cancel_background_fill="#dc2626",
+        button_cancel_background_fill_dark="#dc2626",
+        button_cancel_background_fill_hover="#b91c1c",
+        button_cancel_background_fill_hover_dark="#b91c1c",
+        body_text_color_subdued="*neutral_500",
+    )
 
 
 def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr.Blocks:
@@ -53,10 +66,16 @@ def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr
                 training_tab(session, tabs)
         pickers = [write_pickers, bench_pickers, pair_pickers]
 
-        def refresh() -> list[Any]:
-            return [choices(session, kind) for kind in ("gpt", "gpt", "seq2seq")]
+        def refresh(*chosen: Any) -> list[Any]:
+            kinds = ("gpt", "gpt", "seq2seq")
+            return [choices(session, kind, name) for kind, name in zip(kinds, chosen or [None] * 3, strict=True)]
+
+        def leave(request: gr.Request) -> None:
+            session.jobs.stop(owner_of(request))
 
         page.load(refresh, None, pickers, queue=False, **UNSEEN)
+        tabs.select(refresh, pickers, pickers, queue=False, **UNSEEN)
+        page.unload(leave)
         add_api(session, concurrency)
     return page
 
@@ -147,7 +166,9 @@ def _check_address(host: str, port: int) -> None:
         with socket.create_server((host, port)):
             pass
     except OSError as error:
-        raise InputError(f"cannot listen at {host}:{port}: {os.strerror(error.errno or 0)}") from error
+        # An unknown name has a number of its own.
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise InputError(f"cannot listen at {host}:{port}: {reason}") from error
 
 
 def _auth(text: str | None) -> tuple[str, str] | None:

@@ -46,7 +46,7 @@ class Entry:
     def label(self) -> str:
         """What the picker shows."""
         task = f"{self.task}, " if self.task else ""
-        loss = "" if self.val_loss is None else f"validation loss {self.val_loss:.3f}, "
+        loss = "" if self.val_loss is None else f"val. loss {self.val_loss:.3f}, "
         return f"{self.name} ({task}{loss}{self.megabytes:.1f} MB)"
 
 
@@ -156,7 +156,7 @@ def _entry(folder: Path) -> Entry | None:
             kind=kind,
             task=task,
             step=step,
-            val_loss=line.get("val_loss"),
+            val_loss=None if line.get("val_loss") is None else float(line["val_loss"]),
             megabytes=megabytes,
         )
     except (InputError, OSError, ValueError, KeyError, TypeError):

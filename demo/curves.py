@@ -1,7 +1,10 @@
 """The curves of runs, read from their `metrics.jsonl`, while they are written too."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
+from math import isfinite
 from pathlib import Path
 
 from demo.catalogue import changed
@@ -9,6 +12,8 @@ from demo.line_chart import Line
 from training.run_folder import RunFolder
 
 MOST_POINTS = 300
+SAMPLES = 3
+"""The latest ones that are shown."""
 CURVES = {
     "loss": ("train_loss", "val_loss"),
     "learning rate": ("learning_rate",),
@@ -23,13 +28,13 @@ class Curves:
 
     Attributes:
         charts: For each chart its lines, against the step.
-        sample: The latest sample of the run that was written last, or an empty text.
-        sample_of: Which run and step it is of.
+        samples: The latest samples of the run that was written last, the newest first, or an empty text.
+        samples_of: Which run they are of.
     """
 
     charts: dict[str, list[Line]]
-    sample: str
-    sample_of: str
+    samples: str
+    samples_of: str
 
 
 def stamp(runs: Sequence[RunFolder]) -> tuple[tuple[str, int, int], ...]:
@@ -44,25 +49,31 @@ def _samples(run: RunFolder) -> Path:
 def read_curves(runs: Sequence[RunFolder]) -> Curves:
     """Read the curves of some runs; lines that are cut short are left out."""
     charts: dict[str, list[Line]] = {name: [] for name in CURVES}
-    for run in runs:
+    for run, colour in zip(runs, cycle(PALETTE), strict=False):
         lines = run.read_metrics()
         for chart, keys in CURVES.items():
             for key in keys:
-                points = [(line["step"], line[key]) for line in lines if key in line]
+                points = [(line["step"], line[key]) for line in lines if _is_number(line.get(key))]
                 stride = -(-len(points) // MOST_POINTS) or 1
                 kept = points[::stride] + (points[-1:] if points and (len(points) - 1) % stride else [])
                 name = f"{run.path.name}, {key.removesuffix('_loss')}" if len(keys) > 1 else run.path.name
                 if kept:
-                    charts[chart].append(Line(name, PALETTE[len(charts[chart]) % len(PALETTE)], kept))
-    sample, sample_of = _latest_sample(runs)
-    return Curves(charts=charts, sample=sample, sample_of=sample_of)
+                    charts[chart].append(Line(name, colour, kept, faint=key == "train_loss"))
+    samples, samples_of = _latest_samples(runs)
+    return Curves(charts=charts, samples=samples, samples_of=samples_of)
 
 
-def _latest_sample(runs: Sequence[RunFolder]) -> tuple[str, str]:
-    files = [file for run in runs for file in _samples(run).glob("step-*.txt")]
-    try:
-        latest = max(files, key=lambda file: (changed(file), file.name))
-        step = int(latest.stem.partition("-")[2])
-        return latest.read_text(errors="replace"), f"{latest.parent.parent.name}, step {step:,}"
-    except (OSError, ValueError):
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and isfinite(value)
+
+
+def _latest_samples(runs: Sequence[RunFolder]) -> tuple[str, str]:
+    newest = max(runs, key=lambda run: changed(_samples(run)), default=None)
+    if newest is None:
         return "", ""
+    texts = []
+    for file in sorted(_samples(newest).glob("step-*.txt"), reverse=True)[:SAMPLES]:
+        with suppress(OSError, ValueError):  # It may vanish.
+            step = int(file.stem.partition("-")[2])
+            texts.append(f"step {step:,}\n{file.read_text(errors='replace').rstrip()}")
+    return "\n\n".join(texts), newest.path.name if texts else ""

@@ -31,13 +31,15 @@ class Job(Generic[Result]):
     """One piece of work.
 
     Args:
-        work: Fills `result`, and calls `job.check()` between two tokens.
-        result: What it fills. Whoever looks at it sees what is there so far.
+        work: Loads what it needs, sets `job.result` and fills it, and calls `job.check()` between two tokens.
         seconds: After so long it ends.
+
+    Attributes:
+        result: What is there so far, for whoever looks at it; None while the work gets ready.
     """
 
-    def __init__(self, work: Callable[["Job[Result]"], None], result: Result, seconds: float) -> None:
-        self.result = result
+    def __init__(self, work: Callable[["Job[Result]"], None], seconds: float) -> None:
+        self.result: Result | None = None
         self._work, self._seconds = work, seconds
         self._asked: str | None = None
         self._done, self._left = threading.Event(), threading.Event()
@@ -66,19 +68,25 @@ class Job(Generic[Result]):
     def looks(self) -> Generator[Result, None, None]:
         """Start it, and give its result again and again, the last time when it is whole; closing this ends it.
 
+        Work that ends before it has a result gives none.
+
         Raises:
             InputError: What the work raised, or that it failed.
         """
         self._thread.start()
+        due = time.monotonic() + INTERVAL
         try:
-            while not self._done.wait(INTERVAL):
+            while not self._done.wait(max(due - time.monotonic(), 0.0)):
                 self._looked = time.monotonic()
-                yield self.result
+                due = max(due, self._looked - INTERVAL) + INTERVAL  # On time, however long a look took.
+                if self.result is not None:
+                    yield self.result
             if isinstance(self._error, CommandError | ValueError):
                 raise InputError(str(self._error)) from self._error
             if self._error is not None:
                 raise InputError("this failed on the server; its terminal says why")
-            yield self.result
+            if self.result is not None:
+                yield self.result
         finally:
             self.stop()
             self._left.set()
@@ -92,7 +100,8 @@ class Job(Generic[Result]):
         except Exception as error:
             log.exception("a job failed")
             self._error = error
-        self.result.phase, self.result.why = "done", self._asked or self.result.why
+        if self.result is not None:
+            self.result.phase, self.result.why = "done", self._asked or self.result.why
         self._done.set()
 
 

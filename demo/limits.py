@@ -7,6 +7,16 @@ from typing import Any
 
 from training.errors import InputError
 
+TEMPERATURE = 0.0, 10.0
+MOST_TOP_K = 10**6
+SHARE = 0.0, 1.0
+"""Of top-p and min-p."""
+PENALTY = 0.1, 10.0
+MOST_SEED = 2**53
+"""A page's numbers are exact up to here."""
+MOST_NAME = 64
+"""Characters of the name that a page gives its visitor."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:

@@ -15,11 +15,17 @@ STRAY = 0.98
 
 
 class Line(NamedTuple):
-    """Points of one thing, from left to right."""
+    """Points of one thing, from left to right; a faint line stands behind others."""
 
     name: str
     colour: str
     points: Sequence[tuple[float, float]]
+    faint: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Its class, for the style sheet."""
+        return ' class="faint"' if self.faint else ""
 
 
 def line_chart(
@@ -33,7 +39,7 @@ def line_chart(
     labels = "".join(f'<span class="y" style="bottom:{share:.2f}%">{name}</span>' for share, name in rows)
     labels += "".join(f'<span class="x" style="left:{share:.2f}%">{name}</span>' for share, name in columns)
     keys = "".join(
-        f'<span><i style="background:{escape(line.colour)}"></i>{escape(line.name)}'
+        f'<span><i{line.kind} style="background:{escape(line.colour)}"></i>{escape(line.name)}'
         f"{f' <b>{short(line.points[-1][1])}</b>' if line.points else ''}</span>"
         for line in lines
     )
@@ -47,7 +53,7 @@ def line_chart(
 
 def _polyline(line: Line, x_range: tuple[float, float], y_range: tuple[float, float]) -> str:
     points = " ".join(f"{_share(x, x_range):.2f},{100 - _share(y, y_range):.2f}" for x, y in line.points)
-    return f'<polyline points="{points}" style="stroke:{escape(line.colour)}"/>'
+    return f'<polyline{line.kind} points="{points}" style="stroke:{escape(line.colour)}"/>'
 
 
 def _share(value: float, ends: tuple[float, float]) -> float:

@@ -76,7 +76,7 @@ class QuickTraining:
             words = f"step {step:,} of {steps:,}" if step else "starting: the first steps take some seconds"
             return step, steps, f"training the quick model: {words}" + (f", {rate:,.0f} tokens/s" if rate else "")
         if code == 0:
-            return step, steps, f"{self._run.path.name} is trained: choose it above"
+            return step, steps, f"{self._run.path.name} is trained: press Generate"
         return step, steps, f"the training ended early (exit code {code}): {self._last_line()}"
 
     def _last_line(self) -> str:
@@ -84,7 +84,7 @@ class QuickTraining:
             return ""
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1].replace(f"{ROOT}/", "") if lines else "it said nothing"
 
 
 def _steps(config: Path) -> int:

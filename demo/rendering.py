@@ -157,7 +157,7 @@ def download_html(benchmark: Benchmark) -> str:
 
 def target_html(found: Transduction) -> str:
     """Source and target, symbol by symbol."""
-    spans = "".join(
+    spans = found.loaded.vocabulary.separator.join(
         f'<span class="symbol p{min(int(p * SHADES), SHADES - 1)}" title="{p:.1%}">{escape(symbol)}</span>'
         for symbol, p in zip(found.symbols, found.probabilities or [1.0] * len(found.symbols), strict=False)
     )

@@ -74,8 +74,13 @@ class Writing(Growing):
 
     @property
     def context_used(self) -> int:
-        """Tokens of the context that are taken, as long as it has not slid."""
-        return min(len(self.prompt) + len(self.milliseconds), self.context)
+        """Tokens of the context that are taken: once it was full, half of it and what came since."""
+        # Of the prompt no more than fits; the newest token is not read yet.
+        used = min(len(self.prompt), self.context) + max(len(self.milliseconds) - 1, 0)
+        if used <= self.context:
+            return used
+        half = max(self.context // 2, 1)
+        return half + (used - self.context - 1) % (self.context - half + 1)
 
     def figures(self) -> dict[str, Any]:
         """What an API tells besides the text."""

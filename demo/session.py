@@ -1,7 +1,7 @@
 """What the page does, without a page: requests are checked, run as jobs, and their results filled in token by token."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from demo import limits as check
 from demo.catalogue import Catalogue
 from demo.jobs import Job, Jobs
-from demo.limits import Limits
+from demo.limits import MOST_SEED, MOST_TOP_K, PENALTY, SHARE, TEMPERATURE, Limits
 from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
 from gpt.benchmark import PROMPT_TOKENS, ROWS, Reader, random_prompt
 from gpt.decoding import Decoder
@@ -29,8 +29,6 @@ from training.benchmarking import describe_machine, describe_model
 from training.errors import InputError
 
 ALTERNATIVES = 4
-MOST_SEED = 2**53
-"""A page's numbers are exact up to here."""
 BLOCK = 10
 """Tokens that an arm of the benchmark reads before the next one's turn."""
 
@@ -63,43 +61,44 @@ class Session:
             InputError: Something is out of range or unknown, or the checkpoint is damaged or gone.
         """
         asked = _asked(prompt, options, self.limits)
-        loaded = self.catalogue.gpt(run)
-        decoder = Decoder(loaded.model)
-        tokens = loaded.tokenizer.encode(asked.prompt, "the prompt").tolist()
-        context = loaded.config.model.max_len
-        limit = new_token_limit(context, tokens, asked.new_tokens, asked.when_full)
-        writing = Writing(
-            run=str(run),
-            prompt=asked.prompt,
-            mode=decoder.mode,
-            context=context,
-            when_full=asked.when_full,
-            limit=limit,
-            cache_bytes=cache_bytes(loaded.model)(1, min(context, len(tokens) + limit - 1)),
-        )
 
         def work(job: Job[Writing]) -> None:
-            _write(job, writing, decoder, loaded, asked)
+            loaded = self.catalogue.gpt(run)
+            decoder = Decoder(loaded.model)
+            tokens = loaded.tokenizer.encode(asked.prompt, "the prompt").tolist()
+            context = loaded.config.model.max_len
+            limit = new_token_limit(context, tokens, asked.new_tokens, asked.when_full)
+            job.check()
+            job.result = Writing(
+                run=str(run),
+                prompt=asked.prompt,
+                mode=decoder.mode,
+                context=context,
+                when_full=asked.when_full,
+                limit=limit,
+                cache_bytes=cache_bytes(loaded.model)(1, min(context, len(tokens) + limit - 1)),
+            )
+            _write(job, job.result, decoder, loaded, asked)
 
-        yield from self.jobs.run(owner, Job(work, writing, self.limits.seconds))
+        yield from self.jobs.run(owner, Job(work, self.limits.seconds))
 
     def benchmark(self, owner: str, run: Any, new_tokens: Any = ROWS[-1]) -> Generator[Benchmark, None, None]:
         """Measure the reference's table with the model of a run; see `write`."""
         length = check.integer("new_tokens", new_tokens, ROWS[0], self.limits.new_tokens)
-        loaded = self.catalogue.gpt(run)
-        model = loaded.model
-        eager, fastest = Decoder(model, "eager"), Decoder(model)
-        arms = {WITHOUT: (eager, False), WITH: (eager, True)}
-        if fastest.mode != "eager":
-            arms[f"{WITH}, {fastest.mode}"] = (fastest, True)
-        about = describe_machine(model.embedding.weight.device) | {
-            "model": describe_model(model, str(run)),
-            "precision": "fp32",
-            "prompt_tokens": PROMPT_TOKENS,
-        }
-        result = Benchmark(about=about, seconds={name: [] for name in arms})
 
         def work(job: Job[Benchmark]) -> None:
+            model = self.catalogue.gpt(run).model
+            eager, fastest = Decoder(model, "eager"), Decoder(model)
+            arms = {WITHOUT: (eager, False), WITH: (eager, True)}
+            if fastest.mode != "eager":
+                arms[f"{WITH}, {fastest.mode}"] = (fastest, True)
+            about = describe_machine(model.embedding.weight.device) | {
+                "model": describe_model(model, str(run)),
+                "precision": "fp32",
+                "prompt_tokens": PROMPT_TOKENS,
+            }
+            job.check()
+            result = job.result = Benchmark(about=about, seconds={name: [] for name in arms})
             tokens = random_prompt(model.vocab_size, PROMPT_TOKENS, 0)
             chooser = Reader(fastest, use_cache=True)
             logits_V = chooser.read(tokens)
@@ -122,39 +121,43 @@ class Session:
                         result.seconds[name].append(passed + (result.seconds[name][-1] if n else 0.0))
                         job.check()
 
-        yield from self.jobs.run(owner, Job(work, result, self.limits.seconds))
+        yield from self.jobs.run(owner, Job(work, self.limits.seconds))
 
     def transduce(self, owner: str, run: Any, source: Any, beams: Any = 1) -> Generator[Transduction, None, None]:
         """Decode the target of a source, greedily or with several beams; see `write`."""
         asked = check.text("the source", source, self.limits.prompt_characters)
         width = check.integer("beams", beams, 1, self.limits.beams)
-        loaded = self.catalogue.seq2seq(run)
-        tokens = loaded.vocabulary.encode(asked, "the source")
-        check_source(tokens, loaded.config.model.max_len, "the source")
-        result = Transduction(run=str(run), loaded=loaded, source=asked, source_tokens=list(tokens))
 
         def work(job: Job[Transduction]) -> None:
+            loaded = self.catalogue.seq2seq(run)
+            tokens = loaded.vocabulary.encode(asked, "the source")
+            check_source(tokens, loaded.config.model.max_len, "the source")
+            job.check()
+            result = job.result = Transduction(run=str(run), loaded=loaded, source=asked, source_tokens=list(tokens))
             if width > 1:
-                found = search(loaded.model, tokens, width=width, on_step=job.check)
+
+                def on_step(best: tuple[int, ...]) -> None:
+                    job.check()
+                    _show(result, best)
+
+                found = search(loaded.model, tokens, width=width, on_step=on_step)
                 result.beams = [
                     (loaded.vocabulary.decode([t for t in beam.tokens if t != END]), beam.log_probability)
                     for beam in found
                 ]
-                for token in found[0].tokens:
-                    if token != END:
-                        _add(result, token)
+                _show(result, [token for token in found[0].tokens if token != END])
             else:
                 for chosen in decode_steps(loaded.model, [tokens]):
                     token = int(chosen.tokens_B[0])
                     result.probabilities.append(float(chosen.log_probabilities_B[0].exp()))
                     if token == END:
                         break
-                    _add(result, token)
+                    _show(result, [*result.tokens, token])
                     job.check()
             seen = result.tokens[: loaded.config.model.max_len - 1]
             result.attention = cross_attention(loaded.model, tokens, seen)
 
-        yield from self.jobs.run(owner, Job(work, result, self.limits.seconds))
+        yield from self.jobs.run(owner, Job(work, self.limits.seconds))
 
 
 _ENDS = {
@@ -193,18 +196,18 @@ def _asked(prompt: Any, options: dict[str, Any], limits: Limits) -> _Asked:
 
 
 def _sampling(options: dict[str, Any]) -> Sampling:
-    def optional(name: str, low: float, high: float) -> float | None:
+    def optional(name: str) -> float | None:
         value = options.get(name)
-        return None if value is None else check.number(name, value, low, high)
+        return None if value is None else check.number(name, value, *SHARE)
 
     top_k = options.get("top_k")
     try:
         return Sampling(
-            temperature=check.number("temperature", options.get("temperature", 0.8), 0.0, 10.0),
-            top_k=None if top_k is None or top_k == 0 else check.integer("top_k", top_k, 1, 10**6),
-            top_p=optional("top_p", 0.0, 1.0),
-            min_p=optional("min_p", 0.0, 1.0),
-            repetition_penalty=check.number("repetition_penalty", options.get("repetition_penalty", 1.0), 0.1, 10.0),
+            temperature=check.number("temperature", options.get("temperature", 0.8), *TEMPERATURE),
+            top_k=None if top_k is None else check.integer("top_k", top_k, 0, MOST_TOP_K) or None,
+            top_p=optional("top_p"),
+            min_p=optional("min_p"),
+            repetition_penalty=check.number("repetition_penalty", options.get("repetition_penalty", 1.0), *PENALTY),
         )
     except ValueError as error:
         raise InputError(str(error)) from error
@@ -254,6 +257,6 @@ def _read_without_cache(job: Job[Writing], writing: Writing, decoder: Decoder, l
         job.check()
 
 
-def _add(result: Transduction, token: int) -> None:
-    result.tokens.append(token)
-    result.symbols.append(result.loaded.vocabulary.decode([token]))
+def _show(result: Transduction, tokens: Sequence[int]) -> None:
+    result.symbols = [result.loaded.vocabulary.decode([token]) for token in tokens]
+    result.tokens = list(tokens)

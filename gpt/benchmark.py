@@ -80,7 +80,7 @@ class Reader:
 
     def __init__(self, decoder: Decoder, *, use_cache: bool, forward: Callable[[Tensor], Tensor] | None = None) -> None:
         self._decoder = decoder
-        self._forward = forward or decoder.model
+        self._forward = decoder.model if forward is None else forward
         self._cache: KVCache | None = decoder.take_cache() if use_cache else None
         self._window: list[int] = []
 

@@ -178,9 +178,12 @@ def search(
     max_new_tokens: int | None = None,
     length_penalty: float = 1.0,
     mode: Mode = "auto",
-    on_step: Callable[[], None] = lambda: None,
+    on_step: Callable[[tuple[int, ...]], None] = lambda tokens: None,
 ) -> list[Beam]:
     """The likeliest targets of a source that a beam search finds, with their end tokens; see `layers.beam_search`.
+
+    A single beam is the greedy target, whatever the penalty, which would let it go on past its end. Before each step
+    `on_step` is told the tokens of the best target that has not ended.
 
     Raises:
         InputError: An option is out of range, or the source is empty or too long.
@@ -193,11 +196,15 @@ def search(
     cache = model.new_cache(width, limit)
     read_next = _reader(model, _read_sources(model, [source] * width), cache, mode)
     device = model.embedding.weight.device
+    beams: list[tuple[int, ...]] = [()] * width
 
     def read(tokens: Sequence[int], origins: Sequence[int]) -> Tensor:
-        on_step()
+        nonlocal beams
+        beams = [(*beams[origin], token) for token, origin in zip(tokens, origins, strict=True)]
+        on_step(beams[0][1:])
         cache.reorder(origins)
         return _without_start(read_next(torch.tensor(tokens, device=device)[:, None]))
 
     first_BV = read([START] * width, range(width))
-    return beam_search(first_BV[0], read, width=width, max_new_tokens=limit, length_penalty=length_penalty, end=END)
+    penalty = length_penalty if width > 1 else 0.0
+    return beam_search(first_BV[0], read, width=width, max_new_tokens=limit, length_penalty=penalty, end=END)

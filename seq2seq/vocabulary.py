@@ -52,7 +52,12 @@ class Vocabulary:
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of numbers; special ones show as such."""
         names = ("<pad>", "<start>", "<end>", *self.symbols)
-        return {"characters": "", "words": " "}[self.unit].join(names[token] for token in tokens)
+        return self.separator.join(names[token] for token in tokens)
+
+    @property
+    def separator(self) -> str:
+        """What stands between two symbols of a text."""
+        return {"characters": "", "words": " "}[self.unit]
 
     def to_json(self) -> str:
         """The content of vocabulary.json."""

@@ -20,7 +20,8 @@ def benchmark_tab(session: Session, concurrency: int) -> gr.Dropdown:
     """The tab; returns its picker of a run."""
     gr.Markdown(
         "The time until 100, 200, 300 and 500 new tokens after a prompt of 8, read without the key-value cache and with"
-        " it. The reference is a 12-layer, 768-wide model; smaller models are bound by other things."
+        " it. The reference is a 12-layer, 768-wide model; smaller models are bound by other things. A run ends after"
+        f" {session.limits.seconds:g} seconds with what it has; `python demo/app.py --seconds 600` gives it more."
     )
     with gr.Row():
         run = picker(session, "gpt", "benchmark")

@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from demo.limits import MOST_NAME
 from demo.session import Session
 from training.errors import InputError
 
@@ -15,10 +16,11 @@ UNSEEN: Any = {"api_visibility": "private", "show_progress": "hidden"}
 Updates = Generator[Any, None, None]
 
 
-def choices(session: Session, kind: Any, **options: Any) -> gr.Dropdown:
-    """A picker with the runs that there are now, the newest chosen."""
+def choices(session: Session, kind: Any, chosen: Any = None, **options: Any) -> gr.Dropdown:
+    """A picker with the runs that there are now; what was chosen stays, or else the newest is."""
     found = [(entry.label, entry.name) for entry in session.catalogue.entries(kind)]
-    return gr.Dropdown(choices=found, value=found[0][1] if found else None, **options)
+    names = [name for _, name in found]
+    return gr.Dropdown(choices=found, value=chosen if chosen in names else next(iter(names), None), **options)
 
 
 def picker(session: Session, kind: str, name: str) -> gr.Dropdown:
@@ -28,7 +30,7 @@ def picker(session: Session, kind: str, name: str) -> gr.Dropdown:
 
 def owner_of(request: gr.Request) -> str:
     """Who asks: one for each page that is open."""
-    return str(request.session_hash)
+    return str(request.session_hash)[:MOST_NAME]
 
 
 def wire(

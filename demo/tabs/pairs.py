@@ -27,7 +27,7 @@ def pairs_tab(session: Session, concurrency: int) -> gr.Dropdown:
                 stop = gr.Button("Stop", variant="stop")
             gr.Markdown(
                 "Train one with `python launch/train_seq2seq.py --config configs/seq2seq/reverse.yaml` (or `copy.yaml`,"
-                " `dates.yaml`); it appears here when the page is loaded anew."
+                " `dates.yaml`); it appears here when the tab is opened again."
             )
         with gr.Column(scale=7, min_width=320):
             target = gr.HTML('<div class="target"></div>', elem_id="target", padding=False)
@@ -37,16 +37,17 @@ def pairs_tab(session: Session, concurrency: int) -> gr.Dropdown:
 
     def work(owner: str, run: Any, source: Any, beams: Any) -> Updates:
         looks = session.transduce(owner, run, source, beams)
+        drawn: Any = None  # Not the picture of an older target.
         with closing(looks):
             for found in told(looks):
                 if isinstance(found, InputError):
                     yield gr.skip(), gr.skip(), show.message_html(str(found))
                     return
-                drawn = gr.skip()
                 if found.phase == "done" and found.attention:
                     names = found.loaded.vocabulary
                     drawn = attention_figure(found.attention, found.source_tokens, found.tokens, names)
                 yield show.target_html(found), drawn, show.message_html(found.why, "going")
+                drawn = gr.skip()
 
     wire(session, (button, stop), work, [run, source, beams], [target, picture, message], concurrency)
     return run

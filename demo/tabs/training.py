@@ -15,13 +15,13 @@ NAME = "Training"
 
 def training_tab(session: Session, tabs: gr.Tabs) -> None:
     """The tab `NAME` of some, which follows the runs while it is the one that is shown."""
-    runs = gr.CheckboxGroup([], label="Runs", elem_id="training-runs")
+    runs = gr.CheckboxGroup([], label=f"Runs (at most {session.limits.runs} are drawn)", elem_id="training-runs")
     with gr.Row():
         plots = [
             gr.HTML(_chart(name, []), elem_id=f"curve-{name.split()[0]}", padding=False, min_height=280)
             for name in CURVES
         ]
-    sample = gr.Textbox(label="Latest sample", lines=6, max_lines=12, interactive=False, elem_id="sample")
+    sample = gr.Textbox(label="Latest samples", lines=6, max_lines=12, interactive=False, elem_id="sample")
     seen = gr.State(())
     timer = gr.Timer(2.0, active=False)
 
@@ -35,8 +35,8 @@ def training_tab(session: Session, tabs: gr.Tabs) -> None:
         if now == seen:
             return tuple(gr.skip() for _ in range(len(plots) + 2))
         curves = read_curves(found)
-        label = f"Latest sample: {curves.sample_of}" if curves.sample_of else "Latest sample"
-        return *(_chart(name, curves.charts[name]) for name in CURVES), gr.Textbox(curves.sample, label=label), now
+        label = f"Latest samples of {curves.samples_of}" if curves.samples_of else "Latest samples"
+        return *(_chart(name, curves.charts[name]) for name in CURVES), gr.Textbox(curves.samples, label=label), now
 
     def select(shown: gr.SelectData, ticked: Any) -> tuple[Any, Any]:
         if shown.value != NAME:

@@ -41,7 +41,7 @@ def _options(session: Session) -> list[Any]:
     """What the sampler takes, in the order in which `_work` takes it."""
     with gr.Row():
         new_tokens = gr.Slider(1, session.limits.new_tokens, 500, step=1, label="New tokens", elem_id="new-tokens")
-        temperature = gr.Slider(0, 2, 0.8, step=0.05, label="Temperature (0: likeliest)")
+        temperature = gr.Slider(0, 2, 0.8, step=0.05, label="Temperature")
     with gr.Accordion("More of the sampler", open=False):
         with gr.Row():
             top_k = gr.Slider(0, 100, 0, step=1, label="Top k (0: all)")
@@ -106,7 +106,7 @@ def _offer_training(
     timer = gr.Timer(1.0, active=False)
     outputs = [empty, train, leave, timer, run]
 
-    def look() -> tuple[Any, ...]:
+    def look(watched: bool = True) -> tuple[Any, ...]:
         step, steps, words = training.progress()
         none = not session.catalogue.entries("gpt")
         if training.running:
@@ -116,7 +116,7 @@ def _offer_training(
             f"There is no trained model under {session.catalogue.runs}/ yet. The quick one takes 1.5 to 4 minutes on "
             f"two CPU cores, needs no network, and writes like a child that has heard Shakespeare."
         )
-        html = gr.HTML(show.message_html(words, "going"), visible=none or bool(step))
+        html = gr.HTML(show.message_html(words, "going"), visible=none or (watched and bool(step)))
         return (
             *(html, gr.Button(visible=none), gr.Button(visible=False), gr.Timer(active=False)),
             choices(session, "gpt") if step else gr.skip(),
@@ -134,4 +134,4 @@ def _offer_training(
     train.click(start, None, outputs, queue=False, **UNSEEN)
     leave.click(leave_it, None, outputs, queue=False, **UNSEEN)
     timer.tick(look, None, outputs, queue=False, **UNSEEN)
-    gr.on(None, look, None, outputs, queue=False, **UNSEEN)
+    gr.on(None, lambda: look(watched=False), None, outputs, queue=False, **UNSEEN)

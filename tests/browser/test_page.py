@@ -9,6 +9,8 @@ import pytest
 from demo_runs import Server, serving
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+import demo.jobs
+
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"there is no browser: install Chromium as {CHROMIUM}")
@@ -83,7 +85,9 @@ def test_text_and_chart_grow_until_stop(page: Page) -> None:
         lengths.append(len(page.locator("#text").inner_text()))
     assert lengths == sorted(lengths)
     assert len(set(lengths)) >= 3, f"it streams: {lengths}"
-    assert page.locator("#chart polyline").count() >= 1
+    drawn = page.locator("#chart svg").inner_html()
+    assert "polyline" in drawn
+    page.wait_for_function("before => document.querySelector('#chart svg').innerHTML != before", arg=drawn)
     page.locator("#stop").click()
     expect(page.locator("#figures")).to_contain_text("stopped")
     ended = page.locator("#text").inner_text()
@@ -152,7 +156,9 @@ def test_the_benchmark_fills_its_table_and_offers_the_figures(page: Page, tmp_pa
     table = page.locator("#benchmark-rows")
     expect(table).to_contain_text("reference, RTX 5070 Ti")
     page.wait_for_function(
-        "document.querySelectorAll('#benchmark-rows tbody tr')[0].cells[1].innerText != '-'", timeout=60_000
+        "(rows => rows[0].cells[1].innerText != '-' && rows[3].cells[1].innerText == '-')"
+        "(document.querySelectorAll('#benchmark-rows tbody tr'))",
+        timeout=60_000,
     )
     expect(page.locator("#benchmark-figures")).to_contain_text("done", timeout=60_000)
     assert "-" not in [cell.inner_text() for cell in table.locator("tbody td").all()]
@@ -238,7 +244,7 @@ def test_who_waits_sees_its_place_and_a_tab_that_is_closed_ends_its_request(
     other.close()
     start = time.monotonic()
     expect(page.locator("#figures")).to_contain_text("8 of 8: as long as asked", timeout=30_000)
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < demo.jobs.FORSAKEN / 2
 
 
 def test_the_first_visit_offers_to_train_the_quick_model(browser: Browser, tmp_path: Path) -> None:
@@ -255,5 +261,7 @@ def test_the_first_visit_offers_to_train_the_quick_model(browser: Browser, tmp_p
         page.wait_for_function(
             "document.querySelector('#write-run input')?.value.startsWith('gpt-quick-1')", timeout=20_000
         )
+        page.get_by_role("tab", name="Benchmark").click()
+        page.wait_for_function("document.querySelector('#benchmark-run input')?.value.startsWith('gpt-quick-1')")
         watch.check()
         page.close()

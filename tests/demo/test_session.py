@@ -5,8 +5,10 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 import pytest
@@ -25,10 +27,10 @@ from demo.session import Session
 from gpt.decoding import Decoder
 from gpt.trainer import load_gpt
 from gpt.writing import write
-from layers import KVCache, Sampling
+from layers import KVCache, Sampler, Sampling
 from seq2seq.decoding import decode, search
 from seq2seq.trainer import load_seq2seq
-from seq2seq.vocabulary import END
+from seq2seq.vocabulary import END, Vocabulary
 from training.errors import InputError
 from training.run_folder import RunFolder
 
@@ -57,9 +59,36 @@ def test_the_text_is_what_the_sampler_writes(session: Session, runs: Path, when_
     assert (writing.text, writing.phase) == (expected, "done")
     assert len(writing.milliseconds) == len(expected) == (60 if when_full == "slide" else 26)
     assert writing.why == ("as long as asked" if when_full == "slide" else "the context is full")
+    # Of 32 tokens, 16 stay when all are taken and a 33rd is to be read: 66 read tokens are 32, 16 to 32, 16 to 32.
     assert writing.context_used == 32
     assert writing.cache_bytes == loaded.model.new_cache(1, 32).bytes
     assert session.jobs.count == 0
+
+
+def test_the_context_in_use_is_the_length_of_the_cache(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    caches: list[KVCache] = []
+    choose, take = Sampler.choose, Decoder.take_cache
+
+    def noted(self: Sampler, logits_BV: torch.Tensor) -> Any:
+        lengths.append(caches[-1].lengths[0])
+        return choose(self, logits_BV)
+
+    def taken(self: Decoder, *arguments: Any) -> KVCache:
+        caches.append(take(self, *arguments))
+        return caches[-1]
+
+    monkeypatch.setattr(Sampler, "choose", noted)
+    monkeypatch.setattr(Decoder, "take_cache", taken)
+    for prompt in ("7 times", "7 times " * 5):
+        lengths.clear()
+        writing = last(session.write("me", "small", prompt, max_new_tokens=60, when_full="slide"))
+        milliseconds = writing.milliseconds
+        used = []
+        for count in range(1, 61):
+            writing.milliseconds = milliseconds[:count]
+            used.append(writing.context_used)
+        assert used == lengths
 
 
 def test_times_are_those_of_each_token_even_if_some_are_held_back(session: Session) -> None:
@@ -156,6 +185,30 @@ def test_a_request_that_waits_begins_only_if_it_is_the_newest_and_was_not_stoppe
     assert last(looks).why == "a new request took its place"
 
 
+def test_a_request_can_be_ended_while_its_model_is_loaded(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    loading, load, begun = Event(), Event(), []
+    gpt = Catalogue.gpt
+
+    def slowly(self: Catalogue, name: Any) -> Any:
+        loading.set()
+        assert load.wait(10)
+        return gpt(self, name)
+
+    monkeypatch.setattr(Catalogue, "gpt", slowly)
+    monkeypatch.setattr(Decoder, "read", lambda *_: begun.append(1))
+    monkeypatch.setattr(demo.jobs, "STOPPING", 0.0)
+    for end in (session.jobs.stop, session.jobs.ask):
+        loading.clear(), load.clear()
+        looks: list[Writing] = []
+        visit = Thread(target=lambda: looks.extend(session.write("me", "small", "7 times", **LONG)))  # noqa: B023
+        visit.start()
+        assert loading.wait(10)
+        assert end("me")
+        load.set()
+        visit.join(10)
+        assert (looks, begun, session.jobs.count) == ([], [], 0)
+
+
 def test_text_that_is_held_back_can_be_stopped(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     slow(monkeypatch)
     monkeypatch.setattr(demo.jobs, "STOPPING", 0.0)
@@ -194,7 +247,7 @@ def test_a_job_that_fails_says_no_more_than_that(caplog: pytest.LogCaptureFixtur
         raise RuntimeError("secret")
 
     with pytest.raises(InputError, match="^this failed on the server; its terminal says why$"):
-        list(Jobs().run("me", Job(work, Growing(), 1.0)))
+        list(Jobs().run("me", Job(work, 1.0)))
     assert "secret" in caplog.text
 
 
@@ -210,7 +263,8 @@ def test_a_job_that_fails_says_no_more_than_that(caplog: pytest.LogCaptureFixtur
         ({"prompt": "é"}, "unknown character 'é' (U+00E9) at line 1, column 1 of the prompt"),
         ({"max_new_tokens": 2001}, "max_new_tokens must be at least 1 and at most 2,000, got 2001"),
         ({"temperature": float("nan")}, "temperature must be a number from 0 to 10, got nan"),
-        ({"top_k": -1}, "top_k must be at least 1"),
+        ({"top_k": -1}, "top_k must be at least 0"),
+        ({"top_k": False}, "top_k must be a whole number from 0 to 1,000,000, got False"),
         ({"top_p": 0.0}, "top_p must be"),
         ({"min_p": 2}, "min_p must be a number from 0 to 1, got 2"),
         ({"seed": -1}, "seed must be at least 0"),
@@ -256,6 +310,9 @@ def test_targets_are_those_of_the_decoder(session: Session, runs: Path) -> None:
     texts = [loaded.vocabulary.decode([t for t in beam.tokens if t != END]) for beam in beams]
     assert [text for text, _ in searched.beams] == texts
     assert searched.target == texts[0]
+    words = Vocabulary(["one", "two"], "words")
+    in_words = replace(found, loaded=loaded._replace(vocabulary=words), symbols=["one", "two"])
+    assert re.sub("<.*?>", "", show.target_html(in_words)).endswith("one two")
 
 
 @pytest.mark.parametrize(
@@ -280,7 +337,7 @@ def test_the_list_names_loss_and_size(runs: Path) -> None:
         ("copy", "seq2seq", "copy"),
     }
     label = next(entry.label for entry in entries if entry.kind == "gpt")
-    assert re.fullmatch(r"small \(validation loss \d\.\d{3}, 0.1 MB\)", label)
+    assert re.fullmatch(r"small \(val. loss \d\.\d{3}, 0.1 MB\)", label)
     assert Catalogue(runs / "nowhere").entries() == []
 
 
@@ -360,19 +417,22 @@ def test_curves_follow_a_run_that_is_in_progress(runs: Path, tmp_path: Path) -> 
     train, val = curves.charts["loss"]
     assert (train.name, val.name) == ("small, train", "small, val")
     assert train.points[-1][0] == val.points[-1][0] == 40
-    assert curves.sample_of.startswith("small, step ")
+    assert curves.samples_of == "small"
+    assert curves.samples.startswith("step 40\n")
+    assert (train.colour, train.faint, val.faint) == (val.colour, True, False)
     with run.metrics_file.open("a") as file:
+        file.write('{"step": 44, "train_loss": NaN, "learning_rate": null}\n')
         file.write('{"step": 45, "train_loss": 1.5}\n{"step": 50, "trai')
     assert stamp([run]) != before
     assert read_curves([run]).charts["loss"][0].points[-1] == (45, 1.5), "a line cut short is not read"
     begun = RunFolder(tmp_path / "begun")
-    assert read_curves([run, begun]).sample_of == curves.sample_of, "a run without a metric hides no sample"
+    assert read_curves([run, begun]).samples_of == curves.samples_of, "a run without a metric hides no sample"
     now = stamp([run])
     run.write_sample(50, "new")
     assert stamp([run]) != now
-    assert read_curves([run, begun]).sample == "new"
+    assert read_curves([run, begun]).samples.startswith("step 50\nnew\n\nstep 40\n")
     assert stamp([RunFolder(tmp_path / "nowhere")]) == (("nowhere", 0, 0),)
-    assert read_curves([]).sample == ""
+    assert read_curves([]).samples == ""
 
 
 def test_the_quick_model_trains_in_a_process_of_its_own(tmp_path: Path) -> None:
@@ -386,7 +446,7 @@ def test_the_quick_model_trains_in_a_process_of_its_own(tmp_path: Path) -> None:
     while training.running:
         words.append(training.progress()[2])
         time.sleep(0.2)
-    assert training.progress() == (6, 6, "gpt-quick-1 is trained: choose it above")
+    assert training.progress() == (6, 6, "gpt-quick-1 is trained: press Generate")
     assert words[0] == "training the quick model: starting: the first steps take some seconds"
     assert [entry.name for entry in Catalogue(tmp_path / "runs").entries()] == ["gpt-quick-1"]
 

@@ -37,6 +37,11 @@ def model() -> GPT:
     return model
 
 
+def test_a_compiled_forward_pass_is_used_without_a_look_at_its_length(model: GPT) -> None:
+    reader = Reader(Decoder(model, "eager"), use_cache=False, forward=torch.compile(model, backend="eager"))
+    assert torch.allclose(reader.read([1, 2, 3]), Reader(Decoder(model, "eager"), use_cache=False).read([1, 2, 3]))
+
+
 def test_no_weight_stays_at_zero_and_the_same_model_comes_again(model: GPT) -> None:
     assert all(parameter.any() for parameter in model.parameters())
     again = GPT(model.config, 7)

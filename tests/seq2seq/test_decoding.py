@@ -146,17 +146,20 @@ def test_a_wide_beam_finds_what_an_exhaustive_search_finds(length_penalty: float
             assert beam.score == pytest.approx(score, rel=1e-4)
 
 
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 @pytest.mark.parametrize("mode", ["eager", NATIVE])
-def test_one_beam_is_greedy(model: EncoderDecoder, mode: Mode) -> None:
-    for source in SOURCES:
+def test_one_beam_is_greedy(model: EncoderDecoder, mode: Mode, length_penalty: float) -> None:
+    for source in [*SOURCES, *([first, second, 3] for first in range(3, 9) for second in range(3, 9))]:
         (greedy,) = decode(model, [source], mode=mode)
-        (beam,) = search(model, source, width=1, length_penalty=0.0, mode=mode)
+        (beam,) = search(model, source, width=1, length_penalty=length_penalty, mode=mode)
         assert tuple(token for token in beam.tokens if token != END) == greedy.tokens
         assert beam.log_probability == pytest.approx(greedy.log_probability, rel=1e-4)
 
 
 def test_beams_are_different_targets_the_likeliest_first(model: EncoderDecoder) -> None:
-    beams = search(model, SOURCES[0], width=6, length_penalty=0.0)
+    seen: list[tuple[int, ...]] = []
+    beams = search(model, SOURCES[0], width=6, length_penalty=0.0, on_step=seen.append)
+    assert [len(tokens) for tokens in seen] == list(range(len(seen)))
     assert len({beam.tokens for beam in beams}) == 6
     assert [beam.score for beam in beams] == sorted((beam.score for beam in beams), reverse=True)
     assert sum(exp(beam.log_probability) for beam in beams) <= 1

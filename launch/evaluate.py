@@ -31,14 +31,21 @@ from gpt.trainer import (
 from gpt.writing import Piece, write
 from layers import Sampling
 from seq2seq.kind import is_seq2seq
-from training.command_line import StrictParser
+from training.command_line import StrictParser, refuse
 from training.device import inference_device, make_accelerator, set_cpu_threads
 from training.errors import InputError, exit_code
 
 MEASURED_IN = ("auto", "bf16", "fp16", "fp32", "fp64", "int8")
 
 
-def parse() -> Namespace:
+FOR_DRAWING = (
+    *("repetition_penalty", "top_k", "top_p", "min_p", "seed", "num_samples", "stop", "when_full", "alternatives"),
+    *("lookup", "interactive"),
+)
+FOR_TEXT = (*FOR_DRAWING, "temperature", "max_new_tokens", "beams", "length_penalty", "mode")
+
+
+def parser_of_options() -> StrictParser:
     """The options of the command line."""
     parser = StrictParser(
         prog="evaluate.py",
@@ -75,7 +82,7 @@ def parse() -> Namespace:
     )
     for name in ("column", "revision", "subset"):
         parser.add_argument(f"--data.{name}", type=str, help=f"With --data.source hub:OWNER/NAME: its {name}.")
-    return parser.parse_args()
+    return parser
 
 
 def _add_prompts(parser: StrictParser) -> None:
@@ -141,7 +148,8 @@ def main() -> None:
     if is_seq2seq(sys.argv[1:]):
         seq2seq.evaluate.main()
         return
-    options = parse()
+    parser = parser_of_options()
+    options = parser.parse_args()
     data = any(value is not None for value in vars(options.data).values())
     prompts = [name for name in ("prompt", "prompt_file") if options[name] is not None]
     prompts += ["interactive"] * options.interactive
@@ -150,10 +158,17 @@ def main() -> None:
     if options.split is None:
         if data or options.precision not in (None, *get_args(Precision)):
             raise InputError("--precision auto or fp64 and --data.* are for --split: to continue a text use --prompt")
+        if options.beams:
+            # Temperature 0 is what a search does, in a way.
+            drawn = (*FOR_DRAWING, *(["temperature"] if options.temperature else []))
+            refuse(options, parser, drawn, "texts that are drawn: leave out --beams")
+        else:
+            refuse(options, parser, ("length_penalty",), "--beams")
         compose(options)
         return
     if prompts:
         raise InputError("--split measures a loss and takes no prompt: give one or the other")
+    refuse(options, parser, FOR_TEXT, "texts: leave out --split")
     measure(options)
 
 
@@ -291,6 +306,8 @@ def show_beams(options: Namespace, decoder: Decoder, loaded: LoadedGPT) -> None:
         for number, beam in enumerate(beams, start=1):
             print(f"--- {number} of {len(beams)}, log-probability {beam.log_probability:.3f} ---")
             print(prompt + loaded.tokenizer.decode(list(beam.tokens)))
+        if len(beams[0].tokens) < options.max_new_tokens:
+            print(f"the context of {loaded.config.model.max_len} tokens is full", file=sys.stderr)
 
 
 def converse(options: Namespace, decoder: Decoder, loaded: LoadedGPT) -> None:

@@ -19,7 +19,7 @@ from seq2seq.pairs import SPLIT_NAMES, FilePairs
 from seq2seq.tasks import GeneratedPairs, Pair
 from seq2seq.trainer import LoadedSeq2Seq, load_seq2seq
 from seq2seq.vocabulary import END
-from training.command_line import StrictParser
+from training.command_line import StrictParser, refuse
 from training.device import inference_device, set_cpu_threads
 from training.errors import InputError
 from training.plots import check_output
@@ -95,6 +95,7 @@ def _parser() -> StrictParser:
 
 FOR_SOURCE = ("max_new_tokens", *SAMPLING, "seed", "num_samples", "beams", "length_penalty", "mode", "attention")
 FOR_SPLIT = ("count", "lengths", "data.source")
+FOR_CHANCE = ("top_k", "top_p", "min_p", "seed", "num_samples")
 FOR_DRAWING = (*SAMPLING, "seed", "num_samples")
 
 
@@ -104,28 +105,26 @@ def main() -> None:
     if (options.source is None) == (options.split is None):
         raise InputError("give either --source TEXT, to see its target, or --split, to measure")
     if options.split is None:
-        _refuse(options, FOR_SPLIT, "--split, to measure")
+        refuse(options, _parser(), FOR_SPLIT, "--split, to measure")
     else:
-        _refuse(options, FOR_SOURCE, "--source, to see a target")
+        refuse(options, _parser(), FOR_SOURCE, "--source, to see a target")
     if options.beams:
-        _refuse(options, FOR_DRAWING, "targets that are drawn: leave out --beams")
+        refuse(options, _parser(), FOR_DRAWING, "targets that are drawn: leave out --beams")
+    else:
+        refuse(options, _parser(), ("length_penalty",), "--beams")
     if options.attention:
+        if len(options.source) > 1:
+            raise InputError(f"--attention draws one source, got {len(options.source)}")
         check_output(Path(options.attention))
     sampling = _sampling_of(options)
+    if options.temperature == 0:
+        refuse(options, _parser(), FOR_CHANCE, "targets that are drawn: give a --temperature above 0")
     set_cpu_threads()
     loaded = load_seq2seq(Path(options.checkpoint), inference_device(), weights=options.weights)
     if options.split is None:
         write(options, loaded, sampling)
     else:
         measure(options, loaded)
-
-
-def _refuse(options: Namespace, names: Sequence[str], purpose: str) -> None:
-    """Raise an `InputError` for the first of some options that was given."""
-    defaults = _parser().get_defaults()
-    for name in names:
-        if options[name] != defaults[name]:
-            raise InputError(f"--{name} is for {purpose}")
 
 
 def _sampling_of(options: Namespace) -> Sampling:
@@ -149,7 +148,7 @@ def write(options: Namespace, loaded: LoadedSeq2Seq, sampling: Sampling) -> None
     written: list[tuple[int, ...]] = []
     for number, source in enumerate(sources, start=1):
         if options.beams:
-            written.append(_show_beams(options, loaded, source)[0])
+            written.append(_show_beams(options, loaded, source, number)[0])
             continue
         seeds = range(options.seed, options.seed + options.num_samples)
         for found in decode(
@@ -171,7 +170,7 @@ def write(options: Namespace, loaded: LoadedSeq2Seq, sampling: Sampling) -> None
         print(options.attention, file=sys.stderr)
 
 
-def _show_beams(options: Namespace, loaded: LoadedSeq2Seq, source: Sequence[int]) -> list[tuple[int, ...]]:
+def _show_beams(options: Namespace, loaded: LoadedSeq2Seq, source: Sequence[int], number: int) -> list[tuple[int, ...]]:
     beams = search(
         loaded.model,
         source,
@@ -183,6 +182,8 @@ def _show_beams(options: Namespace, loaded: LoadedSeq2Seq, source: Sequence[int]
     found = [tuple(token for token in beam.tokens if token != END) for beam in beams]
     for tokens, beam in zip(found, beams, strict=True):
         print(f"{loaded.vocabulary.decode(tokens)}  (log-probability {beam.log_probability:.3f})")
+    if any(END not in beam.tokens for beam in beams):
+        print(f"a target of source {number} has no end within its limit", file=sys.stderr)
     return found
 
 

@@ -25,7 +25,14 @@ from training.plain_yaml import dump_yaml, load_yaml
 
 Config = TypeVar("Config", bound=RunConfig)
 
-set_loader("plain_yaml", load_yaml, exceptions=(yaml.YAMLError,))
+
+def _load(text: str) -> Any:
+    """Read YAML. jsonargparse reads quoted text once more, and would take "#" for a comment, and so for null."""
+    value = load_yaml(text)
+    return text if value is None and text.startswith("#") and "\n" not in text else value
+
+
+set_loader("plain_yaml", _load, exceptions=(yaml.YAMLError,))
 set_dumper("plain_yaml", dump_yaml)
 
 
@@ -204,3 +211,11 @@ def parse_config_text(config_class: type[Config], text: str) -> Config:
 def config_to_yaml(config: RunConfig) -> str:
     """A configuration as YAML, every field written out."""
     return dump_yaml(asdict(config))
+
+
+def refuse(options: Namespace, parser: StrictParser, names: Sequence[str], purpose: str) -> None:
+    """Raise an `InputError` for the first of some options that was given, since it would do nothing."""
+    defaults = parser.get_defaults()
+    for name in names:
+        if options[name] != defaults[name]:
+            raise InputError(f"--{name} is for {purpose}")

@@ -287,6 +287,19 @@ def test_curves_of_several_runs_with_legend_units_and_reference_lines(folder: Pa
         ([EVALUATE, "--checkpoint", "plain", "--lookup", "4"], "lookup writes the greedy text: it wants temperature 0"),
         ([EVALUATE, "--checkpoint", "plain", "--beams", "2000"], "beams must be at least 1 and at most 1024, got 2000"),
         (
+            [EVALUATE, "--checkpoint", "plain", "--beams", "2", "--stop", "a"],
+            "--stop is for texts that are drawn: leave out --beams",
+        ),
+        (
+            [EVALUATE, "--checkpoint", "plain", "--beams", "2", "--interactive"],
+            "--interactive is for texts that are drawn: leave out --beams",
+        ),
+        ([EVALUATE, "--checkpoint", "plain", "--length_penalty", "2"], "--length_penalty is for --beams"),
+        (
+            [EVALUATE, "--checkpoint", "plain", "--split", "val", "--beams", "2"],
+            "--beams is for texts: leave out --split",
+        ),
+        (
             [EVALUATE, "--checkpoint", "plain", "--prompt", "7" * 33],
             "the prompt has 33 tokens, and the",
         ),

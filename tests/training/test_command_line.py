@@ -32,6 +32,13 @@ def test_a_configuration_survives_being_written() -> None:
     assert parse_config_text(GPTConfig, config_to_yaml(config)) == config
 
 
+def test_text_that_looks_like_a_comment_stays_text() -> None:
+    data = 'data: {source: "hub:a/b", revision: "#", subset: "#1"}\n'
+    config = parse_config_text(GPTConfig, ENOUGH + data)
+    assert (config.data.revision, config.data.subset) == ("#", "#1")
+    assert parse_config_text(GPTConfig, config_to_yaml(config)) == config
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -148,7 +148,7 @@ def measure_decoding(
         for streams in contender.batches:
             prompts = [random_prompt(vocab_size, PROMPT_TOKENS, n) for n in range(streams)]
             cold, warm = (contender.write(prompts, WARM_UP_TOKENS)[-1] for _ in range(2))
-            contender.compile_seconds += cold - warm
+            contender.compile_seconds += max(cold - warm, 0.0)
             contender.seconds[streams] = []
         contender.write([long], 1)
     for turn in range(FIRST_TOKENS):
@@ -201,15 +201,25 @@ def agreement(model: GPT, precision: Precision, tokens: int) -> float:
     return float(same[0, PROMPT_TOKENS - 1 :].mean())
 
 
-def decode_rows(contenders: Sequence[Contender], new_tokens: int, machine: Machine) -> list[dict[str, Any]]:
+def mean_length(new_tokens: int, context: int) -> float:
+    """Tokens in the cache, in the mean over the steps of a pass: a full one keeps its newer half."""
+    length, lengths = PROMPT_TOKENS, []
+    for _ in range(new_tokens - 1):  # The first token is not timed; the last one is not read.
+        length = length + 1 if length < context else max(context // 2, 1)
+        lengths.append(length)
+    return statistics.fmean(lengths)
+
+
+def decode_rows(
+    contenders: Sequence[Contender], new_tokens: int, context: int, machine: Machine
+) -> list[dict[str, Any]]:
     """What the JSON file and the table hold of each contender and number of streams."""
     rows = []
     for contender in contenders:
         for streams, seconds in contender.seconds.items():
             rates = sorted(streams * (new_tokens - 1) / passed for passed in seconds)
             rate = statistics.median(rates)
-            # The first token is not timed; the last one is not read.
-            step_bytes = contender.step_bytes(streams, PROMPT_TOKENS + new_tokens / 2)
+            step_bytes = contender.step_bytes(streams, mean_length(new_tokens, context))
             rows.append(
                 {
                     "mode": contender.mode,

@@ -152,8 +152,8 @@ def main() -> None:
     figures["read_gigabytes_per_second"] = machine.gigabytes_per_second
     figures["multiply_gigaflops"] = machine.gigaflops
     figures["new_tokens"], figures["computed"] = ROWS[-1], COMPUTED
-    figures["decode"] = decode_rows(ours, ROWS[-1], machine)
-    figures["peers"] = decode_rows(peers, ROWS[-1], machine)
+    figures["decode"] = decode_rows(ours, ROWS[-1], model.config.max_len, machine)
+    figures["peers"] = decode_rows(peers, ROWS[-1], model.config.max_len, machine)
     figures["first_token_seconds"] = min(row["first_token_seconds"] for row in figures["decode"])
     figures["greedy_agreement"] = {
         precision: agreement(model, precision, ROWS[-1]) for precision in precisions if precision != "fp32"

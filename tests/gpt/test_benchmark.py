@@ -12,6 +12,7 @@ from gpt import benchmark, speed
 from gpt.benchmark import PROMPT_TOKENS, WARM_UP_TOKENS, Arms, Reader, describe, measure_arms, plot
 from gpt.config import ModelConfig
 from gpt.decoding import Decoder, Precision, convert
+from gpt.generation import generate
 from gpt.model import GPT
 from gpt.speed import (
     Contender,
@@ -19,10 +20,12 @@ from gpt.speed import (
     agreement,
     contenders,
     decode_rows,
+    mean_length,
     measure_decoding,
     step_bytes,
     token_flops,
 )
+from layers import KVCache
 from training.benchmarking import fill_zero_weights
 from training.seeds import generator
 
@@ -135,7 +138,7 @@ def test_contenders_take_turns_and_their_figures_follow_from_their_seconds() -> 
     passes = [(name, streams) for name, streams, new_tokens in wrote if new_tokens == 21]
     a, b = [("fp32 a", 1), ("fp32 a", 4)], [("fp32 b", 1), ("fp32 b", 4)]
     assert passes == [*a, *b, *b, *a]
-    rows = decode_rows(both, 21, Machine(4.0, 12.0))
+    rows = decode_rows(both, 21, 64, Machine(4.0, 12.0))
     assert [(row["mode"], row["batch"], row["tokens_per_second"]) for row in rows] == [
         ("fp32 a", 1, 2.0),
         ("fp32 a", 4, 8.0),
@@ -147,6 +150,23 @@ def test_contenders_take_turns_and_their_figures_follow_from_their_seconds() -> 
     assert rows[1]["bandwidth_share"] == pytest.approx(2 * (4e9 + PROMPT_TOKENS + 10.5) / 4e9)
     assert rows[1]["arithmetic_share"] == 8.0 * 3e9 / 12e9
     assert rows[1]["cache_bytes"] == 4 * (PROMPT_TOKENS + 20)
+    assert [row["compile_seconds"] for row in rows] == [0.0] * 4, "never negative"
+
+
+def test_the_mean_length_is_that_of_the_cache(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    caches: list[KVCache] = []
+    take = Decoder.take_cache
+
+    def taken(decoder: Decoder, *sizes: int) -> KVCache:
+        caches.append(take(decoder, *sizes))
+        return caches[-1]
+
+    monkeypatch.setattr(Decoder, "take_cache", taken)
+    steps = generate(Decoder(model, "eager"), [[1] * PROMPT_TOKENS], max_new_tokens=150, when_full="slide")
+    lengths = [caches[0].lengths[0] for _ in steps]
+    assert max(lengths) == 64
+    assert mean_length(150, 64) == pytest.approx(sum(lengths[1:]) / 149)
+    assert mean_length(500, 512) == PROMPT_TOKENS + 250
 
 
 def test_a_step_reads_all_matrices_and_the_filled_cache(model: GPT) -> None:

@@ -219,7 +219,7 @@ def decode_rows(
         for streams, seconds in contender.seconds.items():
             rates = sorted(streams * (new_tokens - 1) / passed for passed in seconds)
             rate = statistics.median(rates)
-            step_bytes = contender.step_bytes(streams, mean_length(new_tokens, context))
+            step_bytes = round(contender.step_bytes(streams, mean_length(new_tokens, context)))
             rows.append(
                 {
                     "mode": contender.mode,
@@ -230,7 +230,7 @@ def decode_rows(
                     "milliseconds_per_step": 1000 * streams / rate,
                     "first_token_seconds": statistics.median(contender.first),
                     "compile_seconds": round(contender.compile_seconds, 3),
-                    "bytes_per_step": round(step_bytes),
+                    "bytes_per_step": step_bytes,
                     "bandwidth_share": rate / streams * step_bytes / machine.gigabytes_per_second / 1e9,
                     "arithmetic_share": rate * contender.token_flops / machine.gigaflops / 1e9,
                     "cache_bytes": contender.cache_bytes(streams, PROMPT_TOKENS + new_tokens - 1),

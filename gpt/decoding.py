@@ -1,17 +1,18 @@
 """Three ways to read one more token, for the same logits up to rounding.
 
-`eager` runs the model as it stands. `compiled` runs what torch.compile makes of it; on a GPU the step is also recorded
-as a CUDA graph, so that a token costs one launch. `native` runs on a CPU in C++ (`layers/native`).
+`eager` runs the model as it stands. `compiled` runs what torch.compile makes of it, on a GPU as a CUDA graph
+(`gpt/compiled.py`). `native` runs on a CPU in C++ (`layers/native`).
 
 Shapes: B batch, T tokens, M model size, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from gpt.compiled import CompiledStep
 from gpt.model import GPT
 from layers import Int8Linear, KVCache
 from layers.native import NativeError, NativeStep
@@ -66,8 +67,7 @@ class Decoder:
             self.mode = "native" if self._native else "eager"
         # Without instructions for bf16, torch multiplies its matrices at a sixth of the speed of fp32.
         self._native_is_faster = model.embedding.weight.dtype == torch.bfloat16 and not cpu_has_fast_bf16()
-        self._compiled = torch.compile(_step, fullgraph=True) if mode == "compiled" else None
-        self._recorded: dict[KVCache, _RecordedStep] = {}
+        self._compiled = CompiledStep(model) if mode == "compiled" else None
         self._free: list[KVCache] = []
 
     @torch.inference_mode()
@@ -145,38 +145,4 @@ class Decoder:
             return self._native(tokens_BT, cache)
         if self._compiled is None or tokens_BT.size(1) > 1:
             return self.model(tokens_BT, cache)
-        cache.check_room(1)
-        if tokens_BT.device.type != "cuda":
-            logits_BTV = self._compiled(self.model, tokens_BT, cache)
-        else:
-            if cache not in self._recorded:
-                self._recorded[cache] = _RecordedStep(self._compiled, self.model, cache)
-            logits_BTV = self._recorded[cache](tokens_BT)
-        cache.advance(1)
-        return logits_BTV
-
-
-def _step(model: GPT, tokens_BT: Tensor, cache: KVCache) -> Tensor:
-    """One token of each sequence: fixed shapes and addresses, nothing asked of the host."""
-    return model(tokens_BT, cache, cache.next_place(1, cache.max_len))
-
-
-class _RecordedStep:
-    """The kernels of a step as a CUDA graph, which reads its tokens from, and leaves its logits in, fixed memory."""
-
-    def __init__(self, step: Callable[[GPT, Tensor, KVCache], Tensor], model: GPT, cache: KVCache) -> None:
-        self._tokens_BT = torch.zeros(cache.batch_size, 1, dtype=torch.int64, device=cache.lengths_B.device)
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # Compiles and tunes; the slot that it writes is the one that the next token takes.
-                step(model, self._tokens_BT, cache)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._logits_BTV = step(model, self._tokens_BT, cache)
-
-    def __call__(self, tokens_BT: Tensor) -> Tensor:
-        self._tokens_BT.copy_(tokens_BT)
-        self._graph.replay()
-        return self._logits_BTV.clone()
+        return self._compiled(tokens_BT, cache)

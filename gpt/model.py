@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt.config import ModelConfig
-from layers import Block, KVCache, Place, RMSNorm, build_positions, init_weights
+from layers import Block, KVCache, Place, RMSNorm, Turn, build_positions, init_weights
 
 
 class GPT(nn.Module):
@@ -88,17 +88,21 @@ class GPT(nn.Module):
             raise ValueError(f"expected at most {self.config.max_len} tokens, got {tokens_BT.size(1)}")
         if cache is not None and place is None:
             place = cache.extend(tokens_BT.size(1))
-        positions_BT = None if place is None else place.positions_BT
-        x_BTM = self.embedding(tokens_BT) * math.sqrt(self.config.d_model)
-        if self.positions is not None:
-            x_BTM = self.positions(x_BTM, positions_BT)
-        rotary = None if self.rotary is None else self.rotary(tokens_BT.size(1), positions_BT)
-        x_BTM = self.dropout(x_BTM)
+        x_BTM, rotary = self.embed(tokens_BT, place)
         for index, block in enumerate(self.blocks):
             own = None if cache is None else cache.layers[index]
             is_last = index == len(self.blocks) - 1
             x_BTM = block(x_BTM, rotary, causal=True, cache=own, place=place, last_only=last_only and is_last)
         return x_BTM
+
+    def embed(self, tokens_BT: Tensor, place: Place | None) -> tuple[Tensor, Turn | None]:
+        """What the first block takes: embeddings, (B, T, M), and how queries and keys turn."""
+        positions_BT = None if place is None else place.positions_BT
+        x_BTM = self.embedding(tokens_BT) * math.sqrt(self.config.d_model)
+        if self.positions is not None:
+            x_BTM = self.positions(x_BTM, positions_BT)
+        rotary = None if self.rotary is None else self.rotary(tokens_BT.size(1), positions_BT)
+        return self.dropout(x_BTM), rotary
 
     def predict(self, hidden_BTM: Tensor) -> Tensor:
         """Logits of shape (B, T, V) from what `read` returned."""

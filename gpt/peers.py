@@ -21,8 +21,7 @@ def transformers_contenders(model: GPT, batches: Sequence[int], *, compiled: boo
     Args:
         model: Whose weights to take.
         batches: Numbers of streams to measure.
-        compiled: Also its compiled forward pass over its static cache, in a loop of our own without what `generate`
-            does around it.
+        compiled: Also `generate` with its static cache, for which it compiles its forward pass by itself on a GPU.
         uncached: Also `generate` without a cache.
 
     Raises:
@@ -34,16 +33,16 @@ def transformers_contenders(model: GPT, batches: Sequence[int], *, compiled: boo
     for precision in PRECISIONS:
         converted = convert(deepcopy(model), precision)
         theirs = to_transformers(converted)
-        ways: dict[str, Callable[[Sequence[Sequence[int]], int], list[float]]] = {"": _generate(theirs, use_cache=True)}
+        ways: dict[str, dict[str, Any]] = {"": {}}
         if compiled:
-            ways[", compiled"] = _compiled_loop(theirs, model.config.max_len)
+            ways[", compiled"] = {"cache_implementation": "static", "max_cache_len": model.config.max_len}
         if uncached:
-            ways[", without cache"] = _generate(theirs, use_cache=False)
-        for name, write in ways.items():
+            ways[", without cache"] = {"use_cache": False}
+        for name, options in ways.items():
             found.append(
                 Contender(
                     mode=f"{precision} transformers {transformers.__version__}{name}",
-                    write=write,
+                    write=_generate(theirs, **options),
                     batches=batches,
                     step_bytes=step_bytes(converted),
                     token_flops=token_flops(converted),
@@ -69,39 +68,17 @@ class _Clock:
         return [stamp - start for stamp in self._stamps[1:]]
 
 
-def _generate(theirs: Any, *, use_cache: bool) -> Callable[[Sequence[Sequence[int]], int], list[float]]:
+def _generate(theirs: Any, **options: Any) -> Callable[[Sequence[Sequence[int]], int], list[float]]:
     from transformers import GenerationConfig
 
     @torch.inference_mode()
     def write(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[float]:
         prompt = torch.tensor(prompts, device=theirs.device)
         asked = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=new_tokens, do_sample=False, use_cache=use_cache
+            max_new_tokens=new_tokens, do_sample=False, **options
         )
         clock, start = _Clock(), time.perf_counter()
         theirs.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=asked, streamer=clock)
         return clock.since(start)
-
-    return write
-
-
-def _compiled_loop(theirs: Any, context: int) -> Callable[[Sequence[Sequence[int]], int], list[float]]:
-    from transformers import StaticCache
-
-    step = torch.compile(theirs.forward, fullgraph=True, dynamic=False)
-    caches: dict[int, Any] = {}
-
-    @torch.inference_mode()
-    def write(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[float]:
-        start, seconds = time.perf_counter(), []
-        cache = caches.setdefault(len(prompts), StaticCache(config=theirs.config, max_cache_len=context))
-        cache.reset()
-        read, tokens = theirs, torch.tensor(prompts, device=theirs.device)
-        for _ in range(new_tokens):
-            logits = read(input_ids=tokens, cache=cache, use_cache=True, logits_to_keep=1).logits
-            tokens, read = logits[:, -1].argmax(-1, keepdim=True), step
-            tokens.tolist()
-            seconds.append(time.perf_counter() - start)
-        return seconds
 
     return write

@@ -114,7 +114,7 @@ def ways_of(options: Namespace, model: GPT) -> tuple[list[Mode], list[Precision]
         modes = ["eager", "compiled"]
     else:
         modes = list(dict.fromkeys(("eager", Decoder(model).mode)))
-    fast = len(modes) > 1
+    fast = any(mode != "eager" for mode in modes)
     return modes, options.precision or ["fp32", *(("bf16", "int8") if fast else ())]
 
 
@@ -134,7 +134,7 @@ def main() -> None:
     ours = contenders(model, precisions, modes, options.batch)
     peers: list[Contender] = []
     if options.peer:
-        compiled = "compiled" in modes
+        compiled = "compiled" in modes and model.embedding.weight.device.type == "cuda"
         peers = transformers_contenders(model, options.batch, compiled=compiled, uncached=options.peer_uncached)
     figures = describe(model, source=source, repeats=options.repeats) | {"precision": precisions[0]}
     if "native" in modes:

@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
 
 class LayerCache:
-    """Keys and values of one attention layer: views of the memory of a `KVCache`. Gradients do not pass through it.
+    """Keys and values of one attention layer. Gradients do not pass through it.
 
     Args:
         keys_ND, values_ND: A row for each slot of each head of each sequence, and a spare one for padding.
@@ -50,13 +50,22 @@ class LayerCache:
     """
 
     def __init__(self, keys_ND: Tensor, values_ND: Tensor, batch_size: int, num_kv_heads: int) -> None:
-        self._rows = keys_ND, values_ND
-        shape = batch_size, num_kv_heads, -1, keys_ND.size(1)
-        self.keys_BHSD, self.values_BHSD = keys_ND[:-1].view(shape), values_ND[:-1].view(shape)
+        self.rows = keys_ND, values_ND
+        self._shape = batch_size, num_kv_heads, -1, keys_ND.size(1)
+
+    @property
+    def keys_BHSD(self) -> Tensor:
+        """The keys in all slots."""
+        return self.rows[0][:-1].view(self._shape)
+
+    @property
+    def values_BHSD(self) -> Tensor:
+        """The values in all slots."""
+        return self.rows[1][:-1].view(self._shape)
 
     def store(self, keys_BHTD: Tensor, values_BHTD: Tensor, place: Place) -> None:
         """Write the keys and values of new tokens."""
-        for rows_ND, new_BHTD in zip(self._rows, (keys_BHTD, values_BHTD), strict=True):
+        for rows_ND, new_BHTD in zip(self.rows, (keys_BHTD, values_BHTD), strict=True):
             rows_ND.index_copy_(0, place.rows_N, new_BHTD.flatten(0, 2).to(rows_ND.dtype))
 
     def read(self, slots: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +74,9 @@ class LayerCache:
 
 
 class KVCache:
-    """Keys and values of all layers, in one tensor of 2 L (B H S + 1) D numbers.
+    """Keys and values of all layers: 2 L (B H S + 1) D numbers.
+
+    Each layer has tensors of its own. What shares memory with others, torch.compile can hardly take for an input.
 
     Args:
         num_layers: Number of attention layers L.
@@ -93,22 +104,24 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.batch_size, self.max_len, self._num_kv_heads = batch_size, max_len, num_kv_heads
-        shape = 2 * num_layers, batch_size * num_kv_heads * max_len + 1, head_size
-        self._memory = torch.zeros(shape, device=device, dtype=dtype)
-        pairs = zip(self._memory[::2], self._memory[1::2], strict=True)
-        self.layers = [LayerCache(keys_ND, values_ND, batch_size, num_kv_heads) for keys_ND, values_ND in pairs]
+        self._spare_row = batch_size * num_kv_heads * max_len
+
+        def rows() -> Tensor:
+            return torch.zeros(self._spare_row + 1, head_size, device=device, dtype=dtype)
+
+        self.layers = [LayerCache(rows(), rows(), batch_size, num_kv_heads) for _ in range(num_layers)]
         self.lengths = [0] * batch_size
         self.lengths_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
 
     @property
     def bytes(self) -> int:
         """Memory of the keys and values."""
-        return self._memory.nbytes
+        return sum(rows_ND.nbytes for layer in self.layers for rows_ND in layer.rows)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the keys and values."""
-        return self._memory.dtype
+        return self.layers[0].rows[0].dtype
 
     def extend(self, new: int, counts: Sequence[int] | None = None) -> Place:
         """Make room for new tokens at the end of each sequence.
@@ -135,7 +148,7 @@ class KVCache:
             padding_BT = torch.arange(new, device=self.lengths_B.device) >= counts_B[:, None]
             place = place._replace(
                 positions_BT=place.positions_BT.masked_fill(padding_BT, 0),
-                rows_N=place.rows_N.masked_fill(self._for_heads(padding_BT), self._memory.size(1) - 1),
+                rows_N=place.rows_N.masked_fill(self._for_heads(padding_BT), self._spare_row),
             )
             self.lengths_B += counts_B
         else:

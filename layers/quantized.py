@@ -30,4 +30,4 @@ class Int8Linear(nn.Module):
 
     def forward(self, x_BTI: Tensor) -> Tensor:
         """Map (B, T, I) to (B, T, O), in the numbers of `x_BTI`."""
-        return F.linear(x_BTI, self.weight.to(x_BTI.dtype)) * self.scale_O.to(x_BTI.dtype)
+        return (F.linear(x_BTI, self.weight.to(x_BTI.dtype)) * self.scale_O).to(x_BTI.dtype)

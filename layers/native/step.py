@@ -145,7 +145,7 @@ class NativeStep:
         for name, stored in caches.items():
             for block, layer in zip(self._blocks, stored.layers, strict=True):
                 attention: _Attention = getattr(block, name)
-                attention.keys, attention.values = layer.keys_BHSD.data_ptr(), layer.values_BHSD.data_ptr()
+                attention.keys, attention.values = (rows_ND.data_ptr() for rows_ND in layer.rows)
         tokens_BT = tokens_BT.to(torch.int64).contiguous()
         logits_BTV = torch.empty(batch, count, self._vocab_size)
         tokens = _Tokens(

@@ -277,14 +277,33 @@ def test_a_compiled_step_is_made_once_and_uses_its_caches_again(
     torch._dynamo.reset()
 
 
-def test_a_compiled_step_knows_any_number_of_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpt.decoding.torch, "compile", with_backend("eager"))
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [
+        ("eager", "fp32"),
+        ("eager", "bf16"),
+        ("eager", "int8"),
+        ("inductor", "fp32"),
+        pytest.param("inductor", "bf16", marks=pytest.mark.nightly),
+        pytest.param("inductor", "int8", marks=pytest.mark.nightly),
+    ],
+)
+def test_one_compiled_block_serves_all_blocks_and_any_number_of_sequences(
+    backend: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpt.decoding.torch, "compile", with_backend(backend))
     torch._dynamo.reset()
-    model = random_model(replace(NARROW, num_layers=1))
+    torch._dynamo.utils.counters.clear()
+    model = convert(random_model(NARROW), precision)
     compiled, eager = Decoder(model, "compiled"), Decoder(model, "eager")
-    for batch_size in range(1, 12):
-        prompts = [[1, 2]] * batch_size
-        assert greedy(compiled, prompts, 3) == greedy(eager, prompts, 3)
+    for batch_size in (1, 3):
+        assert greedy(compiled, [[1, 2]] * batch_size, 3) == greedy(eager, [[1, 2]] * batch_size, 3)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for batch_size in range(1, 12):
+            assert greedy(compiled, [[1, 2]] * batch_size, 3) == greedy(eager, [[1, 2]] * batch_size, 3)
+    assert len(model.blocks) > 1
+    # What comes before the blocks, a block, and what comes after them: for one sequence, and for several.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 6
     torch._dynamo.reset()
 
 
@@ -306,7 +325,7 @@ def test_a_step_recorded_as_a_cuda_graph_equals_the_model(precision: Precision) 
         for recorded_BTV, expected_BTV in kept:  # None was overwritten by a later replay.
             assert_near(recorded_BTV, expected_BTV, 1e-4 if precision == "fp32" else 8 * BF16)
         decoder.give_back(cache)
-    assert len(decoder._recorded) == 1
+    assert len(decoder._compiled._graphs) == 1
     assert Decoder(model).mode == "eager"
 
 

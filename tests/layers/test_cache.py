@@ -61,7 +61,7 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
 def poison(cache: KVCache) -> None:
     """Fill all that holds no token with what no token may see."""
     for layer in cache.layers:
-        for rows_ND, stored_BHSD in zip(layer._rows, (layer.keys_BHSD, layer.values_BHSD), strict=True):
+        for rows_ND, stored_BHSD in zip(layer.rows, (layer.keys_BHSD, layer.values_BHSD), strict=True):
             rows_ND[-1] = torch.nan
             for row, length in enumerate(cache.lengths):
                 stored_BHSD[row, :, length:] = HUGE
@@ -177,11 +177,12 @@ def test_one_token_too_many_is_an_error_that_changes_nothing(way: str) -> None:
     stack, x = Stack(), torch.randn(2, MAX_LEN - 1, D_MODEL)
     cache = stack.new_cache(2)
     stack.read(x, cache, [MAX_LEN - 1, 3])
-    before = cache._memory.clone()
+    before = [rows_ND.clone() for layer in cache.layers for rows_ND in layer.rows]
     with pytest.raises(ValueError, match=f"^the cache holds {MAX_LEN} tokens of a sequence, 13 were asked for$"):
         OVERFLOWS[way](cache)
     assert cache.lengths == cache.lengths_B.tolist() == [MAX_LEN - 1, 3]
-    assert torch.equal(cache._memory, before)
+    after = [rows_ND for layer in cache.layers for rows_ND in layer.rows]
+    assert all(torch.equal(*both) for both in zip(before, after, strict=True))
     # The last one still fits, at its place.
     last = torch.randn(2, 1, D_MODEL)
     y_BTM = stack.read(last, cache)
@@ -236,11 +237,11 @@ def test_memory_is_what_the_formula_says_and_stays_where_it_is_over_10_000_token
     assert cache.dtype == dtype
 
     def tensors() -> list[Tensor]:
-        stored = [tensor for layer in cache.layers for tensor in (*layer._rows, layer.keys_BHSD, layer.values_BHSD)]
+        stored = [tensor for layer in cache.layers for tensor in (*layer.rows, layer.keys_BHSD, layer.values_BHSD)]
         return [*stored, cache.lengths_B]
 
     addresses = [tensor.data_ptr() for tensor in tensors()]
-    assert {tensor.untyped_storage().nbytes() for tensor in tensors()[:-1]} == {cache.bytes}
+    assert {tensor.untyped_storage().nbytes() for tensor in tensors()[:-1]} == {cache.bytes // 6}
     draw, read = random.Random(0), 0
     while read < 10_000:
         new = draw.choice([1, 1, 1, 20])

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from layers import (
@@ -186,6 +187,18 @@ def test_bf16_attention_on_a_cpu_stays_near_fp32_whatever_the_kernel(
         rounded = layer(x, causal=True)
     assert rounded.dtype == torch.bfloat16
     assert (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("heads", [2, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_attention_of_one_query_is_torchs(heads: int, dtype: torch.dtype) -> None:
+    q, k, v = torch.randn(3, heads, 1, 8), torch.randn(3, 2, 11, 8), torch.randn(3, 2, 11, 8)
+    mask = torch.arange(11) <= torch.tensor([10, 0, 4]).view(3, 1, 1, 1)
+    for seen in (None, mask):
+        expected = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+        alone = attention.attend_with_one_query(q.to(dtype), k.to(dtype), v.to(dtype), seen)
+        assert alone.dtype == dtype
+        assert (alone - expected).norm() < (1e-6 if dtype == torch.float32 else 0.01) * expected.norm()
 
 
 def test_odd_sizes_have_no_pairs() -> None:

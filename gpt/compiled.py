@@ -1,0 +1,90 @@
+"""A step of one token for each sequence, by torch.compile, and on a GPU as a CUDA graph.
+
+All blocks of a model are alike, so one of them is compiled and serves for all: in a twelfth of the time that the whole
+model would take. A CUDA graph then holds the kernels of the whole step, so that a token costs one launch.
+
+Shapes: B batch, T = 1 token, M model size, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpt.model import GPT
+from layers import KVCache, LayerCache, Place, Turn
+
+
+class CompiledStep:
+    """Reads a token of each sequence; compiles when it first sees a number of sequences.
+
+    Args:
+        model: In evaluation mode.
+    """
+
+    def __init__(self, model: GPT) -> None:
+        self._model = model
+        self._on_gpu = model.embedding.weight.device.type == "cuda"
+        # Only tuned so, inductor writes products of one token itself, at the memory's speed, and fuses what is around.
+        options: dict[str, Any] = {"options": {"coordinate_descent_tuning": True}} if self._on_gpu else {}
+        self._enter = torch.compile(_enter, fullgraph=True, **options)
+        self._through = torch.compile(_through, fullgraph=True, **options)
+        self._leave = torch.compile(_leave, fullgraph=True, **options)
+        self._graphs: dict[KVCache, _Graph] = {}
+
+    def __call__(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
+        """Logits after the tokens, (B, T, V).
+
+        Raises:
+            ValueError: The cache is full.
+        """
+        cache.check_room(1)
+        if not self._on_gpu:
+            logits_BTV = self.run(tokens_BT, cache)
+        else:
+            if cache not in self._graphs:
+                self._graphs[cache] = _Graph(self, cache)
+            logits_BTV = self._graphs[cache](tokens_BT)
+        cache.advance(1)
+        return logits_BTV
+
+    def run(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
+        """The same of fixed shapes and addresses, without a question to the host, and without moving the cache on."""
+        x_BTM, rotary, place = self._enter(self._model, tokens_BT, cache)
+        for block, layer in zip(self._model.blocks, cache.layers, strict=True):
+            x_BTM = self._through(block, x_BTM, rotary, layer, place)
+        return self._leave(self._model, x_BTM)
+
+
+def _enter(model: GPT, tokens_BT: Tensor, cache: KVCache) -> tuple[Tensor, Turn | None, Place]:
+    place = cache.next_place(1, cache.max_len)
+    return *model.embed(tokens_BT, place), place
+
+
+def _through(block: nn.Module, x_BTM: Tensor, rotary: Turn | None, layer: LayerCache, place: Place) -> Tensor:
+    return block(x_BTM, rotary, causal=True, cache=layer, place=place)
+
+
+def _leave(model: GPT, x_BTM: Tensor) -> Tensor:
+    return model.predict(x_BTM)
+
+
+class _Graph:
+    """The kernels of a step, which read their tokens from, and leave their logits in, memory that stays where it is."""
+
+    def __init__(self, step: CompiledStep, cache: KVCache) -> None:
+        self._tokens_BT = torch.zeros(cache.batch_size, 1, dtype=torch.int64, device=cache.lengths_B.device)
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # Compiles and tunes; the slot that it writes is the one that the next token takes.
+                step.run(self._tokens_BT, cache)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._logits_BTV = step.run(self._tokens_BT, cache)
+
+    def __call__(self, tokens_BT: Tensor) -> Tensor:
+        self._tokens_BT.copy_(tokens_BT)
+        self._graph.replay()
+        return self._logits_BTV.clone()

@@ -6,8 +6,10 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -103,6 +105,16 @@ class Kind:
 
     def is_valid(self, config: dict[str, Any]) -> bool:
         """Whether nested values make a configuration, by the rules here and those between fields."""
+        config = deepcopy(config)
+        for name in self.names:  # On a command line there are no quotes, so that null is null in quotes as well.
+            section, _, leaf = name.rpartition(".")
+            place = config[section] if section else config
+            if (
+                self.is_text(name)
+                and NoneType in get_args(self.types[name])
+                and place[leaf] in ("~", "null", "Null", "NULL")
+            ):
+                place[leaf] = None
         flat = {n: config[n] if "." not in n else config[n.split(".")[0]][n.split(".")[1]] for n in self.names}
         if not all(fits(value, self.types[name]) for name, value in flat.items()):
             return False

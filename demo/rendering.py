@@ -21,14 +21,18 @@ COLOURS = {WITH: "#2563eb", WITHOUT: "#ea580c", f"{WITH}, native": "#059669", f"
 
 
 def text_html(writing: Writing, *, coloured: bool) -> str:
-    """Prompt and text; coloured by the probability of each character, with the likeliest others on hovering."""
+    """Prompt and text; coloured by the probability of each character, with the likeliest others on hovering.
+
+    Its end stays open, which browsers close: so each update is the one before with more behind it, and Gradio sends
+    only what is new.
+    """
     if not coloured:
         written = escape(writing.text)
     else:
         written = "".join(
             _character(piece.text, piece.log_probability, piece.alternatives) for piece in writing.pieces if piece.text
         )
-    return f'<div class="written"><span class="prompt">{escape(writing.prompt)}</span>{written}</div>'
+    return f'<div class="written"><span class="prompt">{escape(writing.prompt)}</span>{written}'
 
 
 def _character(text: str, log_probability: float, alternatives: Sequence[tuple[str, float]]) -> str:

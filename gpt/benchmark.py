@@ -208,7 +208,9 @@ def plot(arms: Arms, output: Path, title: str) -> None:
         cumulative.plot(range(1, len(until) + 1), until, color=colour, label=name)
         rows = [length for length in ROWS if length <= len(until)]
         cumulative.plot(rows, [until[length - 1] for length in rows], "o", color=colour)
-        single.plot(range(PROMPT_TOKENS + 1, PROMPT_TOKENS + len(until)), between, color=colour, linewidth=1, label=name)
+        single.plot(
+            range(PROMPT_TOKENS + 1, PROMPT_TOKENS + len(until)), between, color=colour, linewidth=1, label=name
+        )
     cumulative.set(xlabel="new tokens", ylabel="seconds", title="time until a token", yscale="log")
     single.set(xlabel="position", ylabel="milliseconds", title="time per token", yscale="log")
     for axes in (cumulative, single):

@@ -71,11 +71,11 @@ def generate(
 
     Args:
         decoder: The model.
-        prompts: Token ids of each text, or of one with which all begin; that one is read once.
+        prompts: Token ids of each text; or of one n-th as many, each of which n texts begin with. Each is read once.
         max_new_tokens: Steps; see `new_token_limit` for each text's own.
         sampling: How to choose a token; None for draws from all of them.
         seeds: Of the texts. The same seed, prompt and weights give the same text on the same device, whatever stands
-            beside it.
+            beside it, as long as rounding does not decide.
         when_full: When a text fills the context: `stop`, or `slide`, which keeps the newer half of the context, reads
             it anew at positions from 0 on, and goes on. Steps after a text's end mean nothing for it.
         alternatives: How many likeliest tokens to report at each step.
@@ -83,10 +83,10 @@ def generate(
     Raises:
         InputError: An option is out of range, or a prompt is empty or too long.
     """
-    if not prompts or not seeds or len(prompts) not in (1, len(seeds)):
-        raise InputError(f"expected a prompt for all seeds or for each, got {len(prompts)} prompts, {len(seeds)} seeds")
+    if not prompts or not seeds or len(seeds) % len(prompts):
+        raise InputError(f"expected as many texts of each prompt, got {len(prompts)} prompts, {len(seeds)} seeds")
     context = decoder.model.config.max_len
-    texts = list(prompts) * (len(seeds) if len(prompts) == 1 else 1)
+    texts = [text for text in prompts for _ in range(len(seeds) // len(prompts))]
     limits = [new_token_limit(context, text, max_new_tokens, when_full) for text in texts]
     for seed in seeds:
         check_length_and_seed(max_new_tokens, seed)
@@ -118,12 +118,13 @@ def generate(
 def _read_prompts(decoder: Decoder, windows: Sequence[Sequence[int]], cache: KVCache) -> Tensor:
     """Logits after each prompt, (B, V)."""
     tokens_BT = _padded(windows, cache.lengths_B.device)
+    counts = [len(window) for window in windows]
     if len(windows) == cache.batch_size:
-        return decoder.prefill(tokens_BT, cache, [len(window) for window in windows])
-    single = decoder.model.new_cache(1, len(windows[0]))
-    logits_1V = decoder.prefill(tokens_BT, single)
-    cache.fill_from(single)
-    return logits_1V.expand(cache.batch_size, -1)
+        return decoder.prefill(tokens_BT, cache, counts)
+    once = decoder.model.new_cache(len(windows), max(counts))
+    logits_BV = decoder.prefill(tokens_BT, once, counts)
+    cache.fill_from(once)
+    return logits_BV.repeat_interleave(cache.batch_size // len(windows), 0)
 
 
 def _slide(

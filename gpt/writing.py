@@ -91,7 +91,7 @@ def write(
     else:
         steps = generate(
             decoder,
-            prompts if len(prompts) == 1 else [text for text in prompts for _ in range(num_samples)],
+            prompts,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
             seeds=[seed + n for _ in prompts for n in range(num_samples)],

@@ -236,19 +236,21 @@ class KVCache:
         """Take over the tokens of another cache of the same layers.
 
         Args:
-            other: A cache of as many sequences, or of one, which all sequences here then begin with.
+            other: A cache of as many sequences, or of one n-th of them: each of its sequences is then the beginning of
+                n here, that stand beside each other.
 
         Raises:
             ValueError: It holds other sequences, or longer ones than fit.
         """
         longest = max(other.lengths)
-        if other.batch_size not in (1, self.batch_size) or longest > self.max_len:
+        copies, rest = divmod(self.batch_size, other.batch_size)
+        if rest or longest > self.max_len:
             raise ValueError(
                 f"{other.batch_size} sequences of up to {longest} tokens do not fit into a cache of "
                 f"{self.batch_size} times {self.max_len}"
             )
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             for to_BHSD, from_BHSD in zip(mine.read(longest), theirs.read(longest), strict=True):
-                to_BHSD.copy_(from_BHSD)
-        self.lengths = list(other.lengths) * (self.batch_size // other.batch_size)
-        self.lengths_B.copy_(other.lengths_B.expand(self.batch_size))
+                to_BHSD.view(other.batch_size, copies, *to_BHSD.shape[1:]).copy_(from_BHSD[:, None])
+        self.lengths = [length for length in other.lengths for _ in range(copies)]
+        self.lengths_B.copy_(other.lengths_B.repeat_interleave(copies))

@@ -113,6 +113,9 @@ class DataConfig:
             if generated and value != default:
                 raise InputError(f"data.{name} is for data.task pairs only, got data.task {self.task}")
         if not generated:
+            for name in ("symbols", "min_length", "max_length"):
+                if getattr(self, name) != getattr(DataConfig, name):
+                    raise InputError(f"data.{name} is for data.task copy and reverse only, got data.task pairs")
             source = self.source or ""
             named = self.hub_name or (Path(source).suffix in FORMATS and not source.startswith("hub:"))
             check(self, "source", bool(named), f"{SOURCES}, with data.task pairs")

@@ -148,9 +148,10 @@ def _up_to_end(tokens: list[int], log_probabilities: list[float]) -> Decoded:
 
 def _limit(model: EncoderDecoder, max_new_tokens: int | None) -> int:
     """Most tokens of a target: the decoder reads its start, and never its last token."""
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise InputError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    return min(max_new_tokens or model.config.max_len, model.config.max_len)
+    most = model.config.max_len
+    if max_new_tokens is not None and not 1 <= max_new_tokens <= most:
+        raise InputError(f"max_new_tokens must be at least 1 and at most {most} (model.max_len), got {max_new_tokens}")
+    return max_new_tokens or most
 
 
 def _read_sources(model: EncoderDecoder, sources: Sequence[Sequence[int]]) -> Memory:

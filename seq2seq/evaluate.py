@@ -28,6 +28,12 @@ from training.progress import Progress
 COUNT = 10_000
 BATCH = 250
 SAMPLING = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
+OF_SOURCE = {
+    "source_column": "its column with the source text. Default: the run's.",
+    "target_column": "its column with the target text. Default: the run's.",
+    "revision": "its branch, tag or commit on the hub. Default: its main branch.",
+    "subset": "its subset on the hub. Default: the data set's own.",
+}
 
 
 def parse(arguments: Sequence[str] | None = None) -> Namespace:
@@ -88,13 +94,18 @@ def _parser() -> StrictParser:
         help="With --split, of copy and reverse: the shortest and longest strings to try.",
     )
     parser.add_argument(
-        "--data.source", type=str, help="With --split: another file or data set of pairs than the run's."
+        "--data.source",
+        type=str,
+        help="With --split: another file or data set of pairs than the run's; a file is split by the same hash, which "
+        "keeps out what was trained on.",
     )
+    for name, what in OF_SOURCE.items():
+        parser.add_argument(f"--data.{name}", type=str, help=f"With --data.source: {what}")
     return parser
 
 
 FOR_SOURCE = ("max_new_tokens", *SAMPLING, "seed", "num_samples", "beams", "length_penalty", "mode", "attention")
-FOR_SPLIT = ("count", "lengths", "data.source")
+FOR_SPLIT = ("count", "lengths", "data.source", *(f"data.{name}" for name in OF_SOURCE))
 FOR_CHANCE = ("top_k", "top_p", "min_p", "seed", "num_samples")
 FOR_DRAWING = (*SAMPLING, "seed", "num_samples")
 
@@ -112,6 +123,8 @@ def main() -> None:
         refuse(options, _parser(), FOR_DRAWING, "targets that are drawn: leave out --beams")
     else:
         refuse(options, _parser(), ("length_penalty",), "--beams")
+    if options.data.source is None:
+        refuse(options, _parser(), [f"data.{name}" for name in OF_SOURCE], "--data.source, other pairs than the run's")
     if options.attention:
         if len(options.source) > 1:
             raise InputError(f"--attention draws one source, got {len(options.source)}")
@@ -234,7 +247,14 @@ def held_out_pairs(options: Namespace, loaded: LoadedSeq2Seq) -> tuple[list[Pair
             )
         data = replace(data, min_length=low, max_length=high)
     if options.data.source is not None:
-        data = replace(data, source=options.data.source)
+        data = replace(
+            data,
+            source=options.data.source,
+            source_column=options.data.source_column or data.source_column,
+            target_column=options.data.target_column or data.target_column,
+            revision=options.data.revision,
+            subset=options.data.subset,
+        )
     pairs = load_pairs(data, config.seed)
     if options.lengths is None and options.data.source is None and pairs.sha256 != loaded.data_sha256:
         raise InputError(

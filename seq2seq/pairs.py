@@ -2,8 +2,10 @@
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +88,13 @@ def _read(path: Path, data: DataConfig) -> Iterator[Pair]:
     read_rows = _json_rows if path.suffix == ".jsonl" else _csv_rows
     try:
         # Spreadsheets begin a file with a mark that "-sig" takes away; the csv module reads line ends itself.
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        content = path.read_bytes()
+        with io.StringIO(content.decode("utf-8-sig"), newline="") as file:
             for line, row in read_rows(file, path):
-                place = f"{path}, line {line}"
-                yield _pair(row, data, place)
+                yield _pair(row, data, f"{path}, line {line}")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 (byte 0x{error.object[error.start]:02x})") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}, line {line}: not UTF-8 (byte 0x{error.object[error.start]:02x})") from error
     except OSError as error:
         raise InputError(f"cannot read data.source {path}: {error.strerror}") from error
 
@@ -111,14 +114,23 @@ def _json_rows(file: Any, path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _csv_rows(file: Any, path: Path) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(file, strict=True)
+    """The rows below the first, which names the columns, each with the line that it begins at."""
+    reader = csv.reader(file, strict=True)
+    columns: list[str] | None = None
+    begins = 1
     try:
-        for row in reader:
-            if None in row:
-                raise InputError(f"{path}, line {reader.line_num}: expected {len(row) - 1} fields, got more")
-            yield reader.line_num, row
+        for fields in reader:
+            line, begins = begins, reader.line_num + 1
+            if not fields:
+                continue
+            if columns is None:
+                columns = fields
+                continue
+            if len(fields) > len(columns):
+                raise InputError(f"{path}, line {line}: expected {len(columns)} fields, got more")
+            yield line, dict(zip_longest(columns, fields))
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.reader.line_num}: {error}") from error
+        raise InputError(f"{path}, line {begins}: {error}") from error
 
 
 def _pair(row: dict[str, Any], data: DataConfig, place: str) -> Pair:

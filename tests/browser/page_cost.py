@@ -50,8 +50,9 @@ def alone(loaded: LoadedGPT, tokens: int) -> float:
 class Client:
     """Asks as the page does, reads the answer to its end, and draws nothing."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, *, coloured: bool) -> None:
+        self._url, self._coloured = url, coloured
+        self.bytes = 0
         config = json.load(urllib.request.urlopen(f"{url}config"))
         places = {component["props"].get("elem_id"): component["id"] for component in config["components"]}
         events = config["dependencies"]
@@ -61,7 +62,8 @@ class Client:
     def rate(self, run: str, tokens: int) -> float:
         """Tokens per second of a text."""
         number = json.loads(self._run(self._asking, []).splitlines()[-1])["output"]["data"][0]
-        sampler = [0.8, 0, 1, 0, 1, "", "slide", 1, False, False]
+        sampler = [0.8, 0, 1, 0, 1, "", "slide", 1, False, self._coloured]
+        self.bytes = 0
         answer = self._run(self._event, [number, run, PROMPT, tokens, *sampler])
         return float(re.findall(r"tokens per second</dt><dd>([\d.]+)", answer)[-1])
 
@@ -73,6 +75,7 @@ class Client:
         answer = ""
         with urllib.request.urlopen(f"{self._url}gradio_api/queue/data?session_hash=cost") as lines:
             for line in lines:
+                self.bytes += len(line)
                 if line.startswith(b"data: "):
                     answer += line.decode().removeprefix("data: ")
                 if b"process_completed" in line:
@@ -115,6 +118,7 @@ def main() -> None:
     parser.add_argument("--run", type=str, required=True)
     parser.add_argument("--tokens", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--coloured", action="store_true", help="Colour characters by their probability.")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     set_cpu_threads()
@@ -129,6 +133,7 @@ def main() -> None:
         page.locator("#write-run input").press("Enter")
         page.locator("#new-tokens input[type=number]").fill(str(options.tokens))
         page.locator("#new-tokens input[type=number]").blur()
+        page.locator("#coloured input").set_checked(options.coloured)
 
         def shown() -> float:
             page.locator("#generate").click()
@@ -141,11 +146,12 @@ def main() -> None:
 
         def in_session() -> float:
             asked: dict[str, Any] = {"max_new_tokens": options.tokens, "when_full": "slide", "seed": 1}
+            asked["alternatives"] = options.coloured
             *_, last = session.write("me", options.run, PROMPT, **asked)
             assert last.tokens_per_second is not None
             return last.tokens_per_second
 
-        client = Client(server.url)
+        client = Client(server.url, coloured=options.coloured)
 
         arms = {
             "alone": lambda: alone(session.catalogue.gpt(options.run), options.tokens),
@@ -174,6 +180,8 @@ def main() -> None:
         figures |= {
             "run": options.run,
             "new_tokens": options.tokens,
+            "coloured": options.coloured,
+            "bytes_of_the_last_answer": client.bytes,
             "tokens_per_second": medians,
             "costs": costs,
             "shares_of_all_cores": shares,

@@ -79,10 +79,13 @@ def figures(page: Page) -> str:
 def test_text_and_chart_grow_until_stop(page: Page) -> None:
     page.get_by_label("Compare").check()
     ask(page, tokens=2000)
-    lengths = []
+    lengths, places = [], set()
     for _ in range(12):
         page.wait_for_timeout(150)
         lengths.append(len(page.locator("#text").inner_text()))
+        boxes = [page.locator(name).bounding_box() for name in ("#text", "#chart .plot", "#figures dl", "#generate")]
+        places.add(tuple((box["y"], box["height"]) for box in boxes if box))
+    assert len(places) == 1, f"nothing moves while it streams: {places}"
     assert lengths == sorted(lengths)
     assert len(set(lengths)) >= 3, f"it streams: {lengths}"
     drawn = page.locator("#chart svg").inner_html()
@@ -198,7 +201,10 @@ def test_a_phone_shows_all_of_it(browser: Browser, server: Server, scheme: str) 
     opened(page, f"{server.url}?__theme={scheme}")
     ask(page, tokens=300)
     expect(page.locator("#figures")).to_contain_text("300 of 300")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing is wider than the screen"
+    for tab in ("Benchmark", "Sequence to sequence", "Training", "Write"):
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, f"{tab} is wider than the screen"
     colours = page.locator("#text .written").evaluate(
         "e => [getComputedStyle(e).color, getComputedStyle(e.closest('#text')).backgroundColor]"
     )

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, TypeVar
@@ -377,6 +377,14 @@ def test_text_is_never_html(session: Session) -> None:
     coloured = show.text_html(real, coloured=True)
     assert coloured.count("<span") == 21
     assert re.search(r'title="[^"]+ \d+\.\d%&#10;', coloured), "the alternatives, on hovering"
+
+
+@pytest.mark.parametrize("coloured", [False, True])
+def test_an_update_of_the_text_is_the_one_before_with_more_behind_it(session: Session, coloured: bool) -> None:
+    looks = session.write("me", "small", "7 times", alternatives=coloured, **LONG)
+    shown = [show.text_html(writing, coloured=coloured) for writing in looks]
+    assert len(shown) > 1
+    assert all(after.startswith(before) for before, after in pairwise(shown))
 
 
 def test_long_lines_are_thinned_and_axes_seldom_change() -> None:

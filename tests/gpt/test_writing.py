@@ -201,6 +201,14 @@ def test_several_texts_of_several_prompts_are_those_of_each_alone(decoder: Decod
     assert {end for _, end in together.values()} == {"stop", "length"} | ({"context"} if when_full == "stop" else set())
 
 
+def test_each_prompt_is_read_once_for_all_of_its_texts(decoder: Decoder) -> None:
+    shapes: list[tuple[int, ...]] = []
+    hook = decoder.model.blocks[0].register_forward_hook(lambda _, inputs, out: shapes.append(inputs[0].shape[:2]))
+    assert len(samples(write(decoder, TOKENIZER, ["ab", "cde"], num_samples=3, max_new_tokens=2))) == 6
+    hook.remove()
+    assert shapes == [(2, 3), (6, 1)]
+
+
 @pytest.mark.parametrize(
     ("prompt", "length", "when_full", "written", "end"),
     [

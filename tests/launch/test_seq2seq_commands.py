@@ -84,6 +84,7 @@ def test_attention_is_drawn(trained: Path) -> None:
         (["--source", ""], "error: --source is empty: give at least one symbol"),
         (["--source", "a", "a" * 20], "error: source 2 has 20 symbols, at most 14 fit into the model's context of 16"),
         (["--source", "a", "--lengths", "1", "2"], "error: --lengths is for --split, to measure"),
+        (["--split", "test", "--data.subset", "x"], "error: --data.subset is for --data.source, other pairs than"),
         (["--split", "test", "--beams", "2"], "error: --beams is for --source, to see a target"),
         (["--source", "a", "--beams", "2", "--top_k", "3"], "error: --top_k is for targets that are drawn: leave out"),
         (
@@ -150,6 +151,14 @@ def test_a_persons_own_pairs_are_learnt_and_measured(tmp_path: Path) -> None:
     )
     again = command(EVALUATE, "--checkpoint", "run", "--split", "test", "--data.source", "words.csv", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
+    (tmp_path / "other.csv").write_text("".join(f"{row}\n" for row in ["english,german", *rows[1:]]))
+    other = ["--data.source", "other.csv", "--data.source_column", "english"]
+    missing = command(EVALUATE, "--checkpoint", "run", "--split", "test", *other, cwd=tmp_path)
+    assert missing.stderr.startswith("error: other.csv, line 2: no column de: choose data.source_column and")
+    found = command(
+        EVALUATE, "--checkpoint", "run", "--split", "test", *other, "--data.target_column", "german", cwd=tmp_path
+    )
+    assert found.stdout == measured.stdout.replace("words.csv", "other.csv"), found.stderr
 
 
 def test_the_benchmark_times_both_ways_and_the_peer(trained: Path) -> None:

@@ -220,12 +220,26 @@ def test_a_cache_can_begin_with_the_tokens_of_another(dtype: torch.dtype) -> Non
     else:
         assert (actual - expected).norm() < 0.02 * expected.norm()
     assert single.lengths == [5]
-    for batch_size, max_len in [(1, 12), (2, 12), (8, 12), (4, 7)]:
+    for batch_size, max_len in [(1, 12), (2, 12), (6, 12), (4, 7)]:
         other = stack.new_cache(batch_size, max_len)
         wrong = f"^4 sequences of up to 8 tokens do not fit into a cache of {batch_size} times {max_len}$"
         with pytest.raises(ValueError, match=wrong):
             other.fill_from(cache)
         assert other.lengths == [0] * batch_size
+
+
+def test_each_sequence_can_be_the_beginning_of_several() -> None:
+    stack, x = Stack(), torch.randn(2, 5, D_MODEL)
+    short, cache, tails = stack.new_cache(2, 5), stack.new_cache(6), torch.randn(6, 3, D_MODEL)
+    poison(cache)
+    stack.read(x, short, [5, 3])
+    cache.fill_from(short)
+    assert cache.lengths == cache.lengths_B.tolist() == [5, 5, 5, 3, 3, 3]
+    actual = stack.read(tails, cache)
+    for row, length in enumerate(cache.lengths):
+        beginning = x[row // 3, : length - 3]
+        alone = stack.at_once(torch.cat((beginning, tails[row])).unsqueeze(0))
+        assert_near(actual[row], alone[0, length - 3 :])
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2), (torch.float64, 8)])

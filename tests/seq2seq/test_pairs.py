@@ -99,6 +99,9 @@ def test_a_part_of_a_split_is_spread_over_it(tmp_path: Path) -> None:
         (".csv", "a,", "line 3: column target is empty"),
         (".csv", "a,b,c", "line 3: expected 2 fields, got more"),
         (".csv", '"a"b,c', "line 3: ',' expected after '\"'"),
+        (".csv", '"a\nb",', "line 3: column target is empty"),
+        (".csv", '\n"a\nb"', "line 4: column target is missing"),
+        (".csv", '"a\nb', "line 3: unexpected end of data"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, suffix: str, line: str, message: str) -> None:
@@ -128,7 +131,7 @@ def test_files_that_cannot_be_read_and_too_few_pairs_are_errors(tmp_path: Path) 
     with pytest.raises(InputError, match=r"cannot read data.source \S+no.jsonl: No such file or directory"):
         load(tmp_path / "no.jsonl")
     (tmp_path / "latin.csv").write_bytes("source,target\né,b\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"latin.csv is not UTF-8 \(byte 0xe9\)"):
+    with pytest.raises(InputError, match=r"latin.csv, line 2: not UTF-8 \(byte 0xe9\)"):
         load(tmp_path / "latin.csv")
     with pytest.raises(InputError, match="has no pairs for training: it takes some dozens"):
         load(write(tmp_path / "empty.jsonl", []))
@@ -152,6 +155,10 @@ def test_files_that_cannot_be_read_and_too_few_pairs_are_errors(tmp_path: Path) 
             "data.source must be a file that ends in .jsonl or .csv, or hub:OWNER/NAM",
         ),
         ({"source": "a.csv"}, "data.source is for data.task pairs only, got data.task copy"),
+        (
+            {"task": "pairs", "source": "a.csv", "max_length": 9},
+            "data.max_length is for data.task copy and reverse only, got data.task pairs",
+        ),
         ({"tokens": "words"}, "data.tokens words is for data.task pairs: the symbols of copy are characters"),
         (
             {"task": "pairs", "source": "a.csv", "revision": "v1"},

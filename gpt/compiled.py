@@ -1,7 +1,7 @@
 """A step of one token for each sequence, by torch.compile, and on a GPU as a CUDA graph.
 
-All blocks of a model are alike, so one of them is compiled and serves for all: in a twelfth of the time that the whole
-model would take. A CUDA graph then holds the kernels of the whole step, so that a token costs one launch.
+All blocks of a model are alike, so that one of them is compiled and serves for all. A CUDA graph then holds the kernels
+of the whole step, so that a token costs one launch.
 
 Shapes: B batch, T = 1 token, M model size, V vocabulary.
 """
@@ -25,7 +25,7 @@ class CompiledStep:
     def __init__(self, model: GPT) -> None:
         self._model = model
         self._on_gpu = model.embedding.weight.device.type == "cuda"
-        # Only tuned so, inductor writes products of one token itself, at the memory's speed, and fuses what is around.
+        # Only with this does inductor write products with one token itself, and fuse them with what is around.
         options: dict[str, Any] = {"options": {"coordinate_descent_tuning": True}} if self._on_gpu else {}
         self._enter = torch.compile(_enter, fullgraph=True, **options)
         self._through = torch.compile(_through, fullgraph=True, **options)

@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -285,8 +286,10 @@ class Launch:
 
     def _find_ranks(self) -> None:
         """Note the processes early: looking for them takes longer than a save."""
-        children = psutil.Process(self._process.pid).children(recursive=True)
-        self._ranks = {int(child.environ().get("RANK", -1)): child for child in children}
+        self._ranks = {}
+        for child in psutil.Process(self._process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # It has ended meanwhile.
+                self._ranks[int(child.environ().get("RANK", -1))] = child
 
     def _kill_all(self) -> None:
         """The launcher first, so that it cannot end the others in its own way."""

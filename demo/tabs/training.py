@@ -16,7 +16,7 @@ NAME = "Training"
 def training_tab(session: Session, tabs: gr.Tabs) -> None:
     """The tab `NAME` of some, which follows the runs while it is the one that is shown."""
     runs = gr.CheckboxGroup([], label=f"Runs (at most {session.limits.runs} are drawn)", elem_id="training-runs")
-    with gr.Row():
+    with gr.Row(elem_classes="curves"):
         plots = [
             gr.HTML(_chart(name, []), elem_id=f"curve-{name.split()[0]}", padding=False, min_height=280)
             for name in CURVES

@@ -202,8 +202,14 @@ def test_a_phone_shows_all_of_it(browser: Browser, server: Server, scheme: str) 
     ask(page, tokens=300)
     expect(page.locator("#figures")).to_contain_text("300 of 300")
     for tab in ("Benchmark", "Sequence to sequence", "Training", "Write"):
+        if not page.get_by_role("tab", name=tab).count():
+            page.get_by_label("More tabs").click()
+            page.get_by_role("button", name=tab, exact=True).click()
         page.get_by_role("tab", name=tab).click()
-        page.wait_for_timeout(300)
+        for plot in page.locator(".chart .plot:visible").all():
+            box = plot.bounding_box()
+            assert box, tab
+            assert box["width"] > 200, f"a chart of {tab} is squeezed"
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, f"{tab} is wider than the screen"
     colours = page.locator("#text .written").evaluate(
         "e => [getComputedStyle(e).color, getComputedStyle(e.closest('#text')).backgroundColor]"

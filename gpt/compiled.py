@@ -16,7 +16,7 @@ from layers import KVCache, LayerCache, Place, Turn
 
 
 class CompiledStep:
-    """Reads a token of each sequence; compiles when it first sees a number of sequences.
+    """Reads a token of each sequence; compiles for the first number of sequences that it sees, and once more for any.
 
     Args:
         model: In evaluation mode.

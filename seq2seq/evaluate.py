@@ -28,11 +28,13 @@ from training.progress import Progress
 COUNT = 10_000
 BATCH = 250
 SAMPLING = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
-OF_SOURCE = {
-    "source_column": "its column with the source text. Default: the run's.",
-    "target_column": "its column with the target text. Default: the run's.",
-    "revision": "its branch, tag or commit on the hub. Default: its main branch.",
-    "subset": "its subset on the hub. Default: the data set's own.",
+OTHER_PAIRS = {
+    "data.source": "With --split: another file or data set of pairs than the run's; a file is split by the same hash, "
+    "which keeps out what was trained on.",
+    "data.source_column": "With --data.source: its column with the source text. Default: the run's.",
+    "data.target_column": "With --data.source: its column with the target text. Default: the run's.",
+    "data.revision": "With --data.source: its branch, tag or commit on the hub. Default: its main branch.",
+    "data.subset": "With --data.source: its subset on the hub. Default: the data set's own.",
 }
 
 
@@ -93,19 +95,13 @@ def _parser() -> StrictParser:
         nargs=2,
         help="With --split, of copy and reverse: the shortest and longest strings to try.",
     )
-    parser.add_argument(
-        "--data.source",
-        type=str,
-        help="With --split: another file or data set of pairs than the run's; a file is split by the same hash, which "
-        "keeps out what was trained on.",
-    )
-    for name, what in OF_SOURCE.items():
-        parser.add_argument(f"--data.{name}", type=str, help=f"With --data.source: {what}")
+    for name, what in OTHER_PAIRS.items():
+        parser.add_argument(f"--{name}", type=str, help=what)
     return parser
 
 
 FOR_SOURCE = ("max_new_tokens", *SAMPLING, "seed", "num_samples", "beams", "length_penalty", "mode", "attention")
-FOR_SPLIT = ("count", "lengths", "data.source", *(f"data.{name}" for name in OF_SOURCE))
+FOR_SPLIT = ("count", "lengths", *OTHER_PAIRS)
 FOR_CHANCE = ("top_k", "top_p", "min_p", "seed", "num_samples")
 FOR_DRAWING = (*SAMPLING, "seed", "num_samples")
 
@@ -124,7 +120,7 @@ def main() -> None:
     else:
         refuse(options, _parser(), ("length_penalty",), "--beams")
     if options.data.source is None:
-        refuse(options, _parser(), [f"data.{name}" for name in OF_SOURCE], "--data.source, other pairs than the run's")
+        refuse(options, _parser(), tuple(OTHER_PAIRS), "--data.source, other pairs than the run's")
     if options.attention:
         if len(options.source) > 1:
             raise InputError(f"--attention draws one source, got {len(options.source)}")

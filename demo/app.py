@@ -5,7 +5,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `python demo/app.py` finds the packages beside it.
 
@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 
 from demo import limits as check
 from demo.api import add_api
-from demo.closed_routes import ClosedRoutes
+from demo.middleware import ClosedRoutes, FewerFrames
 from demo.quick_training import QuickTraining
 from demo.session import Session
 from demo.tabs.benchmark import benchmark_tab
@@ -24,6 +24,7 @@ from demo.tabs.training import NAME as TRAINING
 from demo.tabs.training import training_tab
 from demo.tabs.write import write_tab
 from gpt.benchmark import ROWS
+from gpt.decoding import Mode
 from training.command_line import StrictParser
 from training.device import inference_device, set_cpu_threads
 from training.errors import InputError, exit_code
@@ -96,7 +97,7 @@ def launch(page: gr.Blocks, *, concurrency: int = 1, waiting: int = 16, **option
         footer_links=[],
         max_file_size=1,
         state_session_capacity=100,
-        app_kwargs={"middleware": [Middleware(ClosedRoutes)]},
+        app_kwargs={"middleware": [Middleware(ClosedRoutes), Middleware(FewerFrames)]},
         theme=theme(),
         css_paths=Path(__file__).with_name("style.css"),
         **options,
@@ -119,6 +120,13 @@ def parse() -> Any:
         type=str,
         help="USER:PASSWORD that visitors must give. Default: DEMO_AUTH of the environment.",
     )
+    parser.add_argument(
+        "--mode",
+        choices=get_args(Mode),
+        default="auto",
+        help="How a token is read, as in evaluate.py: compiled waits for torch.compile once for each model. Default: "
+        "native where it can be had, else eager.",
+    )
     parser.add_argument("--concurrency", type=int, default=1, help="Requests that run a model at once.")
     parser.add_argument("--waiting", type=int, default=16, help="Requests that may wait for their turn.")
     parser.add_argument("--seconds", type=float, default=120.0, help="Most seconds that a request may take.")
@@ -135,11 +143,13 @@ def main() -> None:
         seconds=check.number("seconds", options.seconds, 1, 86_400),
         new_tokens=check.integer("new_tokens", options.new_tokens, ROWS[-1], 10**6),
     )
+    if options.mode == "compiled" and concurrency > 1:
+        raise InputError("mode compiled serves one request at a time: leave concurrency at 1")
     auth = _auth(options.auth if options.auth is not None else os.environ.get("DEMO_AUTH"))
     port = check.integer("port", options.port, 1, 65_535)
     _check_address(options.host, port)
     set_cpu_threads()
-    session = Session(Path(options.runs), inference_device(), limits)
+    session = Session(Path(options.runs), inference_device(), limits, options.mode)
     training = QuickTraining(Path(options.runs))
     page = build(session, training, concurrency)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # By way of the `finally` below.

@@ -52,9 +52,11 @@ def writing_figures(writing: Writing) -> str:
     per_second = writing.tokens_per_second
     rate = EMPTY if per_second is None else f"{per_second:,.{1 if per_second < 100 else 0}f}"
     speedup = EMPTY if writing.speedup is None else f"{writing.speedup:.1f} x"
-    state = {"writing": "writing …", "comparing": "reading the same tokens without the cache …"}.get(
-        writing.phase, writing.why or "done"
-    )
+    state = {
+        "compiling": "compiling, once for this model …",
+        "writing": "writing …",
+        "comparing": "reading the same tokens without the cache …",
+    }.get(writing.phase, writing.why or "done")
     at_end = "then the older half goes" if writing.when_full == "slide" else "then it stops"
     return figures_html(
         {

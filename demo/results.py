@@ -41,7 +41,7 @@ class Writing(Growing):
         pieces: The text so far.
         milliseconds: What each token took, with the cache; the first one with the reading of the prompt.
         uncached: The same tokens without the cache, where that was asked for.
-        phase: writing, comparing (reading without the cache) or done.
+        phase: compiling (what reads tokens), writing, comparing (reading without the cache) or done.
     """
 
     run: str

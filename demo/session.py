@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -15,8 +15,9 @@ from demo.jobs import Job, Jobs
 from demo.limits import MOST_SEED, MOST_TOP_K, PENALTY, SHARE, TEMPERATURE, Limits
 from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
 from gpt.benchmark import PROMPT_TOKENS, ROWS, Reader, random_prompt
-from gpt.decoding import Decoder
+from gpt.decoding import Decoder, Mode
 from gpt.generation import WhenFull, new_token_limit
+from gpt.model import GPT
 from gpt.speed import cache_bytes
 from gpt.trainer import LoadedGPT
 from gpt.writing import write
@@ -40,12 +41,17 @@ class Session:
         runs: The folder of the runs.
         device: Where models go.
         limits: What a request may ask for.
+        mode: How tokens are read; what is compiled serves one request at a time.
     """
 
-    def __init__(self, runs: Path, device: torch.device | str = "cpu", limits: Limits | None = None) -> None:
+    def __init__(
+        self, runs: Path, device: torch.device | str = "cpu", limits: Limits | None = None, mode: Mode = "auto"
+    ) -> None:
         self.catalogue = Catalogue(runs, device)
         self.limits = limits or Limits()
         self.jobs = Jobs()
+        self._mode = mode
+        self._compiled: Decoder | None = None
 
     def write(self, owner: str, run: Any, prompt: Any, **options: Any) -> Generator[Writing, None, None]:
         """Continue a prompt; closing the iterator ends the work at the next token.
@@ -64,10 +70,11 @@ class Session:
 
         def work(job: Job[Writing]) -> None:
             loaded = self.catalogue.gpt(run)
-            decoder = Decoder(loaded.model)
+            decoder, is_new = self._decoder(loaded.model)
             tokens = loaded.tokenizer.encode(asked.prompt, "the prompt").tolist()
             context = loaded.config.model.max_len
             limit = new_token_limit(context, tokens, asked.new_tokens, asked.when_full)
+            slots = context if decoder.mode == "compiled" else min(context, len(tokens) + limit - 1)
             job.check()
             job.result = Writing(
                 run=str(run),
@@ -76,8 +83,14 @@ class Session:
                 context=context,
                 when_full=asked.when_full,
                 limit=limit,
-                cache_bytes=cache_bytes(loaded.model)(1, min(context, len(tokens) + limit - 1)),
+                cache_bytes=cache_bytes(loaded.model)(1, slots),
+                phase="compiling" if is_new else "writing",
             )
+            if is_new:
+                with closing(Reader(decoder, use_cache=True)) as reader:
+                    reader.read([0])
+                job.check()
+                job.result.phase = "writing"
             _write(job, job.result, decoder, loaded, asked)
 
         yield from self.jobs.run(owner, Job(work, self.limits.seconds))
@@ -88,7 +101,7 @@ class Session:
 
         def work(job: Job[Benchmark]) -> None:
             model = self.catalogue.gpt(run).model
-            eager, fastest = Decoder(model, "eager"), Decoder(model)
+            eager, (fastest, _) = Decoder(model, "eager"), self._decoder(model)
             arms = {WITHOUT: (eager, False), WITH: (eager, True)}
             if fastest.mode != "eager":
                 arms[f"{WITH}, {fastest.mode}"] = (fastest, True)
@@ -100,26 +113,31 @@ class Session:
             job.check()
             result = job.result = Benchmark(about=about, seconds={name: [] for name in arms})
             tokens = random_prompt(model.vocab_size, PROMPT_TOKENS, 0)
-            chooser = Reader(fastest, use_cache=True)
-            logits_V = chooser.read(tokens)
-            while len(tokens) < PROMPT_TOKENS + length - 1:
-                tokens.append(int(logits_V.argmax()))
-                logits_V = chooser.read(tokens[-1:])
-                job.check()
-            readers = {name: Reader(decoder, use_cache=cached) for name, (decoder, cached) in arms.items()}
-            for reader in readers.values():  # The first call of anything takes longer.
-                reader.read(tokens[:PROMPT_TOKENS])
-            readers = {name: Reader(decoder, use_cache=cached) for name, (decoder, cached) in arms.items()}
-            result.phase = "measuring"
-            for first in range(0, length, BLOCK):
-                for name, reader in readers.items():
-                    for n in range(first, min(first + BLOCK, length)):
-                        unread = tokens[:PROMPT_TOKENS] if n == 0 else tokens[PROMPT_TOKENS + n - 1 : PROMPT_TOKENS + n]
-                        start = time.perf_counter()
-                        int(reader.read(unread).argmax())
-                        passed = time.perf_counter() - start
-                        result.seconds[name].append(passed + (result.seconds[name][-1] if n else 0.0))
-                        job.check()
+            with closing(Reader(fastest, use_cache=True)) as chooser:
+                logits_V = chooser.read(tokens)
+                while len(tokens) < PROMPT_TOKENS + length - 1:
+                    tokens.append(int(logits_V.argmax()))
+                    logits_V = chooser.read(tokens[-1:])
+                    job.check()
+            for decoder, cached in arms.values():  # The first call of anything takes longer.
+                with closing(Reader(decoder, use_cache=cached)) as reader:
+                    reader.read(tokens[:PROMPT_TOKENS])
+            with ExitStack() as stack:
+                readers = {
+                    name: stack.enter_context(closing(Reader(decoder, use_cache=cached)))
+                    for name, (decoder, cached) in arms.items()
+                }
+                result.phase = "measuring"
+                for first in range(0, length, BLOCK):
+                    for name, reader in readers.items():
+                        for n in range(first, min(first + BLOCK, length)):
+                            place = PROMPT_TOKENS + n
+                            unread = tokens[:place] if n == 0 else tokens[place - 1 : place]
+                            start = time.perf_counter()
+                            int(reader.read(unread).argmax())
+                            passed = time.perf_counter() - start
+                            result.seconds[name].append(passed + (result.seconds[name][-1] if n else 0.0))
+                            job.check()
 
         yield from self.jobs.run(owner, Job(work, self.limits.seconds))
 
@@ -158,6 +176,15 @@ class Session:
             result.attention = cross_attention(loaded.model, tokens, seen)
 
         yield from self.jobs.run(owner, Job(work, self.limits.seconds))
+
+    def _decoder(self, model: GPT) -> tuple[Decoder, bool]:
+        """What reads tokens, and whether it has to be compiled first; what is compiled is kept for the next request."""
+        if self._mode != "compiled":
+            return Decoder(model, self._mode), False
+        is_new = self._compiled is None or self._compiled.model is not model
+        if self._compiled is None or is_new:
+            self._compiled = Decoder(model, "compiled")
+        return self._compiled, is_new
 
 
 _ENDS = {

@@ -139,6 +139,8 @@ def main() -> None:
             page.locator("#generate").click()
             page.wait_for_timeout(300)
             used = Usage(server.pid)
+            # Looking whether it is done would be work as well.
+            page.wait_for_timeout(1000 * options.tokens / max(rates["alone"], default=100.0))
             expect(page.locator("#figures")).to_contain_text("as long as asked", timeout=300_000)
             for name, share in zip(usage, used.shares(), strict=True):
                 usage[name].append(share)

@@ -1,5 +1,8 @@
 """The page in a real browser."""
 
+import json
+import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +101,22 @@ def test_text_and_chart_grow_until_stop(page: Page) -> None:
     assert page.locator("#text").inner_text() == ended
 
 
+def test_a_page_where_nothing_moves_draws_nothing(browser: Browser, server: Server) -> None:
+    page = browser.new_page()
+    page.add_init_script(
+        "window.frames_asked = 0; const ask = window.requestAnimationFrame;"
+        "window.requestAnimationFrame = (draw) => { window.frames_asked++; return ask.call(window, draw); };"
+    )
+    opened(page, server.url)
+    ask(page, tokens=20)
+    expect(page.locator("#figures")).to_contain_text("20 of 20")
+    page.wait_for_timeout(1000)
+    before = page.evaluate("window.frames_asked")
+    page.wait_for_timeout(2000)
+    assert page.evaluate("window.frames_asked") - before < 5
+    page.close()
+
+
 def test_a_new_request_ends_the_running_one(page: Page) -> None:
     page.get_by_label("Compare").check()
     ask(page, tokens=2000)
@@ -192,6 +211,33 @@ def test_trainings_are_drawn(page: Page) -> None:
     page.get_by_role("tab", name="Training").click()
     page.wait_for_timeout(1000)
     assert page.get_by_role("checkbox", name="copy").is_checked(), "what was ticked stays"
+
+
+def test_a_training_that_goes_on_is_followed(page: Page, runs: Path) -> None:
+    live = runs / "live"
+    (live / "samples").mkdir(parents=True)
+
+    def train(step: int) -> None:
+        line = {"step": step, "train_loss": 3 / step, "learning_rate": 0.001, "tokens_per_second": 1000}
+        with (live / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        (live / f"samples/step-{step}.txt").write_text(f"said at {step}\n")
+
+    try:
+        train(1)
+        page.get_by_role("tab", name="Training").click()
+        expect(page.get_by_role("checkbox", name="live")).to_be_checked()
+        for step in (2, 3):
+            train(step)
+            expect(page.locator("#sample textarea")).to_have_value(re.compile(f"^step {step}\nsaid at {step}\n"))
+            points = page.locator("#curve-loss polyline").get_attribute("points") or ""
+            assert len(points.split()) == step
+        page.get_by_role("tab", name="Write").click()
+        train(4)
+        page.wait_for_timeout(3000)
+        assert len((page.locator("#curve-loss polyline").get_attribute("points") or "").split()) == 3, "it is not shown"
+    finally:
+        shutil.rmtree(live)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -150,6 +150,13 @@ def test_no_file_is_reachable_and_none_is_taken(server: str, runs: Path) -> None
         assert status >= 400 or "monitoring" not in content.lower()
 
 
+def test_the_page_asks_for_fewer_frames_before_any_other_script(server: str) -> None:
+    status, page = fetch(server)
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL)
+    assert (status, scripts[0].strip()) == (200, (ROOT / "demo/frames.js").read_text().strip())
+    assert page.rstrip().endswith("</html>")
+
+
 def test_nothing_on_the_page_comes_from_elsewhere(server: str) -> None:
     status, page = fetch(server)
     assert status == 200
@@ -173,6 +180,8 @@ def test_visitors_must_know_the_password(runs: Path) -> None:
         (["--auth", "me"], "auth must be USER:PASSWORD, neither of them empty"),
         (["--port", "99999"], "port must be at least 1 and at most 65,535, got 99999"),
         (["--concurrency", "0"], "concurrency must be at least 1 and at most 64, got 0"),
+        (["--mode", "compiled", "--concurrency", "2"], "mode compiled serves one request at a time"),
+        (["--mode", "fast"], "argument --mode: invalid choice: 'fast'"),
         (["--host", "192.0.2.1"], "cannot listen at 192.0.2.1:7860: "),
         (["--new_tokens", "3"], "new_tokens must be at least 500"),
     ],

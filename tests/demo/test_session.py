@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import demo.jobs
+import gpt.compiled
 from demo import rendering as show
 from demo.catalogue import Catalogue
 from demo.curves import read_curves, stamp
@@ -120,6 +121,41 @@ def slow(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.02) -> None:
 def caches() -> int:
     gc.collect()
     return sum(isinstance(thing, KVCache) for thing in gc.get_objects())
+
+
+def test_what_is_compiled_is_compiled_once_and_its_memory_used_again(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    read = Decoder.read
+
+    def compiled(function: Any, **options: Any) -> Any:
+        made.append(function)
+        return function
+
+    def slow_at_first(self: Decoder, *arguments: Any) -> torch.Tensor:
+        if not first.is_set():
+            first.set()
+            time.sleep(2 * demo.jobs.INTERVAL)
+        return read(self, *arguments)
+
+    first = Event()
+    asked: dict[str, Any] = {"max_new_tokens": 12, "seed": 3}
+    expected = last(Session(runs).write("me", "small", "7 times", **asked)).text
+    monkeypatch.setattr(gpt.compiled.torch, "compile", compiled)
+    monkeypatch.setattr(Decoder, "read", slow_at_first)
+    session = Session(runs, mode="compiled")
+    looks = session.write("me", "small", "7 times", **asked)
+    assert next(looks).phase == "compiling"
+    writing = last(looks)
+    assert (writing.mode, writing.text, writing.phase) == ("compiled", expected, "done")
+    assert max(writing.milliseconds) < 1000 * demo.jobs.INTERVAL, "compiling is no token's time"
+    assert writing.cache_bytes == load_gpt(runs / "small").model.new_cache(1).bytes, "of the whole context"
+    parts, held = len(made), caches()
+    last(session.benchmark("me", "small", 100))
+    for _ in range(3):
+        assert last(session.write("me", "small", "7 times", **asked)).text == expected
+    assert (len(made), caches()) == (parts, held)
 
 
 LONG: dict[str, Any] = {"max_new_tokens": 2000, "when_full": "slide"}

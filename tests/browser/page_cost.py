@@ -2,7 +2,7 @@
 
 Tokens per second of the same short text, in turn and many times, since machines drift: by the sampler alone, as a job
 of the session that nobody draws, served to a client that draws nothing (as a browser on another machine costs this
-one), and shown by a browser on the same machine. The first token, which reads the prompt, does not count.
+one), and shown by a browser on the same machine, if it has one. The first token, which reads the prompt, counts not.
 
 Apart from that, and steadier: the share of all cores' time that goes, while text is shown, to the threads of the server
 that compute no text, and to the browser.
@@ -11,38 +11,37 @@ that compute no text, and to the browser.
 import argparse
 import json
 import os
+import random
 import re
 import statistics
 import time
 import urllib.request
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import torch
-from demo_runs import serving
-from playwright.sync_api import expect, sync_playwright
+from demo_runs import Server, serving
 
 from demo.session import Session
-from gpt.decoding import Decoder
+from gpt.decoding import Decoder, Mode
 from gpt.trainer import LoadedGPT
 from gpt.writing import write
 from training.benchmarking import describe_machine
-from training.device import set_cpu_threads
+from training.device import inference_device, set_cpu_threads
 
+CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 PROMPT = "ROMEO:\n"
 COMPUTES = 0.5
 """A thread of the server that is busy for more than this share of the time computes text."""
 
 
-def alone(loaded: LoadedGPT, tokens: int) -> float:
+def alone(loaded: LoadedGPT, decoder: Decoder, tokens: int) -> float:
     """Tokens per second of the sampler."""
     times: list[float] = []
     options: dict[str, Any] = {"max_new_tokens": tokens, "when_full": "slide", "seed": 1}
-    for _ in write(
-        Decoder(loaded.model), loaded.tokenizer, PROMPT, on_token=lambda: times.append(time.perf_counter()), **options
-    ):
+    for _ in write(decoder, loaded.tokenizer, PROMPT, on_token=lambda: times.append(time.perf_counter()), **options):
         pass
     return (len(times) - 1) / (times[-1] - times[0])
 
@@ -65,7 +64,7 @@ class Client:
         sampler = [0.8, 0, 1, 0, 1, "", "slide", 1, False, self._coloured]
         self.bytes = 0
         answer = self._run(self._event, [number, run, PROMPT, tokens, *sampler])
-        return float(re.findall(r"tokens per second</dt><dd>([\d.]+)", answer)[-1])
+        return float(re.findall(r"tokens per second</dt><dd>([\d.,]+)", answer)[-1].replace(",", ""))
 
     def _run(self, event: dict[str, Any], data: list[Any]) -> str:
         asked = {"data": data, "fn_index": event["id"], "session_hash": "cost"}
@@ -111,59 +110,90 @@ class Usage:
         return seconds
 
 
-def main() -> None:
-    """Measure in turn, print, and write the figures."""
+class Browser:
+    """Chromium on the same machine, which shows the page."""
+
+    def __init__(self, page: Any, server: Server, options: argparse.Namespace) -> None:
+        self._page, self._server, self._options = page, server, options
+        self.shares: list[tuple[float, float]] = []
+        page.goto(server.url)
+        page.wait_for_function("document.querySelector('#write-run input')?.value")
+        page.wait_for_timeout(2000)  # The page asks for the runs once more when it has come.
+        page.locator("#write-run input").fill(options.run)
+        page.locator("#write-run input").press("Enter")
+        assert page.locator("#write-run input").input_value().startswith(f"{options.run} (")
+        page.locator("#new-tokens input[type=number]").fill(str(options.tokens))
+        page.locator("#new-tokens input[type=number]").blur()
+        page.locator("#coloured input").set_checked(options.coloured)
+
+    @classmethod
+    @contextmanager
+    def opened(cls, server: Server, options: argparse.Namespace) -> Iterator["Browser"]:
+        """It, while it is open."""
+        from playwright.sync_api import sync_playwright
+
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+            yield cls(browser.new_page(), server, options)
+            browser.close()
+
+    def rate(self, expected: float) -> float:
+        """Tokens per second of a text."""
+        from playwright.sync_api import expect
+
+        self._page.locator("#generate").click()
+        self._page.wait_for_timeout(300)
+        used = Usage(self._server.pid)
+        self._page.wait_for_timeout(1000 * self._options.tokens / expected)  # To look for its end is work as well.
+        expect(self._page.locator("#figures")).to_contain_text("as long as asked", timeout=300_000)
+        self.shares.append(used.shares())
+        return float(self._page.locator("#figures dd").first.inner_text().replace(",", ""))
+
+
+def parse() -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--run", type=str, required=True)
     parser.add_argument("--tokens", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--mode", choices=get_args(Mode), default="auto")
     parser.add_argument("--coloured", action="store_true", help="Colour characters by their probability.")
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    set_cpu_threads()
-    session = Session(options.runs)
-    rates: dict[str, list[float]] = {"alone": [], "session": [], "served": [], "browser": []}
-    usage: dict[str, list[float]] = {"server": [], "browser": []}
-    with serving(Path.cwd(), "--runs", str(options.runs)) as server, sync_playwright() as playwright:
-        page = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS).new_page()
-        page.goto(server.url)
-        page.wait_for_function("document.querySelector('#write-run input')?.value")
-        page.locator("#write-run input").fill(options.run)
-        page.locator("#write-run input").press("Enter")
-        page.locator("#new-tokens input[type=number]").fill(str(options.tokens))
-        page.locator("#new-tokens input[type=number]").blur()
-        page.locator("#coloured input").set_checked(options.coloured)
+    return parser.parse_args()
 
-        def shown() -> float:
-            page.locator("#generate").click()
-            page.wait_for_timeout(300)
-            used = Usage(server.pid)
-            # Looking whether it is done would be work as well.
-            page.wait_for_timeout(1000 * options.tokens / max(rates["alone"], default=100.0))
-            expect(page.locator("#figures")).to_contain_text("as long as asked", timeout=300_000)
-            for name, share in zip(usage, used.shares(), strict=True):
-                usage[name].append(share)
-            return float(page.locator("#figures dd").first.inner_text().replace(",", ""))
+
+def main() -> None:
+    """Measure in turn, print, and write the figures."""
+    options = parse()
+    set_cpu_threads()
+    session = Session(options.runs, inference_device(), mode=options.mode)
+    loaded = session.catalogue.gpt(options.run)
+    decoder = Decoder(loaded.model, options.mode)
+    asked: dict[str, Any] = {"max_new_tokens": options.tokens, "when_full": "slide", "seed": 1}
+    rates: dict[str, list[float]] = {"alone": [], "session": [], "served": []}
+    with ExitStack() as stack:
+        server = stack.enter_context(serving(Path.cwd(), "--runs", str(options.runs), "--mode", options.mode))
+        browser = stack.enter_context(Browser.opened(server, options)) if CHROMIUM.exists() else None
+        client = Client(server.url, coloured=options.coloured)
 
         def in_session() -> float:
-            asked: dict[str, Any] = {"max_new_tokens": options.tokens, "when_full": "slide", "seed": 1}
-            asked["alternatives"] = options.coloured
-            *_, last = session.write("me", options.run, PROMPT, **asked)
+            *_, last = session.write("me", options.run, PROMPT, alternatives=options.coloured, **asked)
             assert last.tokens_per_second is not None
             return last.tokens_per_second
 
-        client = Client(server.url, coloured=options.coloured)
-
-        arms = {
-            "alone": lambda: alone(session.catalogue.gpt(options.run), options.tokens),
+        arms: dict[str, Callable[[], float]] = {
+            "alone": lambda: alone(loaded, decoder, options.tokens),
             "session": in_session,
             "served": lambda: client.rate(options.run, options.tokens),
-            "browser": shown,
         }
+        if browser is not None:
+            rates["browser"] = []
+            arms["browser"] = lambda: browser.rate(statistics.median(rates["alone"] or [100.0]))
+        order = random.Random(0)
         for repeat in range(-1, options.repeats):
-            for name, arm in arms.items() if repeat % 2 else reversed(arms.items()):
-                rate = arm()
+            for name in order.sample(list(arms), len(arms)):
+                rate = arms[name]()
                 if repeat >= 0:
                     rates[name].append(rate)
     medians = {name: statistics.median(values) for name, values in rates.items()}
@@ -171,24 +201,18 @@ def main() -> None:
         name: statistics.median(1 - rate / by_itself for rate, by_itself in zip(values, rates["alone"], strict=True))
         for name, values in rates.items()
     }
+    figures = describe_machine(loaded.model.embedding.weight.device)
+    figures |= {"run": options.run, "new_tokens": options.tokens, "coloured": options.coloured, "mode": decoder.mode}
+    print(f"{figures['device']}, {decoder.mode}, texts of {options.tokens:,} tokens, {client.bytes:,} bytes of answer")
     for name, median in medians.items():
-        spread = f"({min(rates[name]):.1f} to {max(rates[name]):.1f})"
-        print(f"{name:8} {median:8.1f} tokens/s {spread}, costs {costs[name]:.1%} of its own turn's `alone`")
-    shares = {name: statistics.median(values[1:]) for name, values in usage.items()}
-    for name, share in shares.items():
-        print(f"{name:8} {share:8.1%} of the time of {os.cpu_count()} cores, but for the threads that compute text")
+        spread = f"({min(rates[name]):,.1f} to {max(rates[name]):,.1f})"
+        print(f"{name:8} {median:10,.1f} tokens/s {spread}, costs {costs[name]:.1%} of its own turn's `alone`")
+    if browser is not None:
+        for name, values in zip(("server", "browser"), zip(*browser.shares[1:], strict=True), strict=True):
+            figures |= {f"share_of_all_cores_{name}": statistics.median(values)}
+            print(f"{name:8} {statistics.median(values):10.1%} of all cores' time, but for threads that compute text")
     if options.json:
-        figures = describe_machine(torch.device("cpu"))
-        figures |= {
-            "run": options.run,
-            "new_tokens": options.tokens,
-            "coloured": options.coloured,
-            "bytes_of_the_last_answer": client.bytes,
-            "tokens_per_second": medians,
-            "costs": costs,
-            "shares_of_all_cores": shares,
-            "all": rates,
-        }
+        figures |= {"bytes_of_an_answer": client.bytes, "tokens_per_second": medians, "costs": costs, "all": rates}
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 

@@ -6,12 +6,28 @@ from typing import Any
 import gradio as gr
 
 from demo import rendering as show
+from demo.results import Transduction
 from demo.session import Session
 from demo.tabs.common import Updates, picker, told, wire
 from seq2seq.attention_map import attention_figure
 from training.errors import InputError
 
 SOURCES = ["stressed", "transformer", "abcdefghijklmnopqrst"]
+
+
+INK = "#808080"
+"""Can be read on light and on dark."""
+
+
+def _heat_map(found: Transduction) -> Any:
+    """Where the decoder looked, on the page's own ground."""
+    figure = attention_figure(found.attention, found.source_tokens, found.tokens, found.loaded.vocabulary)
+    figure.patch.set_alpha(0)
+    for axes in figure.axes:
+        axes.tick_params(colors=INK)
+        for words in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            words.set_color(INK)
+    return figure
 
 
 def pairs_tab(session: Session, concurrency: int) -> gr.Dropdown:
@@ -44,8 +60,7 @@ def pairs_tab(session: Session, concurrency: int) -> gr.Dropdown:
                     yield gr.skip(), gr.skip(), show.message_html(str(found))
                     return
                 if found.phase == "done" and found.attention:
-                    names = found.loaded.vocabulary
-                    drawn = attention_figure(found.attention, found.source_tokens, found.tokens, names)
+                    drawn = _heat_map(found)
                 yield show.target_html(found), drawn, show.message_html(found.why, "going")
                 drawn = gr.skip()
 

@@ -197,6 +197,11 @@ def test_sources_are_decoded_and_their_attention_shown(page: Page) -> None:
     page.locator("#decode").click()
     expect(page.locator("#attention img")).to_be_visible(timeout=20_000)
     assert page.locator("#target p").first.inner_text() == "abc"
+    corner = page.locator("#attention img").evaluate(
+        "e => { const c = document.createElement('canvas').getContext('2d'); c.drawImage(e, 0, 0);"
+        " return c.getImageData(1, 1, 1, 1).data[3]; }"
+    )
+    assert corner == 0, "it stands on the page's ground, light or dark"
 
 
 def test_trainings_are_drawn(page: Page) -> None:

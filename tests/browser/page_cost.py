@@ -119,8 +119,8 @@ class Browser:
         page.goto(server.url)
         page.wait_for_function("document.querySelector('#write-run input')?.value")
         page.wait_for_timeout(2000)  # The page asks for the runs once more when it has come.
-        page.locator("#write-run input").fill(options.run)
-        page.locator("#write-run input").press("Enter")
+        page.locator("#write-run input").click()
+        page.get_by_role("option").filter(has_text=f"{options.run} (").click()
         assert page.locator("#write-run input").input_value().startswith(f"{options.run} (")
         page.locator("#new-tokens input[type=number]").fill(str(options.tokens))
         page.locator("#new-tokens input[type=number]").blur()
@@ -155,10 +155,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--run", type=str, required=True)
-    parser.add_argument("--tokens", type=int, default=60)
+    parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--mode", choices=get_args(Mode), default="auto")
     parser.add_argument("--coloured", action="store_true", help="Colour characters by their probability.")
+    parser.add_argument("--no_browser", action="store_true", help="Open none: an open page takes time as well.")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -174,7 +175,8 @@ def main() -> None:
     rates: dict[str, list[float]] = {"alone": [], "session": [], "served": []}
     with ExitStack() as stack:
         server = stack.enter_context(serving(Path.cwd(), "--runs", str(options.runs), "--mode", options.mode))
-        browser = stack.enter_context(Browser.opened(server, options)) if CHROMIUM.exists() else None
+        has_browser = CHROMIUM.exists() and not options.no_browser
+        browser = stack.enter_context(Browser.opened(server, options)) if has_browser else None
         client = Client(server.url, coloured=options.coloured)
 
         def in_session() -> float:

@@ -1,8 +1,9 @@
 """What the page does, without a page: requests are checked, run as jobs, and their results filled in token by token."""
 
+import threading
 import time
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +12,7 @@ import torch
 
 from demo import limits as check
 from demo.catalogue import Catalogue
-from demo.jobs import Job, Jobs
+from demo.jobs import Job, Jobs, Result
 from demo.limits import MOST_SEED, MOST_TOP_K, PENALTY, SHARE, TEMPERATURE, Limits
 from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
 from gpt.benchmark import PROMPT_TOKENS, ROWS, Reader, random_prompt
@@ -52,6 +53,8 @@ class Session:
         self.jobs = Jobs()
         self._mode = mode
         self._compiled: Decoder | None = None
+        # A request that was ended may still compile, or be at its last token, when the next one begins.
+        self._turn: AbstractContextManager[Any] = threading.Lock() if mode == "compiled" else nullcontext()
 
     def write(self, owner: str, run: Any, prompt: Any, **options: Any) -> Generator[Writing, None, None]:
         """Continue a prompt; closing the iterator ends the work at the next token.
@@ -93,7 +96,7 @@ class Session:
                 job.result.phase = "writing"
             _write(job, job.result, decoder, loaded, asked)
 
-        yield from self.jobs.run(owner, Job(work, self.limits.seconds))
+        yield from self._run(owner, work)
 
     def benchmark(self, owner: str, run: Any, new_tokens: Any = ROWS[-1]) -> Generator[Benchmark, None, None]:
         """Measure the reference's table with the model of a run; see `write`."""
@@ -139,7 +142,7 @@ class Session:
                             result.seconds[name].append(passed + (result.seconds[name][-1] if n else 0.0))
                             job.check()
 
-        yield from self.jobs.run(owner, Job(work, self.limits.seconds))
+        yield from self._run(owner, work)
 
     def transduce(self, owner: str, run: Any, source: Any, beams: Any = 1) -> Generator[Transduction, None, None]:
         """Decode the target of a source, greedily or with several beams; see `write`."""
@@ -175,7 +178,15 @@ class Session:
             seen = result.tokens[: loaded.config.model.max_len - 1]
             result.attention = cross_attention(loaded.model, tokens, seen)
 
-        yield from self.jobs.run(owner, Job(work, self.limits.seconds))
+        yield from self._run(owner, work)
+
+    def _run(self, owner: str, work: Callable[[Job[Result]], None]) -> Generator[Result, None, None]:
+        def in_turn(job: Job[Result]) -> None:
+            with self._turn:
+                job.check()
+                work(job)
+
+        yield from self.jobs.run(owner, Job(in_turn, self.limits.seconds))
 
     def _decoder(self, model: GPT) -> tuple[Decoder, bool]:
         """What reads tokens, and whether it has to be compiled first; what is compiled is kept for the next request."""

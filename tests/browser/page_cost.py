@@ -5,7 +5,7 @@ drawn by nobody, served to a client that draws nothing (as a browser on another 
 browser on the same machine, if it has one. The first token, which reads the prompt, does not count.
 
 Apart from that, and steadier: the share of all cores' time that goes, while text is shown, to the threads of the server
-that compute no text, and to the browser.
+that compute no text, and to the browser; and to the browser while none is written.
 """
 
 import argparse
@@ -117,6 +117,10 @@ class Browser:
         page.locator("#new-tokens input[type=number]").fill(str(options.tokens))
         page.locator("#new-tokens input[type=number]").blur()
         page.locator("#coloured input").set_checked(options.coloured)
+        page.wait_for_timeout(2000)
+        used = Usage()
+        page.wait_for_timeout(5000)
+        self.idle = used.shares()[1]
 
     @classmethod
     @contextmanager
@@ -206,6 +210,8 @@ def main() -> None:
         spread = f"({min(rates[name]):,.1f} to {max(rates[name]):,.1f})"
         print(f"{name:8} {median:10,.1f} tokens/s {spread}, costs {costs[name]:.1%} of its own turn's `job`")
     if browser is not None:
+        figures["share_of_all_cores_idle_browser"] = browser.idle
+        print(f"idle     {browser.idle:10.1%} of all cores' time: the browser, while nothing is written")
         for name, values in zip(("server", "browser"), zip(*browser.shares[1:], strict=True), strict=True):
             figures |= {f"share_of_all_cores_{name}": statistics.median(values)}
             print(f"{name:8} {statistics.median(values):10.1%} of all cores' time, but for threads that compute text")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, get_ident
 from typing import Any, TypeVar
 
 import pytest
@@ -156,6 +156,28 @@ def test_what_is_compiled_is_compiled_once_and_its_memory_used_again(
     for _ in range(3):
         assert last(session.write("me", "small", "7 times", **asked)).text == expected
     assert (len(made), caches()) == (parts, held)
+
+
+def test_what_is_compiled_is_used_by_one_request_at_a_time(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside: list[int] = []
+    read = Decoder.read
+
+    def slowly(self: Decoder, *arguments: Any) -> torch.Tensor:
+        here = get_ident()
+        inside.append(here)
+        time.sleep(3 * demo.jobs.INTERVAL if len(inside) == 1 else 0)
+        assert inside[-1] == here, "another request has begun meanwhile"
+        return read(self, *arguments)
+
+    monkeypatch.setattr(gpt.compiled.torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(Decoder, "read", slowly)
+    session = Session(runs, mode="compiled")
+    ended = session.write("me", "small", "7 times", max_new_tokens=5)
+    assert next(ended).phase == "compiling"
+    ended.close()
+    assert last(session.write("you", "small", "7 times", max_new_tokens=5)).why == "as long as asked"
+    assert len(set(inside)) == 2
+    assert len(inside) == 1 + 4, "the first one ended when it had compiled"
 
 
 LONG: dict[str, Any] = {"max_new_tokens": 2000, "when_full": "slide"}

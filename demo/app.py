@@ -14,6 +14,7 @@ import gradio as gr
 from demo import limits as check
 from demo.api import add_api
 from demo.quick_training import QuickTraining
+from demo.rendering import message_html
 from demo.serving import Page, listen, serve
 from demo.session import Session
 from demo.tabs.benchmark import benchmark_tab
@@ -54,6 +55,7 @@ def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr
     """The whole page."""
     with Page(title=TITLE, analytics_enabled=False, fill_width=False) as page:
         gr.Markdown(f"# {TITLE}")
+        left_out = gr.HTML("", elem_id="left-out", padding=False)
         with gr.Tabs() as tabs:
             with gr.Tab("Write"):
                 write_pickers = write_tab(session, training, concurrency)
@@ -69,11 +71,16 @@ def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr
             kinds = ("gpt", "gpt", "seq2seq")
             return [choices(session, kind, name) for kind, name in zip(kinds, chosen or [None] * 3, strict=True)]
 
+        def tell() -> str:
+            found = session.catalogue.left_out().items()
+            return "".join(message_html(f"{name} is left out: {why}") for name, why in found)
+
         def leave(request: gr.Request) -> None:
             session.jobs.stop(owner_of(request))
 
         page.load(refresh, None, pickers, queue=False, **UNSEEN)
         tabs.select(refresh, pickers, pickers, queue=False, **UNSEEN)
+        gr.on([page.load, tabs.select], tell, None, left_out, queue=False, **UNSEEN)
         page.unload(leave)
         add_api(session, concurrency)
     return page

@@ -66,20 +66,24 @@ class Door:
             await self._app(scope, receive, send)
         if scope["type"] != "http":
             return
-        begun = False
+        begun, going_on = False, True
 
         async def sealed(message: Message) -> None:
-            nonlocal begun
-            begun = True
+            nonlocal begun, going_on
             if message["type"] == "http.response.start":
+                begun = True
                 MutableHeaders(raw=message["headers"]).update(HEADERS)
+            else:
+                going_on = message.get("more_body", False)
             await send(message)
 
         try:
             answer = self._refusal(scope) or await self._pass(scope, receive, sealed)
         except Exception as error:
-            log.warning("%s %.100r: %s: %.200r", scope["method"], scope["path"], type(error).__name__, str(error))
+            log.warning("%s %.99r: %s: %.99r", scope["method"], scope["path"], type(error).__name__, str(error))
             answer = None if begun else PlainTextResponse("this request cannot be read", 400)
+            if begun and going_on:
+                await send({"type": "http.response.body", "body": b""})
         if answer is not None:
             await answer(scope, receive, sealed)
 

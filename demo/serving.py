@@ -138,6 +138,7 @@ def serve(
         log_level="warning",
         ws="none",
         server_header=False,
+        timeout_graceful_shutdown=1,
         proxy_headers=bool(trusted_proxies) or share,
         forwarded_allow_ips=[*trusted_proxies, *(["127.0.0.1"] if share else [])],  # The tunnel's end is here.
     )
@@ -155,7 +156,7 @@ def serve(
         yield Served(urls, thread)
     finally:
         gradio.stop_event.set()
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         thread.join(5)
         listener.close()
 

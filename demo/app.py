@@ -2,20 +2,23 @@
 
 import os
 import signal
+import socket
 import sys
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `python demo/app.py` finds the packages beside it.
 
+from demo import limits as check  # Before Gradio: the package prepares the environment for it.
+
+# isort: split
 import gradio as gr
 
-from demo import limits as check
 from demo.api import add_api
 from demo.quick_training import QuickTraining
 from demo.rendering import message_html
-from demo.serving import Page, listen, serve
+from demo.serving import Page, Served, listen, serve
 from demo.session import Session
 from demo.tabs.benchmark import benchmark_tab
 from demo.tabs.common import UNSEEN, choices, owner_of
@@ -86,6 +89,11 @@ def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr
     return page
 
 
+def launch(page: gr.Blocks, listener: socket.socket, **options: Any) -> AbstractContextManager[Served]:
+    """Serve the page as it should look."""
+    return serve(page, listener, theme=theme(), css_paths=Path(__file__).with_name("style.css"), **options)
+
+
 def parse() -> Any:
     """The options of the command line."""
     parser = StrictParser(
@@ -153,7 +161,7 @@ def main() -> None:
     page = build(session, training, concurrency)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # By way of the `finally` below.
     try:
-        with serve(
+        with launch(
             page,
             listener,
             host=options.host,
@@ -164,8 +172,6 @@ def main() -> None:
             concurrency=concurrency,
             waiting=waiting,
             places=places,
-            theme=theme(),
-            css_paths=Path(__file__).with_name("style.css"),
         ) as served:
             print(f"open {' or '.join(served.urls)}  (Ctrl-C ends it)", flush=True)
             with suppress(KeyboardInterrupt):

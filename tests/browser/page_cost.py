@@ -25,6 +25,7 @@ from typing import Any, get_args
 
 from demo.app import build, launch
 from demo.quick_training import QuickTraining
+from demo.serving import listen
 from demo.session import Session
 from gpt.decoding import Mode
 from training.benchmarking import describe_machine
@@ -167,10 +168,10 @@ def main() -> None:
     # This thread computes nothing: a second team of OpenMP threads would make the jobs' own wait in another way.
     session = Session(options.runs, inference_device(), mode=options.mode)
     page = build(session, QuickTraining(options.runs))
-    _, url, _ = launch(page, server_name="127.0.0.1", prevent_thread_lock=True)
     asked: dict[str, Any] = {"max_new_tokens": options.tokens, "when_full": "slide", "seed": 1}
     sizes, modes = [], set()
     with ExitStack() as stack:
+        url = stack.enter_context(launch(page, listen("127.0.0.1", 0), host="127.0.0.1")).urls[0]
         # In a process of its own, as anybody's.
         client = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
         has_browser = CHROMIUM.exists() and not options.no_browser
@@ -218,7 +219,6 @@ def main() -> None:
     if options.json:
         figures |= {"bytes_of_an_answer": sizes[-1], "tokens_per_second": medians, "costs": costs, "all": rates}
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
-    page.close()
 
 
 def ask(url: str, run: str, tokens: int, *, coloured: bool) -> tuple[float, int]:

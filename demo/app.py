@@ -26,8 +26,9 @@ from demo.tabs.write import write_tab
 from gpt.benchmark import ROWS
 from gpt.decoding import Mode
 from training.command_line import StrictParser
-from training.device import inference_device, set_cpu_threads
+from training.device import inference_device
 from training.errors import InputError, exit_code
+from training.threads import set_cpu_threads
 
 POLL_SECONDS = 0.05
 TITLE = "Transformers from scratch"

@@ -28,7 +28,8 @@ from demo.quick_training import QuickTraining
 from demo.session import Session
 from gpt.decoding import Mode
 from training.benchmarking import describe_machine
-from training.device import inference_device, set_cpu_threads
+from training.device import inference_device
+from training.threads import set_cpu_threads
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]

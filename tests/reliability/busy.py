@@ -1,8 +1,8 @@
 """How fast training and sampling are beside other programs that keep cores busy.
 
 `PYTHONPATH=.:tests python tests/reliability/busy.py --json docs/results/busy_cpu.json`, on a machine that does nothing
-else. Each figure is taken by a process of its own, once with OpenMP's own waiting (a spin of up to 200 ms, what a user
-gets who sets GOMP_SPINCOUNT to it) and once with ours, idle and beside one and two loops of Python; all in turn.
+else. Processes of their own measure it, with OpenMP's own waiting (a spin of up to 200 ms, what a user
+gets who sets GOMP_SPINCOUNT to it) and with ours, idle and beside one and two loops of Python; all in turn.
 """
 
 import json
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +25,9 @@ from training.command_line import StrictParser, parse_config_text
 from training.seeds import generator
 from training.threads import WAITS, set_cpu_threads
 
-SECONDS = 3.0
+SECONDS = 2.0
 MOST_SECONDS = 12.0
-STEPS = 100
+STEPS = 40
 OWN_SPIN = "30000000"
 """What GNU's OpenMP takes of itself, in turns, where threads are not more than cores."""
 
@@ -90,17 +90,19 @@ def training_tokens_per_second() -> float:
     """Of `quick.yaml`, by the command."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--tracking", "none", "--training.max_steps", str(STEPS), "--training.eval_interval", "0"]
-        done = command(ROOT / "launch/train_gpt.py", *options, "--output_dir", f"{folder}/run", cwd=Path(folder))
+        options += ["--output_dir", f"{folder}/run"]
+        done = command(ROOT / "launch/train_gpt.py", *options, cwd=Path(folder), timeout=900)
         assert done.returncode == 0, done.stderr
         last = read_metrics(Path(folder, "run"))[-1]
         return last["tokens"] / last["seconds"]
 
 
-def measure(what: str) -> float:
-    """One figure, by a process of its own."""
-    done = command(__file__, "--only", what, cwd=ROOT, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+def sampling_rates() -> dict[str, float]:
+    """The rates of all ways to sample, by a process of their own."""
+    done = command(__file__, "--sampling", cwd=ROOT, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}", timeout=900)
     assert done.returncode == 0, done.stderr
-    return float(done.stdout.split()[-1])
+    rates: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return rates
 
 
 def main() -> None:
@@ -108,13 +110,10 @@ def main() -> None:
     parser = StrictParser(prog="busy.py", description=__doc__)
     parser.add_argument("--json", type=str, help="File for the figures.")
     parser.add_argument("--repeats", type=int, default=3, help="Turns; figures are medians.")
-    parser.add_argument("--only", type=str, help="One figure, of this process.")
+    parser.add_argument("--sampling", action="store_true", help="Only print the rates of sampling in this process.")
     options = parser.parse_args()
-    figures: dict[str, Callable[[], float]] = {"training quick": training_tokens_per_second}
-    for way in SAMPLING:
-        figures[" ".join(map(str, way))] = lambda way=way: tokens_per_second(*way)  # type: ignore[misc]
-    if options.only:
-        print(figures[options.only]())
+    if options.sampling:
+        print(json.dumps({" ".join(map(str, way)): tokens_per_second(*way) for way in SAMPLING}))
         return
     rates: dict[str, dict[str, list[float]]] = {}
     for _ in range(options.repeats):
@@ -122,10 +121,10 @@ def main() -> None:
             os.environ["GOMP_SPINCOUNT"] = spin
             for programs in range(3):
                 with busy(programs):
-                    for what in figures:
-                        taken = rates.setdefault(what, {}).setdefault(f"{waiting}, {programs} busy", [])
-                        taken.append(round(measure(what), 2))
-                        print(f"{what:24} {waiting:13} {programs} busy  {taken[-1]:10,.1f} tokens/s", flush=True)
+                    taken = {"quick training": training_tokens_per_second()} | sampling_rates()
+                for what, rate in taken.items():
+                    rates.setdefault(what, {}).setdefault(f"{waiting}, {programs} busy", []).append(round(rate, 1))
+                    print(f"{what:24} {waiting:13} {programs} busy  {rate:10,.1f} tokens/s", flush=True)
     import torch
 
     medians = {what: {where: statistics.median(taken) for where, taken in of.items()} for what, of in rates.items()}

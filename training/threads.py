@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 WAITS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
-"""How long a thread spins before it sleeps: GNU's OpenMP counts turns (some 50 microseconds), LLVM's and Intel's
-milliseconds. By default they spin for up to 200 ms, and what another program wants of the cores then stops everything:
-a thread spins on a core for which the one that it waits for is queueing (docs/results/README.md has the figures)."""
+"""How long a thread spins before it sleeps: GNU's OpenMP counts turns (1,000 take some 10 microseconds), LLVM's and
+Intel's milliseconds. By themselves they spin for 3 and 200 milliseconds, and where another program wants a core too,
+everything stops for so long at each barrier: a thread spins on the core for which the one that it waits for is queueing
+(docs/results/README.md has figures)."""
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")

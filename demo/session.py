@@ -15,7 +15,7 @@ from demo.catalogue import Catalogue
 from demo.jobs import Job, Jobs, Result
 from demo.limits import MOST_SEED, MOST_TOP_K, PENALTY, SHARE, TEMPERATURE, Limits
 from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
-from gpt.benchmark import PROMPT_TOKENS, ROWS, Reader, random_prompt
+from gpt.benchmark import PROMPT_TOKENS, ROWS, Reader, likeliest, random_prompt
 from gpt.decoding import Decoder, Mode
 from gpt.generation import WhenFull, new_token_limit
 from gpt.model import GPT
@@ -28,7 +28,7 @@ from seq2seq.data import check_source
 from seq2seq.decoding import decode_steps, search
 from seq2seq.vocabulary import END
 from training.benchmarking import describe_machine, describe_model
-from training.errors import InputError
+from training.errors import InputError, require_finite
 
 ALTERNATIVES = 4
 BLOCK = 10
@@ -119,7 +119,7 @@ class Session:
             with closing(Reader(fastest, use_cache=True)) as chooser:
                 logits_V = chooser.read(tokens)
                 while len(tokens) < PROMPT_TOKENS + length - 1:
-                    tokens.append(int(logits_V.argmax()))
+                    tokens.append(likeliest(logits_V))
                     logits_V = chooser.read(tokens[-1:])
                     job.check()
             for decoder, cached in arms.values():  # The first call of anything takes longer.
@@ -170,6 +170,7 @@ class Session:
             else:
                 for chosen in decode_steps(loaded.model, [tokens]):
                     token = int(chosen.tokens_B[0])
+                    require_finite([float(chosen.log_probabilities_B[0])])
                     result.probabilities.append(float(chosen.log_probabilities_B[0].exp()))
                     if token == END:
                         break

@@ -7,13 +7,15 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from training.checkpoint import Checkpoint, CheckpointError
 from training.errors import InputError
 from training.files import replace_text, sync
+from training.reading import Count, MissingFileError, misfit, read_json_lines
 
 
 class RunFolder:
@@ -73,21 +75,35 @@ class RunFolder:
         replace_text(self.config_file, config_yaml)
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of `metrics.jsonl` that a resumed run will write again, and a line that was cut short."""
-        if self.metrics_file.exists():
-            lines = self.metrics_file.read_text(errors="replace").splitlines()
-            replace_text(self.metrics_file, "".join(f"{line}\n" for line in lines if _step_of(line) <= step))
+        """Drop the lines of `metrics.jsonl` that a resumed run will write again, and a line that was cut short.
+
+        Raises:
+            FileError: The file cannot be read, or a line is not what it should be.
+        """
+        with suppress(MissingFileError):
+            kept = [line for line, metrics in self._metrics() if metrics["step"] <= step]
+            replace_text(self.metrics_file, "".join(f"{line.decode()}\n" for line in kept))
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """The lines of `metrics.jsonl`, without one that was cut short."""
-        if not self.metrics_file.exists():
-            return []
-        lines = self.metrics_file.read_text(errors="replace").splitlines()
-        return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+        """The lines of `metrics.jsonl`, without one at the end that was cut short; none where there is no such file.
+
+        Raises:
+            FileError: The file cannot be read, or a line is not what it should be.
+        """
+        return list(self.iterate_metrics())
+
+    def iterate_metrics(self, *, newest_first: bool = False) -> Iterator[dict[str, float]]:
+        """The same one by one; with `newest_first` no more of the file is read than is asked for."""
+        with suppress(MissingFileError):
+            for _, metrics in self._metrics(newest_first=newest_first):
+                yield metrics
+
+    def _metrics(self, *, newest_first: bool = False) -> Iterator[tuple[bytes, dict[str, float]]]:
+        return read_json_lines(self.metrics_file, _misfit, newest_first=newest_first)
 
     def metrics_of(self, step: int) -> dict[str, float] | None:
         """The line of `metrics.jsonl` of a step, or None."""
-        return next((line for line in self.read_metrics() if line["step"] == step), None)
+        return next((line for line in self.iterate_metrics(newest_first=True) if line["step"] == step), None)
 
     def append_metrics(self, metrics: Mapping[str, float]) -> None:
         """Add one line to `metrics.jsonl`, without what is not finite, for which JSON has no word.
@@ -131,11 +147,12 @@ class RunFolder:
         return self.path / "samples" / f"step-{step:08d}.txt"
 
 
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+def _misfit(metrics: Any) -> str | None:
+    """What is wrong with a line of `metrics.jsonl`, or None."""
+    # The quick look first: a long run has hundreds of thousands of lines.
+    if type(metrics) is dict and {int, float}.issuperset(map(type, metrics.values())) and "step" in metrics:
+        return misfit(metrics["step"], Count, "step")
+    return misfit(metrics, dict[str, float]) or "step is missing"
 
 
 def choose_run_folder(name: str, output_dir: Path | None, *, resume: bool) -> RunFolder:

@@ -98,3 +98,43 @@ def test_metrics_after_a_step_are_forgotten_with_what_was_cut_short() -> None:
     run.forget_metrics_after(2)
     lines = run.metrics_file.read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def run_with(*lines: str) -> RunFolder:
+    run = RunFolder(Path("run"))
+    run.create("")
+    run.metrics_file.write_text("".join(f"{line}\n" for line in lines))
+    return run
+
+
+GOOD = '{"step": 1, "train_loss": 2.5}'
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('{"step": 1e999}', "the number '1e999', which is too large"),
+        (f'{{"step": {"9" * 400}}}', "a number of 400 digits"),
+        ("[" * 100_000, "longer than 65,536 bytes"),
+        ('{"step": "7"}', "step: expected a number, got '7'"),
+        ('{"step": 7.5}', "step: expected a whole number, got 7.5"),
+        ('{"step": -7}', "step: expected a whole number from 0 to"),
+        ('{"step": 7, "val_loss": null}', "val_loss: expected a number, got None"),
+        ('{"step": 7, "val_loss": true}', "val_loss: expected a number, got True"),
+        ('{"train_loss": 2.5}', "step is missing"),
+        ("[7]", r"expected an object, got \[7\]"),
+    ],
+)
+def test_a_line_of_metrics_that_is_not_as_it_should_be_is_named(line: str, fault: str) -> None:
+    run = run_with(GOOD, line, GOOD)
+    for read in (run.read_metrics, lambda: run.forget_metrics_after(5), lambda: run.metrics_of(9)):
+        with pytest.raises(InputError, match=rf"^run/metrics.jsonl: line \d[\w ]*: {fault}"):
+            read()
+
+
+def test_metrics_are_read_from_the_end_and_a_run_without_has_none() -> None:
+    run = run_with("nonsense", GOOD, '{"step": 2, "train_loss": 2.25}')
+    assert next(run.iterate_metrics(newest_first=True)) == {"step": 2, "train_loss": 2.25}
+    assert run.metrics_of(1) == {"step": 1, "train_loss": 2.5}
+    assert RunFolder(Path("none")).read_metrics() == []
+    assert RunFolder(Path("none")).metrics_of(1) is None

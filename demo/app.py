@@ -29,8 +29,9 @@ from demo.tabs.write import write_tab
 from gpt.benchmark import ROWS
 from gpt.decoding import Mode
 from training.command_line import StrictParser
-from training.device import inference_device, set_cpu_threads
+from training.device import inference_device
 from training.errors import InputError, exit_code
+from training.threads import set_cpu_threads
 
 TITLE = "Transformers from scratch"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
@@ -46,10 +47,7 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_dark="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_hover_dark="*primary_700",
-        button_cancel_background_fill="#dc2626",
-        button_cancel_background_fill_dark="#dc2626",
-        button_cancel_background_fill_hover="#b91c1c",
-        button_cancel_background_fill_hover_dark="#b91c1c",
+        color_accent="*primary_600",
         body_text_color_subdued="*neutral_500",
     )
 
@@ -59,7 +57,7 @@ def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr
     with Page(title=TITLE, analytics_enabled=False, fill_width=False) as page:
         gr.Markdown(f"# {TITLE}")
         left_out = gr.HTML("", elem_id="left-out", padding=False)
-        with gr.Tabs() as tabs:
+        with gr.Tabs(overflow_behavior="wrap") as tabs:
             with gr.Tab("Write"):
                 write_pickers = write_tab(session, training, concurrency)
             with gr.Tab("Benchmark"):
@@ -68,11 +66,13 @@ def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr
                 pair_pickers = pairs_tab(session, concurrency)
             with gr.Tab(TRAINING):
                 training_tab(session, tabs)
-        pickers = [write_pickers, bench_pickers, pair_pickers]
+        runs, orders = zip(write_pickers, bench_pickers, pair_pickers, strict=True)
 
         def refresh(*chosen: Any) -> list[Any]:
             kinds = ("gpt", "gpt", "seq2seq")
-            return [choices(session, kind, name) for kind, name in zip(kinds, chosen or [None] * 3, strict=True)]
+            chosen = chosen or (None,) * 6  # The best run of a page that is opened, not that of the server's start.
+            asked = zip(kinds, chosen[3:], chosen[:3], strict=True)
+            return [choices(session, kind, order, run) for kind, order, run in asked]
 
         def tell() -> str:
             found = session.catalogue.left_out().items()
@@ -81,8 +81,8 @@ def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr
         def leave(request: gr.Request) -> None:
             session.jobs.stop(owner_of(request))
 
-        page.load(refresh, None, pickers, queue=False, **UNSEEN)
-        tabs.select(refresh, pickers, pickers, queue=False, **UNSEEN)
+        page.load(refresh, None, list(runs), queue=False, **UNSEEN)
+        tabs.select(refresh, [*runs, *orders], list(runs), queue=False, **UNSEEN)
         gr.on([page.load, tabs.select], tell, None, left_out, queue=False, **UNSEEN)
         page.unload(leave)
         add_api(session, concurrency)

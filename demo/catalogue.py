@@ -6,12 +6,14 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import takewhile
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from demo.metrics import METRICS, version
+from gpt.decoding import Precision, convert
 from gpt.trainer import LoadedGPT, load_gpt
 from seq2seq.trainer import VOCABULARY_FILE, LoadedSeq2Seq, load_seq2seq
 from training.checkpoint import CheckpointError
@@ -69,8 +71,9 @@ class Catalogue:
 
     def __init__(self, runs: Path, device: torch.device | str = "cpu") -> None:
         self.runs, self.device = runs, device
-        self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._held: OrderedDict[tuple[str, str], _Held] = OrderedDict()
         self._seen: dict[str, tuple[Any, Entry | str]] = {}
+        self._whole: dict[str, tuple[tuple[str, int], bool]] = {}
         self._lock = threading.Lock()
 
     def entries(self, kind: Kind | None = None) -> list[Entry]:
@@ -118,13 +121,29 @@ class Catalogue:
         """A visitor need not know where the runs lie."""
         return text.replace(f"{self.runs.resolve()}/", "").replace(f"{self.runs}/", "")
 
-    def gpt(self, name: Any) -> LoadedGPT:
+    def best(self, kind: Kind) -> str | None:
+        """The run with the lowest validation loss of those that can be loaded, which is tried once for each."""
+        by_loss = sorted(self.entries(kind), key=lambda entry: inf if entry.val_loss is None else entry.val_loss)
+        return next((entry.name for entry in by_loss if self._is_whole(entry)), None)
+
+    def _is_whole(self, entry: Entry) -> bool:
+        try:
+            stamp = _stamp(find_checkpoint(self.runs / entry.name))
+            if self._whole.get(entry.name, (None, False))[0] != stamp:
+                self._whole[entry.name] = stamp, False
+                self._load(entry.name, entry.kind)
+                self._whole[entry.name] = stamp, True
+            return self._whole[entry.name][1]
+        except InputError:
+            return False
+
+    def gpt(self, name: Any, precision: Precision = "fp32") -> LoadedGPT:
         """The model of a run.
 
         Raises:
             InputError: There is no such run, it is another kind of model's, or its checkpoint is damaged or gone.
         """
-        loaded = self._load(name, "gpt")
+        loaded = self._load(name, "gpt", precision)
         assert isinstance(loaded, LoadedGPT)
         return loaded
 
@@ -134,7 +153,7 @@ class Catalogue:
         assert isinstance(loaded, LoadedSeq2Seq)
         return loaded
 
-    def _load(self, name: Any, kind: Kind) -> LoadedGPT | LoadedSeq2Seq:
+    def _load(self, name: Any, kind: Kind, precision: Precision = "fp32") -> LoadedGPT | LoadedSeq2Seq:
         # A name is one of the list, never a path.
         folders = {folder.name: folder for folder in self._folders()}
         entry = self._entry(folders[name]) if isinstance(name, str) and name in folders else ""
@@ -146,15 +165,18 @@ class Catalogue:
             raise InputError(f"{name} is {_KINDS[entry.kind]}, expected {_KINDS[kind]}")
         folder = find_checkpoint(self.runs / name)
         with self._lock:
-            stamp = (str(folder.resolve()), changed(folder / "manifest.json"))
-            held = self._held.pop(name, None)
+            stamp = _stamp(folder)
+            held = self._held.pop((name, precision), None)
             if held is None or held.stamp != stamp:
                 held = None  # The memory of the old ones is free before the new one takes its own.
                 while len(self._held) >= KEPT:
                     self._held.popitem(last=False)
                 load = load_gpt if kind == "gpt" else load_seq2seq
                 try:
-                    held = _Held(stamp, load(folder, self.device))
+                    loaded = load(folder, self.device)
+                    if isinstance(loaded, LoadedGPT):
+                        convert(loaded.model, precision)
+                    held = _Held(stamp, loaded)
                 except InputError as error:
                     raise InputError(self._without_path(str(error))) from error
                 except OSError as error:
@@ -162,8 +184,12 @@ class Catalogue:
                 except Exception as error:
                     log.exception("%s cannot be loaded", name)
                     raise InputError(f"the checkpoint of {name} cannot be loaded; the terminal says why") from error
-            self._held[name] = held
+            self._held[name, precision] = held
             return held.loaded
+
+
+def _stamp(folder: Path) -> tuple[str, int]:
+    return str(folder.resolve()), changed(folder / "manifest.json")
 
 
 def changed(path: Path) -> int:

@@ -22,7 +22,7 @@ CURVES = {
     "learning rate": ("learning_rate",),
     "tokens per second": ("tokens_per_second",),
 }
-PALETTE = ["#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#db2777"]
+PALETTE = ["#2563eb", "#ea580c", "#059669", "#9333ea", "#0891b2", "#ca8a04", "#db2777", "#dc2626"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from gpt.decoding import MOST_TOKENS, Decoder
 from layers import Beam, Chosen, KVCache, Sampler, Sampling, beam_search
 from layers.sampling import GREEDY, NOISE_BLOCK, seen_tokens
-from training.errors import InputError
+from training.errors import InputError, require_finite
 from training.seeds import noise_blocks
 
 WhenFull = Literal["stop", "slide"]
@@ -220,6 +220,7 @@ def search(
 
     Raises:
         InputError: An option is out of range, or the prompt is empty or too long.
+        NonFiniteError: The model's logits are not finite.
     """
     context = decoder.model.config.max_len
     limit = new_token_limit(context, prompt, max_new_tokens, "stop")
@@ -235,6 +236,8 @@ def search(
 
     try:
         logits_BV = _read_prompts(decoder, [prompt], cache)
-        return beam_search(logits_BV[0], read, width=width, max_new_tokens=limit, length_penalty=length_penalty)
+        found = beam_search(logits_BV[0], read, width=width, max_new_tokens=limit, length_penalty=length_penalty)
+        require_finite(beam.log_probability for beam in found)
+        return found
     finally:
         decoder.give_back(cache)

@@ -16,7 +16,7 @@ from gpt.tokenizer import CharTokenizer
 from gpt.writing import write
 from layers import Sampling
 from training.command_line import parse_config_text
-from training.errors import InputError
+from training.errors import InputError, require_finite
 from training.evaluation import mean_loss
 from training.run import Result, train
 from training.run_folder import open_checkpoint
@@ -197,6 +197,7 @@ def measure_split(
     Raises:
         InputError: The text of the run has changed, and no other was asked for; or its characters are unknown or too
             few.
+        NonFiniteError: The loss is not finite.
     """
     config = loaded.config
     source = load_source(asked or config.data)
@@ -215,4 +216,6 @@ def measure_split(
     batches = side_by_side(tokens_N, config.model.max_len, config.training.eval_batch_size, rank, num_ranks)
     model = accelerator.prepare_model(loaded.model.to(accelerator.device), evaluation_mode=True)
     note = "" if same else ", another text than the run's"
-    return Measured(mean_loss(accelerator, model, batches), f"{description}, {len(text) - 1:,} targets{note}")
+    loss = mean_loss(accelerator, model, batches)
+    require_finite([loss], f"the loss on the {description}")
+    return Measured(loss, f"{description}, {len(text) - 1:,} targets{note}")

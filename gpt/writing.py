@@ -8,7 +8,7 @@ from gpt.decoding import Decoder
 from gpt.generation import WhenFull, generate, generate_with_lookup, new_token_limit
 from gpt.tokenizer import CharTokenizer
 from layers import Chosen, Sampling
-from training.errors import InputError
+from training.errors import InputError, require_finite
 
 End = Literal["length", "stop", "context"]
 
@@ -65,6 +65,7 @@ def write(
 
     Raises:
         InputError: An option is out of range, or a prompt is empty, too long, or has an unknown character.
+        NonFiniteError: The model's logits are not finite.
     """
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
@@ -116,6 +117,7 @@ def _pieces(
         for step, chosen in enumerate(steps, start=1):
             tokens, log_probabilities, alternatives, theirs = (values.tolist() for values in chosen)
             on_token()
+            require_finite(log_probabilities[sample] for sample in held)
             for sample in list(held):
                 names = (tokenizer.decode([token]) for token in alternatives[sample])
                 others = tuple(zip(names, theirs[sample], strict=True))

@@ -32,8 +32,9 @@ from gpt.writing import Piece, write
 from layers import Sampling
 from seq2seq.kind import is_seq2seq
 from training.command_line import StrictParser, refuse
-from training.device import inference_device, make_accelerator, set_cpu_threads
+from training.device import inference_device, make_accelerator
 from training.errors import InputError, exit_code
+from training.threads import set_cpu_threads
 
 MEASURED_IN = ("auto", "bf16", "fp16", "fp32", "fp64", "int8")
 

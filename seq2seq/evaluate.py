@@ -20,10 +20,11 @@ from seq2seq.tasks import GeneratedPairs, Pair
 from seq2seq.trainer import LoadedSeq2Seq, load_seq2seq
 from seq2seq.vocabulary import END
 from training.command_line import StrictParser, refuse
-from training.device import inference_device, set_cpu_threads
+from training.device import inference_device
 from training.errors import InputError
 from training.plots import check_output
 from training.progress import Progress
+from training.threads import set_cpu_threads
 
 COUNT = 10_000
 BATCH = 250

@@ -16,6 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object, parse
 
 from training.errors import InputError
 from training.hardware import peak_flops
+from training.threads import local_processes, set_cpu_threads
 
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
 AsWritten = Literal["auto"] | Precision
@@ -31,28 +32,6 @@ class ProcessDevice(NamedTuple):
     def short_name(self) -> str:
         """The name as people say it."""
         return self.name.removeprefix("NVIDIA ").removeprefix("GeForce ")
-
-
-def local_processes() -> int:
-    """Number of processes of this launch on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def set_cpu_threads() -> int:
-    """Use this machine's cores divided by the local processes, and return that number.
-
-    Launchers set `OMP_NUM_THREADS=1` where nothing was asked, so only a higher number is taken for a wish.
-    `OMP_THREAD_LIMIT` is kept to: with fewer threads than torch counts on, its bf16 matrix products are wrong, in
-    silence (torch 2.13: half of the result is not written at all).
-    """
-    asked = os.environ.get("OMP_NUM_THREADS", "1")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = int(asked) if asked.isdecimal() and int(asked) > 1 else max(1, cores // local_processes())
-    limit = os.environ.get("OMP_THREAD_LIMIT", "")
-    if limit.isdecimal() and int(limit) > 0:
-        threads = min(threads, int(limit))
-    torch.set_num_threads(threads)
-    return threads
 
 
 def cpu_has_fast_bf16() -> bool:

@@ -1,10 +1,11 @@
 """The ways a command can end other than well, each with its exit code."""
 
+import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 LAST_WORDS_SECONDS = 10.0
 """How long another process waits with an error of its own: a launcher ends all processes when one ends."""
@@ -32,7 +33,7 @@ class StoppedBySignal(CommandError):
 
 
 class NonFiniteError(CommandError):
-    """A loss or gradient was infinite or not a number."""
+    """A loss, a gradient or a prediction was infinite or not a number."""
 
     exit_code = 4
     shared = True
@@ -47,6 +48,15 @@ class SaveError(CommandError):
 
     exit_code = 5
     shared = True
+
+
+def require_finite(numbers: Iterable[float], name: str = "what the model predicts") -> None:
+    """Raise a `NonFiniteError` if one of a model's log-probabilities or losses is NaN or too large for a number."""
+    if not all(number < math.inf for number in numbers):
+        raise NonFiniteError(
+            f"{name} is not a finite number: the training of this model diverged, or its numbers are too large for the "
+            f"precision; take an earlier checkpoint, or compute in fp32"
+        )
 
 
 def exit_code(command: Callable[[], None]) -> int:

@@ -29,7 +29,8 @@ from demo.serving import listen
 from demo.session import Session
 from gpt.decoding import Mode
 from training.benchmarking import describe_machine
-from training.device import inference_device, set_cpu_threads
+from training.device import inference_device
+from training.threads import set_cpu_threads
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
@@ -48,12 +49,12 @@ class Client:
         places = {component["props"].get("elem_id"): component["id"] for component in config["components"]}
         events = config["dependencies"]
         self._event = next(e for e in events if places["text"] in e["outputs"] and e["types"]["generator"])
-        self._asking = next(e for e in events if e["outputs"] == self._event["inputs"][:1])
+        self._asking = next(e for e in events if e["outputs"][:1] == self._event["inputs"][:1])
 
     def rate(self, run: str, tokens: int) -> tuple[float, int]:
         """Tokens per second of a text, and bytes of the answer."""
         number = json.loads(self._run(self._asking, []).splitlines()[-1])["output"]["data"][0]
-        sampler = [0.8, 0, 1, 0, 1, "", "slide", 1, False, self._coloured]
+        sampler = [0.8, 0, 1, 0, 1, "", "slide", 1, False, self._coloured, 1, "fp32"]
         self._bytes = 0
         answer = self._run(self._event, [number, run, PROMPT, tokens, *sampler])
         rate = float(re.findall(r"tokens per second</dt><dd>([\d.,]+)", answer)[-1].replace(",", ""))

@@ -262,9 +262,9 @@ def test_trainings_are_drawn(page: Page) -> None:
     page.get_by_role("tab", name="Training").click()
     page.wait_for_timeout(1000)
     assert page.get_by_role("checkbox", name="copy").is_checked(), "what was ticked stays"
-    ticks = page.locator("#curve-loss .y").all_inner_texts()
+    drawn = page.locator("#curve-loss svg").inner_html()
     page.locator("#logarithmic").get_by_label("value").check()
-    page.wait_for_function("before => document.querySelector('#curve-loss .y').innerText != before", arg=ticks[0])
+    page.wait_for_function("before => document.querySelector('#curve-loss svg').innerHTML != before", arg=drawn)
     page.get_by_role("checkbox", name="small").uncheck()
     page.locator("#find input").fill("cop")
     expect(page.get_by_role("checkbox", name="small")).to_have_count(0)

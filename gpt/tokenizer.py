@@ -1,11 +1,21 @@
 """A tokenizer of single characters."""
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.errors import InputError
+from training.reading import MalformedFileError, built, parse_json
+
+
+@dataclass
+class _Saved:
+    characters: str
+    kind: Literal["characters"] = "characters"
 
 
 class CharTokenizer:
@@ -63,6 +73,13 @@ class CharTokenizer:
         return json.dumps({"kind": "characters", "characters": self.characters}, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, content: str) -> "CharTokenizer":
-        """Read what `to_json` wrote."""
-        return cls(json.loads(content)["characters"])
+    def from_json(cls, content: str, file: Path = Path("tokenizer.json")) -> "CharTokenizer":
+        """Read what `to_json` wrote.
+
+        Raises:
+            MalformedFileError: It is no vocabulary, or a character comes twice; the message names the file.
+        """
+        characters = built(_Saved, parse_json(content, file), file).characters
+        if len(set(characters)) < len(characters):
+            raise MalformedFileError(file, "a character comes twice")
+        return cls(characters)

@@ -15,15 +15,16 @@ from gpt.model import GPT
 from gpt.tokenizer import CharTokenizer
 from gpt.writing import write
 from layers import Sampling
-from training.command_line import parse_config_text
 from training.errors import InputError, require_finite
 from training.evaluation import mean_loss
 from training.run import Result, train
 from training.run_folder import open_checkpoint
 from training.seeds import generator
+from training.state import saved_state
 from training.task import Batch
-from training.trained import Weights, load_weights
+from training.trained import Weights, load_weights, saved_config
 
+TOKENIZER_FILE = "tokenizer.json"
 SAMPLE_LENGTH = 300
 DEFAULT_TEMPERATURE = 0.8
 
@@ -75,7 +76,7 @@ class GPTTask:
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """The tokenizer."""
-        return {"tokenizer.json": self.data.tokenizer.to_json()}
+        return {TOKENIZER_FILE: self.data.tokenizer.to_json()}
 
 
 def default_prompt(tokenizer: CharTokenizer) -> str:
@@ -168,11 +169,11 @@ def load_gpt(
         InputError: It is not a GPT's.
     """
     checkpoint = open_checkpoint(path)
-    tokenizer = CharTokenizer.from_json(checkpoint.text("tokenizer.json"))
-    config = parse_config_text(GPTConfig, checkpoint.text("config.yaml"))
+    tokenizer = CharTokenizer.from_json(checkpoint.text(TOKENIZER_FILE), checkpoint.folder / TOKENIZER_FILE)
+    config = saved_config(GPTConfig, checkpoint)
     model = model_class(config.model, len(tokenizer))
-    weights = load_weights(model, checkpoint, weights)
-    sha256 = checkpoint.state["identity"]["data_sha256"]
+    weights = load_weights(model, checkpoint, weights, TOKENIZER_FILE)
+    sha256 = str(saved_state(checkpoint).identity.get("data_sha256"))
     return LoadedGPT(model.to(device).float().eval(), tokenizer, config, weights, sha256)
 
 

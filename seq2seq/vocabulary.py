@@ -2,13 +2,22 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from training.errors import InputError
+from training.reading import MalformedFileError, built, parse_json
 
 PAD, START, END = range(3)
 SPECIAL = 3
 Unit = Literal["characters", "words"]
+
+
+@dataclass
+class _Saved:
+    unit: Unit
+    symbols: list[str]
 
 
 class Vocabulary:
@@ -64,10 +73,19 @@ class Vocabulary:
         return json.dumps({"unit": self.unit, "symbols": self.symbols}, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, content: str) -> "Vocabulary":
-        """Read what `to_json` wrote."""
-        read = json.loads(content)
-        return cls(read["symbols"], read["unit"])
+    def from_json(cls, content: str, file: Path = Path("vocabulary.json")) -> "Vocabulary":
+        """Read what `to_json` wrote.
+
+        Raises:
+            MalformedFileError: It is no vocabulary, or a symbol is none or comes twice; the message names the file.
+        """
+        saved = built(_Saved, parse_json(content, file), file)
+        odd = next((symbol for symbol in saved.symbols if split(symbol, saved.unit) != [symbol]), None)
+        if odd is not None:
+            raise MalformedFileError(file, f"{odd!r} is not one of its {saved.unit}")
+        if len(set(saved.symbols)) < len(saved.symbols):
+            raise MalformedFileError(file, "a symbol comes twice")
+        return cls(saved.symbols, saved.unit)
 
 
 def split(text: str, unit: Unit) -> list[str]:

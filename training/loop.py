@@ -32,9 +32,10 @@ from training.run_folder import RunFolder
 from training.schedule import learning_rate_scale
 from training.seeds import derive_seed
 from training.signals import StopSignals
-from training.state import Counters, changes, check_identity, run_identity
+from training.state import Counters, changes, check_identity, run_identity, saved_state
 from training.task import Task, loss_sum
 from training.tracking import Tracker
+from training.trained import saved_tensors
 
 LOSS_SCALE_FLOOR = 1.0
 """Below this loss scale fp16 has no excuse left: a gradient that is still infinite is so by itself."""
@@ -93,19 +94,18 @@ class Trainer:
         """
         check_identity(checkpoint, self._identity)
         self.changes = changes(checkpoint, self.config, self._setup)
-        counters = self.counters = Counters.from_checkpoint(checkpoint)
+        counters = self.counters = saved_state(checkpoint).counters
         self._best_on_disk = (counters.best_val_loss, counters.best_step)
         if self._is_over and counters.val_step != counters.step and counters.unreported is None:
             # It was to go on for longer, and is now asked for no further step than this one.
             counters.unreported = self.run.metrics_of(counters.step) or self._progress_metrics()
-        self.task.model.load_state_dict(checkpoint.tensors("model"))
-        saved = checkpoint.tensors("optimizer")
-        for name, tensor in optimizer_tensors(self.task.model, self._optimizer).items():
-            tensor.copy_(saved[name])
-        if self._average is not None:
-            averages = checkpoint.tensors("ema")
-            for name, tensor in self._average.tensors.items():
-                tensor.copy_(averages[name])
+        for name, text in self.task.checkpoint_files().items():
+            if checkpoint.text(name) != text:
+                raise InputError(f"{checkpoint.folder / name} is not the one of the run's data: its symbols differ")
+        for name, wanted in self._tensors().items():
+            saved = saved_tensors(checkpoint, name, wanted)
+            for key, tensor in wanted.items():
+                tensor.copy_(saved[key])
         if self.accelerator.scaler is not None and self.counters.loss_scale is not None:
             scale = {"scale": self.counters.loss_scale, "_growth_tracker": self.counters.loss_scale_streak}
             self.accelerator.scaler.load_state_dict(self.accelerator.scaler.state_dict() | scale)

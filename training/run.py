@@ -97,7 +97,9 @@ def _choose_start(
 
 
 def _newest_sound(run: RunFolder) -> Checkpoint | None:
-    checkpoint, damage = CheckpointStore(run.checkpoints).newest_sound()
+    store = CheckpointStore(run.checkpoints)
+    store.adopt_copies()
+    checkpoint, damage = store.newest_sound()
     for problem in damage:
         print(f"warning     {problem}; it is set aside")
     if damage and checkpoint is None:

@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from training.checkpoint import Checkpoint, CheckpointError
+from training.checkpoint import MANIFEST, NAMES, Checkpoint, CheckpointError, CheckpointStore, named_checkpoint
 from training.errors import InputError
-from training.files import replace_text, sync
-from training.reading import Count, MissingFileError, misfit, read_json_lines
+from training.files import doing_without, replace_text, sync
+from training.reading import Count, MissingFileError, misfit, read_json_lines, regular
 
 
 class RunFolder:
@@ -55,10 +55,12 @@ class RunFolder:
         # Windows has none: imported above, it would end every command there before it could say so.
         import fcntl
 
+        lock = self.path / ".lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = regular(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666), lock, "w")
+            with doing_without("locks", self.path):
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"another process is writing to {self.path}: wait for its end, or stop it") from error
         except OSError as error:
@@ -202,16 +204,39 @@ def find_checkpoint(path: Path) -> Path:
 
     Raises:
         CheckpointError: There is none.
+        FileError: What says which one is the best cannot be read.
     """
-    if not path.exists() and not path.is_symlink():
+    if (path / "checkpoints").is_dir():
+        found = CheckpointStore(path / "checkpoints").best()
+        if found is None:
+            raise CheckpointError(f"{path} holds no checkpoint yet")
+        return found
+    if _is_name(path):
+        return _named(path)
+    if not path.exists():
         raise CheckpointError(f"{path} does not exist: expected a run's folder or a checkpoint's")
-    checkpoints = path / "checkpoints"
-    if not checkpoints.is_dir():
-        return path
-    for name in ("best", "last"):
-        if (checkpoints / name).is_symlink():
-            return checkpoints / name
-    raise CheckpointError(f"{path} holds no checkpoint yet")
+    if path.is_dir() and not (path / MANIFEST).exists():
+        names = (path / name for name in NAMES)
+        return CheckpointStore(path).best() or next((_named(name) for name in names if os.path.lexists(name)), path)
+    return path
+
+
+def _is_name(path: Path) -> bool:
+    """Whether a path is `best` or `last`, not what they lead to; a link that leads nowhere may have been one."""
+    own = path.is_file() or (path.is_symlink() and path.absolute().parent.name == "checkpoints")
+    return (path.name in NAMES and own) or (path.is_symlink() and not path.exists())
+
+
+def _named(place: Path) -> Path:
+    """The checkpoint that a name stands for, which must be there."""
+    found = named_checkpoint(place)
+    if not found.is_dir():
+        quoted = shlex.quote(str(place))
+        raise CheckpointError(
+            f"{place} is only the name of {found.name}, which is not beside it: a link was copied, not the checkpoint. "
+            f"With the run's folder for RUN, type: rm {quoted} && cp -r RUN/checkpoints/{found.name} {quoted}"
+        )
+    return found
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -11,6 +11,7 @@ from training.config import RunConfig
 from training.run import Result
 from training.run_folder import python_command
 from training.state import Counters
+from training.surroundings import outlive_output
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -55,6 +56,7 @@ def train_command(
     if not any(argument.split("=")[0] == "--config" for argument in arguments):
         arguments = ["--config", str(default_config), *arguments]
     values = parser.parse_args(arguments)
+    outlive_output()
     config = parser.build(config_class, values)
     output_dir = None if values.output_dir is None else Path(values.output_dir)
     result = train(config, output_dir=output_dir, resume=values.resume)

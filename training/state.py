@@ -18,6 +18,7 @@ NEUTRAL = {
     "data.subset",
     "data.source_column",
     "data.target_column",
+    "data.on_bad_row",
     "data.val_samples",
     "training.eval_interval",
     "training.eval_batch_size",

@@ -19,6 +19,7 @@ NEUTRAL = {
     "data.unknown",
     "data.source_column",
     "data.target_column",
+    "data.on_bad_row",
     "data.val_samples",
     "training.eval_interval",
     "training.eval_batch_size",

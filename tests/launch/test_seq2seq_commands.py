@@ -154,7 +154,7 @@ def test_a_persons_own_pairs_are_learnt_and_measured(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("".join(f"{row}\n" for row in ["english,german", *rows[1:]]))
     other = ["--data.source", "other.csv", "--data.source_column", "english"]
     missing = command(EVALUATE, "--checkpoint", "run", "--split", "test", *other, cwd=tmp_path)
-    assert missing.stderr.startswith("error: other.csv, line 2: no column de: choose data.source_column and")
+    assert missing.stderr.startswith("error: other.csv, line 1: no column de: choose data.source_column and")
     found = command(
         EVALUATE, "--checkpoint", "run", "--split", "test", *other, "--data.target_column", "german", cwd=tmp_path
     )

@@ -17,7 +17,7 @@ from demo.limits import MOST_SEED, MOST_TOP_K, PENALTY, SHARE, TEMPERATURE, Limi
 from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
 from gpt.benchmark import PROMPT_TOKENS, ROWS, Reader, likeliest, random_prompt
 from gpt.decoding import Decoder, Mode, Precision
-from gpt.generation import WhenFull, new_token_limit
+from gpt.generation import WHEN_FULL, WhenFull, new_token_limit
 from gpt.model import GPT
 from gpt.speed import cache_bytes
 from gpt.trainer import LoadedGPT
@@ -228,7 +228,7 @@ class _Asked:
 
 
 def _asked(prompt: Any, options: dict[str, Any], limits: Limits) -> _Asked:
-    when_full = check.choice("when_full", options.get("when_full", "stop"), get_args(WhenFull))
+    when_full = check.choice("when_full", options.get("when_full", WHEN_FULL), get_args(WhenFull))
     seed = check.integer("seed", options.get("seed", 0), 0, MOST_SEED)
     texts = check.integer("num_samples", options.get("num_samples", 1), 1, limits.texts)
     compare = check.switch("compare", options.get("compare", False))

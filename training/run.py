@@ -144,6 +144,7 @@ def _introduce(setup: Setup, trainer: Trainer, space: str, trackers: list[Tracke
         "data": f"{task.data_origin}, {tokens_per_epoch:,.0f} tokens per epoch",
         "note": "\nnote        ".join(getattr(task, "data_notes", ())),
         "steps": f"{trainer.num_steps:,} of {tokens_per_step:,.0f} tokens, {epochs:.3g} epochs",
+        "optimizer": ", ".join(f"{text} ({name})" for name, text in trainer.config.optimizer.rates.items()),
         "folder": str(trainer.run.path),
         "checkpoints": space,
         "tracking": "\ntracking    ".join(tracker.description for tracker in trackers),

@@ -12,7 +12,7 @@ from demo.limits import MOST_SEED
 from demo.session import Session
 from demo.tabs.common import MODEL, Updates, told
 from gpt.benchmark import ROWS
-from gpt.generation import WhenFull
+from gpt.generation import WHEN_FULL, WhenFull
 from training.errors import InputError
 
 
@@ -29,7 +29,7 @@ def add_api(session: Session, concurrency: int) -> None:
         min_p: float | None = None,
         repetition_penalty: float = 1.0,
         seed: int = 0,
-        when_full: str = "stop",
+        when_full: str = WHEN_FULL,
         stop: str = "",
         compare: bool = False,
         num_samples: int = 1,

@@ -17,7 +17,7 @@ from demo.limits import MOST_SEED, MOST_TOP_K, PENALTY, SHARE, TEMPERATURE, Limi
 from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
 from gpt.benchmark import PROMPT_TOKENS, ROWS, Reader, likeliest, random_prompt
 from gpt.decoding import Decoder, Mode, Precision
-from gpt.generation import WhenFull, new_token_limit
+from gpt.generation import WHEN_FULL, WhenFull, new_token_limit
 from gpt.model import GPT
 from gpt.speed import cache_bytes
 from gpt.trainer import LoadedGPT
@@ -75,7 +75,7 @@ class Session:
         def work(job: Job[Writing]) -> None:
             loaded = self.catalogue.gpt(run, asked.precision)
             decoder, is_new = self._decoder(loaded.model)
-            tokens = loaded.tokenizer.encode(asked.prompt, "the prompt").tolist()
+            tokens = loaded.tokenizer.encode_prompt(asked.prompt)
             context = loaded.config.model.max_len
             limit = new_token_limit(context, tokens, asked.new_tokens, asked.when_full)
             slots = context if decoder.mode == "compiled" else min(context, len(tokens) + limit - 1)
@@ -228,7 +228,7 @@ class _Asked:
 
 
 def _asked(prompt: Any, options: dict[str, Any], limits: Limits) -> _Asked:
-    when_full = check.choice("when_full", options.get("when_full", "stop"), get_args(WhenFull))
+    when_full = check.choice("when_full", options.get("when_full", WHEN_FULL), get_args(WhenFull))
     seed = check.integer("seed", options.get("seed", 0), 0, MOST_SEED)
     texts = check.integer("num_samples", options.get("num_samples", 1), 1, limits.texts)
     compare = check.switch("compare", options.get("compare", False))
@@ -304,7 +304,7 @@ def _write(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: Loaded
 
 def _read_without_cache(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: LoadedGPT) -> None:
     """Time the same tokens with a pass over all of them for each."""
-    prompt = loaded.tokenizer.encode(writing.prompt).tolist()
+    prompt = loaded.tokenizer.encode_prompt(writing.prompt)
     new = loaded.tokenizer.encode(writing.text).tolist()
     reader = Reader(decoder, use_cache=False)
     for n in range(len(new)):

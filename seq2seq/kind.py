@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-import yaml
-
 from seq2seq.trainer import VOCABULARY_FILE
 from training.errors import InputError
-from training.plain_yaml import load_yaml
+from training.reading import read_yaml
 from training.run_folder import find_checkpoint
 
 
@@ -42,8 +40,8 @@ def _checkpoint_is(path: Path) -> bool:
 
 def _config_is(path: Path) -> bool:
     try:
-        values = load_yaml(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        values = read_yaml(path)
+    except InputError:
         return False
     data = values.get("data") if isinstance(values, dict) else None
     return isinstance(data, dict) and "task" in data

@@ -13,13 +13,13 @@ from seq2seq.data import PairData
 from seq2seq.model import EncoderDecoder
 from seq2seq.tasks import Pair
 from seq2seq.vocabulary import Vocabulary
-from training.command_line import parse_config_text
 from training.errors import InputError
 from training.run import Result, train
 from training.run_folder import open_checkpoint
 from training.seeds import generator
+from training.state import saved_state
 from training.task import Batch
-from training.trained import Weights, load_weights
+from training.trained import Weights, load_weights, saved_config
 
 VOCABULARY_FILE = "vocabulary.json"
 SAMPLES = 5
@@ -46,6 +46,7 @@ class Seq2SeqTask:
         self.tokens_per_sample = self.data.mean_target
         self.flops_per_token = self.model.flops_per_token(self.data.mean_source / self.data.mean_target)
         self.data_origin = self.data.pairs.origin
+        self.data_notes = self.data.notes
         self.data_sha256 = self.data.pairs.sha256
 
     def training_batch(self, first: int, count: int) -> Batch:
@@ -162,9 +163,9 @@ def load_seq2seq(
     checkpoint = open_checkpoint(path)
     if VOCABULARY_FILE not in checkpoint.files:
         raise InputError(f"{checkpoint.folder} is no encoder-decoder's: it has no {VOCABULARY_FILE}")
-    vocabulary = Vocabulary.from_json(checkpoint.text(VOCABULARY_FILE))
-    config = parse_config_text(Seq2SeqConfig, checkpoint.text("config.yaml"))
+    vocabulary = Vocabulary.from_json(checkpoint.text(VOCABULARY_FILE), checkpoint.folder / VOCABULARY_FILE)
+    config = saved_config(Seq2SeqConfig, checkpoint)
     model = model_class(config.model, len(vocabulary))
-    weights = load_weights(model, checkpoint, weights)
-    sha256 = checkpoint.state["identity"]["data_sha256"]
+    weights = load_weights(model, checkpoint, weights, VOCABULARY_FILE)
+    sha256 = str(saved_state(checkpoint).identity.get("data_sha256"))
     return LoadedSeq2Seq(model.to(device).float().eval(), vocabulary, config, weights, sha256)

@@ -1,7 +1,7 @@
 """Checkpoints that exist whole or not at all.
 
     checkpoints/step-00000500/    model.safetensors, optimizer.safetensors, state.json, … and manifest.json
-    checkpoints/last, best        relative links
+    checkpoints/last, best        relative links, or text files with a name where there are no links
 
 A checkpoint is written beside its place, flushed, sealed by a manifest of sizes and SHA-256 that is written last and
 seals itself, and renamed into place. Only then are old ones pruned. Readers check the manifest first. Nothing in a
@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,29 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from training.config import shown
 from training.errors import InputError
-from training.files import replace_link, sync, write_synced
+from training.files import doing_without, replace_link, sync, write_synced
+from training.reading import (
+    Count,
+    FileError,
+    MalformedFileError,
+    MissingFileError,
+    built,
+    decoded,
+    misfit,
+    parse_json,
+    parse_yaml,
+    read_bytes,
+    read_json,
+    read_text,
+)
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
 FORMAT = 1
-_NAME = re.compile(r"step-(\d{8,})")
+NAMES = ("best", "last")
+_NAME = re.compile(r"step-([0-9]{8,18})")
 
 
 class CheckpointError(InputError):
@@ -42,6 +59,24 @@ class DamagedCheckpointError(CheckpointError):
 def checkpoint_name(step: int) -> str:
     """The folder of a step; names sort as steps do."""
     return f"step-{step:08d}"
+
+
+@dataclass
+class _Manifest:
+    format: Count
+    files: dict[str, Any]
+    seal: str
+
+
+@dataclass
+class _Entry:
+    size: Count
+    sha256: str
+
+
+@dataclass
+class _Step:
+    step: Count
 
 
 def _digest(content: bytes) -> str:
@@ -71,7 +106,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self._contents = _verified_contents(self.folder)
-        self.state: dict[str, Any] = json.loads(self.text(STATE))
+        self.state: dict[str, Any] = self.json(STATE)
         self._check_step()
 
     @property
@@ -81,7 +116,15 @@ class Checkpoint:
 
     def text(self, name: str) -> str:
         """The content of a text file."""
-        return self._file(name).decode()
+        return decoded(self._file(name), self.folder / name)
+
+    def json(self, name: str) -> Any:
+        """The value in a JSON file."""
+        return parse_json(self.text(name), self.folder / name)
+
+    def yaml(self, name: str) -> Any:
+        """The value in a YAML file."""
+        return parse_yaml(self.text(name), self.folder / name)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of `NAME.safetensors`, on the CPU."""
@@ -92,8 +135,8 @@ class Checkpoint:
 
     def _check_step(self) -> None:
         """A whole checkpoint in the place of another one is damage as well."""
-        place, step = _NAME.fullmatch(self.folder.name), self.state.get("step")
-        if place and step is not None and int(place[1]) != step:
+        place, step = _NAME.fullmatch(self.folder.name), built(_Step, self.state, self.folder / STATE).step
+        if place and int(place[1]) != step:
             raise DamagedCheckpointError(f"checkpoint {self.folder} is damaged: {STATE} is of step {step}")
 
     def _file(self, name: str) -> bytes:
@@ -104,36 +147,62 @@ class Checkpoint:
 
 def _verified_contents(folder: Path) -> dict[str, bytes]:
     """Read all files of a checkpoint, each against the manifest."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        version, files, seal = manifest["format"], manifest["files"], manifest["seal"]
-    except FileNotFoundError as error:
-        if not folder.exists():
-            raise CheckpointError(f"checkpoint {folder} does not exist") from error
-        raise DamagedCheckpointError(f"{folder} has no manifest, so it is not a complete checkpoint") from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read checkpoint {folder}: {MANIFEST}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} makes no sense ({error})") from error
-    if seal != _seal(version, files):
-        raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} does not match its own seal")
-    if version != FORMAT:
-        raise CheckpointError(f"checkpoint {folder} has format {version}, this version reads {FORMAT} only")
     contents = {}
-    for name, expected in files.items():
+    for name, expected in _verified_manifest(folder).items():
         try:
-            content = (folder / name).read_bytes()
-        except FileNotFoundError as error:
+            content = read_bytes(folder / name, size=expected["size"])
+        except MissingFileError as error:
             raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {name} is missing") from error
-        except OSError as error:
-            raise CheckpointError(f"cannot read checkpoint {folder}: {name}: {error.strerror}") from error
-        if len(content) != expected["size"]:
-            sizes = f"expected {expected['size']:,} bytes, found {len(content):,}"
-            raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {name}: {sizes}")
+        except MalformedFileError as error:
+            raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {name}: {error.fault}") from error
+        except FileError as error:
+            raise CheckpointError(f"cannot read checkpoint {folder}: {name}: {error.fault}") from error
         if _digest(content) != expected["sha256"]:
             raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {name} does not match its SHA-256")
         contents[name] = content
     return contents
+
+
+def _verified_manifest(folder: Path) -> dict[str, Any]:
+    """Size and SHA-256 of each file of a checkpoint."""
+    file = folder / MANIFEST
+    try:
+        manifest = built(_Manifest, read_json(file), file)
+    except MissingFileError as error:
+        if not folder.exists():
+            raise CheckpointError(f"checkpoint {folder} does not exist") from error
+        raise DamagedCheckpointError(f"{folder} has no manifest, so it is not a complete checkpoint") from error
+    except MalformedFileError as error:
+        fault = f"{MANIFEST} makes no sense ({error.fault})"
+        raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {fault}") from error
+    except FileError as error:
+        raise CheckpointError(f"cannot read checkpoint {folder}: {MANIFEST}: {error.fault}") from error
+    if manifest.seal != _seal(manifest.format, manifest.files):
+        raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} does not match its own seal")
+    if manifest.format != FORMAT:
+        raise CheckpointError(f"checkpoint {folder} has format {manifest.format}, this version reads {FORMAT} only")
+    odd = next(
+        (f"{shown(name)} is no name of a file" for name in manifest.files if os.path.basename(name) != name), None
+    )
+    if fault := odd or misfit(manifest.files, dict[str, _Entry], "files"):
+        raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} makes no sense ({fault})")
+    return manifest.files
+
+
+def named_checkpoint(place: Path) -> Path:
+    """The checkpoint beside `best` or `last` that it names, as a link or in a text file; it may be gone.
+
+    Raises:
+        CheckpointError: It names something else, or something outside the run.
+        FileError: It cannot be read.
+    """
+    target = os.readlink(place) if place.is_symlink() else read_text(place, most=200).strip()
+    found = place.parent / target
+    if not _NAME.fullmatch(found.name) or found.resolve().parent != place.parent.resolve():
+        raise CheckpointError(
+            f"{place} names {shown(target)}, which is no checkpoint beside it: remove {place}, and the run does without"
+        )
+    return found
 
 
 class CheckpointStore:
@@ -153,7 +222,72 @@ class CheckpointStore:
         if not self.folder.is_dir():
             return []
         matches = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
+        return sorted(int(match[1]) for match in matches if match and checkpoint_name(int(match[1])) == match[0])
+
+    def named(self, name: str) -> Path | None:
+        """The checkpoint that `best` or `last` stands for; None where it does not.
+
+        A tool that follows links makes a copy of the checkpoint in their place.
+
+        Raises:
+            CheckpointError, FileError: As `named_checkpoint`.
+        """
+        place = self.folder / name
+        if place.is_dir() and not place.is_symlink():
+            return place
+        found = named_checkpoint(place) if os.path.lexists(place) else None
+        return found if found is not None and found.is_dir() else None
+
+    def best(self) -> Path | None:
+        """The best checkpoint, or the last where none is best yet.
+
+        Where a tool has dropped both names, the newest one with all its files says which one was best.
+        """
+        for name in NAMES:
+            if (found := self.named(name)) is not None:
+                return found
+        for step in reversed(self.steps()):
+            newest = self.folder / checkpoint_name(step)
+            with suppress(InputError, OSError):
+                if all((newest / name).stat().st_size == e["size"] for name, e in _verified_manifest(newest).items()):
+                    counters = read_json(newest / STATE).get("counters")
+                    best = counters.get("best_step") if isinstance(counters, dict) else None
+                    return self.folder / checkpoint_name(best) if best in self.steps() else newest
+        return None
+
+    def adopt_copies(self) -> None:
+        """Make names again of `best` and `last` where a tool that follows links has made copies of checkpoints.
+
+        A copy is what the run goes on with where the checkpoint itself is gone or damaged.
+
+        Raises:
+            CheckpointError, FileError: As `named_checkpoint`.
+        """
+        for name in NAMES:
+            copy = self.folder / name
+            if self.named(name) != copy:
+                continue
+            try:
+                place = self.folder / checkpoint_name(Checkpoint(copy).state["step"])
+            except DamagedCheckpointError:
+                self._set_aside(copy)
+                continue
+            sound = None
+            with suppress(DamagedCheckpointError):
+                sound = Checkpoint(place) if place.exists() else None
+            if sound is None:
+                self._set_aside(place)
+                os.rename(copy, place)
+            else:
+                shutil.rmtree(copy)
+            replace_link(copy, place.name)
+
+    def _set_aside(self, place: Path) -> None:
+        """Rename what is damaged."""
+        if place.exists():
+            aside = place.with_name(f"damaged-{place.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(place, aside)
 
     def check_space(self, size: int) -> tuple[str, str | None]:
         """Compare the size of a checkpoint with the free space.
@@ -230,7 +364,9 @@ class CheckpointStore:
         except OSError as error:
             shutil.rmtree(beside, ignore_errors=True)
             raise CheckpointError(f"cannot write checkpoint {place}: {error.strerror or error}") from error
-        with suppress(OSError):  # The new checkpoint stands; what cannot be removed now is tried again next time.
+        with suppress(
+            OSError, InputError
+        ):  # The new checkpoint stands; what cannot be removed now is tried again next time.
             self._prune()
         return place
 
@@ -238,10 +374,7 @@ class CheckpointStore:
         """Set aside what is newer than a step (renamed, not removed), and point `last` and `best` to what stays."""
         for newer in self.steps():
             if newer > step:
-                place = self.folder / checkpoint_name(newer)
-                aside = place.with_name(f"damaged-{place.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                os.rename(place, aside)
+                self._set_aside(self.folder / checkpoint_name(newer))
         for name, target in (("last", step), ("best", best_step)):
             if target is not None and target in self.steps():
                 replace_link(self.folder / name, checkpoint_name(target))
@@ -255,7 +388,7 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         kept = {checkpoint_name(step) for step in self.steps()[-self.keep :]}
-        kept |= {os.readlink(link) for name in ("last", "best") if (link := self.folder / name).is_symlink()}
+        kept |= {found.name for name in NAMES if (found := self.named(name)) is not None}
         for step in self.steps():
             if checkpoint_name(step) not in kept:
                 # Unsealed first: a removal that is cut short must not leave what looks whole.
@@ -291,6 +424,6 @@ def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         if refused is None:
             raise
         raise OSError(int(refused[2]), refused[1], str(path)) from error
-    # safetensors lets nobody else read its files.
-    path.chmod(path.parent.stat().st_mode & 0o666)
+    with doing_without("modes", path.parent):  # safetensors lets nobody else read its files.
+        path.chmod(path.parent.stat().st_mode & 0o666)
     sync(path)

@@ -1,11 +1,68 @@
-"""Writing files so that a crash leaves the old content or the new, never half of it."""
+"""Writing files so that a crash leaves the old content or the new, never half of it.
 
+Some file systems cannot do all that this takes: exFAT and Google Drive have no symbolic links, NFS and Lustre may have
+no locks, CIFS and FUSE may flush no folders. A run does without, and says once which promise goes with it.
+"""
+
+import errno
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
+
+Ability = Literal["links", "locks", "flushed folders", "modes"]
+PROMISES: dict[Ability, str] = {
+    "links": "has no symbolic links: best and last are small text files with the name of a checkpoint",
+    "locks": "has no locks (flock): nothing keeps a second process from writing to the same run, so start only one",
+    "flushed folders": "flushes no folders (fsync): a killed run loses nothing, but after a power failure its newest "
+    "checkpoint may be gone",
+    "modes": "has no modes (chmod): who else may read the weights is up to it",
+}
+_CANNOT = {
+    *(errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL),
+    *(errno.ENOLCK, errno.ENOTTY, errno.EBADF, errno.EISDIR, errno.EIO),
+}
+"""How file systems say that they cannot."""
+_said: set[Ability] = set()
+
+
+@contextmanager
+def doing_without(ability: Ability, place: Path) -> Iterator[None]:
+    """While entered, let go by that a file system cannot do something; say once what that costs.
+
+    Args:
+        ability: What is tried.
+        place: Where.
+
+    Raises:
+        OSError: It fails for another reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        if ability not in _said:
+            from tqdm import tqdm
+
+            _said.add(ability)
+            # Above the bar, where there is one.
+            tqdm.write(f"warning     the file system of {place} {PROMISES[ability]} ({error.strerror})")
+            sys.stdout.flush()
 
 
 def sync(path: Path) -> None:
-    """Flush a file's content, or a folder's list of names, to the disk."""
+    """Flush a file's content to the disk, or a folder's list of names, where the file system can."""
+    if path.is_dir():
+        with doing_without("flushed folders", path):
+            _sync(path)
+    else:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -38,9 +95,12 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def replace_link(link: Path, target: str) -> None:
-    """Point a relative symbolic link elsewhere in one move."""
+    """Point a relative symbolic link elsewhere in one move; it is a text file where there are no links."""
     beside = link.with_name(f".{link.name}.new")
     beside.unlink(missing_ok=True)
-    beside.symlink_to(target)
+    with doing_without("links", link.parent):
+        beside.symlink_to(target)
+    if not beside.is_symlink():
+        write_synced(beside, f"{target}\n".encode())
     os.replace(beside, link)
     sync(link.parent)

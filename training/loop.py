@@ -19,7 +19,7 @@ from torch import Tensor
 
 from training.average import WeightAverage
 from training.checkpoint import Checkpoint, CheckpointStore
-from training.command_line import config_to_yaml
+from training.command_line import config_to_yaml, parse_config_text
 from training.config import RunConfig
 from training.device import Setup
 from training.errors import CommandError, InputError, NonFiniteError, SaveError, StoppedBySignal
@@ -29,12 +29,13 @@ from training.processes import in_main_process
 from training.progress import Progress
 from training.reporting import Reporter
 from training.run_folder import RunFolder
-from training.schedule import learning_rate_scale
+from training.schedule import jump, learning_rate_scale
 from training.seeds import derive_seed
 from training.signals import StopSignals
-from training.state import Counters, changes, check_identity, run_identity
+from training.state import Counters, changes, check_identity, run_identity, saved_state
 from training.task import Task, loss_sum
 from training.tracking import Tracker
+from training.trained import saved_tensors
 
 LOSS_SCALE_FLOOR = 1.0
 """Below this loss scale fp16 has no excuse left: a gradient that is still infinite is so by itself."""
@@ -93,22 +94,26 @@ class Trainer:
         """
         check_identity(checkpoint, self._identity)
         self.changes = changes(checkpoint, self.config, self._setup)
-        counters = self.counters = Counters.from_checkpoint(checkpoint)
+        counters = self.counters = saved_state(checkpoint).counters
         self._best_on_disk = (counters.best_val_loss, counters.best_step)
         if self._is_over and counters.val_step != counters.step and counters.unreported is None:
             # It was to go on for longer, and is now asked for no further step than this one.
             counters.unreported = self.run.metrics_of(counters.step) or self._progress_metrics()
-        self.task.model.load_state_dict(checkpoint.tensors("model"))
-        saved = checkpoint.tensors("optimizer")
-        for name, tensor in optimizer_tensors(self.task.model, self._optimizer).items():
-            tensor.copy_(saved[name])
-        if self._average is not None:
-            averages = checkpoint.tensors("ema")
-            for name, tensor in self._average.tensors.items():
-                tensor.copy_(averages[name])
+        for name, text in self.task.checkpoint_files().items():
+            if checkpoint.text(name) != text:
+                raise InputError(f"{checkpoint.folder / name} is not the one of the run's data: its symbols differ")
+        for name, wanted in self._tensors().items():
+            saved = saved_tensors(checkpoint, name, wanted)
+            for key, tensor in wanted.items():
+                tensor.copy_(saved[key])
         if self.accelerator.scaler is not None and self.counters.loss_scale is not None:
             scale = {"scale": self.counters.loss_scale, "_growth_tracker": self.counters.loss_scale_streak}
             self.accelerator.scaler.load_state_dict(self.accelerator.scaler.state_dict() | scale)
+        if self.changes:
+            before = parse_config_text(type(self.config), checkpoint.text("config.yaml"))
+            steps_before = count_steps(before, self.task)
+            rise = jump(before.schedule, steps_before, self.config.schedule, self.num_steps, self.counters.step)
+            self.changes += [rise] if rise else []
 
     def fit(self, trackers: Sequence[Tracker]) -> None:
         """Train to the last step.
@@ -308,7 +313,7 @@ class Trainer:
             raise NonFiniteError(f"{cause}; {error}") from error
         raise NonFiniteError(
             f"{cause}; the weights of step {self.counters.step} are saved in {self.run.checkpoints / 'last'}. "
-            f"A lower optimizer.learning_rate or a longer schedule.warmup_steps helps most often; "
+            f"A lower {' and '.join(self.config.optimizer.rates)} or a longer schedule.warmup_steps helps most often; "
             f"go on with: {self.run.resume_command}"
         )
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -59,7 +59,7 @@ class Range(NamedTuple):
     most: float
 
 
-Count = Annotated[int, Range(0, 2**53)]
+Count = Annotated[int, Range(0, 10**15)]
 Amount = Annotated[float, Range(0, 1e300)]
 Scalar = str | int | float | bool | None
 
@@ -294,41 +294,36 @@ def misfit(value: Any, annotation: Any, name: str = "") -> str | None:
         name: What to call it.
     """
     kind, inner = get_origin(annotation) or annotation, get_args(annotation)
-    faults: Iterator[str | None] = iter(())
     if kind is Annotated:
-        fault = misfit(value, inner[0], name)
-        fits = fault is None and inner[1].least <= value <= inner[1].most
-        return fault if fits or fault else _expected(annotation, value, name)
-    if kind in (Union, UnionType):
-        fits = any(misfit(value, choice) is None for choice in inner)
-    elif kind is Literal:
-        fits = isinstance(value, str) and value in inner
-    elif is_dataclass(kind):
-        fits = type(value) is dict
-        if fits:
-            faults = _misfits_of_fields(value, kind, name)
-    elif kind is dict:
-        fits = type(value) is dict
-        if fits:
-            faults = (misfit(part, inner[1], _inside(name, key)) for key, part in value.items())
+        in_range = misfit(value, inner[0]) is None and inner[1].least <= value <= inner[1].most
+        return None if in_range else _expected(annotation, value, name)
+    if not _is_of(value, kind, inner):
+        return _expected(annotation, value, name)
+    parts: Iterable[tuple[str, Any, Any]] = ()
+    if kind is dict:
+        parts = ((_inside(name, key), part, inner[1]) for key, part in value.items())
     elif kind is list:
-        fits = type(value) is list
-        if fits:
-            faults = (misfit(part, inner[0], f"{name}[{place}]") for place, part in enumerate(value))
-    elif kind is str:
-        fits = type(value) is str and not any("\ud800" <= character <= "\udfff" for character in value)
-    else:
-        fits = type(value) in ((int, float) if kind is float else (kind,))
-    return next(filter(None, faults), None) if fits else _expected(annotation, value, name)
+        parts = ((f"{name}[{place}]", part, inner[0]) for place, part in enumerate(value))
+    elif is_dataclass(kind):
+        hints = type_hints(kind, include_extras=True)
+        for field in fields(kind):
+            if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
+                return f"{_inside(name, field.name)} is missing"
+        parts = ((_inside(name, key), part, hints[key]) for key, part in value.items() if key in hints)
+    return next(filter(None, (misfit(part, of, place) for place, part, of in parts)), None)
 
 
-def _misfits_of_fields(values: dict[str, Any], kind: Any, name: str) -> Iterator[str | None]:
-    hints = type_hints(kind, include_extras=True)
-    for field in fields(kind):
-        if field.name in values:
-            yield misfit(values[field.name], hints[field.name], _inside(name, field.name))
-        elif field.default is MISSING and field.default_factory is MISSING:
-            yield f"{_inside(name, field.name)} is missing"
+def _is_of(value: Any, kind: Any, inner: tuple[Any, ...]) -> bool:
+    """Whether a value is of a type, whatever its parts are."""
+    if kind in (Union, UnionType):
+        return any(misfit(value, choice) is None for choice in inner)
+    if kind is Literal:
+        return type(value) is str and value in inner
+    if kind is str:
+        return type(value) is str and not any("\ud800" <= character <= "\udfff" for character in value)
+    if kind is float:
+        return type(value) in (int, float)
+    return kind is Any or type(value) is (dict if is_dataclass(kind) else kind)
 
 
 def _inside(name: str, key: str) -> str:

@@ -12,10 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from training.checkpoint import Checkpoint, CheckpointError
+from training.checkpoint import MANIFEST, NAMES, Checkpoint, CheckpointError, CheckpointStore, named_checkpoint
 from training.errors import InputError
-from training.files import replace_text, sync
-from training.reading import Count, MissingFileError, misfit, read_json_lines
+from training.files import doing_without, replace_text, sync
+from training.reading import Count, MissingFileError, misfit, read_json_lines, regular
+
+RUNS = Path("runs")
 
 
 class RunFolder:
@@ -43,8 +45,7 @@ class RunFolder:
         """The command line that goes on with this run, on as many processes of this machine as now."""
         processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes] if processes != "1" else []
-        options = ["--config", self.config_file, "--output_dir", self.path, "--resume"]
-        return python_command(*launcher, sys.argv[0], *options)
+        return python_command(*launcher, sys.argv[0], "--output_dir", self.path, "--resume")
 
     def claim(self) -> None:
         """Make the folder, and keep other processes from writing to it until `release`.
@@ -55,10 +56,12 @@ class RunFolder:
         # Windows has none: imported above, it would end every command there before it could say so.
         import fcntl
 
+        lock = self.path / ".lock"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = regular(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666), lock, "w")
+            with doing_without("locks", self.path):
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"another process is writing to {self.path}: wait for its end, or stop it") from error
         except OSError as error:
@@ -167,7 +170,7 @@ def choose_run_folder(name: str, output_dir: Path | None, *, resume: bool) -> Ru
         InputError: `output_dir` holds a run, and `resume` was not asked for.
     """
     if output_dir is None:
-        return RunFolder(_numbered_folder(Path("runs"), name, newest=resume))
+        return (newest_run(name) if resume else None) or RunFolder(_free_folder(name))
     run = RunFolder(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"--output_dir {output_dir} is a file, not a folder")
@@ -178,17 +181,23 @@ def choose_run_folder(name: str, output_dir: Path | None, *, resume: bool) -> Ru
     return run
 
 
-def _numbered_folder(parent: Path, name: str, *, newest: bool) -> Path:
+def newest_run(name: str) -> RunFolder | None:
+    """The newest runs/NAME-N that was started, or None."""
+    started = [number for number in _numbers(name) if RunFolder(RUNS / f"{name}-{number}").in_use]
+    return RunFolder(RUNS / f"{name}-{max(started)}") if started else None
+
+
+def _numbers(name: str) -> list[int]:
     pattern = re.compile(re.escape(name) + r"-(\d+)")
-    found = [pattern.fullmatch(path.name) for path in parent.iterdir()] if parent.is_dir() else []
-    numbers = [int(match[1]) for match in found if match]
-    started = [number for number in numbers if RunFolder(parent / f"{name}-{number}").in_use]
-    if newest and started:
-        return parent / f"{name}-{max(started)}"
-    number = max(numbers, default=0) + 1
+    found = [pattern.fullmatch(path.name) for path in RUNS.iterdir()] if RUNS.is_dir() else []
+    return [int(match[1]) for match in found if match]
+
+
+def _free_folder(name: str) -> Path:
+    number = max(_numbers(name), default=0) + 1
     while True:
         # Making the folder is what claims the number, against another run that starts at the same time.
-        folder = parent / f"{name}-{number}"
+        folder = RUNS / f"{name}-{number}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -202,16 +211,39 @@ def find_checkpoint(path: Path) -> Path:
 
     Raises:
         CheckpointError: There is none.
+        FileError: What says which one is the best cannot be read.
     """
-    if not path.exists() and not path.is_symlink():
+    if (path / "checkpoints").is_dir():
+        found = CheckpointStore(path / "checkpoints").best()
+        if found is None:
+            raise CheckpointError(f"{path} holds no checkpoint yet")
+        return found
+    if _is_name(path):
+        return _named(path)
+    if not path.exists():
         raise CheckpointError(f"{path} does not exist: expected a run's folder or a checkpoint's")
-    checkpoints = path / "checkpoints"
-    if not checkpoints.is_dir():
-        return path
-    for name in ("best", "last"):
-        if (checkpoints / name).is_symlink():
-            return checkpoints / name
-    raise CheckpointError(f"{path} holds no checkpoint yet")
+    if path.is_dir() and not (path / MANIFEST).exists():
+        names = (path / name for name in NAMES)
+        return CheckpointStore(path).best() or next((_named(name) for name in names if os.path.lexists(name)), path)
+    return path
+
+
+def _is_name(path: Path) -> bool:
+    """Whether a path is `best` or `last`, not what they lead to; a link that leads nowhere may have been one."""
+    own = path.is_file() or (path.is_symlink() and path.absolute().parent.name == "checkpoints")
+    return (path.name in NAMES and own) or (path.is_symlink() and not path.exists())
+
+
+def _named(place: Path) -> Path:
+    """The checkpoint that a name stands for, which must be there."""
+    found = named_checkpoint(place)
+    if not found.is_dir():
+        quoted = shlex.quote(str(place))
+        raise CheckpointError(
+            f"{place} is only the name of {found.name}, which is not beside it: a link was copied, not the checkpoint. "
+            f"With the run's folder for RUN, type: rm {quoted} && cp -r RUN/checkpoints/{found.name} {quoted}"
+        )
+    return found
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

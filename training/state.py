@@ -1,12 +1,12 @@
 """The counters of a run: with weights and optimizer tensors, all that a resume needs."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from training.checkpoint import Checkpoint
+from training.checkpoint import STATE, Checkpoint
 from training.config import RunConfig
 from training.errors import InputError
-from training.plain_yaml import load_yaml
+from training.reading import Amount, Count, MalformedFileError, Scalar, built
 from training.task import Task
 
 NEUTRAL = {
@@ -16,8 +16,10 @@ NEUTRAL = {
     "data.column",
     "data.revision",
     "data.subset",
+    "data.unknown",
     "data.source_column",
     "data.target_column",
+    "data.on_bad_row",
     "data.val_samples",
     "training.eval_interval",
     "training.eval_batch_size",
@@ -53,19 +55,19 @@ class Counters:
         wandb_id: The run's id at Weights & Biases, None before it was tracked there.
     """
 
-    step: int = 0
-    samples: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
+    step: Count = 0
+    samples: Count = 0
+    tokens: Count = 0
+    seconds: Amount = 0.0
     val_loss: float | None = None
-    val_step: int | None = None
+    val_step: Count | None = None
     best_val_loss: float | None = None
-    best_step: int | None = None
-    stale_evaluations: int = 0
-    loss_scale: float | None = None
-    loss_scale_streak: int = 0
-    skipped_steps: int = 0
-    nonfinite_streak: int = 0
+    best_step: Count | None = None
+    stale_evaluations: Count = 0
+    loss_scale: Amount | None = None
+    loss_scale_streak: Count = 0
+    skipped_steps: Count = 0
+    nonfinite_streak: Count = 0
     unreported: dict[str, float] | None = None
     wandb_id: str | None = None
 
@@ -78,11 +80,35 @@ class Counters:
         """The content of state.json."""
         return {"step": self.step, "counters": asdict(self), "identity": identity, "setup": setup}
 
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> "Counters":
-        """Read the counters back; unknown ones are left out."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in checkpoint.state["counters"].items() if name in known})
+
+@dataclass
+class SavedState:
+    """The content of state.json; counters that are unknown here are left out.
+
+    Attributes:
+        step: Of the checkpoint.
+        counters: Where the run stood.
+        identity: What must not change when it goes on.
+        setup: What it computed on.
+    """
+
+    step: Count
+    counters: Counters
+    identity: dict[str, Scalar]
+    setup: dict[str, Scalar] = field(default_factory=dict)
+
+
+def saved_state(checkpoint: Checkpoint) -> SavedState:
+    """Read the state of a run back.
+
+    Raises:
+        MalformedFileError: Something is missing, of another type or out of range.
+    """
+    file = checkpoint.folder / STATE
+    state = built(SavedState, checkpoint.state, file)
+    if state.counters.step != state.step:
+        raise MalformedFileError(file, f"step is {state.step}, counters.step is {state.counters.step}")
+    return state
 
 
 def run_identity(config: RunConfig, task: Task) -> dict[str, Any]:
@@ -98,7 +124,7 @@ def run_identity(config: RunConfig, task: Task) -> dict[str, Any]:
 
 def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     """Raise an `InputError` that names what differs from the run in the checkpoint."""
-    saved = checkpoint.state["identity"]
+    saved = saved_state(checkpoint).identity
     names = sorted(name for name in saved.keys() & identity.keys() if saved[name] != identity[name])
     if names:
         changes = "; ".join(f"{name} was {saved[name]!r}, is now {identity[name]!r}" for name in names)
@@ -115,7 +141,8 @@ def changes(checkpoint: Checkpoint, config: RunConfig, setup: dict[str, Any]) ->
         config: Of the run that goes on.
         setup: What that one computes on.
     """
-    before = _flat(load_yaml(checkpoint.text("config.yaml"))) | checkpoint.state.get("setup", setup)
+    file = checkpoint.folder / "config.yaml"
+    before = _flat(built(dict[str, Any], checkpoint.yaml("config.yaml"), file)) | saved_state(checkpoint).setup
     now = _flat(asdict(config)) | setup
     names = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
     note = {True: "the steps are the same", False: "the steps to come differ for it"}

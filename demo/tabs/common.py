@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from demo.limits import MOST_NAME
+from demo.rendering import message_html
 from demo.session import Session
 from training.errors import InputError
 from training.run_folder import RunFolder
@@ -73,16 +74,16 @@ def offer_examples(
         kept = text if text and text not in offered else next(iter(texts), "")
         return kept, gr.Dataset(samples=[[each] for each in texts], visible=bool(texts)), texts
 
-    def take(picked: gr.SelectData) -> Any:
-        return picked.value[0]
+    def take(place: Any, offered: Any) -> Any:
+        return offered[place] if isinstance(place, int) and 0 <= place < len(offered) else gr.skip()
 
     texts = found(run.value)
     box.value = next(iter(texts), "")
     offered = gr.State(texts)
-    shown = gr.Dataset(components=[box], samples=[[text] for text in texts], label="Examples of this run",
+    shown = gr.Dataset(components=[box], samples=[[text] for text in texts], label="Examples of this run", type="index",
                        visible=bool(texts), show_label=True)  # fmt: skip
     run.change(change, [run, box, offered], [box, shown, offered], queue=False, **UNSEEN)
-    shown.select(take, None, box, queue=False, **UNSEEN)
+    shown.click(take, [shown, offered], box, queue=False, **UNSEEN)
 
 
 def owner_of(request: gr.Request) -> str:
@@ -124,6 +125,9 @@ def wire(
     def rest(request: gr.Request) -> Any:
         return gr.Button(interactive=session.jobs.is_busy(owner_of(request)))
 
+    def refused(request: gr.Request) -> tuple[Any, str]:
+        return end(request), message_html("too many requests are waiting: try again in a while")
+
     def turn(request: gr.Request, number: Any, *values: Any) -> Updates:
         if session.jobs.begin(owner_of(request), number):
             yield from work(owner_of(request), *values)
@@ -137,7 +141,8 @@ def wire(
         turn, [number, *inputs], outputs, concurrency_id=MODEL, concurrency_limit=limit, api_visibility="private",
         trigger_mode="always_last", show_progress="minimal", show_progress_on=outputs[-1],
     )  # fmt: skip
-    running.then(rest, None, stop, queue=False, **UNSEEN)
+    running.success(rest, None, stop, queue=False, **UNSEEN)
+    running.failure(refused, None, [stop, outputs[0]], queue=False, **UNSEEN)
     stop.click(end, None, stop, queue=False, cancels=[running], **UNSEEN)
 
 

@@ -52,8 +52,7 @@ def training_tab(session: Session, tabs: gr.Tabs) -> None:
         kept = [name for name in ticked or [] if name in names] or names[:1]
         names.sort(key=lambda name: ORDERS[order](name, losses.get(name)))
         found = [name for name in names if name in kept or str(words or "").lower() in name.lower()]
-        losses = {name: loss for name, loss in losses.items() if loss is not None}
-        labels = [f"{name} ({short(losses[name])})" if name in losses else name for name in found]
+        labels = [name if (loss := losses.get(name)) is None else f"{name} ({short(loss)})" for name in found]
         return gr.CheckboxGroup(choices=list(zip(labels, found, strict=True)), value=kept)
 
     def select(shown: gr.SelectData, *asked: Any) -> tuple[Any, Any]:

@@ -179,6 +179,11 @@ def test_characters_are_coloured_and_name_the_alternatives(page: Page) -> None:
 
 
 def test_a_request_that_is_refused_says_why_in_place_of_the_text(page: Page) -> None:
+    expect(page.locator("#generate-stop")).to_be_disabled()
+    example = page.locator("#prompt textarea").input_value()
+    page.locator("#prompt textarea").fill("")
+    page.get_by_role("tabpanel").locator("button.gallery-item").first.click()
+    expect(page.locator("#prompt textarea")).to_have_value(example)
     ask(page, tokens=20)
     expect(page.locator("#figures")).to_contain_text("20 of 20")
     ask(page, tokens=20, prompt="ééé")
@@ -189,6 +194,16 @@ def test_a_request_that_is_refused_says_why_in_place_of_the_text(page: Page) -> 
     ask(page, tokens=20)
     expect(page.locator("#figures")).to_contain_text("20 of 20")
     expect(page.locator("#text")).not_to_contain_text("unknown")
+
+
+def test_a_queue_that_is_full_is_a_message_in_place_of_the_text(browser: Browser, server: Server) -> None:
+    page = opened(browser.new_page(), server.url)
+    full = json.dumps({"detail": "Queue is full. Max size is 16 and size is 16."})
+    page.route("**/queue/join*", lambda route: route.fulfill(status=503, body=full, content_type="application/json"))
+    ask(page, tokens=20)
+    expect(page.locator("#text")).to_contain_text("too many requests are waiting: try again in a while")
+    expect(page.locator("#generate-stop")).to_be_disabled()
+    page.close()
 
 
 def test_texts_can_be_several_and_copied_and_downloaded(page: Page, tmp_path: Path) -> None:
@@ -262,9 +277,9 @@ def test_trainings_are_drawn(page: Page) -> None:
     page.get_by_role("tab", name="Training").click()
     page.wait_for_timeout(1000)
     assert page.get_by_role("checkbox", name="copy").is_checked(), "what was ticked stays"
-    drawn = page.locator("#curve-loss svg").inner_html()
+    linear = page.locator("#curve-loss svg").inner_html()
     page.locator("#logarithmic").get_by_label("value").check()
-    page.wait_for_function("before => document.querySelector('#curve-loss svg').innerHTML != before", arg=drawn)
+    page.wait_for_function("before => document.querySelector('#curve-loss svg').innerHTML != before", arg=linear)
     page.get_by_role("checkbox", name="small").uncheck()
     page.locator("#find input").fill("cop")
     expect(page.get_by_role("checkbox", name="small")).to_have_count(0)

@@ -1,26 +1,38 @@
 """A checkpoint exists whole or not at all."""
 
 import errno
+import hashlib
 import json
 import os
+import shutil
 import stat
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
 from training import checkpoint as module
+from training import files
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore, checkpoint_name
+from training.errors import InputError
 from training.run_folder import open_checkpoint
 
 
-def save(store: CheckpointStore, step: int, *, best: bool = False, value: float | None = None) -> Path:
+def save(
+    store: CheckpointStore, step: int, *, best: bool = False, value: float | None = None, best_step: int | None = None
+) -> Path:
     weights = {"w": torch.full((3, 2), float(step if value is None else value))}
-    return store.save(
-        step, tensors={"model": weights}, state={"step": step}, files={"config.yaml": "name: ü\n"}, best=best
-    )
+    state = {"step": step} | ({} if best_step is None else {"counters": {"best_step": best_step}})
+    return store.save(step, tensors={"model": weights}, state=state, files={"config.yaml": "name: ü\n"}, best=best)
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_said", set())
 
 
 @pytest.fixture
@@ -278,3 +290,271 @@ def test_what_is_no_checkpoint_says_so(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoint yet"):
         open_checkpoint(tmp_path)
+
+
+def as_texts(store: CheckpointStore) -> None:
+    for name in ("best", "last"):
+        target = os.readlink(store.folder / name)
+        (store.folder / name).unlink()
+        (store.folder / name).write_text(f"{target}\n")
+
+
+def as_copies(store: CheckpointStore) -> None:
+    """As `cp -rL`, `scp -r`, `rsync -L` and zip leave it."""
+    copy = store.folder.with_name("copy")
+    subprocess.run(["cp", "-rL", store.folder, copy], check=True)
+    shutil.rmtree(store.folder)
+    copy.rename(store.folder)
+
+
+def dropped(store: CheckpointStore) -> None:
+    for name in ("best", "last"):
+        (store.folder / name).unlink()
+
+
+COPIES = {"links": lambda store: None, "texts": as_texts, "copies": as_copies, "dropped": dropped}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> CheckpointStore:
+    """Four checkpoints were saved, and the second is the best."""
+    store = CheckpointStore(tmp_path / "run/checkpoints", keep=3)
+    for step in (1, 2, 3, 4):
+        save(store, step, best=step == 2, best_step=min(step, 2))
+    return store
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_run_is_sampled_and_goes_on_however_it_was_copied(
+    run: CheckpointStore, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    COPIES[how](run)
+    assert open_checkpoint(run.folder.parent).state["step"] == 2
+    assert open_checkpoint(run.folder).state["step"] == 2
+    if how != "dropped":
+        assert open_checkpoint(run.folder / "last").state["step"] == 4
+    run.adopt_copies()
+    found, damage = run.newest_sound()
+    assert found is not None
+    assert (found.state["step"], damage) == (4, [])
+    run.go_back_to(4, best_step=2)
+    save(run, 5)
+    assert names(run) == ["best", "last", *map(checkpoint_name, (2, 3, 4, 5))]
+    assert [os.readlink(run.folder / name) for name in ("best", "last")] == [checkpoint_name(2), checkpoint_name(5)]
+
+
+def test_a_copy_is_what_is_left_of_a_checkpoint_that_is_gone_or_damaged(run: CheckpointStore) -> None:
+    as_copies(run)
+    shutil.rmtree(run.folder / checkpoint_name(2))
+    (run.folder / checkpoint_name(4) / "model.safetensors").write_bytes(b"")
+    run.adopt_copies()
+    assert run.steps() == [2, 3, 4]
+    found, damage = run.newest_sound()
+    assert found is not None
+    assert (found.state["step"], damage) == (4, [])
+    assert open_checkpoint(run.folder.parent).state["step"] == 2
+
+
+def test_a_damaged_copy_is_set_aside(run: CheckpointStore) -> None:
+    as_copies(run)
+    (run.folder / "best/state.json").write_bytes(b"")
+    run.adopt_copies()
+    assert names(run) == ["damaged-best", "last", *map(checkpoint_name, (2, 3, 4))]
+    assert open_checkpoint(run.folder.parent).state["step"] == 4
+
+
+def test_without_names_a_checkpoint_that_was_half_copied_is_passed_over(run: CheckpointStore) -> None:
+    dropped(run)
+    (run.folder / checkpoint_name(4) / "model.safetensors").write_bytes(b"half")
+    (run.folder / checkpoint_name(3) / "manifest.json").unlink()
+    shutil.rmtree(run.folder / checkpoint_name(1), ignore_errors=True)
+    assert open_checkpoint(run.folder.parent).state["step"] == 2
+
+
+@pytest.mark.parametrize("how", ["link", "text"])
+@pytest.mark.parametrize("target", ["../../other/checkpoints/step-00000001", "/", "best", "step-1", "."])
+def test_names_that_lead_outside_the_run_are_refused(run: CheckpointStore, how: str, target: str) -> None:
+    save(CheckpointStore(run.folder.parents[1] / "other/checkpoints"), 1)
+    best = run.folder / "best"
+    best.unlink()
+    if how == "link":
+        best.symlink_to(target)
+    else:
+        best.write_text(target)
+    for refused in (lambda: open_checkpoint(run.folder.parent), lambda: open_checkpoint(best), run.adopt_copies):
+        with pytest.raises(
+            CheckpointError, match="checkpoints/best names '.*', which is no checkpoint beside it: remove"
+        ):
+            refused()
+    best.unlink()
+    assert open_checkpoint(run.folder.parent).state["step"] == 4
+
+
+def test_a_step_that_leads_outside_is_refused_as_the_best(run: CheckpointStore) -> None:
+    outside = run.folder.parents[1] / checkpoint_name(2)
+    (run.folder / checkpoint_name(2)).rename(outside)
+    (run.folder / checkpoint_name(2)).symlink_to(outside)
+    with pytest.raises(
+        CheckpointError, match="checkpoints/best names 'step-00000002', which is no checkpoint beside it"
+    ):
+        open_checkpoint(run.folder.parent)
+
+
+@pytest.mark.parametrize("how", ["links", "texts"])
+@pytest.mark.parametrize("into", ["elsewhere", "made/best"])
+def test_a_name_that_was_copied_alone_says_what_to_type(run: CheckpointStore, how: str, into: str) -> None:
+    COPIES[how](run)
+    elsewhere = run.folder.parents[1]
+    (elsewhere / "made").mkdir()
+    subprocess.run(["cp", "-r", run.folder / "best", elsewhere / into], check=True)
+    asked = [into, "made"] if "/" in into else [into] * (how == "links")
+    for path in asked:
+        with pytest.raises(CheckpointError, match="only the name of step-00000002, which is not beside it") as caught:
+            open_checkpoint(elsewhere / path)
+    if asked:
+        line = str(caught.value).partition("type: ")[2].replace("RUN", str(run.folder.parent))
+        subprocess.run(line, shell=True, check=True)
+        assert open_checkpoint(elsewhere / into).state["step"] == 2
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("last")])
+def test_a_name_that_is_no_file_is_refused_at_once(run: CheckpointStore, make: Any) -> None:
+    (run.folder / "last").unlink()
+    make(run.folder / "last")
+    with pytest.raises(InputError, match="checkpoints/last: not a regular file|checkpoints/last names 'last'"):
+        run.adopt_copies()
+
+
+REFUSALS = [errno.EPERM, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.EIO]
+
+
+def refusing(number: int, path: Any = None) -> Any:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+def test_without_links_the_names_are_text_files_and_it_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    monkeypatch.setattr(os, "symlink", refusing(number))
+    store = CheckpointStore(tmp_path / "run/checkpoints")
+    for step in (1, 2, 3, 4):
+        save(store, step, best=step == 2)
+    assert not (store.folder / "best").is_symlink()
+    assert (store.folder / "best").read_text() == "step-00000002\n"
+    assert store.steps() == [2, 3, 4], "the best is kept"
+    for path, step in (("run", 2), ("run/checkpoints/best", 2), ("run/checkpoints/last", 4)):
+        assert open_checkpoint(tmp_path / path).state["step"] == step
+    assert capsys.readouterr().out == (
+        f"warning     the file system of {store.folder} has no symbolic links: best and last are small text files with "
+        f"the name of a checkpoint ({os.strerror(number)})\n"
+    )
+    monkeypatch.undo()
+    save(store, 5)
+    assert os.readlink(store.folder / "last") == "step-00000005", "a run may move to a better file system"
+    assert store.named("best") == store.folder / "step-00000002"
+
+
+@pytest.mark.parametrize("number", REFUSALS)
+def test_without_flushed_folders_and_modes_a_checkpoint_is_saved_and_it_is_said_once(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    flush = os.fsync
+
+    def flush_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flush_files)
+    monkeypatch.setattr(os, "chmod", refusing(number))
+    for step in (1, 2):
+        save(store, step)
+    assert Checkpoint(store.folder / "last").state["step"] == 2
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2
+    assert "has no modes (chmod): who else may read the weights is up to it" in said[0]
+    assert "flushes no folders (fsync): a killed run loses nothing, but after a power failure its newest" in said[1]
+
+
+def test_a_disk_that_does_not_flush_a_file_is_an_error(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(store, 1)
+    monkeypatch.setattr(os, "fsync", refusing(errno.EIO))
+    with pytest.raises(CheckpointError, match="cannot write checkpoint .*step-00000002: Input/output error"):
+        save(store, 2)
+    assert store.steps() == [1]
+
+
+def test_links_that_a_full_disk_refuses_are_an_error(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "symlink", refusing(errno.ENOSPC))
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        save(store, 1)
+
+
+def resealed(folder: Path, name: str, content: bytes) -> None:
+    """Put something else into a checkpoint, as if it had been written so."""
+    (folder / name).write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["seal"] = module._seal(manifest["format"], manifest["files"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ('{"step": 1e999}', "the number '1e999', which is too large"),
+        (f'{{"step": {"1" * 400}}}', "a number of 400 digits"),
+        ("[" * 100_000, "nested too deep"),
+        ('{"step": "3"}', r"step: expected a whole number from 0 to 1e\+15, got '3'"),
+        ("{}", "step is missing"),
+        ("[3]", r"expected an object, got \[3\]"),
+        ("\xff", "not JSON"),
+    ],
+)
+def test_a_state_that_makes_no_sense_is_named(store: CheckpointStore, content: str, fault: str) -> None:
+    place = save(store, 3)
+    resealed(place, "state.json", content.encode())
+    with pytest.raises(InputError, match=f"step-00000003/state.json: {fault}"):
+        store.newest_sound()
+    assert store.steps() == [3], "nothing is renamed"
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    ["[" * 100_000, '{"format": 1e999}', f'{{"format": {"1" * 400}, "files": {{}}, "seal": ""}}', "\xff\xfe", "[]"],
+)
+def test_a_manifest_that_makes_no_sense_is_named(store: CheckpointStore, manifest: str) -> None:
+    place = save(store, 3)
+    (place / "manifest.json").write_text(manifest, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=r"step-00000003 is damaged: manifest.json makes no sense \("):
+        Checkpoint(place)
+
+
+@pytest.mark.parametrize(
+    "entries", [{"state.json": {}}, {"state.json": 3}, {"../state.json": {"size": 1, "sha256": ""}}]
+)
+def test_entries_of_a_manifest_that_make_no_sense_are_named(store: CheckpointStore, entries: Any) -> None:
+    place = save(store, 3)
+    manifest = {"format": 1, "files": entries, "seal": module._seal(1, entries)}
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"manifest.json makes no sense \((files|'../state.json')"):
+        Checkpoint(place)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", ["a FIFO", "a loop", "a folder"])
+def test_what_is_no_file_in_a_files_place_is_named_at_once(store: CheckpointStore, name: str, kind: str) -> None:
+    file = save(store, 3) / name
+    file.unlink()
+    make, fault = {
+        "a FIFO": (os.mkfifo, "not a regular file"),
+        "a loop": (lambda path: path.symlink_to(path.name), "Too many levels of symbolic links"),
+        "a folder": (os.mkdir, "Is a directory"),
+    }[kind]
+    make(file)
+    with pytest.raises(CheckpointError, match=f"cannot read checkpoint .*step-00000003: {name}: {fault}"):
+        store.newest_sound()

@@ -177,10 +177,10 @@ def test_a_dataclass_is_built_of_what_a_file_holds() -> None:
         ([], r"expected an object, got \[\]"),
         ({}, "inner is missing"),
         ({"inner": {}}, "inner.count is missing"),
-        ({"inner": {"count": "3"}}, "inner.count: expected a whole number, got '3'"),
-        ({"inner": {"count": True}}, "inner.count: expected a whole number, got True"),
-        ({"inner": {"count": 3.0}}, "inner.count: expected a whole number, got 3.0"),
-        ({"inner": {"count": -1}}, r"inner.count: expected a whole number from 0 to 9.0072e\+15, got -1"),
+        ({"inner": {"count": "3"}}, r"inner.count: expected a whole number from 0 to 1e\+15, got '3'"),
+        ({"inner": {"count": True}}, r"inner.count: expected a whole number from 0 to 1e\+15, got True"),
+        ({"inner": {"count": 3.0}}, r"inner.count: expected a whole number from 0 to 1e\+15, got 3.0"),
+        ({"inner": {"count": -1}}, r"inner.count: expected a whole number from 0 to 1e\+15, got -1"),
         ({"inner": {"count": 1, "amount": -0.5}}, "inner.amount: expected a number from 0 to"),
         ({"inner": {"count": 1, "name": 7}}, "inner.name: expected text or null, got 7"),
         ({"inner": {"count": 1}, "kind": "c"}, "kind: expected one of 'a', 'b', got 'c'"),
@@ -196,4 +196,4 @@ def test_what_does_not_fit_is_named(value: Any, fault: str) -> None:
 
 def test_numbers_fit_their_kind() -> None:
     assert misfit(3, float) is misfit(3.5, float) is misfit(None, int | None) is None
-    assert misfit(2**53 + 1, Count) is not None
+    assert misfit(10**15 + 1, Count) is not None

@@ -1,10 +1,14 @@
 """A run is never overwritten."""
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from training import files
 from training.errors import InputError
 from training.run_folder import RunFolder, choose_run_folder
 
@@ -79,12 +83,10 @@ def test_commands_can_be_typed_as_they_are_printed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sys.argv", ["launch/train_gpt.py"])
     monkeypatch.setattr("sys.executable", str(tmp_path / ".venv/bin/python"))
     run = RunFolder(Path("my runs/a"))
-    assert run.resume_command == (
-        ".venv/bin/python launch/train_gpt.py --config 'my runs/a/config.yaml' --output_dir 'my runs/a' --resume"
-    )
+    assert run.resume_command == (".venv/bin/python launch/train_gpt.py --output_dir 'my runs/a' --resume")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert run.resume_command.startswith(
-        ".venv/bin/python -m torch.distributed.run --nproc_per_node 4 launch/train_gpt.py --config"
+        ".venv/bin/python -m torch.distributed.run --nproc_per_node 4 launch/train_gpt.py --output_dir"
     )
 
 
@@ -117,7 +119,7 @@ GOOD = '{"step": 1, "train_loss": 2.5}'
         (f'{{"step": {"9" * 400}}}', "a number of 400 digits"),
         ("[" * 100_000, "longer than 65,536 bytes"),
         ('{"step": "7"}', "step: expected a number, got '7'"),
-        ('{"step": 7.5}', "step: expected a whole number, got 7.5"),
+        ('{"step": 7.5}', r"step: expected a whole number from 0 to 1e\+15, got 7.5"),
         ('{"step": -7}', "step: expected a whole number from 0 to"),
         ('{"step": 7, "val_loss": null}', "val_loss: expected a number, got None"),
         ('{"step": 7, "val_loss": true}', "val_loss: expected a number, got True"),
@@ -138,3 +140,28 @@ def test_metrics_are_read_from_the_end_and_a_run_without_has_none() -> None:
     assert run.metrics_of(1) == {"step": 1, "train_loss": 2.5}
     assert RunFolder(Path("none")).read_metrics() == []
     assert RunFolder(Path("none")).metrics_of(1) is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL])
+def test_without_locks_a_run_starts_and_says_what_that_costs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def refusing(*arguments: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refusing)
+    monkeypatch.setattr(files, "_said", set())
+    for _ in range(2):
+        RunFolder(Path("run")).claim()
+    assert capsys.readouterr().out == (
+        "warning     the file system of run has no locks (flock): nothing keeps a second process from writing to the "
+        f"same run, so start only one ({os.strerror(number)})\n"
+    )
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(".lock"), Path.mkdir])
+def test_a_lock_that_is_no_file_is_one_line_at_once(make: Any) -> None:
+    Path("run").mkdir()
+    make(Path("run/.lock"))
+    with pytest.raises(InputError, match="run/.lock: not a regular file|cannot write to the run's folder run: "):
+        RunFolder(Path("run")).claim()

@@ -102,12 +102,12 @@ class Catalogue:
         return [self.runs / name for name in self._names() if _is_text(name) and os.path.isdir(self.runs / name)]
 
     def _entry(self, folder: Path) -> "Entry | str":
-        """What is known of a run, read again where it has changed; or why it cannot be offered, in no words if it is
-        none, or not yet one."""
+        """What is known of a run, read again where it has changed; or why it is not offered: in no words, if it has no
+        checkpoint yet."""
         try:
             checkpoint = find_checkpoint(folder)
-            now = (os.path.realpath(checkpoint), changed(checkpoint / "manifest.json"), changed(checkpoint))
-            now = (*now, version(folder / "metrics.jsonl"))
+            now: Any = os.path.realpath(checkpoint), changed(checkpoint), changed(checkpoint / "manifest.json")
+            now = now, version(folder / "metrics.jsonl")
             seen = self._seen.get(folder.name)
             if seen is None or seen[0] != now:
                 seen = self._seen[folder.name] = now, _read_entry(folder, checkpoint)

@@ -121,7 +121,7 @@ def broken(folder: Path) -> dict[str, str]:
     os.mkdir(os.path.join(os.fsencode(folder), b"caf\xe9"))
     return {
         "infinite": "state.json: the number",
-        "quoted": "step: expected a whole number, got",
+        "quoted": "step: expected a whole number",
         "deep": "state.json: nested too deep",
         "long": "state.json: a number of 400 digits",
         "lines": "metrics.jsonl: line",

@@ -12,9 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from training.checkpoint import MANIFEST, NAMES, Checkpoint, CheckpointError, CheckpointStore, named_checkpoint
+from training.checkpoint import NAMES, Checkpoint, CheckpointError, CheckpointStore, named_checkpoint
 from training.errors import InputError
 from training.files import doing_without, replace_text, sync
+from training.manifest import MANIFEST
 from training.reading import Count, MissingFileError, misfit, read_json_lines, regular
 
 

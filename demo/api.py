@@ -12,7 +12,7 @@ from demo.limits import MOST_SEED
 from demo.session import Session
 from demo.tabs.common import MODEL, Updates, told
 from gpt.benchmark import ROWS
-from gpt.generation import WhenFull
+from gpt.generation import WHEN_FULL, WhenFull
 from training.errors import InputError
 
 
@@ -29,19 +29,23 @@ def add_api(session: Session, concurrency: int) -> None:
         min_p: float | None = None,
         repetition_penalty: float = 1.0,
         seed: int = 0,
-        when_full: str = "stop",
+        when_full: str = WHEN_FULL,
         stop: str = "",
         compare: bool = False,
+        num_samples: int = 1,
+        precision: str = "fp32",
     ) -> Generator[dict[str, Any], None, None]:
         looks = session.write(
             uuid4().hex, run, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
             min_p=min_p, repetition_penalty=repetition_penalty, seed=seed, when_full=when_full, stop=stop,
-            compare=compare,
+            compare=compare, num_samples=num_samples, precision=precision,
         )  # fmt: skip
-        yield from _answers(looks, lambda writing: {"text": writing.text} | writing.figures())
+        yield from _answers(looks, lambda writing: {"text": writing.text, "texts": writing.texts} | writing.figures())
 
-    def benchmark(run: str, new_tokens: int = ROWS[-1]) -> Generator[dict[str, Any], None, None]:
-        yield from _answers(session.benchmark(uuid4().hex, run, new_tokens), lambda result: result.figures())
+    def benchmark(
+        run: str, new_tokens: int = ROWS[-1], precision: str = "fp32"
+    ) -> Generator[dict[str, Any], None, None]:
+        yield from _answers(session.benchmark(uuid4().hex, run, new_tokens, precision), lambda result: result.figures())
 
     def transduce(run: str, source: str, beams: int = 1) -> Generator[dict[str, Any], None, None]:
         yield from _answers(

@@ -4,18 +4,21 @@ import os
 import signal
 import socket
 import sys
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `python demo/app.py` finds the packages beside it.
 
-import gradio as gr
-from starlette.middleware import Middleware
+from demo import limits as check  # Before Gradio: the package prepares the environment for it.
 
-from demo import limits as check
+# isort: split
+import gradio as gr
+
 from demo.api import add_api
-from demo.middleware import ClosedRoutes, FewerFrames
 from demo.quick_training import QuickTraining
+from demo.rendering import message_html
+from demo.serving import Page, Served, listen, serve
 from demo.session import Session
 from demo.tabs.benchmark import benchmark_tab
 from demo.tabs.common import UNSEEN, choices, owner_of
@@ -26,10 +29,10 @@ from demo.tabs.write import write_tab
 from gpt.benchmark import ROWS
 from gpt.decoding import Mode
 from training.command_line import StrictParser
-from training.device import inference_device, set_cpu_threads
+from training.device import inference_device
 from training.errors import InputError, exit_code
+from training.threads import set_cpu_threads
 
-POLL_SECONDS = 0.05
 TITLE = "Transformers from scratch"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
@@ -44,19 +47,17 @@ def theme() -> gr.themes.Base:
         button_primary_background_fill_dark="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_hover_dark="*primary_700",
-        button_cancel_background_fill="#dc2626",
-        button_cancel_background_fill_dark="#dc2626",
-        button_cancel_background_fill_hover="#b91c1c",
-        button_cancel_background_fill_hover_dark="#b91c1c",
+        color_accent="*primary_600",
         body_text_color_subdued="*neutral_500",
     )
 
 
 def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr.Blocks:
     """The whole page."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=False) as page:
+    with Page(title=TITLE, analytics_enabled=False, fill_width=False) as page:
         gr.Markdown(f"# {TITLE}")
-        with gr.Tabs() as tabs:
+        left_out = gr.HTML("", elem_id="left-out", padding=False)
+        with gr.Tabs(overflow_behavior="wrap") as tabs:
             with gr.Tab("Write"):
                 write_pickers = write_tab(session, training, concurrency)
             with gr.Tab("Benchmark"):
@@ -65,43 +66,32 @@ def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr
                 pair_pickers = pairs_tab(session, concurrency)
             with gr.Tab(TRAINING):
                 training_tab(session, tabs)
-        pickers = [write_pickers, bench_pickers, pair_pickers]
+        runs, orders = zip(write_pickers, bench_pickers, pair_pickers, strict=True)
 
         def refresh(*chosen: Any) -> list[Any]:
             kinds = ("gpt", "gpt", "seq2seq")
-            return [choices(session, kind, name) for kind, name in zip(kinds, chosen or [None] * 3, strict=True)]
+            chosen = chosen or (None,) * 6  # The best run of a page that is opened, not that of the server's start.
+            asked = zip(kinds, chosen[3:], chosen[:3], strict=True)
+            return [choices(session, kind, order, run) for kind, order, run in asked]
+
+        def tell() -> str:
+            found = session.catalogue.left_out().items()
+            return "".join(message_html(f"{name} is left out: {why}") for name, why in found)
 
         def leave(request: gr.Request) -> None:
             session.jobs.stop(owner_of(request))
 
-        page.load(refresh, None, pickers, queue=False, **UNSEEN)
-        tabs.select(refresh, pickers, pickers, queue=False, **UNSEEN)
+        page.load(refresh, None, list(runs), queue=False, **UNSEEN)
+        tabs.select(refresh, [*runs, *orders], list(runs), queue=False, **UNSEEN)
+        gr.on([page.load, tabs.select], tell, None, left_out, queue=False, **UNSEEN)
         page.unload(leave)
         add_api(session, concurrency)
     return page
 
 
-def launch(page: gr.Blocks, *, concurrency: int = 1, waiting: int = 16, **options: Any) -> Any:
-    """Serve the page: no analytics, no monitoring, no history, no uploads, nothing from elsewhere."""
-    page.queue(max_size=waiting, default_concurrency_limit=concurrency, api_open=False)  # No way past the queue.
-    # Else it looks a thousand times a second for new requests, on the cores of the decoder.
-    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = POLL_SECONDS
-    return page.launch(
-        quiet=True,
-        show_error=False,
-        enable_monitoring=False,
-        run_history=False,
-        ssr_mode=False,
-        mcp_server=False,
-        pwa=False,
-        footer_links=[],
-        max_file_size=1,
-        state_session_capacity=100,
-        app_kwargs={"middleware": [Middleware(ClosedRoutes), Middleware(FewerFrames)]},
-        theme=theme(),
-        css_paths=Path(__file__).with_name("style.css"),
-        **options,
-    )
+def launch(page: gr.Blocks, listener: socket.socket, **options: Any) -> AbstractContextManager[Served]:
+    """Serve the page as it should look."""
+    return serve(page, listener, theme=theme(), css_paths=Path(__file__).with_name("style.css"), **options)
 
 
 def parse() -> Any:
@@ -114,6 +104,21 @@ def parse() -> Any:
         "--host", type=str, default="127.0.0.1", help="Address to listen at. Default: this machine only."
     )
     parser.add_argument("--port", type=int, default=7860, help="Port to listen at.")
+    parser.add_argument(
+        "--allowed_hosts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="Names under which the page may be asked for besides this machine's own: a proxy's, one of the local "
+        "network. * allows any.",
+    )
+    parser.add_argument(
+        "--trusted_proxies",
+        nargs="+",
+        default=[],
+        metavar="ADDRESS",
+        help="Addresses or networks of proxies whose X-Forwarded-For names the visitor. Default: none is believed.",
+    )
     parser.add_argument("--share", action="store_true", help="Also make a public link through Gradio's servers.")
     parser.add_argument(
         "--auth",
@@ -129,6 +134,7 @@ def parse() -> Any:
     )
     parser.add_argument("--concurrency", type=int, default=1, help="Requests that run a model at once.")
     parser.add_argument("--waiting", type=int, default=16, help="Requests that may wait for their turn.")
+    parser.add_argument("--places", type=int, default=4, help="Of them, those of one visitor, the running included.")
     parser.add_argument("--seconds", type=float, default=120.0, help="Most seconds that a request may take.")
     parser.add_argument("--new_tokens", type=int, default=2000, help="Most tokens that a request may ask for.")
     return parser.parse_args()
@@ -147,38 +153,31 @@ def main() -> None:
         raise InputError("mode compiled serves one request at a time: leave concurrency at 1")
     auth = _auth(options.auth if options.auth is not None else os.environ.get("DEMO_AUTH"))
     port = check.integer("port", options.port, 1, 65_535)
-    _check_address(options.host, port)
+    places = check.integer("places", options.places, 1, 10_000)
+    listener = listen(options.host, port)
     set_cpu_threads()
     session = Session(Path(options.runs), inference_device(), limits, options.mode)
     training = QuickTraining(Path(options.runs))
     page = build(session, training, concurrency)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # By way of the `finally` below.
     try:
-        _, url, _ = launch(
+        with launch(
             page,
+            listener,
+            host=options.host,
+            auth=auth,
+            share=options.share,
+            allowed_hosts=options.allowed_hosts,
+            trusted_proxies=options.trusted_proxies,
             concurrency=concurrency,
             waiting=waiting,
-            server_name=options.host,
-            server_port=port,
-            share=options.share,
-            auth=auth,
-            prevent_thread_lock=True,
-        )
-        print(f"open {url}  (Ctrl-C ends it)", flush=True)
-        page.block_thread()
+            places=places,
+        ) as served:
+            print(f"open {' or '.join(served.urls)}  (Ctrl-C ends it)", flush=True)
+            with suppress(KeyboardInterrupt):
+                served.thread.join()
     finally:
         training.stop()
-
-
-def _check_address(host: str, port: int) -> None:
-    """Gradio says less of an address that cannot be had."""
-    try:
-        with socket.create_server((host, port)):
-            pass
-    except OSError as error:
-        # An unknown name has a number of its own.
-        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-        raise InputError(f"cannot listen at {host}:{port}: {reason}") from error
 
 
 def _auth(text: str | None) -> tuple[str, str] | None:

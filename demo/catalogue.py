@@ -1,18 +1,24 @@
 """The runs that a page offers, and their models, loaded when they are asked for."""
 
-import json
 import logging
+import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import takewhile
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
+from demo.metrics import METRICS, version
+from gpt.decoding import Precision, convert
 from gpt.trainer import LoadedGPT, load_gpt
 from seq2seq.trainer import VOCABULARY_FILE, LoadedSeq2Seq, load_seq2seq
+from training.checkpoint import CheckpointError
 from training.errors import InputError
+from training.reading import Count, MissingFileError, misfit, read_json, read_text
 from training.run_folder import RunFolder, find_checkpoint
 
 Kind = Literal["gpt", "seq2seq"]
@@ -65,32 +71,79 @@ class Catalogue:
 
     def __init__(self, runs: Path, device: torch.device | str = "cpu") -> None:
         self.runs, self.device = runs, device
-        self._held: OrderedDict[str, _Held] = OrderedDict()
+        self._held: OrderedDict[tuple[str, str], _Held] = OrderedDict()
+        self._seen: dict[str, tuple[Any, Entry | str]] = {}
+        self._whole: dict[str, tuple[tuple[str, int], bool]] = {}
         self._lock = threading.Lock()
 
     def entries(self, kind: Kind | None = None) -> list[Entry]:
-        """The runs with a checkpoint, the newest first; what cannot be read is left out."""
-        folders = sorted(self._folders(), key=changed, reverse=True)
-        found = [entry for folder in folders if (entry := _entry(folder)) is not None]
-        return [entry for entry in found if kind in (None, entry.kind)]
+        """The runs with a checkpoint, the newest first; what cannot be read is in `left_out`."""
+        found = [self._entry(folder) for folder in sorted(self._folders(), key=changed, reverse=True)]
+        return [entry for entry in found if isinstance(entry, Entry) and kind in (None, entry.kind)]
 
     def folders(self) -> list[RunFolder]:
         """All runs, those without a checkpoint too, by name."""
-        return [run for folder in sorted(self._folders()) if (run := RunFolder(folder)).in_use]
+        return [RunFolder(folder) for folder in sorted(self._folders()) if _in_use(folder)]
 
-    def _folders(self) -> list[Path]:
+    def left_out(self) -> dict[str, str]:
+        """The runs that are not offered, or not drawn, and why."""
+        found = {folder.name: self._entry(folder) for folder in self._folders()}
+        unnamed = {_shown(name): "its name is not UTF-8" for name in self._names() if not _is_text(name)}
+        faults = METRICS.faults | {name: fault for name, fault in found.items() if isinstance(fault, str) and fault}
+        return unnamed | {name: self._without_path(fault) for name, fault in faults.items()}
+
+    def _names(self) -> list[str]:
         try:
-            return [path for path in self.runs.iterdir() if path.is_dir() and not path.is_symlink()]
+            return os.listdir(self.runs)
         except OSError:
             return []
 
-    def gpt(self, name: Any) -> LoadedGPT:
+    def _folders(self) -> list[Path]:
+        return [self.runs / name for name in self._names() if _is_text(name) and os.path.isdir(self.runs / name)]
+
+    def _entry(self, folder: Path) -> "Entry | str":
+        """What is known of a run, read again where it has changed; or why it cannot be offered, in no words if it is
+        none, or not yet one."""
+        try:
+            checkpoint = find_checkpoint(folder)
+            now = (os.path.realpath(checkpoint), changed(checkpoint / "manifest.json"), changed(checkpoint))
+            now = (*now, version(folder / "metrics.jsonl"))
+            seen = self._seen.get(folder.name)
+            if seen is None or seen[0] != now:
+                seen = self._seen[folder.name] = now, _read_entry(folder, checkpoint)
+            return seen[1]
+        except CheckpointError:
+            return ""
+        except OSError as error:
+            return f"{folder.name} cannot be read: {error.strerror}"
+
+    def _without_path(self, text: str) -> str:
+        """A visitor need not know where the runs lie."""
+        return text.replace(f"{self.runs.resolve()}/", "").replace(f"{self.runs}/", "")
+
+    def best(self, kind: Kind) -> str | None:
+        """The run with the lowest validation loss of those that can be loaded, which is tried once for each."""
+        by_loss = sorted(self.entries(kind), key=lambda entry: inf if entry.val_loss is None else entry.val_loss)
+        return next((entry.name for entry in by_loss if self._is_whole(entry)), None)
+
+    def _is_whole(self, entry: Entry) -> bool:
+        try:
+            stamp = _stamp(find_checkpoint(self.runs / entry.name))
+            if self._whole.get(entry.name, (None, False))[0] != stamp:
+                self._whole[entry.name] = stamp, False
+                self._load(entry.name, entry.kind)
+                self._whole[entry.name] = stamp, True
+            return self._whole[entry.name][1]
+        except InputError:
+            return False
+
+    def gpt(self, name: Any, precision: Precision = "fp32") -> LoadedGPT:
         """The model of a run.
 
         Raises:
             InputError: There is no such run, it is another kind of model's, or its checkpoint is damaged or gone.
         """
-        loaded = self._load(name, "gpt")
+        loaded = self._load(name, "gpt", precision)
         assert isinstance(loaded, LoadedGPT)
         return loaded
 
@@ -100,34 +153,43 @@ class Catalogue:
         assert isinstance(loaded, LoadedSeq2Seq)
         return loaded
 
-    def _load(self, name: Any, kind: Kind) -> LoadedGPT | LoadedSeq2Seq:
+    def _load(self, name: Any, kind: Kind, precision: Precision = "fp32") -> LoadedGPT | LoadedSeq2Seq:
         # A name is one of the list, never a path.
-        known = {entry.name: entry for entry in self.entries()}
-        if not isinstance(name, str) or name not in known:
+        folders = {folder.name: folder for folder in self._folders()}
+        entry = self._entry(folders[name]) if isinstance(name, str) and name in folders else ""
+        if isinstance(entry, str):
             shown = repr(name) if len(repr(name)) <= 60 else f"{repr(name)[:59]}…"
-            raise InputError(f"there is no trained run {shown}: choose one of the list, which may have changed")
-        if known[name].kind != kind:
-            raise InputError(f"{name} is {_KINDS[known[name].kind]}, expected {_KINDS[kind]}")
+            why = f" ({self._without_path(entry)})" if entry else ""
+            raise InputError(f"there is no trained run {shown}{why}: choose one of the list, which may have changed")
+        if entry.kind != kind:
+            raise InputError(f"{name} is {_KINDS[entry.kind]}, expected {_KINDS[kind]}")
         folder = find_checkpoint(self.runs / name)
         with self._lock:
-            stamp = (str(folder.resolve()), changed(folder / "manifest.json"))
-            held = self._held.pop(name, None)
+            stamp = _stamp(folder)
+            held = self._held.pop((name, precision), None)
             if held is None or held.stamp != stamp:
                 held = None  # The memory of the old ones is free before the new one takes its own.
                 while len(self._held) >= KEPT:
                     self._held.popitem(last=False)
                 load = load_gpt if kind == "gpt" else load_seq2seq
                 try:
-                    held = _Held(stamp, load(folder, self.device))
-                except InputError as error:  # A visitor need not know where the runs lie.
-                    raise InputError(str(error).replace(f"{self.runs.resolve()}/", "")) from error
+                    loaded = load(folder, self.device)
+                    if isinstance(loaded, LoadedGPT):
+                        convert(loaded.model, precision)
+                    held = _Held(stamp, loaded)
+                except InputError as error:
+                    raise InputError(self._without_path(str(error))) from error
                 except OSError as error:
                     raise InputError(f"the checkpoint of {name} cannot be read: {error.strerror}") from error
                 except Exception as error:
                     log.exception("%s cannot be loaded", name)
                     raise InputError(f"the checkpoint of {name} cannot be loaded; the terminal says why") from error
-            self._held[name] = held
+            self._held[name, precision] = held
             return held.loaded
+
+
+def _stamp(folder: Path) -> tuple[str, int]:
+    return str(folder.resolve()), changed(folder / "manifest.json")
 
 
 def changed(path: Path) -> int:
@@ -141,28 +203,53 @@ def changed(path: Path) -> int:
 _KINDS = {"gpt": "a GPT", "seq2seq": "an encoder-decoder"}
 
 
-def _entry(folder: Path) -> Entry | None:
+def _in_use(folder: Path) -> bool:
     try:
-        checkpoint = find_checkpoint(folder)
-        step = int(json.loads((checkpoint / "state.json").read_text())["step"])
+        return RunFolder(folder).in_use
+    except OSError:
+        return False
+
+
+def _is_text(name: str) -> bool:
+    return _shown(name) == name
+
+
+def _shown(name: str) -> str:
+    """A name of the disk as it can be sent."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _read_entry(folder: Path, checkpoint: Path) -> Entry | str:
+    """What is known of a run, or why it cannot be read; no words if it is none."""
+    try:
+        state = read_json(checkpoint / "state.json")
+        if fault := misfit(state.get("step") if isinstance(state, dict) else None, Count, "step"):
+            return f"{checkpoint / 'state.json'}: {fault}"
         kind: Kind = "seq2seq" if (checkpoint / VOCABULARY_FILE).exists() else "gpt"
         if kind == "gpt" and not (checkpoint / "tokenizer.json").exists():
-            return None
-        task = _task(checkpoint / "config.yaml") if kind == "seq2seq" else None
-        megabytes = (checkpoint / "model.safetensors").stat().st_size / 1e6
-        line = RunFolder(folder).metrics_of(step) or {}
+            return f"{checkpoint} holds neither a tokenizer nor a vocabulary"
         return Entry(
             name=folder.name,
             kind=kind,
-            task=task,
-            step=step,
-            val_loss=None if line.get("val_loss") is None else float(line["val_loss"]),
-            megabytes=megabytes,
+            task=_task(checkpoint / "config.yaml") if kind == "seq2seq" else None,
+            step=state["step"],
+            val_loss=_val_loss(RunFolder(folder), state["step"]),
+            megabytes=(checkpoint / "model.safetensors").stat().st_size / 1e6,
         )
-    except (InputError, OSError, ValueError, KeyError, TypeError):
-        return None
+    except MissingFileError as error:
+        return str(error) if _in_use(folder) else ""
+    except InputError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+
+
+def _val_loss(run: RunFolder, step: int) -> float | None:
+    """The validation loss at a step; no more of the file is read than lies behind it."""
+    lines = takewhile(lambda line: line["step"] >= step, run.iterate_metrics(newest_first=True))
+    return next((line.get("val_loss") for line in lines if line["step"] == step), None)
 
 
 def _task(config: Path) -> str | None:
-    words = [line.split() for line in config.read_text().splitlines()]
+    words = [line.split() for line in read_text(config).splitlines()]
     return next((word[1] for word in words if len(word) == 2 and word[0] == "task:"), None)

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
-from math import isfinite
+from math import isnan
 from pathlib import Path
 
 from demo.catalogue import changed
 from demo.line_chart import Line
+from demo.metrics import COLUMNS, METRICS, Rows, version
+from training.errors import InputError
+from training.reading import read_bytes
 from training.run_folder import RunFolder
 
 MOST_POINTS = 300
@@ -19,7 +22,7 @@ CURVES = {
     "learning rate": ("learning_rate",),
     "tokens per second": ("tokens_per_second",),
 }
-PALETTE = ["#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#db2777"]
+PALETTE = ["#2563eb", "#ea580c", "#059669", "#9333ea", "#0891b2", "#ca8a04", "#db2777", "#dc2626"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +40,9 @@ class Curves:
     samples_of: str
 
 
-def stamp(runs: Sequence[RunFolder]) -> tuple[tuple[str, int, int], ...]:
+def stamp(runs: Sequence[RunFolder]) -> tuple[tuple[str, tuple[int, int], int], ...]:
     """Changes whenever a curve has grown, or a sample was written."""
-    return tuple((run.path.name, changed(run.metrics_file), changed(_samples(run))) for run in runs)
+    return tuple((run.path.name, version(run.metrics_file), changed(_samples(run))) for run in runs)
 
 
 def _samples(run: RunFolder) -> Path:
@@ -47,24 +50,31 @@ def _samples(run: RunFolder) -> Path:
 
 
 def read_curves(runs: Sequence[RunFolder]) -> Curves:
-    """Read the curves of some runs; lines that are cut short are left out."""
+    """Read the curves of some runs; a run whose file cannot be read has none, and is among the faults of `METRICS`."""
     charts: dict[str, list[Line]] = {name: [] for name in CURVES}
     for run, colour in zip(runs, cycle(PALETTE), strict=False):
-        lines = run.read_metrics()
+        try:
+            rows = METRICS.read(run)
+        except InputError:
+            continue
         for chart, keys in CURVES.items():
             for key in keys:
-                points = [(line["step"], line[key]) for line in lines if _is_number(line.get(key))]
-                stride = -(-len(points) // MOST_POINTS) or 1
-                kept = points[::stride] + (points[-1:] if points and (len(points) - 1) % stride else [])
+                points = _points(rows, key)
                 name = f"{run.path.name}, {key.removesuffix('_loss')}" if len(keys) > 1 else run.path.name
-                if kept:
-                    charts[chart].append(Line(name, colour, kept, faint=key == "train_loss"))
+                if points:
+                    charts[chart].append(Line(name, colour, points, faint=key == "train_loss"))
     samples, samples_of = _latest_samples(runs)
     return Curves(charts=charts, samples=samples, samples_of=samples_of)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and isfinite(value)
+def _points(rows: Rows, key: str) -> list[tuple[float, float]]:
+    """Steps and values where there is one, thinned; the last one stays."""
+    width = len(COLUMNS)
+    values = rows[COLUMNS.index(key) :: width]
+    measured = [n for n, value in enumerate(values) if not isnan(value)]
+    stride = -(-len(measured) // MOST_POINTS) or 1
+    kept = measured[::stride] + (measured[-1:] if measured and (len(measured) - 1) % stride else [])
+    return [(int(rows[n * width]), values[n]) for n in kept]
 
 
 def _latest_samples(runs: Sequence[RunFolder]) -> tuple[str, str]:
@@ -75,5 +85,5 @@ def _latest_samples(runs: Sequence[RunFolder]) -> tuple[str, str]:
     for file in sorted(_samples(newest).glob("step-*.txt"), reverse=True)[:SAMPLES]:
         with suppress(OSError, ValueError):  # It may vanish.
             step = int(file.stem.partition("-")[2])
-            texts.append(f"step {step:,}\n{file.read_text(errors='replace').rstrip()}")
+            texts.append(f"step {step:,}\n{read_bytes(file).decode(errors='replace').rstrip()}")
     return "\n\n".join(texts), newest.path.name if texts else ""

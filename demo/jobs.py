@@ -155,6 +155,10 @@ class Jobs:
             job.wait(STOPPING)
         return job is not None
 
+    def is_busy(self, owner: str) -> bool:
+        """Whether a visitor has a request that runs or waits."""
+        return owner in self._running or owner in self._awaited
+
     @property
     def count(self) -> int:
         """How many are running."""

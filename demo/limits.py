@@ -26,6 +26,7 @@ class Limits:
         prompt_characters: Longest prompt or source.
         stop_characters: Longest stop string.
         new_tokens: Most tokens of a text, and of a pass of the benchmark.
+        texts: Most texts at once.
         beams: Widest beam search.
         runs: Most runs whose curves are shown at once.
         seconds: Time that a request may take before it ends with what it has.
@@ -34,6 +35,7 @@ class Limits:
     prompt_characters: int = 8_000
     stop_characters: int = 100
     new_tokens: int = 2_000
+    texts: int = 8
     beams: int = 16
     runs: int = 8
     seconds: float = 120.0

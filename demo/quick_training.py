@@ -68,11 +68,11 @@ class QuickTraining:
         if self._process is None or self._run is None:
             return 0, 0, ""
         steps = _steps(self._run.config_file)
-        metrics = self._run.read_metrics()
-        step = int(metrics[-1]["step"]) if metrics else 0
+        last = next(self._run.iterate_metrics(newest_first=True), None) or {}
+        step = int(last.get("step", 0))
         code = self._process.poll()
         if code is None:
-            rate = metrics[-1].get("tokens_per_second") if metrics else None
+            rate = last.get("tokens_per_second")
             words = f"step {step:,} of {steps:,}" if step else "starting: the first steps take some seconds"
             return step, steps, f"training the quick model: {words}" + (f", {rate:,.0f} tokens/s" if rate else "")
         if code == 0:

@@ -6,14 +6,17 @@ from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
-from math import exp
+from math import exp, log
+from statistics import fmean
 
-from demo.line_chart import Line, line_chart
+from demo.line_chart import Line, line_chart, short
 from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
+from gpt.writing import Piece
 
 MOST_POINTS = 150
 """Of one line of a chart: more cannot be seen, and cost the page."""
-SHADES = 10
+SHADES = ("50% and more", "25%", "13%", "6%", "3%", "1.6%", "less")
+"""Probabilities: each is half of the one before, so that each step of the colour is one bit of surprise."""
 REFERENCE = ((100, 0.90, 0.62), (200, 1.66, 1.25), (300, 2.71, 1.86), (500, 5.14, 3.05))
 """New tokens, seconds without and with the cache: 12 layers, 768 wide, on an RTX 5070 Ti."""
 EMPTY = "-"
@@ -21,25 +24,42 @@ COLOURS = {WITH: "#2563eb", WITHOUT: "#ea580c", f"{WITH}, native": "#059669", f"
 
 
 def text_html(writing: Writing, *, coloured: bool) -> str:
-    """Prompt and text; coloured by the probability of each character, with the likeliest others on hovering.
+    """Prompt and text, or several side by side; coloured by the probability of each character, with the likeliest
+    others on hovering.
 
-    Its end stays open, which browsers close: so each update is the one before with more behind it, and Gradio sends
-    only what is new.
+    The end of one text stays open, which browsers close: so each update is the one before with more behind it, and
+    Gradio sends only what is new.
     """
-    if not coloured:
-        written = escape(writing.text)
-    else:
-        written = "".join(
-            _character(piece.text, piece.log_probability, piece.alternatives) for piece in writing.pieces if piece.text
-        )
-    return f'<div class="written"><span class="prompt">{escape(writing.prompt)}</span>{written}'
+    texts = [
+        f'<div class="written"><span class="prompt">{escape(writing.prompt)}</span>'
+        + ("".join(map(_character, writing.pieces_of(sample))) if coloured else escape(text))
+        for sample, text in enumerate(writing.texts)
+    ]
+    if len(texts) == 1:
+        return texts[0]
+    cells = (
+        f"<div><small>seed {seed}</small>{text}</div></div>" for seed, text in zip(writing.seeds, texts, strict=True)
+    )
+    return f'<div class="texts">{"".join(cells)}</div>'
 
 
-def _character(text: str, log_probability: float, alternatives: Sequence[tuple[str, float]]) -> str:
-    shade = min(int(exp(log_probability) * SHADES), SHADES - 1)
-    lines = [f"{_name(text)} {exp(log_probability):.1%}", *(f"{_name(n)} {exp(p):.1%}" for n, p in alternatives)]
-    title = "&#10;".join(escape(line) for line in lines)
-    return f'<span class="p{shade}" title="{title}">{escape(text)}</span>'
+def _character(piece: Piece) -> str:
+    if not piece.text:
+        return ""
+    likely = [(piece.text, piece.log_probability), *piece.alternatives]
+    title = "&#10;".join(escape(f"{_name(text)} {exp(p):.1%}") for text, p in likely)
+    return f'<span class="p{shade(piece.log_probability)}" title="{title}">{escape(piece.text)}</span>'
+
+
+def shade(log_probability: float) -> int:
+    """Which of `SHADES` a probability in nats has: 0 for what was likely."""
+    return min(int(max(-log_probability / log(2), 0.0)), len(SHADES) - 1)
+
+
+def legend_html() -> str:
+    """What the colours mean."""
+    shades = "".join(f'<span class="p{n}">{name}</span>' for n, name in enumerate(SHADES))
+    return f'<p class="legend">probability {shades}</p>'
 
 
 def _name(character: str) -> str:
@@ -51,7 +71,6 @@ def writing_figures(writing: Writing) -> str:
     first = f"{writing.milliseconds[0]:,.0f} ms" if writing.milliseconds else EMPTY
     per_second = writing.tokens_per_second
     rate = EMPTY if per_second is None else f"{per_second:,.{1 if per_second < 100 else 0}f}"
-    speedup = EMPTY if writing.speedup is None else f"{writing.speedup:.1f} x"
     state = {
         "compiling": "compiling, once for this model …",
         "writing": "writing …",
@@ -62,17 +81,28 @@ def writing_figures(writing: Writing) -> str:
         {
             "tokens per second": rate,
             "first token": first,
-            "against no cache": speedup,
             "cache": f"{writing.cache_bytes / 1e6:,.2f} MB",
             "context": f"{writing.context_used:,} of {writing.context:,}, {at_end}",
-            "read by": writing.mode,
+            "read by": f"{writing.mode}, {writing.precision}",
+            "what the cache saves": _saved(writing),
             "tokens": f"{len(writing.milliseconds):,} of {writing.limit:,}: {state}",
         }
     )
 
 
+def _saved(writing: Writing) -> str:
+    """What is divided by what, of the same tokens."""
+    if writing.speedup is None or writing.read_both_ways is None:
+        return f"{EMPTY} (tick Compare)"
+    without, with_it = map(short, writing.read_both_ways)
+    return (
+        f"{writing.speedup:.1f} times as fast: a token took {without} ms without the cache (eager), {with_it} ms with "
+        f"it ({writing.mode}), means of the {len(writing.uncached) - 1:,} after the first"
+    )
+
+
 def figures_html(figures: dict[str, str]) -> str:
-    """Names and values, side by side."""
+    """Names and values, side by side; the last two have lines of their own."""
     cells = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures.items())
     return f'<dl class="figures">{cells}</dl>'
 
@@ -92,7 +122,7 @@ def token_times(writing: Writing) -> list[Line]:
     """Milliseconds of each token against its position; the first one, which reads the prompt, is told apart."""
     start = len(writing.prompt) + 1
     lines = {WITH: writing.milliseconds, WITHOUT: writing.uncached}
-    return [_line(name, start + 1, values[1:]) for name, values in lines.items() if values]
+    return [_line(name, start + 1, values[1:], mean=True) for name, values in lines.items() if values]
 
 
 def benchmark_times(benchmark: Benchmark | None) -> tuple[list[Line], list[Line]]:
@@ -101,15 +131,15 @@ def benchmark_times(benchmark: Benchmark | None) -> tuple[list[Line], list[Line]
     for name, growing in benchmark.seconds.items() if benchmark else ():
         seconds = list(growing)  # It grows while it is looked at.
         steps = [1000 * (b - a) for a, b in pairwise(seconds)]
-        single.append(_line(name, 2, steps))
+        single.append(_line(name, 2, steps, mean=True))
         until.append(_line(name, 1, seconds))
     return single, until
 
 
-def _line(name: str, start: int, values: Sequence[float]) -> Line:
+def _line(name: str, start: int, values: Sequence[float], *, mean: bool = False) -> Line:
     size = -(-len(values) // MOST_POINTS) or 1
     points = [(start + n, statistics.median(values[n : n + size])) for n in range(0, len(values), size)]
-    return Line(name, COLOURS[name], points)
+    return Line(name, COLOURS[name], points, value=f"mean {short(fmean(values))}" if mean and values else None)
 
 
 def growing_chart(lines: Sequence[Line], x_title: str, y_title: str, x_most: float, top: float) -> str:
@@ -146,9 +176,9 @@ def benchmark_figures(benchmark: Benchmark) -> str:
         {
             "device": f"{about['device']}, {about['threads']} threads",
             "precision": about["precision"],
+            "torch": about["torch"],
             "model": f"{model['source']}: {model['num_layers']} layers, {model['d_model']} wide, "
             f"{model['parameters'] / 1e6:.1f} M parameters",
-            "torch": about["torch"],
             "state": state.get(benchmark.phase, benchmark.why or "done"),
         }
     )
@@ -164,7 +194,7 @@ def download_html(benchmark: Benchmark) -> str:
 def target_html(found: Transduction) -> str:
     """Source and target, symbol by symbol."""
     spans = found.loaded.vocabulary.separator.join(
-        f'<span class="symbol p{min(int(p * SHADES), SHADES - 1)}" title="{p:.1%}">{escape(symbol)}</span>'
+        f'<span class="symbol p{shade(log(p or 1e-9))}" title="{p:.1%}">{escape(symbol)}</span>'
         for symbol, p in zip(found.symbols, found.probabilities or [1.0] * len(found.symbols), strict=False)
     )
     going = "" if found.phase == "done" else '<span class="cursor">▍</span>'

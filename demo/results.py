@@ -1,6 +1,8 @@
 """What requests result in: filled in by a job, token by token, while a page looks at it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -28,7 +30,7 @@ class Growing:
 
 @dataclass(kw_only=True)
 class Writing(Growing):
-    """A text that is being written.
+    """A text that is being written, or several from one prompt.
 
     Attributes:
         run: Whose model.
@@ -36,10 +38,13 @@ class Writing(Growing):
         mode: How tokens are read.
         context: Tokens that the model sees at most.
         when_full: What happens at its end.
-        limit: Tokens that will be written at most.
+        limit: Tokens that will be written at most, of each text.
         cache_bytes: Memory of the key-value cache.
-        pieces: The text so far.
-        milliseconds: What each token took, with the cache; the first one with the reading of the prompt.
+        precision: Numbers that the model computes in.
+        seeds: Of each text.
+        pieces: The texts so far.
+        milliseconds: What each token took, with the cache; the first one with the reading of the prompt. Of several
+            texts, a token of each.
         uncached: The same tokens without the cache, where that was asked for.
         phase: compiling (what reads tokens), writing, comparing (reading without the cache) or done.
     """
@@ -51,6 +56,8 @@ class Writing(Growing):
     when_full: WhenFull
     limit: int
     cache_bytes: int
+    precision: str = "fp32"
+    seeds: Sequence[int] = (0,)
     pieces: list[Piece] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
     uncached: list[float] = field(default_factory=list)
@@ -58,19 +65,38 @@ class Writing(Growing):
 
     @property
     def text(self) -> str:
-        """What was written so far."""
-        return "".join(piece.text for piece in self.pieces)
+        """What was written so far, of the first text."""
+        return self.texts[0]
+
+    @property
+    def texts(self) -> list[str]:
+        """The same of each text."""
+        return ["".join(piece.text for piece in self.pieces_of(sample)) for sample in range(len(self.seeds))]
+
+    def pieces_of(self, sample: int) -> list[Piece]:
+        """The pieces of one of the texts."""
+        return [piece for piece in self.pieces if piece.sample == sample]
 
     @property
     def tokens_per_second(self) -> float | None:
-        """After the first token."""
-        return _per_second(self.milliseconds[1:])
+        """After the first token, of all texts together."""
+        taken = self.milliseconds[1:]
+        return 1000 * len(taken) * len(self.seeds) / sum(taken) if taken else None
+
+    @property
+    def read_both_ways(self) -> tuple[float, float] | None:
+        """Mean milliseconds of the tokens that were read both ways, without the cache and with it.
+
+        Without the first token, which reads the prompt and takes what a first call takes.
+        """
+        both = min(len(self.uncached), len(self.milliseconds))
+        return (fmean(self.uncached[1:both]), fmean(self.milliseconds[1:both])) if both > 1 else None
 
     @property
     def speedup(self) -> float | None:
-        """How many times as fast the cache has made the tokens that were read both ways."""
-        both = min(len(self.uncached), len(self.milliseconds))
-        return sum(self.uncached[:both]) / sum(self.milliseconds[:both]) if both else None
+        """How many times as fast the cache has made them: the one divided by the other."""
+        means = self.read_both_ways
+        return means and means[0] / means[1]
 
     @property
     def context_used(self) -> int:
@@ -93,6 +119,7 @@ class Writing(Growing):
             "context_used": self.context_used,
             "context": self.context,
             "mode": self.mode,
+            "precision": self.precision,
             "end": self.why,
         }
 
@@ -161,7 +188,3 @@ class Transduction(Growing):
     def target(self) -> str:
         """The target so far as text."""
         return self.loaded.vocabulary.decode(self.tokens)
-
-
-def _per_second(milliseconds: list[float]) -> float | None:
-    return 1000 * len(milliseconds) / sum(milliseconds) if milliseconds else None

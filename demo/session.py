@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 
@@ -15,9 +15,9 @@ from demo.catalogue import Catalogue
 from demo.jobs import Job, Jobs, Result
 from demo.limits import MOST_SEED, MOST_TOP_K, PENALTY, SHARE, TEMPERATURE, Limits
 from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
-from gpt.benchmark import PROMPT_TOKENS, ROWS, Reader, random_prompt
-from gpt.decoding import Decoder, Mode
-from gpt.generation import WhenFull, new_token_limit
+from gpt.benchmark import PROMPT_TOKENS, ROWS, Reader, likeliest, random_prompt
+from gpt.decoding import Decoder, Mode, Precision
+from gpt.generation import WHEN_FULL, WhenFull, new_token_limit
 from gpt.model import GPT
 from gpt.speed import cache_bytes
 from gpt.trainer import LoadedGPT
@@ -28,7 +28,7 @@ from seq2seq.data import check_source
 from seq2seq.decoding import decode_steps, search
 from seq2seq.vocabulary import END
 from training.benchmarking import describe_machine, describe_model
-from training.errors import InputError
+from training.errors import InputError, require_finite
 
 ALTERNATIVES = 4
 BLOCK = 10
@@ -64,7 +64,8 @@ class Session:
             run: The name of a run.
             prompt: The text to continue.
             options: max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, when_full, stop,
-                compare (read the same tokens without the cache as well) and alternatives (report them).
+                num_samples (texts), precision, compare (read the same tokens without the cache as well) and
+                alternatives (report them).
 
         Raises:
             InputError: Something is out of range or unknown, or the checkpoint is damaged or gone.
@@ -72,9 +73,9 @@ class Session:
         asked = _asked(prompt, options, self.limits)
 
         def work(job: Job[Writing]) -> None:
-            loaded = self.catalogue.gpt(run)
+            loaded = self.catalogue.gpt(run, asked.precision)
             decoder, is_new = self._decoder(loaded.model)
-            tokens = loaded.tokenizer.encode(asked.prompt, "the prompt").tolist()
+            tokens = loaded.tokenizer.encode_prompt(asked.prompt)
             context = loaded.config.model.max_len
             limit = new_token_limit(context, tokens, asked.new_tokens, asked.when_full)
             slots = context if decoder.mode == "compiled" else min(context, len(tokens) + limit - 1)
@@ -86,7 +87,9 @@ class Session:
                 context=context,
                 when_full=asked.when_full,
                 limit=limit,
-                cache_bytes=cache_bytes(loaded.model)(1, slots),
+                cache_bytes=cache_bytes(loaded.model)(len(asked.seeds), slots),
+                precision=asked.precision,
+                seeds=asked.seeds,
                 phase="compiling" if is_new else "writing",
             )
             if is_new:
@@ -98,19 +101,22 @@ class Session:
 
         yield from self._run(owner, work)
 
-    def benchmark(self, owner: str, run: Any, new_tokens: Any = ROWS[-1]) -> Generator[Benchmark, None, None]:
+    def benchmark(
+        self, owner: str, run: Any, new_tokens: Any = ROWS[-1], precision: Any = "fp32"
+    ) -> Generator[Benchmark, None, None]:
         """Measure the reference's table with the model of a run; see `write`."""
+        numbers = _precision(precision)
         length = check.integer("new_tokens", new_tokens, ROWS[0], self.limits.new_tokens)
 
         def work(job: Job[Benchmark]) -> None:
-            model = self.catalogue.gpt(run).model
+            model = self.catalogue.gpt(run, numbers).model
             eager, (fastest, _) = Decoder(model, "eager"), self._decoder(model)
             arms = {WITHOUT: (eager, False), WITH: (eager, True)}
             if fastest.mode != "eager":
                 arms[f"{WITH}, {fastest.mode}"] = (fastest, True)
             about = describe_machine(model.embedding.weight.device) | {
                 "model": describe_model(model, str(run)),
-                "precision": "fp32",
+                "precision": numbers,
                 "prompt_tokens": PROMPT_TOKENS,
             }
             job.check()
@@ -119,7 +125,7 @@ class Session:
             with closing(Reader(fastest, use_cache=True)) as chooser:
                 logits_V = chooser.read(tokens)
                 while len(tokens) < PROMPT_TOKENS + length - 1:
-                    tokens.append(int(logits_V.argmax()))
+                    tokens.append(likeliest(logits_V))
                     logits_V = chooser.read(tokens[-1:])
                     job.check()
             for decoder, cached in arms.values():  # The first call of anything takes longer.
@@ -170,6 +176,7 @@ class Session:
             else:
                 for chosen in decode_steps(loaded.model, [tokens]):
                     token = int(chosen.tokens_B[0])
+                    require_finite([float(chosen.log_probabilities_B[0])])
                     result.probabilities.append(float(chosen.log_probabilities_B[0].exp()))
                     if token == END:
                         break
@@ -212,25 +219,36 @@ class _Asked:
     prompt: str
     new_tokens: int
     sampling: Sampling
-    seed: int
+    seeds: range
     stop: str
     when_full: WhenFull
+    precision: Precision
     compare: bool
     alternatives: int
 
 
 def _asked(prompt: Any, options: dict[str, Any], limits: Limits) -> _Asked:
-    when_full = check.choice("when_full", options.get("when_full", "stop"), get_args(WhenFull))
+    when_full = check.choice("when_full", options.get("when_full", WHEN_FULL), get_args(WhenFull))
+    seed = check.integer("seed", options.get("seed", 0), 0, MOST_SEED)
+    texts = check.integer("num_samples", options.get("num_samples", 1), 1, limits.texts)
+    compare = check.switch("compare", options.get("compare", False))
+    if compare and texts > 1:
+        raise InputError("compare reads one text a second time: write one, or leave out the comparison")
     return _Asked(
         prompt=check.text("the prompt", prompt, limits.prompt_characters),
         new_tokens=check.integer("max_new_tokens", options.get("max_new_tokens", 300), 1, limits.new_tokens),
         sampling=_sampling(options),
-        seed=check.integer("seed", options.get("seed", 0), 0, MOST_SEED),
+        seeds=range(seed, seed + texts),
         stop=check.text("stop", options.get("stop"), limits.stop_characters),
         when_full="stop" if when_full == "stop" else "slide",
-        compare=check.switch("compare", options.get("compare", False)),
+        precision=_precision(options.get("precision", "fp32")),
+        compare=compare,
         alternatives=ALTERNATIVES if check.switch("alternatives", options.get("alternatives", False)) else 0,
     )
+
+
+def _precision(value: Any) -> Precision:
+    return cast(Precision, check.choice("precision", value, get_args(Precision)))
 
 
 def _sampling(options: dict[str, Any]) -> Sampling:
@@ -268,7 +286,8 @@ def _write(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: Loaded
         asked.prompt,
         max_new_tokens=asked.new_tokens,
         sampling=asked.sampling,
-        seed=asked.seed,
+        seed=asked.seeds[0],
+        num_samples=len(asked.seeds),
         stop=[asked.stop] if asked.stop else (),
         when_full=asked.when_full,
         alternatives=asked.alternatives,
@@ -277,7 +296,7 @@ def _write(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: Loaded
     with closing(pieces):
         for piece in pieces:
             writing.pieces.append(piece)
-    writing.why = _ENDS[writing.pieces[-1].end or "length"] if writing.pieces else ""
+    writing.why = ", ".join(dict.fromkeys(_ENDS[piece.end] for piece in writing.pieces if piece.end))
     if asked.compare:
         writing.phase = "comparing"
         _read_without_cache(job, writing, decoder, loaded)
@@ -285,7 +304,7 @@ def _write(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: Loaded
 
 def _read_without_cache(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: LoadedGPT) -> None:
     """Time the same tokens with a pass over all of them for each."""
-    prompt = loaded.tokenizer.encode(writing.prompt).tolist()
+    prompt = loaded.tokenizer.encode_prompt(writing.prompt)
     new = loaded.tokenizer.encode(writing.text).tolist()
     reader = Reader(decoder, use_cache=False)
     for n in range(len(new)):

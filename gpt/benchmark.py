@@ -20,6 +20,7 @@ from gpt.decoding import Decoder, Mode
 from gpt.model import GPT
 from layers import KVCache
 from training.benchmarking import describe_machine, describe_model
+from training.errors import require_finite
 from training.seeds import generator
 
 ROWS = (100, 200, 300, 500)
@@ -157,9 +158,20 @@ def _write(reader: Reader, vocab_size: int, new_tokens: int) -> list[int]:
     tokens = random_prompt(vocab_size, PROMPT_TOKENS, 0)
     logits_V = reader.read(tokens)
     for _ in range(new_tokens - 1):
-        tokens.append(int(logits_V.argmax()))
+        tokens.append(likeliest(logits_V))
         logits_V = reader.read(tokens[-1:])
     return tokens
+
+
+def likeliest(logits_V: Tensor) -> int:
+    """The likeliest token.
+
+    Raises:
+        NonFiniteError: The logits are not finite.
+    """
+    most = logits_V.max(-1)
+    require_finite([float(most.values)])
+    return int(most.indices)
 
 
 def random_prompt(vocab_size: int, length: int, number: int) -> list[int]:

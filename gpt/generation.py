@@ -14,10 +14,12 @@ from torch import Tensor
 from gpt.decoding import MOST_TOKENS, Decoder
 from layers import Beam, Chosen, KVCache, Sampler, Sampling, beam_search
 from layers.sampling import GREEDY, NOISE_BLOCK, seen_tokens
-from training.errors import InputError
+from training.errors import InputError, require_finite
 from training.seeds import noise_blocks
 
 WhenFull = Literal["stop", "slide"]
+WHEN_FULL: WhenFull = "slide"
+"""What is done unless told otherwise: by the command, the page and Python alike."""
 LOOKUP_LENGTH = 3
 """Tokens that must stand in the text before what prompt lookup proposes."""
 LOOKUP_WINDOW = 1024
@@ -62,7 +64,7 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     seeds: Sequence[int] = (0,),
-    when_full: WhenFull = "stop",
+    when_full: WhenFull = WHEN_FULL,
     alternatives: int = 0,
 ) -> Generator[Chosen, None, None]:
     """Continue texts, a token of each at a time; closing the iterator ends the work.
@@ -152,7 +154,7 @@ def generate_with_lookup(
     *,
     max_new_tokens: int,
     draft: int = 8,
-    when_full: WhenFull = "stop",
+    when_full: WhenFull = WHEN_FULL,
     alternatives: int = 0,
 ) -> Generator[Chosen, None, None]:
     """The greedy text, several tokens at a time where it repeats itself (Saxena 2023, "Prompt Lookup Decoding").
@@ -220,6 +222,7 @@ def search(
 
     Raises:
         InputError: An option is out of range, or the prompt is empty or too long.
+        NonFiniteError: The model's logits are not finite.
     """
     context = decoder.model.config.max_len
     limit = new_token_limit(context, prompt, max_new_tokens, "stop")
@@ -235,6 +238,8 @@ def search(
 
     try:
         logits_BV = _read_prompts(decoder, [prompt], cache)
-        return beam_search(logits_BV[0], read, width=width, max_new_tokens=limit, length_penalty=length_penalty)
+        found = beam_search(logits_BV[0], read, width=width, max_new_tokens=limit, length_penalty=length_penalty)
+        require_finite(beam.log_probability for beam in found)
+        return found
     finally:
         decoder.give_back(cache)

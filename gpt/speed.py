@@ -24,6 +24,7 @@ from gpt.model import GPT
 from layers import Int8Linear
 from layers.native.build import build, find_compiler
 from layers.sampling import GREEDY
+from training.errors import require_finite
 
 FIRST_TOKEN_PROMPT = 400
 FIRST_TOKENS = 15
@@ -96,6 +97,7 @@ def _writer(decoder: Decoder) -> Callable[[Sequence[Sequence[int]], int], list[f
         ):
             chosen.tokens_B.tolist()
             seconds.append(time.perf_counter() - start)
+        require_finite(chosen.log_probabilities_B.tolist())
         return seconds
 
     return write
@@ -194,7 +196,9 @@ def agreement(model: GPT, precision: Precision, tokens: int) -> float:
     decoder = Decoder(model, "eager")
     prompt = random_prompt(model.vocab_size, PROMPT_TOKENS, 0)
     steps = generate(decoder, [prompt], max_new_tokens=min(tokens, model.config.max_len - len(prompt)), sampling=GREEDY)
-    text = torch.tensor([prompt + [int(chosen.tokens_B) for chosen in steps]], device=model.embedding.weight.device)
+    chosen = list(steps)
+    require_finite([float(chosen[-1].log_probabilities_B)])
+    text = torch.tensor([prompt + [int(step.tokens_B) for step in chosen]], device=model.embedding.weight.device)
     rounded = convert(deepcopy(model), precision)
     with torch.inference_mode():
         same = (model(text).argmax(-1) == rounded(text).argmax(-1)).float()

@@ -5,10 +5,10 @@ from contextlib import closing
 from typing import Literal, NamedTuple
 
 from gpt.decoding import Decoder
-from gpt.generation import WhenFull, generate, generate_with_lookup, new_token_limit
+from gpt.generation import WHEN_FULL, WhenFull, generate, generate_with_lookup, new_token_limit
 from gpt.tokenizer import CharTokenizer
 from layers import Chosen, Sampling
-from training.errors import InputError
+from training.errors import InputError, require_finite
 
 End = Literal["length", "stop", "context"]
 
@@ -42,7 +42,7 @@ def write(
     seed: int = 0,
     num_samples: int = 1,
     stop: Sequence[str] = (),
-    when_full: WhenFull = "stop",
+    when_full: WhenFull = WHEN_FULL,
     alternatives: int = 0,
     lookup: int = 0,
     on_token: Callable[[], None] = lambda: None,
@@ -65,6 +65,7 @@ def write(
 
     Raises:
         InputError: An option is out of range, or a prompt is empty, too long, or has an unknown character.
+        NonFiniteError: The model's logits are not finite.
     """
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
@@ -74,7 +75,7 @@ def write(
         raise InputError("a stop string is empty: give at least one character")
     if alternatives < 0:
         raise InputError(f"alternatives must be at least 0, got {alternatives}")
-    prompts = [tokenizer.encode(p, "the prompt").tolist() for p in ([prompt] if isinstance(prompt, str) else prompt)]
+    prompts = [tokenizer.encode_prompt(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
     if lookup:
         if (sampling or Sampling()).temperature != 0 or (sampling or Sampling()).repetition_penalty != 1:
             raise InputError("lookup writes the greedy text: it wants temperature 0 and no repetition_penalty")
@@ -116,6 +117,7 @@ def _pieces(
         for step, chosen in enumerate(steps, start=1):
             tokens, log_probabilities, alternatives, theirs = (values.tolist() for values in chosen)
             on_token()
+            require_finite(log_probabilities[sample] for sample in held)
             for sample in list(held):
                 names = (tokenizer.decode([token]) for token in alternatives[sample])
                 others = tuple(zip(names, theirs[sample], strict=True))

@@ -10,7 +10,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from jsonargparse import Namespace
 
 import seq2seq.bench
@@ -33,11 +32,12 @@ from gpt.trainer import load_gpt
 from seq2seq.kind import is_seq2seq
 from training.benchmarking import fill_zero_weights
 from training.command_line import StrictParser
-from training.device import inference_device, set_cpu_threads
+from training.device import inference_device
 from training.errors import InputError, exit_code
 from training.plots import check_output
 from training.progress import Progress
 from training.seeds import generator
+from training.threads import set_cpu_threads
 
 VOCAB_SIZE = 65
 MODES = [mode for mode in get_args(Mode) if mode != "auto"]
@@ -96,8 +96,9 @@ def parse() -> tuple[Namespace, GPTConfig | None]:
     return options, None
 
 
-def build(options: Namespace, config: GPTConfig | None, device: torch.device) -> tuple[GPT, str]:
+def build(options: Namespace, config: GPTConfig | None) -> tuple[GPT, str]:
     """The model, and where it comes from in words."""
+    device = inference_device()
     if config is None:
         return load_gpt(Path(options.checkpoint), device).model, str(options.checkpoint)
     model = GPT(config.model, VOCAB_SIZE)
@@ -129,7 +130,7 @@ def main() -> None:
     if options.plot:
         check_output(Path(options.plot))
     set_cpu_threads()
-    model, source = build(options, config, inference_device())
+    model, source = build(options, config)
     modes, precisions = ways_of(options, model)
     ours = contenders(model, precisions, modes, options.batch)
     peers: list[Contender] = []

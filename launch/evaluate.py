@@ -15,10 +15,9 @@ from typing import get_args
 from jsonargparse import Namespace
 
 import seq2seq.evaluate
-from gpt.config import DataConfig
-from gpt.data import decode_text, read_text
+from gpt.config import DataConfig, Unknown
 from gpt.decoding import Decoder, Mode, Precision, convert
-from gpt.generation import WhenFull, search
+from gpt.generation import WHEN_FULL, WhenFull, search
 from gpt.trainer import (
     DEFAULT_TEMPERATURE,
     SAMPLE_LENGTH,
@@ -32,8 +31,10 @@ from gpt.writing import Piece, write
 from layers import Sampling
 from seq2seq.kind import is_seq2seq
 from training.command_line import StrictParser, refuse
-from training.device import inference_device, make_accelerator, set_cpu_threads
+from training.device import inference_device, make_accelerator
 from training.errors import InputError, exit_code
+from training.text_files import decode_text, read_text
+from training.threads import set_cpu_threads
 
 MEASURED_IN = ("auto", "bf16", "fp16", "fp32", "fp64", "int8")
 
@@ -82,6 +83,11 @@ def parser_of_options() -> StrictParser:
     )
     for name in ("column", "revision", "subset"):
         parser.add_argument(f"--data.{name}", type=str, help=f"With --data.source hub:OWNER/NAME: its {name}.")
+    parser.add_argument(
+        "--data.unknown",
+        choices=get_args(Unknown),
+        help="With --split: what to do with characters unknown to the model, error or skip. Default: the run's.",
+    )
     return parser
 
 
@@ -104,8 +110,8 @@ def _add_prompts(parser: StrictParser) -> None:
     parser.add_argument(
         "--when_full",
         choices=get_args(WhenFull),
-        default="stop",
-        help="Where the context is full: stop, or slide: keep its newer half, read it anew and go on.",
+        default=WHEN_FULL,
+        help="Where the context is full: slide (keep its newer half, read it anew and go on), or stop.",
     )
     parser.add_argument("--num_samples", type=int, default=1, help="Texts for each prompt, with seeds that count up.")
     parser.add_argument("--seed", type=int, default=0, help="The same seed gives the same text.")
@@ -193,7 +199,10 @@ def read_prompts(options: Namespace, loaded: LoadedGPT) -> list[str]:
     """
     if options.prompt_file is not None:
         stdin = options.prompt_file == "-"
-        text = decode_text(sys.stdin.buffer.read(), "standard input") if stdin else read_text(Path(options.prompt_file))
+        path = Path(options.prompt_file)
+        text, note = decode_text(sys.stdin.buffer.read(), "standard input") if stdin else read_text(path)
+        if note is not None:
+            print(f"the prompt is {note}", file=sys.stderr)
         return [text.removesuffix("\n") or text]
     if options.prompt is None:
         return [default_prompt(loaded.tokenizer)]
@@ -246,7 +255,7 @@ def stream(
     """Stream the first text to standard output, let the others follow, and tell the speed on standard error."""
     texts = [(prompt, options.seed + n) for prompt in prompts for n in range(options.num_samples)]
     waiting: list[list[Piece]] = [[] for _ in texts]
-    first_at, characters, ends = 0.0, 0, set()
+    first_at, characters, ends = 0.0, [0] * len(texts), set()
 
     def begin(number: int) -> None:
         prompt, seed = texts[number]
@@ -261,7 +270,7 @@ def stream(
             if not first_at:
                 first_at = time.perf_counter()
                 begin(0)
-            characters += len(piece.text)
+            characters[piece.sample] += len(piece.text)
             ends.add(piece.end)
             if piece.sample == 0:
                 show(piece, options.alternatives)
@@ -274,13 +283,23 @@ def stream(
         for piece in waiting[number]:
             show(piece, options.alternatives)
         print()
-    rate = (characters - len(texts)) / seconds
-    speed = f", {rate:,.0f} tokens/s after the first" if characters > len(texts) else ""
+    total = sum(characters)
+    rate = (total - len(texts)) / seconds
+    speed = f", {rate:,.0f} tokens/s after the first" if total > len(texts) else ""
     several = f"{len(texts)} texts, " if len(texts) > 1 else ""
     where = f"{inference_device().type}, {options.precision or 'fp32'}, {decoder.mode}"
-    print(f"{several}{characters:,} tokens{speed}, on {where}", file=sys.stderr)
+    print(f"{several}{total:,} tokens{speed}, on {where}", file=sys.stderr)
+    context = loaded.config.model.max_len
+    longest = max(len(prompt) for prompt in prompts)
+    if longest > context:
+        print(f"the prompt has {longest:,} tokens: the model sees the last {context} of them", file=sys.stderr)
+    # The last token is never read.
+    if any(min(len(prompt), context) + n - 1 > context for (prompt, _), n in zip(texts, characters, strict=True)):
+        print(
+            f"the context of {context} tokens was full: its newer half was kept (--when_full stop ends)",
+            file=sys.stderr,
+        )
     if "context" in ends:
-        context = loaded.config.model.max_len
         print(f"the context of {context} tokens is full: --when_full slide goes on", file=sys.stderr)
 
 
@@ -298,7 +317,7 @@ def show_beams(options: Namespace, decoder: Decoder, loaded: LoadedGPT) -> None:
     for prompt in read_prompts(options, loaded):
         beams = search(
             decoder,
-            loaded.tokenizer.encode(prompt, "the prompt").tolist(),
+            loaded.tokenizer.encode_prompt(prompt),
             width=options.beams,
             max_new_tokens=options.max_new_tokens,
             length_penalty=options.length_penalty,
@@ -307,7 +326,7 @@ def show_beams(options: Namespace, decoder: Decoder, loaded: LoadedGPT) -> None:
             print(f"--- {number} of {len(beams)}, log-probability {beam.log_probability:.3f} ---")
             print(prompt + loaded.tokenizer.decode(list(beam.tokens)))
         if len(beams[0].tokens) < options.max_new_tokens:
-            print(f"the context of {loaded.config.model.max_len} tokens is full", file=sys.stderr)
+            print(f"the context of {loaded.config.model.max_len} tokens is full: there a search ends", file=sys.stderr)
 
 
 def converse(options: Namespace, decoder: Decoder, loaded: LoadedGPT) -> None:
@@ -349,12 +368,17 @@ def measure(options: Namespace) -> None:
     if setup.precision == "fp64":
         loaded.model.double()
     given = {name: value for name, value in vars(options.data).items() if value is not None}
-    measured = measure_split(setup.accelerator, loaded, options.split, DataConfig(**given) if given else None)
+    unknown = given.pop("unknown", None)
+    measured = measure_split(setup.accelerator, loaded, options.split, DataConfig(**given) if given else None, unknown)
     metrics = text_metrics(measured.loss)
     setup.accelerator.end_training()
     if not setup.accelerator.is_main_process:
         return
-    print(f"device              {setup.description}", file=sys.stderr)
+    # What accelerate calls fp32 computes in the numbers of the weights themselves.
+    described = (
+        setup.description.rpartition(", ")[0] + ", int8 weights, the rest in bf16" if int8 else setup.description
+    )
+    print(f"device              {described}", file=sys.stderr)
     print(f"text                {measured.description}")
     print(f"weights             {loaded.weights}")
     print(f"loss                {measured.loss:.4f} nats per character")

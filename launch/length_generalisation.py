@@ -10,10 +10,11 @@ from seq2seq.length_generalisation import RECIPES, Trial, measure_trial, plot, t
 from seq2seq.tasks import Task
 from training.benchmarking import describe_machine
 from training.command_line import StrictParser
-from training.device import inference_device, set_cpu_threads
+from training.device import inference_device
 from training.errors import InputError, exit_code
 from training.plots import check_output
 from training.progress import Progress
+from training.threads import set_cpu_threads
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,5 +1,12 @@
 """What both models are built of: attention, key-value cache, feed-forward, norm, positions, blocks. Imports torch."""
 
+import os
+
+# OpenMP's threads wait by sleeping soon, also for who imports this first: `training/threads.py` says why.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("KMP_BLOCKTIME", "1")
+
 from layers.attention import MultiHeadAttention
 from layers.beam_search import Beam, beam_search
 from layers.block import Block, Memory

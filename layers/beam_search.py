@@ -48,7 +48,8 @@ def beam_search(
         end: The token that ends a sequence; None where there is none.
 
     Returns:
-        Up to W beams, the best first. Of equal ones, the one found first.
+        Up to W beams, the best first. Of equal ones, the one found first. Where logits hold a NaN or +inf, one beam
+        whose log-probability is NaN.
 
     Raises:
         ValueError: An option is out of range.
@@ -65,6 +66,8 @@ def beam_search(
         sums_WV = sums_WV + torch.tensor([total for _, total in alive], dtype=torch.float64)[:, None]
         # Of 2 W candidates at most W end here, so that W go on.
         best = sums_WV.flatten().topk(min(2 * width, sums_WV.numel()))
+        if best.values[0].isnan():  # NaN comes before all numbers.
+            return [Beam(tokens=alive[0][0], log_probability=torch.nan, score=torch.nan)]
         origins: list[int] = []
         going_on: list[tuple[tuple[int, ...], float]] = []
         for rank, (total, index) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):

@@ -60,7 +60,9 @@ GREEDY = Sampling(temperature=0)
 
 def penalise(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
     """Make tokens that were seen less likely; see `Sampling.repetition_penalty`."""
-    return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
+    # However large the penalty, what was a number stays one.
+    penalised_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty).nan_to_num()
+    return torch.where(seen_BV & (logits_BV > -torch.inf), penalised_BV, logits_BV)
 
 
 def filtered_probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
@@ -97,7 +99,8 @@ class Chosen(NamedTuple):
 
     Attributes:
         tokens_B: The tokens.
-        log_probabilities_B: What the model gave them, in nats, before temperature and filters.
+        log_probabilities_B: What the model gave them, in nats, before temperature and filters; NaN where its logits
+            hold a NaN or +inf, so that whoever looks at the tokens can tell. The tokens are valid ones even then.
         alternatives_BA: The likeliest tokens.
         alternative_log_probabilities_BA: What the model gave those.
     """
@@ -147,6 +150,7 @@ class Sampler:
             noise_B1 = self._next_noise(sums_BV)
             # The first token whose sum exceeds the noise: never one of probability 0, whose sum is that before it.
             tokens_B1 = torch.searchsorted(sums_BV, noise_B1 * sums_BV[:, -1:], right=True)
+            tokens_B1 = tokens_B1.clamp_(max=sums_BV.size(-1) - 1)  # Where the sums are NaN it is none.
         if self._sampling.repetition_penalty != 1:
             self._seen_BV.scatter_(-1, tokens_B1, True)
         likeliest = log_probabilities_BV.topk(min(self._alternatives, logits_BV.size(-1)), -1)

@@ -10,6 +10,7 @@ from seq2seq.decoding import decode
 from seq2seq.model import EncoderDecoder
 from seq2seq.tasks import Pair
 from seq2seq.vocabulary import Vocabulary
+from training.errors import require_finite
 from training.task import IGNORED
 
 Advance = Callable[[int], None]
@@ -98,6 +99,8 @@ def token_accuracy(model: EncoderDecoder, vocabulary: Vocabulary, pairs: Sequenc
     for start in range(0, len(pairs), batch_size):
         batch = make_batch(encode(pairs[start : start + batch_size], vocabulary)).to(device)
         counted_BT = batch.targets_BT != IGNORED
-        hits += int(((model(*batch.inputs).argmax(-1) == batch.targets_BT) & counted_BT).sum())
+        likeliest = model(*batch.inputs).max(-1)
+        require_finite([float(likeliest.values.max())])
+        hits += int(((likeliest.indices == batch.targets_BT) & counted_BT).sum())
         targets += int(counted_BT.sum())
     return hits / targets

@@ -16,10 +16,11 @@ from seq2seq.trainer import load_seq2seq
 from seq2seq.vocabulary import Vocabulary
 from training.benchmarking import describe_machine, describe_model, fill_zero_weights
 from training.command_line import StrictParser
-from training.device import inference_device, set_cpu_threads
+from training.device import inference_device
 from training.errors import InputError
 from training.plots import check_output
 from training.seeds import generator
+from training.threads import set_cpu_threads
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 

@@ -17,7 +17,7 @@ from seq2seq.data import frame_source, padded
 from seq2seq.decoding import decode_steps, native_step
 from seq2seq.model import EncoderDecoder
 from seq2seq.vocabulary import END, PAD, SPECIAL, START
-from training.errors import InputError
+from training.errors import InputError, require_finite
 from training.seeds import generator
 
 Sources = Sequence[Sequence[int]]
@@ -48,6 +48,7 @@ def our_arms(model: EncoderDecoder) -> list[Arm]:
         def decode(sources: Sources, new_tokens: int) -> None:
             for chosen in decode_steps(model, sources, max_new_tokens=new_tokens, **options):
                 chosen.tokens_B.tolist()
+            require_finite(chosen.log_probabilities_B.tolist())
 
         return Arm(mode=f"fp32 {name}", decode=decode, parameters=sum(p.numel() for p in model.parameters()))
 

@@ -17,8 +17,8 @@ from training.config import (
 from training.errors import InputError
 from training.hub import hub_name
 
-FORMATS = (".jsonl", ".csv")
-SOURCES = f"a file that ends in {' or '.join(FORMATS)}, or hub:OWNER/NAME"
+FORMATS = (".jsonl", ".json", ".csv", ".tsv")
+SOURCES = f"a file that ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, or hub:OWNER/NAME"
 FRAME = 2
 """A source takes so many tokens more than its symbols: start and end. A target takes one more, the start or the end."""
 
@@ -73,11 +73,15 @@ class DataConfig:
         symbols: The alphabet of copy and reverse, each symbol one character.
         min_length: Symbols in the shortest string of copy and reverse.
         max_length: Symbols in the longest one.
-        source: For pairs: a file of JSON lines (.jsonl) or comma-separated values (.csv), or hub:OWNER/NAME (a data set
-            of the Hugging Face hub; validates on its split validation, and tests on test, where it has them). Other
-            pairs are split by a hash of their source text: 80 % for training, 10 % each for validation and test.
-        source_column: Column of pairs with the source text.
+        source: For pairs: a file of JSON lines or an array of JSON (.jsonl, .json) or of separated values (.csv, .tsv,
+            whatever separates them), or hub:OWNER/NAME (a data set of the Hugging Face hub; validates on its split
+            validation, and tests on test, where it has them). Other pairs are split by a hash of their source text:
+            80 % for training, 10 % each for validation and test.
+        source_column: Column of pairs with the source text; of a nested one the path, as in translation.en, and of a
+            .csv or .tsv without a line of names the number, from 1 on.
         target_column: Column of pairs with the target text.
+        on_bad_row: What a row that is no pair, or that is longer than the model's context, does: stop (the run ends and
+            names it), or skip (such rows are left out, counted and listed).
         revision: Branch, tag or commit of a hub data set; null for its main branch.
         subset: Subset (configuration) of a hub data set that has several; null for its default.
         tokens: What a token is: characters, or words (what stands between spaces).
@@ -92,6 +96,7 @@ class DataConfig:
     source: str | None = None
     source_column: str = "source"
     target_column: str = "target"
+    on_bad_row: Literal["stop", "skip"] = "stop"
     revision: str | None = None
     subset: str | None = None
     tokens: Literal["characters", "words"] = "characters"
@@ -107,17 +112,17 @@ class DataConfig:
         generated = self.task != "pairs"
         if generated and self.tokens != "characters":
             raise InputError(f"data.tokens words is for data.task pairs: the symbols of {self.task} are characters")
-        for name, default in (("source", None), ("source_column", "source"), ("target_column", "target")):
+        for name in ("source", "source_column", "target_column", "on_bad_row"):
             value = getattr(self, name)
             check(self, name, value is None or (value != "" and is_line(value)), "text of one line, in UTF-8")
-            if generated and value != default:
+            if generated and value != getattr(DataConfig, name):
                 raise InputError(f"data.{name} is for data.task pairs only, got data.task {self.task}")
         if not generated:
             for name in ("symbols", "min_length", "max_length"):
                 if getattr(self, name) != getattr(DataConfig, name):
                     raise InputError(f"data.{name} is for data.task copy and reverse only, got data.task pairs")
             source = self.source or ""
-            named = self.hub_name or (Path(source).suffix in FORMATS and not source.startswith("hub:"))
+            named = self.hub_name or (Path(source).suffix.lower() in FORMATS and not source.startswith("hub:"))
             check(self, "source", bool(named), f"{SOURCES}, with data.task pairs")
         for name in ("revision", "subset"):
             value = getattr(self, name)

@@ -66,6 +66,7 @@ class PairData:
     Attributes:
         validation: Pairs whose loss is measured.
         decoded: Those of them that are decoded.
+        notes: What was guessed, which rows were left out, and what of the vocabulary is in no training pair.
 
     Raises:
         InputError: The pairs do not serve; see `load_pairs`, and `FilePairs.check_lengths`.
@@ -74,9 +75,13 @@ class PairData:
     def __init__(self, data: DataConfig, max_len: int, seed: int, random_positions: float = 0.0) -> None:
         self.max_len, self.seed, self.random_positions = max_len, seed, random_positions
         self.pairs = load_pairs(data, seed)
+        self.notes: list[str] = []
         if isinstance(self.pairs, FilePairs):
             self.pairs.check_lengths(max_len)
-            self.vocabulary = self.pairs.vocabulary()
+            self.vocabulary, unlearnt = self.pairs.vocabulary()
+            self.notes = self.pairs.notes
+            if unlearnt:
+                self.notes.append(f"only in validation or test, so never learnt: {unlearnt}")
             self.pairs_per_epoch = len(self.pairs.splits["train"])
         else:
             self.vocabulary = Vocabulary(data.symbols, data.tokens)

@@ -16,7 +16,7 @@ from layers.sampling import GREEDY, NOISE_BLOCK, seen_tokens
 from seq2seq.data import check_source, frame_source, padded
 from seq2seq.model import EncoderDecoder
 from seq2seq.vocabulary import END, PAD, START
-from training.errors import InputError
+from training.errors import InputError, require_finite
 from training.seeds import noise_blocks
 
 Mode = Literal["auto", "eager", "native"]
@@ -122,7 +122,12 @@ def decode(
     use_cache: bool = True,
     mode: Mode = "auto",
 ) -> list[Decoded]:
-    """Write whole targets; see `decode_steps`."""
+    """Write whole targets; see `decode_steps`.
+
+    Raises:
+        InputError: As there.
+        NonFiniteError: The model's logits are not finite.
+    """
     steps = decode_steps(
         model, sources, max_new_tokens=max_new_tokens, sampling=sampling, seeds=seeds, use_cache=use_cache, mode=mode
     )
@@ -137,7 +142,9 @@ def decode(
             if step % look_every == 0 and bool(ended_B.all()):
                 break
     pairs = zip(torch.stack(tokens, 1).tolist(), torch.stack(log_probabilities, 1).tolist(), strict=True)
-    return [_up_to_end(row, likely) for row, likely in pairs]
+    decoded = [_up_to_end(row, likely) for row, likely in pairs]
+    require_finite(target.log_probability for target in decoded)
+    return decoded
 
 
 def _up_to_end(tokens: list[int], log_probabilities: list[float]) -> Decoded:
@@ -188,6 +195,7 @@ def search(
 
     Raises:
         InputError: An option is out of range, or the source is empty or too long.
+        NonFiniteError: The model's logits are not finite.
     """
     limit = _limit(model, max_new_tokens)
     if not 1 <= width <= MOST_BEAMS:
@@ -208,4 +216,6 @@ def search(
 
     first_BV = read([START] * width, range(width))
     penalty = length_penalty if width > 1 else 0.0
-    return beam_search(first_BV[0], read, width=width, max_new_tokens=limit, length_penalty=penalty, end=END)
+    found = beam_search(first_BV[0], read, width=width, max_new_tokens=limit, length_penalty=penalty, end=END)
+    require_finite(beam.log_probability for beam in found)
+    return found

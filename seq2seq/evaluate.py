@@ -13,17 +13,18 @@ from layers import Sampling
 from seq2seq.accuracy import LengthAccuracy, accuracy_by_length
 from seq2seq.attention_map import cross_attention, plot_attention
 from seq2seq.config import FRAME
-from seq2seq.data import by_length, check_source, encode, load_pairs
+from seq2seq.data import by_length, check_source, load_pairs
 from seq2seq.decoding import Mode, decode, search
 from seq2seq.pairs import SPLIT_NAMES, FilePairs
 from seq2seq.tasks import GeneratedPairs, Pair
 from seq2seq.trainer import LoadedSeq2Seq, load_seq2seq
-from seq2seq.vocabulary import END
+from seq2seq.vocabulary import END, Vocabulary, describe, split
 from training.command_line import StrictParser, refuse
-from training.device import inference_device, set_cpu_threads
+from training.device import inference_device
 from training.errors import InputError
 from training.plots import check_output
 from training.progress import Progress
+from training.threads import set_cpu_threads
 
 COUNT = 10_000
 BATCH = 250
@@ -35,7 +36,10 @@ OTHER_PAIRS = {
     "data.target_column": "With --data.source: its column with the target text. Default: the run's.",
     "data.revision": "With --data.source: its branch, tag or commit on the hub. Default: its main branch.",
     "data.subset": "With --data.source: its subset on the hub. Default: the data set's own.",
+    "data.on_bad_row": "With --data.source: stop at a row that is no pair or is too long, or skip such. Default: the "
+    "run's.",
 }
+CHOICES = {"data.on_bad_row": ["stop", "skip"]}
 
 
 def parse(arguments: Sequence[str] | None = None) -> Namespace:
@@ -96,7 +100,14 @@ def _parser() -> StrictParser:
         help="With --split, of copy and reverse: the shortest and longest strings to try.",
     )
     for name, what in OTHER_PAIRS.items():
-        parser.add_argument(f"--{name}", type=str, help=what)
+        parser.add_argument(f"--{name}", type=str, choices=CHOICES.get(name), help=what)
+    parser.add_argument(
+        "--data.unknown",
+        choices=["error", "skip"],
+        default="error",
+        help="What symbols do that the vocabulary lacks: end with an error that names them all, or leave out (skip) "
+        "such symbols of a --source, and the pairs of a --data.source that have some.",
+    )
     return parser
 
 
@@ -152,7 +163,7 @@ def write(options: Namespace, loaded: LoadedSeq2Seq, sampling: Sampling) -> None
     sources = []
     for number, text in enumerate(options.source, start=1):
         name = "--source" if len(options.source) == 1 else f"source {number}"
-        sources.append(loaded.vocabulary.encode(text, name))
+        sources.append(_tokens(text, name, loaded.vocabulary, options.data.unknown))
         check_source(sources[-1], loaded.config.model.max_len, name)
     written: list[tuple[int, ...]] = []
     for number, source in enumerate(sources, start=1):
@@ -177,6 +188,18 @@ def write(options: Namespace, loaded: LoadedSeq2Seq, sampling: Sampling) -> None
         weights = cross_attention(loaded.model, sources[0], target)
         plot_attention(weights, sources[0], target, loaded.vocabulary, Path(options.attention))
         print(options.attention, file=sys.stderr)
+
+
+def _tokens(text: str, name: str, vocabulary: Vocabulary, unknown: str) -> list[int]:
+    """A source as numbers; what the vocabulary lacks is named, and left out where that is wanted."""
+    strange = vocabulary.unknown([text])
+    if strange and unknown == "skip":
+        print(f"left out of {name}: {describe(strange)}", file=sys.stderr)
+        text = vocabulary.separator.join(symbol for symbol in split(text, vocabulary.unit) if symbol not in strange)
+    try:
+        return vocabulary.encode(text, name)
+    except InputError as error:
+        raise InputError(f"{error} (--data.unknown skip goes on without)") from error
 
 
 def _show_beams(options: Namespace, loaded: LoadedSeq2Seq, source: Sequence[int], number: int) -> list[tuple[int, ...]]:
@@ -250,15 +273,34 @@ def held_out_pairs(options: Namespace, loaded: LoadedSeq2Seq) -> tuple[list[Pair
             target_column=options.data.target_column or data.target_column,
             revision=options.data.revision,
             subset=options.data.subset,
+            on_bad_row=options.data.on_bad_row or data.on_bad_row,
         )
     pairs = load_pairs(data, config.seed)
+    if isinstance(pairs, FilePairs):
+        pairs.check_lengths(config.model.max_len)
     if options.lengths is None and options.data.source is None and pairs.sha256 != loaded.data_sha256:
         raise InputError(
             f"{pairs.origin} does not hold the pairs that the run was trained on (their SHA-256 differs): "
             f"to measure on it all the same, name it again with --data.source"
         )
-    if isinstance(pairs, FilePairs):
-        pairs.check_lengths(config.model.max_len)
-    found = pairs.distinct(options.split, options.count)
-    encode(found, loaded.vocabulary)  # A symbol that is unknown is named with its place.
+    for note in pairs.notes if isinstance(pairs, FilePairs) else ():
+        print(f"note         {note}", file=sys.stderr)
+    found = _known(pairs.distinct(options.split, options.count), loaded.vocabulary, options.data.unknown)
     return by_length(found, loaded.vocabulary), pairs
+
+
+def _known(pairs: list[Pair], vocabulary: Vocabulary, unknown: str) -> list[Pair]:
+    """The pairs whose symbols the vocabulary has; those of the others are named, as an error where that is wanted."""
+    strange = [pair for pair in pairs if vocabulary.unknown(pair[:2])]
+    if not strange:
+        return pairs
+    symbols = vocabulary.unknown(text for pair in strange for text in pair[:2])
+    said = (
+        f"{len(strange):,} of {len(pairs):,} pairs have {vocabulary.unit} that are not in the vocabulary, the first is "
+        f"{strange[0].place}: {describe(symbols)}"
+    )
+    if unknown == "error" or len(strange) == len(pairs):
+        raise InputError(said + (" (--data.unknown skip leaves them out)" if len(strange) < len(pairs) else ""))
+    print(f"left out     {said}", file=sys.stderr)
+    out = set(strange)
+    return [pair for pair in pairs if pair not in out]

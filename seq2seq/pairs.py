@@ -1,17 +1,16 @@
 """Pairs of texts from a file or from the Hugging Face hub."""
 
-import csv
 import hashlib
-import io
 import json
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from seq2seq.config import FRAME, DataConfig
+from seq2seq.rows import Row, read_rows
 from seq2seq.tasks import Pair, Split, split_of
-from seq2seq.vocabulary import Vocabulary
+from seq2seq.vocabulary import Vocabulary, describe
 from seq2seq.vocabulary import split as symbols_of
 from training.batches import epoch_samples
 from training.errors import InputError
@@ -19,6 +18,8 @@ from training.hub import Request, load_hub_rows
 
 HUB_SPLITS: dict[str, Split] = {"train": "train", "validation": "val", "test": "test"}
 SPLIT_NAMES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
+DEFAULT_COLUMNS = (DataConfig.source_column, DataConfig.target_column)
+MOST_LISTED = 20
 
 
 class FilePairs:
@@ -33,19 +34,47 @@ class FilePairs:
     """
 
     def __init__(self, data: DataConfig, seed: int) -> None:
-        self.seed, self.unit = seed, data.tokens
+        self.data, self.seed, self.unit = data, seed, data.tokens
+        self.guesses, self.left_out = list[str](), list[str]()
         if data.hub_name:
-            self.origin, self.splits = _from_hub(data.hub_name, data)
+            self._file = f"hub:{data.hub_name}"
+            self.origin, self.splits = _from_hub(data.hub_name, data, self._pairs)
         else:
             assert data.source is not None
-            self.origin = data.source
-            self.splits = _by_hash(_through_datasets(list(_read(Path(data.source), data))))
+            path, columns = Path(data.source).expanduser(), (data.source_column, data.target_column)
+            self._file = self.origin = str(path)
+            rows, self.guesses = read_rows(path, columns, chosen=columns != DEFAULT_COLUMNS)
+            self.splits = _by_hash(_through_datasets(list(self._pairs(rows))))
+        self._check_splits()
+
+    def _pairs(self, rows: Iterable[tuple[str, Row]]) -> Iterator[Pair]:
+        for place, row in rows:
+            try:
+                yield Pair(_text(row, self.data.source_column), _text(row, self.data.target_column), place)
+            except ValueError as error:
+                self._leave_out(place, str(error))
+
+    def _leave_out(self, place: str, reason: str) -> None:
+        if self.data.on_bad_row == "stop":
+            raise InputError(f"{place}: {reason} (--data.on_bad_row skip leaves such rows out)")
+        self.left_out.append(f"{place.removeprefix(f'{self._file}, ')} ({reason})")
+
+    def _check_splits(self) -> None:
         for split, pairs in self.splits.items():
             if not pairs:
                 raise InputError(
                     f"{self.origin} has no pairs for {SPLIT_NAMES[split]}: it takes some dozens, of which 80 % are for "
-                    f"training, and 10 % each for validation and test"
+                    f"training, and 10 % each for validation and test{''.join(f'; {note}' for note in self.notes)}"
                 )
+
+    @property
+    def notes(self) -> list[str]:
+        """What was guessed, and the rows that were left out."""
+        guessed, count = ["; ".join(self.guesses)] if self.guesses else [], len(self.left_out)
+        if not count:
+            return guessed
+        more = f" and {count - MOST_LISTED:,} more" if count > MOST_LISTED else ""
+        return [*guessed, f"{count:,} row{'s' * (count > 1)} left out: {', '.join(self.left_out[:MOST_LISTED])}{more}"]
 
     @property
     def sha256(self) -> str:
@@ -55,21 +84,30 @@ class FilePairs:
         }
         return hashlib.sha256(json.dumps(content | {"tokens": self.unit}).encode()).hexdigest()
 
-    def vocabulary(self) -> Vocabulary:
-        """The symbols of all pairs: one that only validation or test has is known, if never learnt."""
-        texts = (text for pairs in self.splits.values() for pair in pairs for text in (pair.source, pair.target))
-        return Vocabulary.from_texts(texts, self.unit)
+    def vocabulary(self) -> tuple[Vocabulary, str]:
+        """The symbols of all pairs, and those that only validation or test has, known, if never learnt, in words."""
+        texts = {split: [text for pair in pairs for text in pair[:2]] for split, pairs in self.splits.items()}
+        learnt = Vocabulary.from_texts(texts.pop("train"), self.unit)
+        others = learnt.unknown(chain.from_iterable(texts.values()))
+        return Vocabulary(sorted({*learnt.symbols, *others}), self.unit), describe(others, MOST_LISTED)
 
     def check_lengths(self, max_len: int) -> None:
-        """Raise an `InputError` that names the first pair that does not fit into the context of a model."""
-        for pair in (pair for pairs in self.splits.values() for pair in pairs):
-            for name, text, frame in (("source", pair.source, FRAME), ("target", pair.target, 1)):
-                length = len(symbols_of(text, self.unit))
-                if length + frame > max_len:
-                    raise InputError(
-                        f"{pair.place}: the {name} has {length:,} {self.unit}, at most {max_len - frame:,} fit into "
-                        f"model.max_len {max_len:,} beside the special tokens"
-                    )
+        """Treat a pair that does not fit into the context of a model as any row that is no pair."""
+        for split, pairs in self.splits.items():
+            self.splits[split] = [pair for pair in pairs if self._fits(pair, max_len)]
+        self._check_splits()
+
+    def _fits(self, pair: Pair, max_len: int) -> bool:
+        for name, text, frame in (("source", pair.source, FRAME), ("target", pair.target, 1)):
+            length = len(symbols_of(text, self.unit))
+            if length + frame > max_len:
+                self._leave_out(
+                    pair.place,
+                    f"the {name} has {length:,} {self.unit}, at most {max_len - frame:,} fit into model.max_len "
+                    f"{max_len:,} beside the special tokens",
+                )
+                return False
+        return True
 
     def pair(self, split: Split, index: int) -> Pair:
         """Pair `index` of the endless stream of a split."""
@@ -83,73 +121,22 @@ class FilePairs:
         return [pairs[number * len(pairs) // count] for number in range(count)] if count < len(pairs) else pairs
 
 
-def _read(path: Path, data: DataConfig) -> Iterator[Pair]:
-    """The pairs of a file, each with its line."""
-    read_rows = _json_rows if path.suffix == ".jsonl" else _csv_rows
-    try:
-        # Spreadsheets begin a file with a mark that "-sig" takes away; the csv module reads line ends itself.
-        content = path.read_bytes()
-        with io.StringIO(content.decode("utf-8-sig"), newline="") as file:
-            for line, row in read_rows(file, path):
-                yield _pair(row, data, f"{path}, line {line}")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {line}: not UTF-8 (byte 0x{error.object[error.start]:02x})") from error
-    except OSError as error:
-        raise InputError(f"cannot read data.source {path}: {error.strerror}") from error
-
-
-def _json_rows(file: Any, path: Path) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deep")
-            raise InputError(f"{path}, line {number}: expected a JSON object, got none ({reason})") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
-        yield number, row
-
-
-def _csv_rows(file: Any, path: Path) -> Iterator[tuple[int, Any]]:
-    """The rows below the first, which names the columns, each with the line that it begins at."""
-    reader = csv.reader(file, strict=True)
-    columns: list[str] | None = None
-    begins = 1
-    try:
-        for fields in reader:
-            line, begins = begins, reader.line_num + 1
-            if not fields:
-                continue
-            if columns is None:
-                columns = fields
-                continue
-            if len(fields) > len(columns):
-                raise InputError(f"{path}, line {line}: expected {len(columns)} fields, got more")
-            yield line, dict(zip_longest(columns, fields))
-    except csv.Error as error:
-        raise InputError(f"{path}, line {begins}: {error}") from error
-
-
-def _pair(row: dict[str, Any], data: DataConfig, place: str) -> Pair:
-    return Pair(_text(row, data.source_column, place), _text(row, data.target_column, place), place)
-
-
-def _text(row: dict[str, Any], column: str, place: str) -> str:
+def _text(row: Row, column: str) -> str:
+    """The text of a column; a `ValueError` says in words why there is none."""
+    if isinstance(row, str):
+        raise ValueError(row)
     if column not in row:
         names = ", ".join(map(str, row)) or "none"
-        raise InputError(f"{place}: no column {column}: choose data.source_column and data.target_column ({names})")
+        raise ValueError(f"no column {column}: choose data.source_column and data.target_column ({names})")
     value = row[column]
     if value is None:
-        raise InputError(f"{place}: column {column} is missing")
+        raise ValueError(f"column {column} is missing")
     if not isinstance(value, str):
-        raise InputError(f"{place}: column {column} must hold text, got {type(value).__name__}")
+        raise ValueError(f"column {column} must hold text, got {type(value).__name__}")
     if not value.strip():
-        raise InputError(f"{place}: column {column} is empty")
+        raise ValueError(f"column {column} is empty")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise InputError(f"{place}: column {column} holds half of a surrogate pair, which is no character")
+        raise ValueError(f"column {column} holds half of a surrogate pair, which is no character")
     return value
 
 
@@ -166,7 +153,9 @@ def _by_hash(pairs: Sequence[Pair]) -> dict[Split, list[Pair]]:
     return {split: [pair for pair in pairs if split_of(pair.source) == split] for split in SPLIT_NAMES}
 
 
-def _from_hub(name: str, data: DataConfig) -> tuple[str, dict[Split, list[Pair]]]:
+def _from_hub(
+    name: str, data: DataConfig, pairs_of: Callable[[Iterable[tuple[str, Row]]], Iterator[Pair]]
+) -> tuple[str, dict[Split, list[Pair]]]:
     """Origin and pairs; a split that the data set lacks is taken from its training rows by the hash of the source."""
     columns = {"data.source_column": data.source_column, "data.target_column": data.target_column}
     found = load_hub_rows(Request(name, columns, data.revision, data.subset))
@@ -174,7 +163,7 @@ def _from_hub(name: str, data: DataConfig) -> tuple[str, dict[Split, list[Pair]]
     for hub_split, rows in found.splits.items():
         places = [f"hub:{name}, split {hub_split}, row {number}" for number in range(len(rows))]
         dicts = (dict(zip(columns.values(), row, strict=True)) for row in rows)
-        own[HUB_SPLITS[hub_split]] = [_pair(row, data, place) for row, place in zip(dicts, places, strict=True)]
+        own[HUB_SPLITS[hub_split]] = list(pairs_of(zip(places, dicts, strict=True)))
     missing = [split for split in SPLIT_NAMES if split not in own]
     by_hash = _by_hash(own["train"])
     train = [pair for pair in own["train"] if split_of(pair.source) not in missing]

@@ -46,6 +46,7 @@ class Seq2SeqTask:
         self.tokens_per_sample = self.data.mean_target
         self.flops_per_token = self.model.flops_per_token(self.data.mean_source / self.data.mean_target)
         self.data_origin = self.data.pairs.origin
+        self.data_notes = self.data.notes
         self.data_sha256 = self.data.pairs.sha256
 
     def training_batch(self, first: int, count: int) -> Batch:

@@ -1,6 +1,7 @@
 """The tokens of sources and targets: three special ones, then characters or words."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,15 +49,22 @@ class Vocabulary:
             name: What to call it in an error.
 
         Raises:
-            InputError: A symbol is not in the vocabulary; the message shows it and where it stands.
+            InputError: Symbols are not in the vocabulary; the message shows where the first stands, and all of them.
         """
         found = split(text, self.unit)
-        for place, symbol in enumerate(found, start=1):
-            if symbol not in self._ids:
-                what = {"characters": "character", "words": "word"}[self.unit]
-                shown = repr(symbol) if symbol.isprintable() else ascii(symbol)
-                raise InputError(f"unknown {what} {shown} at place {place} of {name}: it is not in the vocabulary")
-        return [self._ids[symbol] for symbol in found]
+        try:
+            return [self._ids[symbol] for symbol in found]
+        except KeyError as error:
+            (first,), unknown = error.args, self.unknown([text])
+            raise InputError(
+                f"unknown {self.unit[:-1]} {_shown(first)} at place {found.index(first) + 1} of {name}: "
+                f"{'they are' if len(unknown) > 1 else 'it is'} not in the vocabulary"
+                + (f" (all of them, with their number: {describe(unknown)})" if unknown.total() > 1 else "")
+            ) from error
+
+    def unknown(self, texts: Iterable[str]) -> Counter[str]:
+        """The symbols of texts that are not in the vocabulary, and how often they occur."""
+        return Counter(symbol for text in texts for symbol in split(text, self.unit) if symbol not in self._ids)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of numbers; special ones show as such."""
@@ -86,6 +94,16 @@ class Vocabulary:
         if len(set(saved.symbols)) < len(saved.symbols):
             raise MalformedFileError(file, "a symbol comes twice")
         return cls(saved.symbols, saved.unit)
+
+
+def describe(symbols: Counter[str], most: int = 200) -> str:
+    """The most frequent symbols and how often they occur."""
+    shown = ", ".join(f"{_shown(symbol)} {count:,}" for symbol, count in symbols.most_common(most))
+    return shown + (f" and {len(symbols) - most:,} more" if len(symbols) > most else "")
+
+
+def _shown(symbol: str) -> str:
+    return repr(symbol) if symbol.isprintable() else ascii(symbol)
 
 
 def split(text: str, unit: Unit) -> list[str]:

@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import training  # noqa: F401  Before torch: it says how OpenMP's threads wait.
+
+# isort: split
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 from demo_runs import make_runs

@@ -38,10 +38,10 @@ def make_runs(folder: Path) -> Path:
 
 
 @contextmanager
-def serving(folder: Path, *options: str, **environment: str) -> Iterator[Server]:
+def serving(folder: Path, *options: str, script: Path = ROOT / "demo/app.py", **environment: str) -> Iterator[Server]:
     """A server that was started in a folder."""
     process = subprocess.Popen(
-        [sys.executable, ROOT / "demo/app.py", "--port", free_port(), *options],
+        [sys.executable, script, "--port", free_port(), *options],
         cwd=folder,
         env=os.environ | environment,
         stdout=subprocess.PIPE,

@@ -42,5 +42,13 @@ def test_imports_go_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "layers").glob("*.py")), ids=lambda path: path.name)
 def test_layers_import_torch_only(path: Path) -> None:
-    allowed = {"torch", "layers", "collections", "dataclasses", "typing"}
+    allowed = {"torch", "layers", "collections", "dataclasses", "os", "typing"}
     assert imported(list(ast.walk(ast.parse(path.read_text())))) <= allowed
+
+
+def test_waiting_threads_are_told_to_sleep_before_torch_is_loaded() -> None:
+    ours = set(MAY_IMPORT) - {"launch"}
+    for path in [path for path in FILES if path.parts[-2] == "launch"] + [ROOT / "demo/app.py"]:
+        modules = [name for node in ast.parse(path.read_text()).body for name in imported([node])]
+        first = next(name for name in modules if name in ours | {"torch", "accelerate", "transformers"})
+        assert first in ours, f"{path.name} loads torch before a package of ours has said how its threads wait"

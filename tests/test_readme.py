@@ -38,6 +38,13 @@ def test_an_example_runs_and_resumes(example: str, tmp_path: Path) -> None:
         assert re.fullmatch(r"error: the weights of \S+ are not those of a GPT: load them .*\n", refused.stderr)
 
 
+def test_the_sample_is_as_long_as_its_command_asks_for() -> None:
+    options, sample = re.findall(r"`(--prompt \"ROMEO:\".*?)`\):\n\n```text\n(.*?)\n```", README, re.DOTALL)[0]
+    length = re.findall(r"--max_new_tokens (\d+)", options)[0]
+    assert len(sample) == len("ROMEO:") + int(length)
+    assert any(line.endswith(options) for line in COMMANDS), "it stands among the commands"
+
+
 def test_there_are_examples_of_a_layer_a_data_set_and_a_metric() -> None:
     assert len(EXAMPLES) == 3
 

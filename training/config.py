@@ -169,7 +169,8 @@ class OptimizerConfig:
 
     Attributes:
         name: adamw for all weights, or muon for the matrices of the blocks with adamw for the rest.
-        learning_rate: Peak learning rate of adamw.
+        learning_rate: Peak learning rate of adamw. With muon that is the rate of the embedding, the head and the norms;
+            the matrices of the blocks have `muon_learning_rate`.
         muon_learning_rate: Peak learning rate of muon.
         weight_decay: Share of a block's matrix that is removed per step, times the learning rate.
         beta1: Decay of adamw's mean of gradients.
@@ -194,6 +195,16 @@ class OptimizerConfig:
         for name in ("beta1", "beta2", "momentum"):
             check(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
 
+    @property
+    def rates(self) -> dict[str, str]:
+        """The options that say how fast weights are learnt, each with which weights and how fast, in words."""
+        if self.name == "adamw":
+            return {"optimizer.learning_rate": f"adamw at {self.learning_rate:g}"}
+        return {
+            "optimizer.muon_learning_rate": f"muon at {self.muon_learning_rate:g} for the matrices of the blocks",
+            "optimizer.learning_rate": f"adamw at {self.learning_rate:g} for the rest",
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
@@ -204,16 +215,20 @@ class ScheduleConfig:
         warmup_steps: Steps over which it rises linearly from 0.
         final_ratio: Learning rate of the last step as a share of the peak; constant ignores it.
         decay_fraction: Share of all steps over which wsd comes down; the others ignore it.
+        restart_step: Step after which all of this begins once more, for a run that trains on after its end; until then
+            it is as in a run of so many steps. 0 for never.
     """
 
     name: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     warmup_steps: int = 0
     final_ratio: float = 0.0
     decay_fraction: float = 0.2
+    restart_step: int = 0
 
     def __post_init__(self) -> None:
         check_counts(self)
-        check(self, "warmup_steps", self.warmup_steps >= 0, "at least 0")
+        for name in ("warmup_steps", "restart_step"):
+            check(self, name, getattr(self, name) >= 0, "at least 0")
         check(self, "final_ratio", 0 <= self.final_ratio <= 1, "between 0 and 1")
         check(self, "decay_fraction", 0 < self.decay_fraction <= 1, "above 0 and at most 1")
 

@@ -11,11 +11,13 @@ from warnings import filterwarnings
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, parse_flag_from_env
 
 from training.errors import InputError
 from training.hardware import peak_flops
+from training.launch_settings import check_launch, ignored_settings, naming_refusals, own_plugins
+from training.threads import local_processes, set_cpu_threads
 
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
 AsWritten = Literal["auto"] | Precision
@@ -31,28 +33,6 @@ class ProcessDevice(NamedTuple):
     def short_name(self) -> str:
         """The name as people say it."""
         return self.name.removeprefix("NVIDIA ").removeprefix("GeForce ")
-
-
-def local_processes() -> int:
-    """Number of processes of this launch on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def set_cpu_threads() -> int:
-    """Use this machine's cores divided by the local processes, and return that number.
-
-    Launchers set `OMP_NUM_THREADS=1` where nothing was asked, so only a higher number is taken for a wish.
-    `OMP_THREAD_LIMIT` is kept to: with fewer threads than torch counts on, its bf16 matrix products are wrong, in
-    silence (torch 2.13: half of the result is not written at all).
-    """
-    asked = os.environ.get("OMP_NUM_THREADS", "1")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = int(asked) if asked.isdecimal() and int(asked) > 1 else max(1, cores // local_processes())
-    limit = os.environ.get("OMP_THREAD_LIMIT", "")
-    if limit.isdecimal() and int(limit) > 0:
-        threads = min(threads, int(limit))
-    torch.set_num_threads(threads)
-    return threads
 
 
 def cpu_has_fast_bf16() -> bool:
@@ -147,12 +127,15 @@ def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: 
     """
     if sys.platform == "win32":
         raise InputError("Windows itself is not supported: run this inside WSL2 (README.md, Platforms)")
+    check_launch()
     # Processes on a CPU find each other only if Accelerate is told that a CPU is meant.
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    with naming_refusals():
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     if not cpu:
         check_gpus(local_processes())
     _import_before_processes_meet()
-    device = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), **_meeting_place()).device
+    with naming_refusals():
+        device = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), **_meeting_place()).device
     if deterministic:
         use_deterministic_operations()
     devices = _gather_devices(device)
@@ -162,7 +145,10 @@ def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: 
     constant_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
     # torch 2.13 wants another name for it, which Accelerate does not know yet.
     filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-    accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[constant_buffers])
+    # An earlier training in this process may have had another precision.
+    AcceleratorState._reset_state()
+    with naming_refusals():
+        accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[constant_buffers], **own_plugins())
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise InputError(
@@ -173,7 +159,7 @@ def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: 
     plural = "process" if processes == 1 else "processes"
     names = device.type if device.type == "cpu" else _join_names(devices)
     description = f"{names}, {processes} {plural}, {threads} threads each, {precision} ({reason})"
-    warnings = (idle_gpus_warning(processes), unequal_devices_warning(devices))
+    warnings = (idle_gpus_warning(processes), unequal_devices_warning(devices), *ignored_settings())
     peaks = [peak_flops(each.name, precision) for each in devices]
     known = [peak for peak in peaks if peak is not None]
     return Setup(

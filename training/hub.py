@@ -225,6 +225,8 @@ def _builder(request: Request, info: "DatasetInfo | None") -> "DatasetBuilder":
 
 
 def _rows(request: Request, dataset: "Dataset") -> list[list[str | None]]:
+    if not set(request.columns.values()) <= set(dataset.column_names):
+        dataset = dataset.flatten()  # {"translation": {"en": "…"}} has a column translation.en then.
     for option, column in request.columns.items():
         if column not in dataset.column_names:
             columns = ", ".join(dataset.column_names)

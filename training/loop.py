@@ -19,7 +19,7 @@ from torch import Tensor
 
 from training.average import WeightAverage
 from training.checkpoint import Checkpoint, CheckpointStore
-from training.command_line import config_to_yaml
+from training.command_line import config_to_yaml, parse_config_text
 from training.config import RunConfig
 from training.device import Setup
 from training.errors import CommandError, InputError, NonFiniteError, SaveError, StoppedBySignal
@@ -29,7 +29,7 @@ from training.processes import in_main_process
 from training.progress import Progress
 from training.reporting import Reporter
 from training.run_folder import RunFolder
-from training.schedule import learning_rate_scale
+from training.schedule import jump, learning_rate_scale
 from training.seeds import derive_seed
 from training.signals import StopSignals
 from training.state import Counters, changes, check_identity, run_identity
@@ -109,6 +109,11 @@ class Trainer:
         if self.accelerator.scaler is not None and self.counters.loss_scale is not None:
             scale = {"scale": self.counters.loss_scale, "_growth_tracker": self.counters.loss_scale_streak}
             self.accelerator.scaler.load_state_dict(self.accelerator.scaler.state_dict() | scale)
+        if self.changes:
+            before = parse_config_text(type(self.config), checkpoint.text("config.yaml"))
+            steps_before = count_steps(before, self.task)
+            rise = jump(before.schedule, steps_before, self.config.schedule, self.num_steps, self.counters.step)
+            self.changes += [rise] if rise else []
 
     def fit(self, trackers: Sequence[Tracker]) -> None:
         """Train to the last step.
@@ -308,7 +313,7 @@ class Trainer:
             raise NonFiniteError(f"{cause}; {error}") from error
         raise NonFiniteError(
             f"{cause}; the weights of step {self.counters.step} are saved in {self.run.checkpoints / 'last'}. "
-            f"A lower optimizer.learning_rate or a longer schedule.warmup_steps helps most often; "
+            f"A lower {' and '.join(self.config.optimizer.rates)} or a longer schedule.warmup_steps helps most often; "
             f"go on with: {self.run.resume_command}"
         )
 

@@ -41,7 +41,6 @@ def in_main_process(accelerator: Accelerator, action: Callable[[], T]) -> T | No
     Raises:
         CommandError: As `action` does.
         InputError: The disk refused.
-        BrokenPipeError: The reader of our output has gone; in the main process alone.
     """
     result = None
     errors: list[CommandError | None] = [None]
@@ -50,8 +49,6 @@ def in_main_process(accelerator: Accelerator, action: Callable[[], T]) -> T | No
             result = action()
         except CommandError as error:
             errors = [error]
-        except BrokenPipeError:
-            raise
         except OSError as error:
             errors = [InputError(f"{error.filename}: {error.strerror}" if error.filename else str(error))]
     broadcast_object_list(errors)

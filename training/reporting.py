@@ -36,9 +36,9 @@ class Reporter:
         for tracker in list(self._trackers):
             try:
                 tracker.log(metrics, sample)
-            except OSError as error:
+            except Exception as error:  # Whatever a tracker's package raises: curves do not end a run.
                 self._trackers.remove(tracker)
-                self.say(f"warning     {tracker.description}: {error.strerror or error}; it ends here")
+                self._warn(tracker, error, "; it ends here, and the run goes on")
         self.progress.report(metrics, seconds_left)
 
     def close(self) -> None:
@@ -47,5 +47,10 @@ class Reporter:
         for tracker in self._trackers:
             try:
                 tracker.finish()
-            except OSError as error:
-                self.say(f"warning     {tracker.description}: {error.strerror or error}")
+            except Exception as error:
+                self._warn(tracker, error, "")
+
+    def _warn(self, tracker: Tracker, error: Exception, ending: str) -> None:
+        name = tracker.description.partition(",")[0]
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+        self.say(f"warning     {name}: {reason}{ending}")

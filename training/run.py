@@ -11,7 +11,7 @@ from training.checkpoint import Checkpoint, CheckpointStore
 from training.command_line import config_to_yaml
 from training.config import RunConfig
 from training.device import Setup, make_accelerator
-from training.errors import CommandError
+from training.errors import CommandError, InputError, is_out_of_memory, memory_asked
 from training.loop import Trainer, check_batch_size
 from training.processes import in_main_process, naming_lost_processes
 from training.run_folder import RunFolder, choose_run_folder
@@ -71,6 +71,14 @@ def train(
         if error.shared:
             trainer.leave()
         raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"{memory_asked(error)}: raise training.accumulation_steps ({training.accumulation_steps}), lower "
+            f"training.batch_size ({training.batch_size}) or training.eval_batch_size "
+            f"({training.eval_batch_size}), or take a smaller model"
+        ) from error
     finally:
         if run is not None:
             run.release()
@@ -134,7 +142,9 @@ def _introduce(setup: Setup, trainer: Trainer, space: str, trackers: list[Tracke
         "device": setup.description,
         "model": f"{parameters:,} parameters",
         "data": f"{task.data_origin}, {tokens_per_epoch:,.0f} tokens per epoch",
+        "note": "\nnote        ".join(getattr(task, "data_notes", ())),
         "steps": f"{trainer.num_steps:,} of {tokens_per_step:,.0f} tokens, {epochs:.3g} epochs",
+        "optimizer": ", ".join(f"{text} ({name})" for name, text in trainer.config.optimizer.rates.items()),
         "folder": str(trainer.run.path),
         "checkpoints": space,
         "tracking": "\ntracking    ".join(tracker.description for tracker in trackers),

@@ -18,6 +18,8 @@ from training.files import doing_without, replace_text, sync
 from training.manifest import MANIFEST
 from training.reading import Count, MissingFileError, misfit, read_json_lines, regular
 
+RUNS = Path("runs")
+
 
 class RunFolder:
     """Names inside a run, and the writing of its small files.
@@ -44,8 +46,7 @@ class RunFolder:
         """The command line that goes on with this run, on as many processes of this machine as now."""
         processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes] if processes != "1" else []
-        options = ["--config", self.config_file, "--output_dir", self.path, "--resume"]
-        return python_command(*launcher, sys.argv[0], *options)
+        return python_command(*launcher, sys.argv[0], "--output_dir", self.path, "--resume")
 
     def claim(self) -> None:
         """Make the folder, and keep other processes from writing to it until `release`.
@@ -170,7 +171,7 @@ def choose_run_folder(name: str, output_dir: Path | None, *, resume: bool) -> Ru
         InputError: `output_dir` holds a run, and `resume` was not asked for.
     """
     if output_dir is None:
-        return RunFolder(_numbered_folder(Path("runs"), name, newest=resume))
+        return (newest_run(name) if resume else None) or RunFolder(_free_folder(name))
     run = RunFolder(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"--output_dir {output_dir} is a file, not a folder")
@@ -181,17 +182,23 @@ def choose_run_folder(name: str, output_dir: Path | None, *, resume: bool) -> Ru
     return run
 
 
-def _numbered_folder(parent: Path, name: str, *, newest: bool) -> Path:
+def newest_run(name: str) -> RunFolder | None:
+    """The newest runs/NAME-N that was started, or None."""
+    started = [number for number in _numbers(name) if RunFolder(RUNS / f"{name}-{number}").in_use]
+    return RunFolder(RUNS / f"{name}-{max(started)}") if started else None
+
+
+def _numbers(name: str) -> list[int]:
     pattern = re.compile(re.escape(name) + r"-(\d+)")
-    found = [pattern.fullmatch(path.name) for path in parent.iterdir()] if parent.is_dir() else []
-    numbers = [int(match[1]) for match in found if match]
-    started = [number for number in numbers if RunFolder(parent / f"{name}-{number}").in_use]
-    if newest and started:
-        return parent / f"{name}-{max(started)}"
-    number = max(numbers, default=0) + 1
+    found = [pattern.fullmatch(path.name) for path in RUNS.iterdir()] if RUNS.is_dir() else []
+    return [int(match[1]) for match in found if match]
+
+
+def _free_folder(name: str) -> Path:
+    number = max(_numbers(name), default=0) + 1
     while True:
         # Making the folder is what claims the number, against another run that starts at the same time.
-        folder = parent / f"{name}-{number}"
+        folder = RUNS / f"{name}-{number}"
         try:
             folder.mkdir(parents=True)
         except FileExistsError:

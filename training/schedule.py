@@ -4,12 +4,19 @@ import math
 
 from training.config import ScheduleConfig
 
+NOTABLE = 0.05
+"""A rise of the learning rate by so much of its peak, which the schedule so far had not in it, is said."""
+
 
 def learning_rate_scale(config: ScheduleConfig, step: int, num_steps: int) -> float:
     """The share of the peak learning rate that step `step` of 1 to `num_steps` uses, between 0 and 1.
 
     The first step after the warm-up stands at the peak; the last step stands at `final_ratio`.
     """
+    if step <= config.restart_step:
+        num_steps = config.restart_step
+    else:
+        step, num_steps = step - config.restart_step, num_steps - config.restart_step
     if step <= config.warmup_steps:
         return step / (config.warmup_steps + 1)
     decay_steps = num_steps - config.warmup_steps
@@ -19,3 +26,20 @@ def learning_rate_scale(config: ScheduleConfig, step: int, num_steps: int) -> fl
     progress = min(max(progress, 0.0), 1.0)
     height = 0.5 * (1 + math.cos(math.pi * progress)) if config.name == "cosine" else 1 - progress
     return config.final_ratio + (1 - config.final_ratio) * height
+
+
+def jump(before: ScheduleConfig, steps_before: int, now: ScheduleConfig, num_steps: int, step: int) -> str | None:
+    """A line on a learning rate that goes up at once where a run goes on after `step` with another end or schedule.
+
+    None where it does not, or where the schedule begins once more there, as asked.
+    """
+    last, due = (learning_rate_scale(before, at, steps_before) for at in (step, step + 1))
+    if step >= num_steps or now.restart_step == step:
+        return None
+    first = learning_rate_scale(now, step + 1, num_steps)
+    if first <= due + NOTABLE:
+        return None
+    return (
+        f"the learning rate goes from {last:.3g} of its peak to {first:.3g} at once: --schedule.restart_step {step} "
+        f"warms it up instead, --schedule.name constant holds it at a peak of your own"
+    )

@@ -1,17 +1,24 @@
-"""Ctrl-C and SIGTERM as a wish to stop after the step."""
+"""Ctrl-C, SIGTERM and a closed terminal as a wish to stop after the step."""
 
 import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from types import FrameType, TracebackType
 
 REPEAT_SECONDS = 1.0
 """A second signal within this time is the same wish: on Ctrl-C a terminal and a launcher may each send one."""
 
+HINT = b"\nstopping, with a checkpoint; the same again ends the run at once\n"
+
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM is only noted in `received`; a second one ends the process at once."""
+    """While entered, the first signal is only noted in `received`; a second SIGINT or SIGTERM ends the process at once.
+
+    SIGHUP, which a terminal sends as it closes, is no order: a shell and the kernel may both send it. Where it was
+    ignored from the start, as under `nohup`, it stays so.
+    """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -19,7 +26,9 @@ class StopSignals:
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -32,8 +41,9 @@ class StopSignals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._received_at = signal.Signals(number), time.monotonic()
-            if sys.stderr.isatty():
-                os.write(sys.stderr.fileno(), b"\nstopping, with a checkpoint; the same again ends the run at once\n")
-        elif time.monotonic() - self._received_at >= REPEAT_SECONDS:
+            with suppress(OSError):  # The terminal may be the one that goes.
+                if sys.stderr.isatty() and number != signal.SIGHUP:
+                    os.write(sys.stderr.fileno(), HINT)
+        elif number != signal.SIGHUP and time.monotonic() - self._received_at >= REPEAT_SECONDS:
             # Nothing is tidied up: that could take its time, and what was saved is whole on the disk.
             os._exit(128 + number)

@@ -1,9 +1,13 @@
 """Curves, samples and the configuration, through Accelerate's trackers."""
 
 import os
+import re
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate.tracking import TensorBoardTracker, WandBTracker
@@ -63,6 +67,7 @@ class TensorBoard:
     def __init__(self, config: RunConfig, run: RunFolder, first_step: int) -> None:
         # Given at the very first start too: TensorBoard's reader takes back nothing at the first mark that it meets.
         purge_step = first_step + 1 if first_step else 0
+        _put_in_the_past(list(run.path.glob("tensorboard/*.tfevents.*")), int(time.time()))
         self._tracker = TensorBoardTracker("tensorboard", logging_dir=run.path, purge_step=purge_step)
         self._tracker.start()
         self.description = f"TensorBoard, in {run.path / 'tensorboard'}"
@@ -78,6 +83,22 @@ class TensorBoard:
     def finish(self) -> None:
         """Flush and close."""
         self._tracker.finish()
+
+
+def _put_in_the_past(files: Sequence[Path], now: int) -> None:
+    """Rename event files of a time to come, after a clock went back: TensorBoard reads them in the order of names.
+
+    Args:
+        files: Named `events.out.tfevents.SECONDS.HOST.PROCESS.NUMBER` by their writer.
+        now: The time that the next file will have in its name.
+    """
+    latest = now - 1
+    for file in sorted(files, reverse=True):
+        head, stamp, rest = re.split(r"(?<=tfevents\.)(\d+)", file.name, maxsplit=1)
+        if int(stamp) <= latest:
+            break
+        file.rename(file.with_name(f"{head}{latest:010d}{rest}"))
+        latest -= 1
 
 
 def _indented(text: str) -> str:
@@ -144,11 +165,26 @@ class WeightsAndBiases:
         values: dict[str, Any] = curves(metrics)
         if sample is not None:
             values["sample"] = wandb.Table(columns=["step", "text"], data=[[metrics["step"], sample]])
-        self._tracker.log(values, step=int(metrics["step"]))
+        with _leaving_a_lost_service():
+            self._tracker.log(values, step=int(metrics["step"]))
 
     def finish(self) -> None:
         """Flush and close."""
-        self._tracker.finish()
+        with _leaving_a_lost_service():
+            self._tracker.finish()
+
+
+@contextmanager
+def _leaving_a_lost_service() -> Iterator[None]:
+    """Where W&B fails, let it not look for its service once more as the process ends, with a traceback of its own."""
+    import wandb
+
+    try:
+        yield
+    except Exception:
+        with suppress(Exception, SystemExit):
+            wandb.teardown()
+        raise
 
 
 def _has_account() -> bool:

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jsonargparse import Namespace
+
 from training.command_line import StrictParser
 from training.config import RunConfig
+from training.errors import InputError
 from training.run import Result
-from training.run_folder import python_command
+from training.run_folder import RunFolder, newest_run, python_command
 from training.state import Counters
+from training.surroundings import outlive_output
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -35,31 +39,55 @@ def train_command(
     """
     parser = StrictParser(
         prog=script,
-        description=f"{description} Options override the configuration file, the file the defaults below.",
+        description=f"{description} Options override the configuration file. The defaults below are what it says; "
+        "--config FILE --help shows those of another one.",
     )
     parser.add_argument(
         "--config",
         action="config",
         help="YAML file of the experiment; options after it change what it says. Default: "
-        f"{'/'.join(default_config.parts[-3:])}.",
+        f"{'/'.join(default_config.parts[-3:])}; with --resume, that of the run.",
     )
     parser.add_argument("--output_dir", type=str, help="Folder of the run. Default: the next free runs/NAME-N.")
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="Go on from the last sound checkpoint in --output_dir (without it, in the newest runs/NAME-N); "
-        "start where there is none.",
+        help="Go on from the last sound checkpoint in --output_dir (without it, in the newest runs/NAME-N), as the run "
+        "was configured but for what is given; start where there is none.",
     )
     parser.add_class_arguments(config_class)
-    arguments = sys.argv[1:]
-    if not any(argument.split("=")[0] == "--config" for argument in arguments):
-        arguments = ["--config", str(default_config), *arguments]
-    values = parser.parse_args(arguments)
+    values = _parse(parser, sys.argv[1:], default_config)
+    outlive_output()
     config = parser.build(config_class, values)
     output_dir = None if values.output_dir is None else Path(values.output_dir)
     result = train(config, output_dir=output_dir, resume=values.resume)
     if result.is_main_process:
         show(result, config)
+
+
+def _parse(parser: StrictParser, options: list[str], default_config: Path) -> Namespace:
+    """Parse options over the configuration that is asked for, else that of the run to go on with, else the default."""
+    quiet = [option for option in options if option.split("=")[0] not in ("-h", "--help", "--print_config")]
+    file = [] if any(option.split("=")[0] == "--config" for option in options) else ["--config", str(default_config)]
+    values = parser.parse_args([*file, *quiet])
+    own = _own_config(values) if file and values.resume else None
+    if own is not None:
+        file = ["--config", str(own)]
+        try:
+            values = parser.parse_args([*file, *quiet])
+        except InputError as error:
+            raise InputError(f"{own}: {error}") from error
+    if options != quiet:
+        # A file need not name all options, so that what it says becomes the defaults for the help alone.
+        parser.set_defaults({name: value for name, value in vars(values.as_flat()).items() if name != "config"})
+        parser.parse_args([*file, *options])
+    return values
+
+
+def _own_config(values: Namespace) -> Path | None:
+    """The configuration of the run that is to go on, where there is one."""
+    run = newest_run(values.name) if values.output_dir is None else RunFolder(Path(values.output_dir))
+    return run.config_file if run is not None and run.config_file.exists() else None
 
 
 def show_losses(result: Result, unit: str) -> None:
@@ -77,17 +105,23 @@ def show_next(result: Result, config: RunConfig) -> None:
     """Print the commands for the curves, and for training on."""
     if config.tracking in ("tensorboard", "both"):
         print(f"  see curves:  {python_command('-m', 'tensorboard.main', '--logdir', result.run.path.parent)}")
-    print(f"  train on:    {result.run.resume_command} {longer(config, result.counters)}\n")
+    options = longer(config, result.counters)
+    print(f"  train on:    {result.run.resume_command} {options}")
+    if "restart_step" in options:
+        print("               (warms the learning rate up once more, where the schedule has come to its end;")
+        print("               --schedule.name constant in its place holds it at --optimizer.learning_rate)")
+    print()
 
 
 def longer(config: RunConfig, counters: Counters) -> str:
-    """The option that lets a run that has ended go on."""
+    """The options that let a run that has ended go on, without a learning rate that jumps."""
     training = config.training
     if 0 < training.patience <= counters.stale_evaluations:
         return f"--training.patience {2 * training.patience}"
+    restart = "" if config.schedule.name == "constant" else f" --schedule.restart_step {counters.step}"
     if training.epochs is not None and (training.max_steps is None or counters.step < training.max_steps):
-        return f"--training.epochs {2 * training.epochs:g}"
-    return f"--training.max_steps {2 * counters.step}"
+        return f"--training.epochs {2 * training.epochs:g}{restart}"
+    return f"--training.max_steps {2 * counters.step}{restart}"
 
 
 def script_command(script: Path, *options: Any) -> str:

@@ -1,7 +1,7 @@
 """The table of what the cache saves, as it is measured."""
 
 from contextlib import closing
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 
@@ -9,39 +9,40 @@ from demo import rendering as show
 from demo.line_chart import axis_top
 from demo.results import Benchmark
 from demo.session import Session
-from demo.tabs.common import Updates, picker, told, wire
+from demo.tabs.common import Picker, Updates, picker, start_and_stop, told, wire
 from gpt.benchmark import ROWS
+from gpt.decoding import Precision
 from training.errors import InputError
 
 TITLES = "milliseconds per token", "seconds until a token"
 
 
-def benchmark_tab(session: Session, concurrency: int) -> gr.Dropdown:
+def benchmark_tab(session: Session, concurrency: int) -> Picker:
     """The tab; returns its picker of a run."""
     gr.Markdown(
         "The time until 100, 200, 300 and 500 new tokens after a prompt of 8, read without the key-value cache and with"
-        " it. The reference is a 12-layer, 768-wide model; smaller models are bound by other things. A run ends after"
+        " it; the speed-up is the first divided by the second, both by plain PyTorch. The reference is a 12-layer,"
+        " 768-wide model; smaller models are bound by other things. A run ends after"
         f" {session.limits.seconds:g} seconds with what it has; `python demo/app.py --seconds 600` gives it more."
     )
-    with gr.Row():
-        run = picker(session, "gpt", "benchmark")
-        button = gr.Button("Run", variant="primary", min_width=100, elem_id="benchmark-start")
-        stop = gr.Button("Stop", variant="stop", min_width=100, elem_id="benchmark-stop")
-    results = gr.HTML(_results(None, [0.0, 0.0]), padding=False)
-    message = gr.HTML("", padding=False)
+    runs = picker(session, "gpt", "benchmark")
+    with gr.Row(elem_classes="pressed"):
+        precision = gr.Dropdown(get_args(Precision), label="Precision", filterable=False, scale=1, min_width=90)
+        buttons = start_and_stop("Run", "benchmark-start")
+    results = gr.HTML(_results(None, [0.0, 0.0]), padding=False, elem_id="benchmark-results")
 
-    def work(owner: str, run: Any) -> Updates:
+    def work(owner: str, run: Any, precision: Any) -> Updates:
         tops = [0.0, 0.0]
-        looks = session.benchmark(owner, run)
+        looks = session.benchmark(owner, run, precision=precision)
         with closing(looks):
             for result in told(looks):
                 if isinstance(result, InputError):
-                    yield gr.skip(), show.message_html(str(result))
+                    yield show.message_html(str(result)) + _results(None, [0.0, 0.0])
                     return
-                yield _results(result, tops), ""
+                yield _results(result, tops)
 
-    wire(session, (button, stop), work, [run], [results, message], concurrency)
-    return run
+    wire(session, buttons, work, [runs.run, precision], [results], concurrency)
+    return runs
 
 
 def _results(result: Benchmark | None, tops: list[float]) -> str:

@@ -1,36 +1,102 @@
 """What the tabs have in common: pickers of runs, and the wiring of a button to work that can be stopped."""
 
+import re
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from math import inf
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from demo.limits import MOST_NAME
+from demo.rendering import message_html
 from demo.session import Session
 from training.errors import InputError
+from training.run_folder import RunFolder
 
 MODEL = "model"
 """Who runs a model waits in one queue."""
 UNSEEN: Any = {"api_visibility": "private", "show_progress": "hidden"}
+ORDERS: dict[str, Callable[[str, float | None], Any]] = {
+    "best": lambda name, loss: inf if loss is None else loss,
+    "newest": lambda name, loss: 0,  # As they come.
+    "name": lambda name, loss: [(len(n), n) if n.isdecimal() else (0, n) for n in re.split(r"(\d+)", name)],
+}
+"""Of runs: what they are sorted by, of their names and validation losses."""
 
 Updates = Generator[Any, None, None]
 
 
-def choices(session: Session, kind: Any, chosen: Any = None, **options: Any) -> gr.Dropdown:
-    """A picker with the runs that there are now; what was chosen stays, or else the newest is."""
-    found = [(entry.label, entry.name) for entry in session.catalogue.entries(kind)]
-    names = [name for _, name in found]
-    return gr.Dropdown(choices=found, value=chosen if chosen in names else next(iter(names), None), **options)
+class Picker(NamedTuple):
+    """Of a run: typing searches its list, which has an order."""
+
+    run: gr.Dropdown
+    order: gr.Dropdown
 
 
-def picker(session: Session, kind: str, name: str) -> gr.Dropdown:
-    """A new picker of a run."""
-    return choices(session, kind, label="Checkpoint", interactive=True, scale=3, elem_id=f"{name}-run")
+def choices(session: Session, kind: Any, order: Any, chosen: Any = None, **options: Any) -> gr.Dropdown:
+    """The runs that there are now; what was chosen stays, or else the best is that can be loaded."""
+    key = ORDERS.get(str(order), ORDERS["best"])
+    entries = sorted(session.catalogue.entries(kind), key=lambda entry: key(entry.name, entry.val_loss))
+    names = [entry.name for entry in entries]
+    if chosen not in names:
+        chosen = session.catalogue.best(kind) or next(iter(names), None)
+    return gr.Dropdown(choices=[(entry.label, entry.name) for entry in entries], value=chosen, **options)
+
+
+def order_of_runs(**options: Any) -> gr.Dropdown:
+    """A new choice of their order."""
+    return gr.Dropdown(list(ORDERS), label="Order", interactive=True, filterable=False, **options)
+
+
+def picker(session: Session, kind: str, name: str) -> Picker:
+    """A new picker."""
+    with gr.Row(elem_classes="picker"):
+        run = choices(
+            session, kind, None, label="Find a checkpoint", interactive=True, scale=3, min_width=200,
+            elem_id=f"{name}-run",
+        )  # fmt: skip
+        order = order_of_runs(scale=1, min_width=110)
+    order.change(lambda order, run: choices(session, kind, order, run), [order, run], run, queue=False, **UNSEEN)
+    return Picker(run, order)
+
+
+def offer_examples(
+    session: Session, run: gr.Dropdown, box: gr.Textbox, found_in: Callable[[RunFolder], list[str]]
+) -> None:
+    """Below a box, what to begin with: out of the chosen run. It is put into a box in which nobody has written."""
+
+    def found(name: Any) -> list[str]:
+        folders = {run.path.name: run for run in session.catalogue.folders()}
+        return found_in(folders[name]) if name in folders else []
+
+    def change(name: Any, text: Any, offered: Any) -> tuple[Any, Any, Any]:
+        texts = found(name)
+        kept = text if text and text not in offered else next(iter(texts), "")
+        return kept, gr.Dataset(samples=[[each] for each in texts], visible=bool(texts)), texts
+
+    def take(place: Any, offered: Any) -> Any:
+        return offered[place] if isinstance(place, int) and 0 <= place < len(offered) else gr.skip()
+
+    texts = found(run.value)
+    box.value = next(iter(texts), "")
+    offered = gr.State(texts)
+    shown = gr.Dataset(components=[box], samples=[[text] for text in texts], label="Examples of this run", type="index",
+                       visible=bool(texts), show_label=True)  # fmt: skip
+    run.change(change, [run, box, offered], [box, shown, offered], queue=False, **UNSEEN)
+    shown.click(take, [shown, offered], box, queue=False, **UNSEEN)
 
 
 def owner_of(request: gr.Request) -> str:
     """Who asks: one for each page that is open."""
     return str(request.session_hash)[:MOST_NAME]
+
+
+def start_and_stop(start: str, name: str) -> tuple[gr.Button, gr.Button]:
+    """Two buttons; the second one has nothing to stop yet."""
+    return (
+        gr.Button(start, variant="primary", min_width=80, elem_id=name),
+        gr.Button("Stop", interactive=False, min_width=80, elem_id=f"{name}-stop"),
+    )
 
 
 def wire(
@@ -43,27 +109,41 @@ def wire(
 ) -> None:
     """A press of Start ends this visitor's running request, takes the place of one that waits, and waits for its turn.
 
-    Stop ends the running one at its next token, and takes one that waits out of the queue.
+    The page goes to the first output, if it is out of sight. Stop ends the running request at its next token, and
+    takes one that waits out of the queue; it can be pressed while there is one.
     """
     start, stop = buttons
     number = gr.Number(0, visible=False, precision=0)
 
-    def ask(request: gr.Request) -> int:
-        return session.jobs.ask(owner_of(request))
+    def ask(request: gr.Request) -> tuple[int, Any]:
+        return session.jobs.ask(owner_of(request)), gr.Button(interactive=True)
 
-    def end(request: gr.Request) -> None:
+    def end(request: gr.Request) -> Any:
         session.jobs.stop(owner_of(request))
+        return gr.Button(interactive=False)
+
+    def rest(request: gr.Request) -> Any:
+        return gr.Button(interactive=session.jobs.is_busy(owner_of(request)))
+
+    def refused(request: gr.Request) -> tuple[Any, str]:
+        return end(request), message_html("too many requests are waiting: try again in a while")
 
     def turn(request: gr.Request, number: Any, *values: Any) -> Updates:
         if session.jobs.begin(owner_of(request), number):
             yield from work(owner_of(request), *values)
 
-    asked = start.click(ask, None, number, queue=False, trigger_mode="multiple", **UNSEEN)
+    start.click(
+        None, js=f"() => document.getElementById('{outputs[0].elem_id}')"
+        ".scrollIntoView({behavior: 'smooth', block: 'nearest'})", **UNSEEN,
+    )  # fmt: skip
+    asked = start.click(ask, None, [number, stop], queue=False, trigger_mode="multiple", **UNSEEN)
     running = asked.then(
         turn, [number, *inputs], outputs, concurrency_id=MODEL, concurrency_limit=limit, api_visibility="private",
-        trigger_mode="always_last", show_progress="minimal", show_progress_on=outputs[-2],
+        trigger_mode="always_last", show_progress="minimal", show_progress_on=outputs[-1],
     )  # fmt: skip
-    stop.click(end, None, None, queue=False, cancels=[running], **UNSEEN)
+    running.success(rest, None, stop, queue=False, **UNSEEN)
+    running.failure(refused, None, [stop, outputs[0]], queue=False, **UNSEEN)
+    stop.click(end, None, stop, queue=False, cancels=[running], **UNSEEN)
 
 
 def told(looks: Iterator[Any]) -> Iterator[Any]:

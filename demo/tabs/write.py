@@ -2,39 +2,62 @@
 
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 
 from demo import rendering as show
+from demo.examples import prompts
 from demo.line_chart import Line, axis_top
 from demo.quick_training import QuickTraining
 from demo.session import Session
-from demo.tabs.common import UNSEEN, Updates, choices, picker, told, wire
+from demo.tabs.common import UNSEEN, Picker, Updates, choices, offer_examples, picker, start_and_stop, told, wire
+from gpt.decoding import Precision
 from training.errors import InputError
 
-EXAMPLES = ["ROMEO:\n", "JULIET:\nO ", "First Citizen:\nBefore we proceed", "KING RICHARD III:\nNow is the winter"]
+NOTHING = '<div class="written"></div>'
+COPY = """() => {
+  const texts = [...document.querySelectorAll('#text .written')].map((text) => text.textContent).join('\\n\\n');
+  const done = document.getElementById('copy');
+  const copied = () => { done.classList.add('done'); setTimeout(() => done.classList.remove('done'), 1500); };
+  if (navigator.clipboard) { navigator.clipboard.writeText(texts).then(copied); return; }
+  const area = document.body.appendChild(document.createElement('textarea'));
+  area.value = texts;
+  area.select();
+  if (document.execCommand('copy')) { copied(); }
+  area.remove();
+}"""
+"""Without https, browsers have only the old way to copy."""
+DOWNLOAD = """() => {
+  const texts = [...document.querySelectorAll('#text .written')].map((text) => text.textContent).join('\\n\\n');
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([texts], {type: 'text/plain'}));
+  link.download = 'text.txt';
+  link.click();
+  URL.revokeObjectURL(link.href);
+}"""
 
 
-def write_tab(session: Session, training: QuickTraining, concurrency: int) -> gr.Dropdown:
+def write_tab(session: Session, training: QuickTraining, concurrency: int) -> Picker:
     """The tab; returns its picker of a run."""
-    with gr.Row():
-        with gr.Column(scale=5, min_width=320):
-            empty = gr.HTML(visible=False, padding=False)
-            train = gr.Button("Train the quick model", variant="primary", visible=False)
-            leave = gr.Button("Stop the training", visible=False)
-            run = picker(session, "gpt", "write")
-            prompt = gr.Textbox(EXAMPLES[0], label="Prompt", lines=3, max_lines=8, elem_id="prompt")
-            gr.Examples(EXAMPLES, prompt, label="Examples", cache_examples=False, api_visibility="private")
-            with gr.Row():
-                button = gr.Button("Generate", variant="primary", elem_id="generate")
-                stop = gr.Button("Stop", variant="stop", elem_id="stop")
-            options = _options(session)
+    with gr.Row(elem_classes="tool"):
+        with gr.Column(scale=5, min_width=320, elem_classes="asked"):
+            with gr.Column():
+                empty = gr.HTML(visible=False, padding=False)
+                train = gr.Button("Train the quick model", variant="primary", visible=False)
+                leave = gr.Button("Stop the training", visible=False)
+                runs = picker(session, "gpt", "write")
+                prompt = gr.Textbox(label="Prompt", lines=3, max_lines=8, elem_id="prompt")
+                offer_examples(session, runs.run, prompt, prompts)
+                with gr.Row():
+                    buttons = start_and_stop("Generate", "generate")
+            with gr.Column(elem_classes="settings"):
+                options = _options(session)
         with gr.Column(scale=7, min_width=320):
             outputs = _results()
-    wire(session, (button, stop), _work(session), [run, prompt, *options], outputs, concurrency)
-    _offer_training(session, training, (empty, train, leave, run))
-    return run
+    wire(session, buttons, _work(session), [runs.run, prompt, *options], outputs, concurrency)
+    _offer_training(session, training, (empty, train, leave, runs.run))
+    return runs
 
 
 def _options(session: Session) -> list[Any]:
@@ -42,6 +65,11 @@ def _options(session: Session) -> list[Any]:
     with gr.Row():
         new_tokens = gr.Slider(1, session.limits.new_tokens, 500, step=1, label="New tokens", elem_id="new-tokens")
         temperature = gr.Slider(0, 2, 0.8, step=0.05, label="Temperature")
+    with gr.Row():
+        texts = gr.Slider(1, session.limits.texts, 1, step=1, label="Texts", elem_id="texts", min_width=140)
+        seed = gr.Number(1, label="Seed (same text again)", precision=0, minimum=0, elem_id="seed")
+    compare = gr.Checkbox(label="Compare: read the same tokens without the cache afterwards", elem_id="compare")
+    coloured = gr.Checkbox(label="Colour characters by their probability", elem_id="coloured")
     with gr.Accordion("More of the sampler", open=False):
         with gr.Row():
             top_k = gr.Slider(0, 100, 0, step=1, label="Top k (0: all)")
@@ -52,54 +80,57 @@ def _options(session: Session) -> list[Any]:
         stop_string = gr.Textbox(label="Stop string", max_lines=1)
         ends = [("stop", "stop"), ("let the older half go", "slide")]
         when_full = gr.Radio(ends, value="slide", label="When the context is full")
-    seed = gr.Number(1, label="Seed: the same one, the same text", precision=0, minimum=0, elem_id="seed")
-    compare = gr.Checkbox(label="Compare: read the same tokens without the cache afterwards", elem_id="compare")
-    coloured = gr.Checkbox(label="Colour characters by their probability", elem_id="coloured")
+        precision = gr.Radio(list(get_args(Precision)), value="fp32", label="Precision (int8: weights of one byte)")
     sampler = [temperature, top_k, top_p, min_p, penalty]
-    return [new_tokens, *sampler, stop_string, when_full, seed, compare, coloured]
+    return [new_tokens, *sampler, stop_string, when_full, seed, compare, coloured, texts, precision]
 
 
 def _results() -> list[Any]:
-    """Text, what stands below it, and messages: the fewer, the less an update costs."""
+    """The text, and what stands below it: the fewer, the less an update costs."""
     box: Any = {"min_height": 400, "max_height": 400, "autoscroll": True, "padding": False}
-    text = gr.HTML('<div class="written"></div>', elem_id="text", **box)
-    below = gr.HTML(_below([], 500, 1.0, show.figures_html({})), padding=False)
-    return [text, below, gr.HTML("", elem_id="message", padding=False)]
+    text = gr.HTML(NOTHING, elem_id="text", **box)
+    with gr.Row(elem_classes="taken"):
+        gr.Button("Copy", size="sm", min_width=60, elem_id="copy").click(None, js=COPY, **UNSEEN)
+        gr.Button("Download", size="sm", min_width=60, elem_id="download").click(None, js=DOWNLOAD, **UNSEEN)
+    return [text, gr.HTML(_below([], 500, 1.0, show.figures_html({})), padding=False)]
 
 
-def _below(lines: list[Line], positions: int, top: float, figures: str) -> str:
+def _below(lines: list[Line], positions: int, top: float, figures: str, *, coloured: bool = False) -> str:
     chart = show.growing_chart(lines, "position", "milliseconds per token", positions, top)
-    return f'<div id="chart">{chart}</div><div id="figures">{figures}</div>'
+    legend = show.legend_html() if coloured else ""
+    return f'{legend}<div id="chart">{chart}</div><div id="figures">{figures}</div>'
 
 
 def _work(session: Session) -> Callable[..., Updates]:
     def work(
         owner: str, run: Any, prompt: Any, new_tokens: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any,
-        penalty: Any, stop_string: Any, when_full: Any, seed: Any, compare: Any, coloured: Any,
+        penalty: Any, stop_string: Any, when_full: Any, seed: Any, compare: Any, coloured: Any, texts: Any,
+        precision: Any,
     ) -> Updates:  # fmt: skip
         looks = session.write(
             owner, run, prompt, max_new_tokens=new_tokens, temperature=temperature, top_k=top_k,
             top_p=top_p, min_p=min_p, repetition_penalty=penalty, stop=stop_string, when_full=when_full, seed=seed,
-            compare=compare, alternatives=coloured,
+            compare=compare, alternatives=coloured, num_samples=texts, precision=precision,
         )  # fmt: skip
         top = 0.0  # It grows only: nothing jumps to and fro.
-        message: Any = ""
         with closing(looks):
             for writing in told(looks):
                 if isinstance(writing, InputError):
-                    yield gr.skip(), gr.skip(), show.message_html(str(writing))
+                    yield show.message_html(str(writing)), _below([], 500, 1.0, show.figures_html({}))
                     return
                 lines = show.token_times(writing)
                 top = max(top, axis_top(lines))
-                below = _below(lines, len(writing.prompt) + writing.limit, top, show.writing_figures(writing))
-                yield show.text_html(writing, coloured=coloured), below, message
-                message = gr.skip()
+                figures = show.writing_figures(writing)
+                below = _below(lines, len(writing.prompt) + writing.limit, top, figures, coloured=coloured)
+                yield show.text_html(writing, coloured=coloured), below
 
     return work
 
 
 def _offer_training(
-    session: Session, training: QuickTraining, widgets: tuple[gr.HTML, gr.Button, gr.Button, gr.Dropdown]
+    session: Session,
+    training: QuickTraining,
+    widgets: tuple[gr.HTML, gr.Button, gr.Button, gr.Dropdown],
 ) -> None:
     """Where nothing is trained, say so, and train the quick model with a progress bar."""
     empty, train, leave, run = widgets
@@ -119,7 +150,7 @@ def _offer_training(
         html = gr.HTML(show.message_html(words, "going"), visible=none or (watched and bool(step)))
         return (
             *(html, gr.Button(visible=none), gr.Button(visible=False), gr.Timer(active=False)),
-            choices(session, "gpt") if step else gr.skip(),
+            choices(session, "gpt", None) if step else gr.skip(),
         )
 
     def start() -> tuple[Any, ...]:

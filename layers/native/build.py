@@ -5,6 +5,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import cache
@@ -29,7 +30,6 @@ def library() -> ctypes.CDLL:
     try:
         built = _cache_folder() / f"native-{_fingerprint(compiler)}.so"
         if not built.exists():
-            built.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=built.parent) as folder:
                 # Whoever builds it at the same time replaces it by the same.
                 build(compiler, Path(folder, built.name)).replace(built)
@@ -70,7 +70,24 @@ def find_compiler() -> str:
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transformers-from-scratch"
+    """The user's cache; where there is no home, or none that can be written to, a folder for temporary files.
+
+    Raises:
+        NativeError: That one belongs to somebody else, whose code would be run.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "transformers-from-scratch"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):
+        pass
+    folder = Path(tempfile.gettempdir(), f"transformers-from-scratch-native-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise NativeError(f"{folder} can be written to by others: set XDG_CACHE_HOME to a folder of your own")
+    return folder
 
 
 def _fingerprint(compiler: str) -> str:

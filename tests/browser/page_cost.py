@@ -25,10 +25,12 @@ from typing import Any, get_args
 
 from demo.app import build, launch
 from demo.quick_training import QuickTraining
+from demo.serving import listen
 from demo.session import Session
 from gpt.decoding import Mode
 from training.benchmarking import describe_machine
-from training.device import inference_device, set_cpu_threads
+from training.device import inference_device
+from training.threads import set_cpu_threads
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
@@ -47,12 +49,12 @@ class Client:
         places = {component["props"].get("elem_id"): component["id"] for component in config["components"]}
         events = config["dependencies"]
         self._event = next(e for e in events if places["text"] in e["outputs"] and e["types"]["generator"])
-        self._asking = next(e for e in events if e["outputs"] == self._event["inputs"][:1])
+        self._asking = next(e for e in events if e["outputs"][:1] == self._event["inputs"][:1])
 
     def rate(self, run: str, tokens: int) -> tuple[float, int]:
         """Tokens per second of a text, and bytes of the answer."""
         number = json.loads(self._run(self._asking, []).splitlines()[-1])["output"]["data"][0]
-        sampler = [0.8, 0, 1, 0, 1, "", "slide", 1, False, self._coloured]
+        sampler = [0.8, 0, 1, 0, 1, "", "slide", 1, False, self._coloured, 1, "fp32"]
         self._bytes = 0
         answer = self._run(self._event, [number, run, PROMPT, tokens, *sampler])
         rate = float(re.findall(r"tokens per second</dt><dd>([\d.,]+)", answer)[-1].replace(",", ""))
@@ -167,10 +169,10 @@ def main() -> None:
     # This thread computes nothing: a second team of OpenMP threads would make the jobs' own wait in another way.
     session = Session(options.runs, inference_device(), mode=options.mode)
     page = build(session, QuickTraining(options.runs))
-    _, url, _ = launch(page, server_name="127.0.0.1", prevent_thread_lock=True)
     asked: dict[str, Any] = {"max_new_tokens": options.tokens, "when_full": "slide", "seed": 1}
     sizes, modes = [], set()
     with ExitStack() as stack:
+        url = stack.enter_context(launch(page, listen("127.0.0.1", 0), host="127.0.0.1")).urls[0]
         # In a process of its own, as anybody's.
         client = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
         has_browser = CHROMIUM.exists() and not options.no_browser
@@ -218,7 +220,6 @@ def main() -> None:
     if options.json:
         figures |= {"bytes_of_an_answer": sizes[-1], "tokens_per_second": medians, "costs": costs, "all": rates}
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
-    page.close()
 
 
 def ask(url: str, run: str, tokens: int, *, coloured: bool) -> tuple[float, int]:

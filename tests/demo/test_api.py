@@ -21,6 +21,7 @@ from gradio_client.exceptions import AppError
 from helpers import ROOT, free_port
 
 import demo.app
+from demo.serving import listen
 from training.errors import InputError, exit_code
 
 LONG: dict[str, Any] = {"max_new_tokens": 2000, "when_full": "slide", "api_name": "/generate"}
@@ -167,7 +168,9 @@ def test_nothing_on_the_page_comes_from_elsewhere(server: str) -> None:
 
 
 def test_visitors_must_know_the_password(runs: Path) -> None:
-    with serving(runs.parent, DEMO_AUTH="me:word") as server:
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "socks5://127.0.0.1:9")
+    with serving(runs.parent, "--host", "::1", DEMO_AUTH="me:word", **proxies) as server:
+        assert server.url.startswith("http://[::1]:")
         with pytest.raises(Exception, match=r"(?i)auth|401|login|credentials"):
             Client(server.url, verbose=False).predict("small", "7", 5, api_name="/generate")
         known = Client(server.url, auth=("me", "word"), verbose=False)
@@ -182,6 +185,7 @@ def test_visitors_must_know_the_password(runs: Path) -> None:
         (["--concurrency", "0"], "concurrency must be at least 1 and at most 64, got 0"),
         (["--mode", "compiled", "--concurrency", "2"], "mode compiled serves one request at a time"),
         (["--mode", "fast"], "argument --mode: invalid choice: 'fast'"),
+        (["--places", "0"], "places must be at least 1 and at most 10,000, got 0"),
         (["--host", "192.0.2.1"], "cannot listen at 192.0.2.1:7860: "),
         (["--new_tokens", "3"], "new_tokens must be at least 500"),
     ],
@@ -230,4 +234,4 @@ def test_a_server_that_is_ended_ends_the_training_of_the_quick_model(tmp_path: P
 def test_a_port_that_is_taken_is_named(server: str) -> None:
     host, port = server.removeprefix("http://").strip("/").split(":")
     with pytest.raises(InputError, match=f"^cannot listen at {host}:{port}: Address already in use$"):
-        demo.app._check_address(host, int(port))
+        listen(host, int(port))

@@ -3,11 +3,17 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers import ROOT, command, read_metrics
+
+from gpt.config import GPTConfig
+from launch.train_gpt import main as train_gpt_command
+from training.command_line import config_to_yaml
+from training.errors import exit_code
 
 TRAIN, EVALUATE = ROOT / "launch/train_gpt.py", ROOT / "launch/evaluate.py"
 
@@ -29,6 +35,8 @@ def test_training_says_what_it_is_and_what_came_out(trained: Path) -> None:
         r"model       870,016 parameters",
         r"data        Tiny Shakespeare, from the packaged plays, 1,003,776 tokens per epoch",
         r"steps       6 of 1,536 tokens, 0.00918 epochs",
+        r"optimizer   muon at 0.03 for the matrices of the blocks \(optimizer.muon_learning_rate\), "
+        r"adamw at 0.006 for the rest \(optimizer.learning_rate\)",
         r"folder      runs/gpt-quick-1",
         r"step 2/6  loss \d\.\d{4}  lr \S+  [\d,]+ tokens/s  \d\d:\d\d left",
         r"step 6/6  validation loss \d\.\d{4}  \(the best so far\)",
@@ -36,7 +44,7 @@ def test_training_says_what_it_is_and_what_came_out(trained: Path) -> None:
         r"best checkpoint  runs/gpt-quick-1/checkpoints/best \(step 6, \d\.\d{4}\)",
         r"python[0-9.]* \S*launch/evaluate.py --checkpoint runs/gpt-quick-1 --prompt",
         r"python[0-9.]* -m tensorboard.main --logdir runs",
-        r"--config runs/gpt-quick-1/config.yaml --output_dir runs/gpt-quick-1 --resume --training.max_steps 12",
+        r"--output_dir runs/gpt-quick-1 --resume --training.max_steps 12 --schedule.restart_step 6\n +\(warms ",
     ):
         assert re.search(pattern, printed), pattern
     sample = printed.split("(step 6, ")[1].split("\n\n", 1)[1].split("\n\nWhat next:")[0]
@@ -83,6 +91,12 @@ def test_help_gives_every_option_its_meaning_and_default() -> None:
         if "." in name:
             assert "(type: " in text, name
             assert "default: " in text, name
+    printed = " ".join(done.stdout.split())
+    for default in ("learning rate of muon. (type: float, default: 0.03)", "int | null, default: 800)", "gpt-quick)"):
+        assert default in printed, "those of the default configuration"
+    other = command(TRAIN, "--config", "configs/gpt/shakespeare.yaml", "--help", "--seed", "7", cwd=ROOT).stdout
+    assert "int | null, default: 5000)" in " ".join(other.split())
+    assert "(type: int, default: 7)" in " ".join(other.split())
 
 
 def test_print_config_prints_what_a_run_would_use(tmp_path: Path) -> None:
@@ -145,6 +159,35 @@ def test_a_run_that_stopped_early_says_how_to_go_on(tmp_path: Path) -> None:
     assert resume is not None
     assert resume[1].endswith("--resume --training.patience 2")
     assert "trained 3 steps" in command(*resume[1].split(), cwd=tmp_path).stdout
+
+
+def test_a_run_goes_on_with_its_own_configuration_and_what_is_given(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(config_to_yaml(replace(config, name="gpt-quick")))
+
+    def train(*options: str) -> str:
+        monkeypatch.setattr("sys.argv", ["train_gpt.py", *options])
+        assert exit_code(train_gpt_command) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    train("--config", "mine.yaml")
+    said = train("--resume", "--output_dir", "runs/gpt-quick-1", "--training.max_steps", "24")
+    assert "resuming    after step 12" in said
+    assert "training.max_steps was 12, is now 24: the steps to come differ for it" in said
+    assert "changed     the learning rate goes from 0 of its peak to 0.5 at once" in said
+    assert said.count("changed     ") == 2, "all else is as it was"
+    said = train("--resume")  # The newest runs/gpt-quick-N, which is asked for 24 steps by now.
+    assert "runs/gpt-quick-1" in said
+    assert "changed     " not in said
+    said = train("--resume", "--config", "mine.yaml", "--output_dir", "runs/gpt-quick-1")
+    assert "training.max_steps was 24, is now 12" in said, "a file that is given counts"
+    Path("runs/gpt-quick-1/config.yaml").write_text("training: {max_step: 3}\n")
+    monkeypatch.setattr("sys.argv", ["train_gpt.py", "--resume"])
+    assert exit_code(train_gpt_command) == 2
+    error = "error: runs/gpt-quick-1/config.yaml: unknown option training.max_step: did you mean training.max_steps?\n"
+    assert capsys.readouterr().err == error
 
 
 def test_a_second_run_does_not_touch_the_first(trained: Path, tmp_path: Path) -> None:

@@ -3,9 +3,12 @@
 import json
 import re
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from helpers import ROOT, command, read_metrics
+
+from training.plain_yaml import load_yaml
 
 TRAIN, EVALUATE, BENCH = (ROOT / f"launch/{name}.py" for name in ("train_seq2seq", "evaluate", "bench_kv_cache"))
 SHAPE = "--model.num_layers 1 --model.d_model 32 --model.d_ff 48 --model.max_len 16"
@@ -35,10 +38,25 @@ def test_training_says_what_it_is_and_what_came_out(trained: Path) -> None:
         r"python[0-9.]* \S*launch/evaluate.py --checkpoint runs/seq2seq-copy-1 --source abc",
         r"python[0-9.]* \S*launch/evaluate.py --checkpoint runs/seq2seq-copy-1 --split test",
         r"python[0-9.]* -m tensorboard.main --logdir runs",
-        r"--config runs/seq2seq-copy-1/config.yaml --output_dir runs/seq2seq-copy-1 --resume --training.max_steps 400",
+        r"--output_dir runs/seq2seq-copy-1 --resume --training.max_steps 400 --schedule.restart_step 200\n",
     ):
         assert re.search(pattern, printed), pattern
     assert read_metrics(trained / "runs/seq2seq-copy-1")[-1]["exact_match"] > 0.9
+
+
+def test_the_proposed_command_trains_on_with_the_runs_own_options_and_a_learning_rate_that_rises(
+    trained: Path, tmp_path: Path
+) -> None:
+    copytree(trained / "runs", tmp_path / "runs", symlinks=True)
+    resume = re.search(r"train on:    \S+ (.*)\n", (trained / "printed.txt").read_text())
+    assert resume is not None
+    done = command(*resume[1].replace("max_steps 400", "max_steps 215").split(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "schedule.restart_step was 0, is now 200" in done.stdout
+    assert "of its peak to" not in done.stdout
+    assert load_yaml((tmp_path / "runs/seq2seq-copy-1/config.yaml").read_text())["data"]["symbols"] == "abcdefgh"
+    jumping = command(TRAIN, "--resume", "--training.max_steps", "1000", "--print_config", cwd=tmp_path)
+    assert load_yaml(jumping.stdout)["schedule"]["restart_step"] == 200, "the newest run's own, without its name"
 
 
 def test_evaluate_prints_targets(trained: Path) -> None:
@@ -154,7 +172,7 @@ def test_a_persons_own_pairs_are_learnt_and_measured(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("".join(f"{row}\n" for row in ["english,german", *rows[1:]]))
     other = ["--data.source", "other.csv", "--data.source_column", "english"]
     missing = command(EVALUATE, "--checkpoint", "run", "--split", "test", *other, cwd=tmp_path)
-    assert missing.stderr.startswith("error: other.csv, line 2: no column de: choose data.source_column and")
+    assert missing.stderr.startswith("error: other.csv, line 1: no column de: choose data.source_column and")
     found = command(
         EVALUATE, "--checkpoint", "run", "--split", "test", *other, "--data.target_column", "german", cwd=tmp_path
     )

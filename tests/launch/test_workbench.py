@@ -121,12 +121,14 @@ def test_evaluate_offers_what_the_sampler_can(folder: Path) -> None:
     stop = plain.stdout[12:15]
     stopped = command(EVALUATE, *options, "20", "--stop", stop, cwd=folder)
     assert stopped.stdout == plain.stdout[: plain.stdout.index(stop, len("7 times"))] + "\n"
-    full = command(EVALUATE, *options, "300", cwd=folder)
+    full = command(EVALUATE, *options, "300", "--when_full", "stop", cwd=folder)
     assert len(full.stdout) == 32 + 1 + 1, "the last character is never read"
     assert full.stderr.endswith("\nthe context of 32 tokens is full: --when_full slide goes on\n")
-    assert (
-        len(command(EVALUATE, *options, "300", "--when_full", "slide", cwd=folder).stdout) == len("7 times") + 300 + 1
-    )
+    slid = "the context of 32 tokens was full: its newer half was kept (--when_full stop ends)"
+    for count, said in (("26", False), ("27", True), ("300", True)):
+        longer = command(EVALUATE, *options, count, cwd=folder)
+        assert len(longer.stdout) == len("7 times") + int(count) + 1
+        assert (slid in longer.stderr) == said
     told = command(EVALUATE, *options, "5", "--alternatives", "2", cwd=folder).stdout.splitlines()
     assert told[0] == "7 times"
     for line, character in zip(told[1:6], plain.stdout[len("7 times") :], strict=False):

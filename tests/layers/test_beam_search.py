@@ -155,6 +155,19 @@ def test_of_equal_beams_those_found_first_come_first() -> None:
     assert [beam.score for beam in beams] == pytest.approx([math.log(0.5)] * 3)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_finite_end_the_search_with_a_probability_of_nan(bad: float) -> None:
+    sound = random_logits(0, 4)
+    for length in range(3):
+        beams, _ = search(
+            lambda tokens, length=length: sound(tokens) * (bad if len(tokens) >= length else 1.0),
+            width=3,
+            max_new_tokens=5,
+            end=0,
+        )
+        assert [math.isnan(beam.log_probability) for beam in beams] == [True]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

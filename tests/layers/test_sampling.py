@@ -282,6 +282,35 @@ def test_temperature_0_takes_the_likeliest_without_any_noise() -> None:
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0},
+        {"top_k": 2, "top_p": 0.9, "min_p": 0.1},
+        {"repetition_penalty": 1.3},
+        {"temperature": 0, "repetition_penalty": 1.3},
+    ],
+)
+def test_logits_that_are_not_finite_give_a_token_and_a_log_probability_of_nan(options: dict[str, float]) -> None:
+    bad = [[math.nan, 0.0, 1.0], [math.inf, 0.0, 1.0], [math.nan] * 3, [-math.inf] * 3, [math.inf, math.nan, -math.inf]]
+    logits_BV = torch.tensor([*bad, [-math.inf, 0.0, 1.0]])
+    seen_BV = torch.ones(len(logits_BV), 3, dtype=torch.bool)
+    chosen = Sampler(Sampling(**options), noise_of(len(logits_BV)), seen_BV, 2).choose(logits_BV)
+    assert all(0 <= token < 3 for token in chosen.tokens_B.tolist())
+    assert chosen.log_probabilities_B.isnan().tolist() == [True] * len(bad) + [False]
+
+
+@pytest.mark.parametrize("penalty", [1e-300, 1e300])
+def test_the_largest_repetition_penalties_leave_numbers(penalty: float) -> None:
+    logits_BV, seen_BV = torch.tensor([[-2.0, 0.0, 3.0, -torch.inf]]), torch.tensor([[True, True, True, False]])
+    penalised_BV = penalise(logits_BV, seen_BV, penalty)
+    assert penalised_BV[0, :3].isfinite().all()
+    assert penalised_BV[0, 3] == -torch.inf
+    sampler = Sampler(Sampling(repetition_penalty=penalty), noise_of(1), seen_BV)
+    assert {int(sampler.choose(logits_BV).tokens_B) for _ in range(20)} <= {0, 1, 2}
+
+
+@pytest.mark.parametrize(
     ("option", "values", "rule"),
     [
         ("repetition_penalty", [0.0, -1.0, math.inf, math.nan], "above 0"),

@@ -1,6 +1,5 @@
 """What a run decides to compute on."""
 
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ from training.device import (
     choose_precision,
     has_fast_bf16,
     idle_gpus_warning,
-    set_cpu_threads,
     unequal_devices_warning,
 )
 from training.errors import InputError
@@ -92,24 +90,6 @@ def test_processes_that_do_not_find_each_other_are_an_error(monkeypatch: pytest.
     monkeypatch.setattr(module, "_gather_devices", lambda device: [SLOW])
     with pytest.raises(InputError, match="the launcher started 2 processes, but on cpu each is alone"):
         module.make_accelerator("fp32")
-
-
-@pytest.mark.parametrize(
-    ("asked", "local", "expected"), [(None, "1", 8), ("1", "1", 8), ("1", "3", 2), ("5", "2", 5), ("1", "16", 1)]
-)
-def test_threads_are_cores_divided_by_local_processes(
-    monkeypatch: pytest.MonkeyPatch, asked: str | None, local: str, expected: int
-) -> None:
-    chosen: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
-    if asked is not None:
-        monkeypatch.setenv("OMP_NUM_THREADS", asked)
-    assert set_cpu_threads() == expected
-    assert chosen == [expected]
-    monkeypatch.setenv("OMP_THREAD_LIMIT", "2")
-    assert set_cpu_threads() == min(expected, 2), "OpenMP gives no more, whatever torch counts on"
 
 
 @pytest.mark.parametrize(("gpus", "local", "idle"), [(4, "1", 3), (2, "2", 0), (0, "1", 0)])

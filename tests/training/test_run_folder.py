@@ -83,12 +83,10 @@ def test_commands_can_be_typed_as_they_are_printed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sys.argv", ["launch/train_gpt.py"])
     monkeypatch.setattr("sys.executable", str(tmp_path / ".venv/bin/python"))
     run = RunFolder(Path("my runs/a"))
-    assert run.resume_command == (
-        ".venv/bin/python launch/train_gpt.py --config 'my runs/a/config.yaml' --output_dir 'my runs/a' --resume"
-    )
+    assert run.resume_command == (".venv/bin/python launch/train_gpt.py --output_dir 'my runs/a' --resume")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert run.resume_command.startswith(
-        ".venv/bin/python -m torch.distributed.run --nproc_per_node 4 launch/train_gpt.py --config"
+        ".venv/bin/python -m torch.distributed.run --nproc_per_node 4 launch/train_gpt.py --output_dir"
     )
 
 

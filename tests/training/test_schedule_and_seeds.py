@@ -1,5 +1,6 @@
 """Pure functions of the step: learning rate, seeds, and places in epochs."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from training.batches import epoch_samples
 from training.config import ScheduleConfig
-from training.schedule import learning_rate_scale
+from training.schedule import jump, learning_rate_scale
 from training.seeds import derive_seed, generator
 
 
@@ -46,6 +47,30 @@ def test_a_run_shorter_than_its_warm_up_only_rises() -> None:
     values = scales(5, name="cosine", warmup_steps=10)
     assert values == sorted(values)
     assert values[-1] < 0.5
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "constant"])
+def test_a_restart_is_one_schedule_after_another(name: str) -> None:
+    options = {"name": name, "warmup_steps": 3, "final_ratio": 0.1}
+    assert scales(50, **options, restart_step=20) == scales(20, **options) + scales(30, **options)
+    assert scales(15, **options, restart_step=20) == scales(20, **options)[:15]
+
+
+def test_a_learning_rate_that_jumps_where_a_run_goes_on_is_said() -> None:
+    linear, cosine = ScheduleConfig(name="linear", warmup_steps=20), ScheduleConfig(final_ratio=0.1)
+    said = jump(linear, 800, linear, 1600, 800)
+    assert said is not None
+    assert said.startswith("the learning rate goes from 0 of its peak to 0.506 at once: --schedule.restart_step 800 ")
+    assert "--schedule.name constant" in said
+    assert "from 0.1 of its peak to 0.549 at once" in str(jump(cosine, 800, cosine, 1600, 800))
+    assert "to 1 at once" in str(jump(linear, 800, replace(linear, name="constant"), 1600, 800))
+    assert jump(linear, 800, linear, 1600, 400) is not None, "in the middle of a schedule as well"
+    assert jump(linear, 800, replace(linear, restart_step=800), 1600, 800) is None
+    for step in (5, 400, 800):
+        assert jump(linear, 800, linear, 800, step) is None
+        assert jump(linear, 800, linear, 810, step) is None, "too little to speak of"
+    constant = ScheduleConfig(name="constant")
+    assert jump(constant, 800, constant, 1600, 800) is None
 
 
 def test_seeds_differ_by_every_part_and_fit_32_bits() -> None:

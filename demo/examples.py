@@ -1,0 +1,43 @@
+"""What to begin with: prompts and sources out of what a run has written itself while it was trained."""
+
+from contextlib import suppress
+
+from training.run_folder import RunFolder
+
+MOST = 4
+LONGEST = 30
+"""Characters of a prompt."""
+READ = 10_000
+"""Characters of a sample that are looked at."""
+
+
+def prompts(run: RunFolder) -> list[str]:
+    """First lines of the paragraphs of its samples, the newest sample's first; a line break where there are none."""
+    found: dict[str, None] = {}
+    for sample in _samples(run):
+        for paragraph in filter(str.strip, sample.split("\n\n")):
+            first, newline, rest = paragraph.lstrip("\n").partition("\n")
+            short = first if len(first) <= LONGEST else first[:LONGEST].rpartition(" ")[0] or first[:LONGEST]
+            if rest or short != first:  # Else it may be cut short.
+                found[short + newline if short == first else short] = None
+    return list(found)[:MOST] or ["\n"]
+
+
+def sources(run: RunFolder) -> list[str]:
+    """The sources of its newest table of samples that are shown whole."""
+    for sample in _samples(run):
+        head, *rows = sample.splitlines()
+        width = head.find("prediction")
+        found = [row[:width].rstrip() for row in rows if width > 0]
+        if whole := [source for source in dict.fromkeys(found) if source and "…" not in source]:
+            return whole[:MOST]
+    return []
+
+
+def _samples(run: RunFolder) -> list[str]:
+    """Its samples, the newest first; what cannot be read is left out."""
+    samples = []
+    for file in sorted((run.path / "samples").glob("step-*.txt"), reverse=True)[:MOST]:
+        with suppress(OSError), file.open(encoding="utf-8", errors="replace") as stream:
+            samples.append(stream.read(READ))
+    return [sample for sample in samples if sample.strip()]

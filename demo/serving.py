@@ -1,0 +1,171 @@
+"""From a page to a server: Gradio's app behind our own door, on a socket of our own."""
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from gradio_client.utils import is_file_obj_with_meta, traverse
+from starlette.middleware import Middleware
+
+from demo.middleware import LOOPBACK, Door, FewerFrames
+from demo.visitors import Places
+from training.errors import InputError
+
+POLL_SECONDS = 0.05
+ANYWHERE = {"0.0.0.0", "::"}
+
+log = logging.getLogger(__name__)
+
+
+class Page(gr.Blocks):
+    """Gradio's page. What strangers send that no widget of ours would is refused in one line of the log."""
+
+    async def process_api(self, block_fn: Any, inputs: list[Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Run an event."""
+        try:
+            traverse(inputs, _refuse_file, is_file_obj_with_meta)  # Gradio would fetch it, and only then look at it.
+            return await super().process_api(block_fn, inputs, *arguments, **options)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except Exception as error:
+            place = error.__traceback__
+            while place is not None and place.tb_next is not None:
+                place = place.tb_next
+            where = f"{Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place is not None else ""
+            log.warning("an event failed: %s at %s: %.200r", type(error).__name__, where, str(error))
+            raise gr.Error("this request cannot be answered", print_exception=False) from error
+
+
+def _refuse_file(_: Any) -> None:
+    raise gr.Error("this page takes no files", print_exception=False)
+
+
+class Served(NamedTuple):
+    """A page that is being served: the addresses at which it can be opened, and the thread that does it."""
+
+    urls: list[str]
+    thread: threading.Thread
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket for visitors.
+
+    Raises:
+        InputError: The address cannot be had.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((address[0], port), family=family)
+    except OSError as error:
+        # An unknown name has a number of its own.
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        raise InputError(f"cannot listen at {host}:{port}: {reason}") from error
+
+
+@contextmanager
+def serve(
+    page: gr.Blocks,
+    listener: socket.socket,
+    *,
+    host: str,
+    auth: tuple[str, str] | None = None,
+    share: bool = False,
+    allowed_hosts: Collection[str] = (),
+    trusted_proxies: Sequence[str] = (),
+    concurrency: int = 1,
+    waiting: int = 16,
+    places: int = 4,
+    **options: Any,
+) -> Iterator[Served]:
+    """Serve a page in a thread, until this ends.
+
+    Args:
+        page: What to serve: no analytics, no monitoring, no history, no files, nothing from elsewhere.
+        listener: Where visitors come in.
+        host: The name or address that it was made for.
+        auth: Name and password that visitors must give.
+        share: Whether to make a public address, through a tunnel of Gradio's.
+        allowed_hosts: Names under which the page may be asked for, besides this machine's; * for any.
+        trusted_proxies: Addresses or networks of proxies whose X-Forwarded-For is believed.
+        concurrency: Requests that run a model at once.
+        waiting: Requests that may wait.
+        places: Requests of one visitor, waiting and running.
+        options: More for Gradio, such as its theme.
+
+    Raises:
+        InputError: No public address can be had.
+    """
+    page.queue(max_size=waiting, default_concurrency_limit=concurrency, api_open=False)  # No way past the queue.
+    # Else it looks a thousand times a second for new requests, on the cores of the decoder.
+    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = POLL_SECONDS
+    page.state_session_capacity, page.has_launched = 100, True
+    port = listener.getsockname()[1]
+    app = FastAPI(openapi_url=None)
+    gr.mount_gradio_app(
+        app,
+        page,
+        "/",
+        host,
+        port,
+        auth=auth,
+        show_error=False,
+        enable_monitoring=False,
+        run_history=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        footer_links=[],
+        max_file_size=1,
+        app_kwargs={"middleware": [Middleware(FewerFrames)]},
+        **options,
+    )
+    gradio = app.routes[-1].app  # type: ignore[attr-defined]
+    hosts = {name.lower() for name in (*allowed_hosts, *LOOPBACK, socket.gethostname(), host)} - ANYWHERE
+    config = uvicorn.Config(
+        Door(app, gradio, Places(page._queue, places), gradio.root_path, hosts),
+        log_level="warning",
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=1,
+        proxy_headers=bool(trusted_proxies) or share,
+        forwarded_allow_ips=[*trusted_proxies, *(["127.0.0.1"] if share else [])],  # The tunnel's end is here.
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],), name="server", daemon=True)
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
+        name = "localhost" if host in ANYWHERE else host
+        urls = [f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"]
+        if share:
+            urls.append(_tunnel("127.0.0.1" if host in ANYWHERE else host, port))
+            hosts.add(str(urlsplit(urls[-1]).hostname))
+        yield Served(urls, thread)
+    finally:
+        gradio.stop_event.set()
+        server.should_exit = True
+        thread.join(5)
+        listener.close()
+
+
+def _tunnel(host: str, port: int) -> str:
+    from gradio.networking import setup_tunnel
+
+    try:
+        address = setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
+    except Exception as error:
+        raise InputError(f"no public link can be made: {error}; leave --share away, or try again later") from error
+    return f"https://{urlsplit(address).netloc}/"

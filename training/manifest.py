@@ -98,6 +98,7 @@ def verified_manifest(folder: Path) -> dict[str, Any]:
     odd = next(
         (f"{shown(name)} is no name of a file" for name in manifest.files if os.path.basename(name) != name), None
     )
-    if fault := odd or misfit(manifest.files, dict[str, _Entry], "files"):
-        raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} makes no sense ({fault})")
+    unfit = odd or misfit(manifest.files, dict[str, _Entry], "files")
+    if unfit is not None:
+        raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} makes no sense ({unfit})")
     return manifest.files

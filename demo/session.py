@@ -74,7 +74,7 @@ class Session:
         def work(job: Job[Writing]) -> None:
             loaded = self.catalogue.gpt(run)
             decoder, is_new = self._decoder(loaded.model)
-            tokens = loaded.tokenizer.encode(asked.prompt, "the prompt").tolist()
+            tokens = loaded.tokenizer.encode_prompt(asked.prompt)
             context = loaded.config.model.max_len
             limit = new_token_limit(context, tokens, asked.new_tokens, asked.when_full)
             slots = context if decoder.mode == "compiled" else min(context, len(tokens) + limit - 1)
@@ -285,7 +285,7 @@ def _write(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: Loaded
 
 def _read_without_cache(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: LoadedGPT) -> None:
     """Time the same tokens with a pass over all of them for each."""
-    prompt = loaded.tokenizer.encode(writing.prompt).tolist()
+    prompt = loaded.tokenizer.encode_prompt(writing.prompt)
     new = loaded.tokenizer.encode(writing.text).tolist()
     reader = Reader(decoder, use_cache=False)
     for n in range(len(new)):

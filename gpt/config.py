@@ -17,6 +17,7 @@ from training.errors import InputError
 from training.hub import hub_name
 
 TINY_SHAKESPEARE = "karpathy/tiny_shakespeare"
+Unknown = Literal["error", "skip"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class ModelConfig(TransformerConfig):
         check(self, "num_layers", self.num_layers >= 1, "at least 1")
 
 
-SOURCES = "auto, hub, hub:OWNER/NAME, a text file or a folder of them"
+SOURCES = "auto, hub, hub:OWNER/NAME, a text file or a folder of them, a pattern, or several of these with commas"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +45,20 @@ class DataConfig:
     Attributes:
         source: auto (Tiny Shakespeare from the packaged plays, else from the hub), hub (Tiny Shakespeare from the
             Hugging Face hub), hub:OWNER/NAME (a data set of the hub: trains on its split train, validates on
-            validation, else test, else the last 10 % of train), a text file, or a folder of text files, which are
-            joined in sorted order.
+            validation, else test, else the last 10 % of train), a text file, a folder of text files, a pattern such as
+            'texts/*.txt', or several of these with commas; files are joined, those of a folder in sorted order.
         column: Column of a hub data set that holds the text; rows without text are skipped, and each row ends a line.
         revision: Branch, tag or commit of a hub data set; null for its main branch.
         subset: Subset (configuration) of a hub data set that has several; null for its default.
+        unknown: What to do with characters that a validation split of its own has and the training text lacks: error,
+            or skip them.
     """
 
     source: str = "auto"
     column: str = "text"
     revision: str | None = None
     subset: str | None = None
+    unknown: Unknown = "error"
 
     def __post_init__(self) -> None:
         for name in ("source", "column", "revision", "subset"):

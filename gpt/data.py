@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gpt.config import SOURCES, TINY_SHAKESPEARE, DataConfig
+from gpt.config import TINY_SHAKESPEARE, DataConfig, Unknown
 from gpt.plays import SHA256, PlaysError, build_text
+from gpt.text_sources import read_sources
 from gpt.tokenizer import CharTokenizer
 from training.batches import epoch_samples
 from training.command_line import StrictParser
@@ -30,11 +31,15 @@ MOST_LISTED = 16
 
 
 class Source(NamedTuple):
-    """A text, where it came from, for people to read, and the text to validate on where that is one of its own."""
+    """A text, where it came from, for people to read, and the text to validate on where that is one of its own.
+
+    `notes` say what was done to read it.
+    """
 
     text: str
     origin: str
     validation: str | None = None
+    notes: tuple[str, ...] = ()
 
     def split(self) -> tuple[str, str]:
         """The text to train on and the one to validate on: without one of its own, the last 10 %."""
@@ -58,14 +63,14 @@ def load_source(data: DataConfig) -> Source:
     """Load the text that the configuration names; see `DataConfig`, and for the hub `training.hub.load_hub_rows`.
 
     Raises:
-        InputError: There is no such text, or it is empty or not UTF-8; the message says what to do.
+        InputError: There is no such text, or it is empty or cannot be read; the message says what to do.
     """
     if data.source == "auto":
         source = _plays_or_hub(data)
     elif data.hub_name:
         source = _hub(data.hub_name, data)
     else:
-        source = _local(Path(data.source))
+        source = _local(data.source)
     if not source.text:
         raise InputError(f"{source.origin} holds no text: choose another --data.source")
     return source
@@ -105,15 +110,9 @@ def _lines(rows: list[str]) -> str:
     return "".join(row if row.endswith("\n") else row + "\n" for row in rows)
 
 
-def _local(path: Path) -> Source:
-    if not path.exists():
-        raise InputError(f"data.source {path} does not exist: expected {SOURCES}")
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and not _is_hidden(p.relative_to(path)))
-        if not files:
-            raise InputError(f"data.source {path} holds no files: put text files there, or choose another source")
-        return Source(_through_datasets([read_text(file) for file in files]), f"{path} ({len(files)} files)")
-    return Source(_through_datasets([read_text(path)]), str(path))
+def _local(source: str) -> Source:
+    texts, origin, notes = read_sources(source)
+    return Source(_through_datasets(texts), origin, notes=notes)
 
 
 def _through_datasets(texts: list[str]) -> str:
@@ -123,39 +122,6 @@ def _through_datasets(texts: list[str]) -> str:
     return "".join(Dataset.from_dict({"text": texts})["text"])
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def read_text(path: Path) -> str:
-    """A file's text to the last byte, line ends included, which the text loader of `datasets` would change.
-
-    Raises:
-        InputError: It cannot be read, is empty, or is not UTF-8.
-    """
-    try:
-        return decode_text(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-
-
-def decode_text(content: bytes, name: str) -> str:
-    """The text of some bytes; `name` is what an error calls them.
-
-    Raises:
-        InputError: They are empty, or not UTF-8.
-    """
-    if not content:
-        raise InputError(f"{name} is empty: expected text")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{name} is not UTF-8 (byte 0x{content[error.start]:02x} at offset {error.start:,}); "
-            f"convert it, for example: iconv -f WINDOWS-1252 -t UTF-8 {name}"
-        ) from error
-
-
 class TextData:
     """A text to train on and one to validate on, as numbers.
 
@@ -163,26 +129,27 @@ class TextData:
         source: The text.
         context: Length T of a window, in tokens.
         seed: Of the run.
-        tokenizer: None for the vocabulary of the training text.
+        unknown: What to do with characters that a validation text of its own has and the training text lacks.
 
     Raises:
-        InputError: A split is shorter than one context, or the validation text has a character that the training
-            text lacks.
+        InputError: A split is shorter than one context, or has characters that are unknown.
     """
 
-    def __init__(self, source: Source, context: int, seed: int, tokenizer: CharTokenizer | None = None) -> None:
+    def __init__(self, source: Source, context: int, seed: int, unknown: Unknown = "error") -> None:
         self.context, self.seed = context, seed
         self.origin, self.sha256 = source.origin, source.sha256()
-        split = dict(zip(("training", "validation"), source.split(), strict=True))
-        for name, text in split.items():
-            if len(text) <= context:
+        # Of a text that is cut in two the whole is known: what only its end has is learnt by nobody, but can be read.
+        self.tokenizer = CharTokenizer.from_text(source.text)
+        training, validation = source.split()
+        self._train_N = torch.from_numpy(self.tokenizer.encode(training))
+        self._val_N, skipped = encode_split(self.tokenizer, validation, "the validation text", unknown)
+        self.notes = (*source.notes, *([f"the validation text: {skipped}"] if skipped else []))
+        for name, tokens_N in (("training", self._train_N), ("validation", self._val_N)):
+            if len(tokens_N) <= context:
                 raise InputError(
-                    f"the {name} split of {source.origin} has {len(text):,} characters, too few for one context of "
+                    f"the {name} split of {source.origin} has {len(tokens_N):,} characters, too few for one context of "
                     f"{context:,}: use a longer text or a smaller --model.max_len"
                 )
-        self.tokenizer = tokenizer or CharTokenizer.from_text(split["training"])
-        tokens = (torch.from_numpy(self.tokenizer.encode(text, f"the {name} text")) for name, text in split.items())
-        self._train_N, self._val_N = tokens
 
     @property
     def windows_per_epoch(self) -> int:
@@ -218,6 +185,17 @@ class TextData:
         return side_by_side(self._val_N, self.context, batch_size, rank, num_ranks)
 
 
+def encode_split(tokenizer: CharTokenizer, text: str, name: str, unknown: Unknown) -> tuple[Tensor, str]:
+    """The tokens of a text that the vocabulary is not made of, and what was skipped, in words.
+
+    Raises:
+        InputError: It has unknown characters, and they are not to be skipped.
+    """
+    tokens = tokenizer.encode(text, name, "--data.unknown skip leaves them out", skip=unknown == "skip")
+    skipped = len(text) - len(tokens)
+    return torch.from_numpy(tokens), f"{skipped:,} unknown characters skipped" if skipped else ""
+
+
 def _list_numbers(numbers_N: Tensor) -> str:
     shown = [f"{number:,}" for number in numbers_N[:MOST_LISTED].tolist()]
     more = len(numbers_N) - len(shown)
@@ -242,10 +220,11 @@ def _padded(tokens_N: Tensor, rows: int, columns: int, filler: int) -> Tensor:
 def main() -> None:
     """Write the text of a source to a file, and say what it is; a validation text of its own comes last."""
     parser = StrictParser(prog="python -m gpt.data", description="Write the text of a source to a file.")
-    parser.add_class_arguments(DataConfig)
+    parser.add_class_arguments(DataConfig, skip={"unknown"})
     parser.add_argument("--output", type=str, required=True, help="where to write the text")
     arguments = parser.parse_args()
-    source = load_source(DataConfig(**{field.name: arguments[field.name] for field in fields(DataConfig)}))
+    names = [field.name for field in fields(DataConfig) if field.name in arguments]
+    source = load_source(DataConfig(**{name: arguments[name] for name in names}))
     text = source.text + (source.validation or "")
     content = text.encode()
     try:
@@ -253,8 +232,10 @@ def main() -> None:
     except OSError as error:
         raise InputError(f"cannot write {arguments.output}: {error.strerror}") from error
     print(f"source      {source.origin}")
+    for note in source.notes:
+        print(f"note        {note}")
     print(f"bytes       {len(content):,}")
-    print(f"characters  {len(text):,}")
+    print(f"characters  {len(text):,}, {len(set(text)):,} different ones")
     if source.validation is not None:
         print(f"validation  {len(source.validation):,} characters, the last ones")
     print(f"sha256      {hashlib.sha256(content).hexdigest()}")

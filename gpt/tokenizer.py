@@ -1,6 +1,7 @@
 """A tokenizer of single characters."""
 
 import json
+from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,30 +30,48 @@ class CharTokenizer:
     def __len__(self) -> int:
         return len(self.characters)
 
-    def encode(self, text: str, name: str = "the text") -> NDArray[np.int32]:
+    def encode(
+        self, text: str, name: str = "the text", way_on: str = "leave out what is unknown", *, skip: bool = False
+    ) -> NDArray[np.int32]:
         """The numbers of a text's characters.
 
         Args:
             text: Any text.
             name: What to call it in an error.
+            way_on: What to do about that error.
+            skip: Leave out characters that are not in the vocabulary.
 
         Raises:
-            InputError: A character is not in the vocabulary; the message shows it and where it stands.
+            InputError: Some are not; the message shows all of them, how often they come, and where the first stands.
         """
         codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
         known = codes < len(self._ids)
         ids = np.where(known, self._ids[np.where(known, codes, 0)], -1).astype(np.int32)
         unknown = np.flatnonzero(ids < 0)
+        if skip:
+            return ids[ids >= 0]
         if len(unknown):
             place = int(unknown[0])
             character, line = text[place], text.count("\n", 0, place) + 1
             column = place - (text.rfind("\n", 0, place) + 1) + 1
+            counts = Counter(text[i] for i in unknown.tolist())
+            every = ", ".join(f"{_shown(character)} {count:,}" for character, count in counts.most_common())
             raise InputError(
-                f"unknown character {ascii(character) if not character.isprintable() else repr(character)} "
-                f"(U+{ord(character):04X}) at line {line}, column {column} of {name}: "
-                f"it does not occur in the training text"
+                f"unknown character {_shown(character)} (U+{ord(character):04X}) at line {line}, column {column} of "
+                f"{name}: {'it does' if len(counts) == 1 else 'they do'} not occur in the training text"
+                f"{f' (all of them, with their number: {every})' if len(unknown) > 1 else ''}; {way_on}"
             )
         return ids
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """The numbers of a text to continue, whose line ends become those of the vocabulary.
+
+        Raises:
+            InputError: It has unknown characters; see `encode`.
+        """
+        if "\r" not in self.characters:
+            prompt = prompt.replace("\r\n", "\n").replace("\r", "\n")
+        return self.encode(prompt, "the prompt").tolist()
 
     def decode(self, ids: list[int]) -> str:
         """The text of a list of numbers."""
@@ -66,3 +85,7 @@ class CharTokenizer:
     def from_json(cls, content: str) -> "CharTokenizer":
         """Read what `to_json` wrote."""
         return cls(json.loads(content)["characters"])
+
+
+def _shown(character: str) -> str:
+    return repr(character) if character.isprintable() else ascii(character)

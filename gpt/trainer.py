@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from accelerate import Accelerator
 
-from gpt.config import DataConfig, GPTConfig
-from gpt.data import Source, TextData, load_source, side_by_side
+from gpt.config import DataConfig, GPTConfig, Unknown
+from gpt.data import Source, TextData, encode_split, load_source, side_by_side
 from gpt.decoding import Decoder
 from gpt.model import GPT
 from gpt.tokenizer import CharTokenizer
@@ -40,13 +40,14 @@ class GPTTask:
 
     def __init__(self, config: GPTConfig) -> None:
         self.config = config
-        self.data = TextData(self.load_source(), config.model.max_len, config.seed)
+        self.data = TextData(self.load_source(), config.model.max_len, config.seed, config.data.unknown)
         self.model = self.model_class(config.model, len(self.data.tokenizer))
         self.model.init_weights(generator(config.seed, "weights"))
         self.samples_per_epoch = self.data.windows_per_epoch
         self.tokens_per_sample: float = config.model.max_len
         self.flops_per_token = self.model.flops_per_token()
         self.data_origin = self.data.origin
+        self.data_notes = self.data.notes
         self.data_sha256 = self.data.sha256
 
     def load_source(self) -> Source:
@@ -184,7 +185,11 @@ class Measured(NamedTuple):
 
 
 def measure_split(
-    accelerator: Accelerator, loaded: LoadedGPT, split: Literal["train", "val"], asked: DataConfig | None = None
+    accelerator: Accelerator,
+    loaded: LoadedGPT,
+    split: Literal["train", "val"],
+    asked: DataConfig | None = None,
+    unknown: Unknown | None = None,
 ) -> Measured:
     """Measure the loss over every target of a split.
 
@@ -193,6 +198,7 @@ def measure_split(
         loaded: The model.
         split: Which part of the text.
         asked: Another text than that of the run; None for the run's own.
+        unknown: What to do with characters that the model does not know; None for what the run did.
 
     Raises:
         InputError: The text of the run has changed, and no other was asked for; or its characters are unknown or too
@@ -208,11 +214,14 @@ def measure_split(
         )
     description = f"{split} split of {source.origin}"
     text = source.split()[split == "val"]
-    if len(text) < 2:
-        raise InputError(f"the {description} has {len(text)} characters, too few to predict one from another")
-    tokens_N = torch.from_numpy(loaded.tokenizer.encode(text, f"the {description}"))
+    tokens_N, skipped = encode_split(
+        loaded.tokenizer, text, f"the {description}", unknown or (asked or config.data).unknown
+    )
+    if len(tokens_N) < 2:
+        raise InputError(f"the {description} has {len(tokens_N)} characters, too few to predict one from another")
     rank, num_ranks = accelerator.process_index, accelerator.num_processes
     batches = side_by_side(tokens_N, config.model.max_len, config.training.eval_batch_size, rank, num_ranks)
     model = accelerator.prepare_model(loaded.model.to(accelerator.device), evaluation_mode=True)
-    note = "" if same else ", another text than the run's"
-    return Measured(mean_loss(accelerator, model, batches), f"{description}, {len(text) - 1:,} targets{note}")
+    notes = [skipped, "" if same else "another text than the run's", *source.notes]
+    said = "".join(f", {note}" for note in notes if note)
+    return Measured(mean_loss(accelerator, model, batches), f"{description}, {len(tokens_N) - 1:,} targets{said}")

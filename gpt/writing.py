@@ -74,7 +74,7 @@ def write(
         raise InputError("a stop string is empty: give at least one character")
     if alternatives < 0:
         raise InputError(f"alternatives must be at least 0, got {alternatives}")
-    prompts = [tokenizer.encode(p, "the prompt").tolist() for p in ([prompt] if isinstance(prompt, str) else prompt)]
+    prompts = [tokenizer.encode_prompt(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
     if lookup:
         if (sampling or Sampling()).temperature != 0 or (sampling or Sampling()).repetition_penalty != 1:
             raise InputError("lookup writes the greedy text: it wants temperature 0 and no repetition_penalty")

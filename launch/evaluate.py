@@ -15,8 +15,7 @@ from typing import get_args
 from jsonargparse import Namespace
 
 import seq2seq.evaluate
-from gpt.config import DataConfig
-from gpt.data import decode_text, read_text
+from gpt.config import DataConfig, Unknown
 from gpt.decoding import Decoder, Mode, Precision, convert
 from gpt.generation import WhenFull, search
 from gpt.trainer import (
@@ -34,6 +33,7 @@ from seq2seq.kind import is_seq2seq
 from training.command_line import StrictParser, refuse
 from training.device import inference_device, make_accelerator, set_cpu_threads
 from training.errors import InputError, exit_code
+from training.text_files import decode_text, read_text
 
 MEASURED_IN = ("auto", "bf16", "fp16", "fp32", "fp64", "int8")
 
@@ -82,6 +82,11 @@ def parser_of_options() -> StrictParser:
     )
     for name in ("column", "revision", "subset"):
         parser.add_argument(f"--data.{name}", type=str, help=f"With --data.source hub:OWNER/NAME: its {name}.")
+    parser.add_argument(
+        "--data.unknown",
+        choices=get_args(Unknown),
+        help="With --split: what to do with characters unknown to the model, error or skip. Default: the run's.",
+    )
     return parser
 
 
@@ -193,7 +198,10 @@ def read_prompts(options: Namespace, loaded: LoadedGPT) -> list[str]:
     """
     if options.prompt_file is not None:
         stdin = options.prompt_file == "-"
-        text = decode_text(sys.stdin.buffer.read(), "standard input") if stdin else read_text(Path(options.prompt_file))
+        path = Path(options.prompt_file)
+        text, note = decode_text(sys.stdin.buffer.read(), "standard input") if stdin else read_text(path)
+        if note is not None:
+            print(f"the prompt is {note}", file=sys.stderr)
         return [text.removesuffix("\n") or text]
     if options.prompt is None:
         return [default_prompt(loaded.tokenizer)]
@@ -298,7 +306,7 @@ def show_beams(options: Namespace, decoder: Decoder, loaded: LoadedGPT) -> None:
     for prompt in read_prompts(options, loaded):
         beams = search(
             decoder,
-            loaded.tokenizer.encode(prompt, "the prompt").tolist(),
+            loaded.tokenizer.encode_prompt(prompt),
             width=options.beams,
             max_new_tokens=options.max_new_tokens,
             length_penalty=options.length_penalty,
@@ -349,7 +357,8 @@ def measure(options: Namespace) -> None:
     if setup.precision == "fp64":
         loaded.model.double()
     given = {name: value for name, value in vars(options.data).items() if value is not None}
-    measured = measure_split(setup.accelerator, loaded, options.split, DataConfig(**given) if given else None)
+    unknown = given.pop("unknown", None)
+    measured = measure_split(setup.accelerator, loaded, options.split, DataConfig(**given) if given else None, unknown)
     metrics = text_metrics(measured.loss)
     setup.accelerator.end_training()
     if not setup.accelerator.is_main_process:

@@ -132,6 +132,7 @@ def _introduce(setup: Setup, trainer: Trainer, space: str, trackers: list[Tracke
         "device": setup.description,
         "model": f"{parameters:,} parameters",
         "data": f"{task.data_origin}, {tokens_per_epoch:,.0f} tokens per epoch",
+        "note": "\nnote        ".join(getattr(task, "data_notes", ())),
         "steps": f"{trainer.num_steps:,} of {tokens_per_step:,.0f} tokens, {epochs:.3g} epochs",
         "folder": str(trainer.run.path),
         "checkpoints": space,

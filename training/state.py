@@ -16,6 +16,7 @@ NEUTRAL = {
     "data.column",
     "data.revision",
     "data.subset",
+    "data.unknown",
     "data.source_column",
     "data.target_column",
     "data.on_bad_row",

@@ -41,6 +41,7 @@ class Task(Protocol):
         tokens_per_sample: Targets in one of them, in the mean.
         flops_per_token: Floating point operations of one target's forward and backward pass.
         data_origin: Where the data comes from, for people to read.
+        data_notes: What was done to read it and what is left out, one line each, where a task has something to say.
         data_sha256: Of the data; a run goes on only with the same.
         shows_samples: Whether samples are for the terminal as well.
     """

@@ -58,11 +58,18 @@ class TextFile(NamedTuple):
 
 
 class NoText(InputError):
-    """What a file holds is no text, or cannot be read for sure; `reason` says it in a few words, without the file."""
+    """What a file holds is no text, or cannot be read for sure.
 
-    def __init__(self, name: Path | str, reason: str, advice: str = "") -> None:
-        super().__init__(f"{name} {reason}" + (f": {advice}" if advice else ""))
-        self.reason = reason
+    Args:
+        name: The file.
+        reason: What is wrong with it, in a few words that go on from its name.
+        advice: What more to say.
+        command: What makes a text of it.
+    """
+
+    def __init__(self, name: Path | str, reason: str, advice: str = "", command: str = "") -> None:
+        super().__init__(f"{name} {reason}" + (f": {advice}" if advice else "") + command)
+        self.reason, self.command = reason, command
 
 
 def read_text(path: Path) -> TextFile:
@@ -74,7 +81,7 @@ def read_text(path: Path) -> TextFile:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise NoText(path, f"cannot be read ({error.strerror})") from error
+        raise NoText(f"cannot read {path}:", error.strerror or str(error)) from error
     return decode_text(content, path)
 
 
@@ -114,7 +121,8 @@ def _marked(content: bytes, encoding: str, name: Path | str) -> TextFile:
         raise NoText(
             name,
             f"is damaged {said}",
-            f"the first wrong byte is at {error.start:,}; leave such out with {_iconv(said, name, '-c ')}",
+            f"the first wrong byte is at {error.start:,}; leave such out with ",
+            _iconv(said, name, "-c "),
         ) from error
     return TextFile(text, "without its byte order mark" if encoding == "utf_8" else f"read as {said}")
 
@@ -129,8 +137,8 @@ def _refuse_damaged(content: bytes, error: UnicodeDecodeError, name: Path | str)
         raise NoText(
             name,
             "is damaged UTF-8",
-            f"{bad:,} wrong bytes, the first in line {line:,} (0x{content[error.start]:02x}); leave them out with "
-            f"{_iconv('UTF-8', name, '-c ')}",
+            f"{bad:,} wrong bytes, the first in line {line:,} (0x{content[error.start]:02x}); leave them out with ",
+            _iconv("UTF-8", name, "-c "),
         ) from error
 
 
@@ -162,7 +170,8 @@ def _guessed(content: bytes, sample: bytes, names: dict[str, str], name: Path | 
         raise NoText(
             name,
             f"is not UTF-8, perhaps {' or '.join(names[encoding] for encoding in (best, *rivals))}",
-            f"convert it, for example: {_iconv(names[best], name)}",
+            "convert it, for example: ",
+            _iconv(names[best], name),
         )
     return TextFile(texts[best], f"read as {names[best]}, a guess")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gpt import data
-from gpt.config import DataConfig
+from gpt.config import SOURCES, DataConfig
 from gpt.data import Source, TextData, load_source
 from gpt.tokenizer import CharTokenizer
 from training.errors import InputError
@@ -45,7 +45,7 @@ def test_a_folder_joins_its_files_in_sorted_order(tmp_path: Path) -> None:
     [
         (None, "does not exist: expected auto, hub, hub:OWNER/NAME, a text file or a folder"),
         (b"", "is empty: expected text"),
-        (b"caf\xe9", r"is not UTF-8 \(byte 0xe9 at offset 3\).*iconv"),
+        (b"na\xefve", "text.txt is not UTF-8, perhaps WINDOWS-1252 .*: iconv -f WINDOWS-1252 -t UTF-8 .*text.txt > "),
     ],
 )
 def test_bad_files_say_what_to_do(tmp_path: Path, content: bytes | None, message: str) -> None:
@@ -57,9 +57,7 @@ def test_bad_files_say_what_to_do(tmp_path: Path, content: bytes | None, message
 
 @pytest.mark.parametrize("source", ["", "hub:", "hub:foo", "hub:a/b/c", "hub:a b/c", "hub:a/"])
 def test_a_malformed_source_says_what_is_expected(source: str) -> None:
-    expected = re.escape(
-        f"data.source must be auto, hub, hub:OWNER/NAME, a text file or a folder of them, got '{source}'"
-    )
+    expected = re.escape(f"data.source must be {SOURCES}, got '{source}'")
     with pytest.raises(InputError, match=expected):
         DataConfig(source=source)
 
@@ -74,7 +72,7 @@ def test_options_of_the_hub_are_refused_elsewhere(option: dict[str, str]) -> Non
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no files"):
+    with pytest.raises(InputError, match="holds no text: it is empty"):
         load_source(DataConfig(source=str(tmp_path)))
 
 
@@ -108,9 +106,27 @@ def test_the_sha256_covers_both_texts_and_the_place_of_the_split() -> None:
     )
 
 
-def test_an_unknown_character_in_the_validation_text_is_shown() -> None:
-    with pytest.raises(InputError, match=r"'é' \(U\+00E9\) at line 1, column 31 of the validation text"):
-        TextData(Source("ab" * 450 + "a" * 30 + "é" + "b" * 69, "text"), context=10, seed=1)
+def test_the_vocabulary_is_that_of_the_whole_text() -> None:
+    book = "It was the best of times.\n" * 100 + "Licence: you may pay $5.\n"
+    text = TextData(Source(book, "a book"), context=10, seed=1)
+    assert text.tokenizer.characters == "".join(sorted(set(book)))
+    assert text.notes == ()
+
+
+def test_what_a_validation_text_of_its_own_has_alone_is_one_error_or_skipped() -> None:
+    source = Source("ab" * 100, "text", "ab" * 20 + "é$é" + "ba" * 20 + "\x07")
+    with pytest.raises(InputError) as caught:
+        TextData(source, context=8, seed=1)
+    assert str(caught.value) == (
+        "unknown character 'é' (U+00E9) at line 1, column 41 of the validation text: they do not occur in the training "
+        "text (all of them, with their number: 'é' 2, '$' 1, '\\x07' 1); --data.unknown skip leaves them out"
+    )
+    text = TextData(source, context=8, seed=1, unknown="skip")
+    (batch,) = text.validation_batches(20)
+    targets = batch.targets_BT.flatten()
+    assert "".join("ab"[i] for i in targets[targets != IGNORED]) == ("ab" * 20 + "ba" * 20)[1:]
+    assert text.notes == ("the validation text: 4 unknown characters skipped",)
+    assert text.sha256 == source.sha256()
 
 
 def test_batches_depend_on_seed_and_place_alone() -> None:
@@ -178,3 +194,11 @@ def test_tokenizer_round_trip() -> None:
 def test_unknown_characters_are_shown_with_their_place(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         CharTokenizer("\nab").encode(text, "the prompt")
+
+
+def test_line_ends_of_a_prompt_become_those_of_the_vocabulary() -> None:
+    unix, windows = CharTokenizer("\nab"), CharTokenizer("\n\rab")
+    assert unix.encode_prompt("a\r\nb\rb\n") == unix.encode("a\nb\nb\n").tolist()
+    assert windows.decode(windows.encode_prompt("a\r\nb\n")) == "a\r\nb\n"
+    with pytest.raises(InputError, match=r"'x' \(U\+0078\) at line 2, column 1 of the prompt: .*'x' 2, 'y' 1\); leave"):
+        unix.encode_prompt("a\r\nxyx")

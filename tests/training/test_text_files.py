@@ -112,6 +112,6 @@ def test_iconv_knows_every_name() -> None:
 
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     for name, why in {"gone": "No such file or directory", ".": "Is a directory"}.items():
-        with pytest.raises(NoText, match=f"cannot be read .{why}.") as caught:
+        with pytest.raises(NoText, match=f"cannot read .*: {why}") as caught:
             read_text(tmp_path / name)
-        assert caught.value.reason == f"cannot be read ({why})"
+        assert caught.value.reason == why

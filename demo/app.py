@@ -134,7 +134,7 @@ def parse() -> Any:
     )
     parser.add_argument("--concurrency", type=int, default=1, help="Requests that run a model at once.")
     parser.add_argument("--waiting", type=int, default=16, help="Requests that may wait for their turn.")
-    parser.add_argument("--places", type=int, default=4, help="Of them, those of one visitor, the running included.")
+    parser.add_argument("--places", type=int, default=8, help="Of them, those of one visitor, the running included.")
     parser.add_argument("--seconds", type=float, default=120.0, help="Most seconds that a request may take.")
     parser.add_argument("--new_tokens", type=int, default=2000, help="Most tokens that a request may ask for.")
     return parser.parse_args()

@@ -86,7 +86,7 @@ def serve(
     trusted_proxies: Sequence[str] = (),
     concurrency: int = 1,
     waiting: int = 16,
-    places: int = 4,
+    places: int = 8,
     **options: Any,
 ) -> Iterator[Served]:
     """Serve a page in a thread, until this ends.

@@ -113,12 +113,12 @@ def test_only_routes_of_the_list_are_there_whatever_the_prefix(url: str, locked:
 
 
 def test_a_visitor_has_few_places_which_end_where_nobody_listens(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visitors, "UNHEARD", 3.0)
+    monkeypatch.setattr(visitors, "UNHEARD", 2.0)
     ended.clear()
     me, other = {"X-Forwarded-For": "192.0.2.7"}, {"X-Forwarded-For": "192.0.2.8"}
     statuses = [join(url, **me).status_code for _ in range(17)]
-    assert statuses == [200] * 4 + [503] * 13
-    assert join(url, **me).json() == {"detail": "4 requests of yours are waiting already"}
+    assert statuses == [200] * 8 + [503] * 9
+    assert join(url, **me).json() == {"detail": "8 requests of yours are waiting already"}
     assert join(url, X_Forwarded_For="192.0.2.7").status_code == 200, "what is no proxy's header is no address"
     start = time.monotonic()
     assert ended.wait(10), "the running one is ended"

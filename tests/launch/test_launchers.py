@@ -1,8 +1,10 @@
 """A terminal, and Accelerate's launcher, around the training command."""
 
+import fcntl
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 import termios
@@ -45,6 +47,47 @@ def test_a_terminal_shows_a_bar_with_loss_rate_speed_and_time_left(arguments: li
     assert re.search(r"\d+%\|.*\d+/150 \[\d\d:\d\d<.*loss \d\.\d{4}  lr \S+  [\d,]+ tokens/s", text)
     assert "validation loss" in text
     assert not re.search(r"\nstep \d+/150  loss", text), "no line per interval under a bar"
+
+
+@pytest.mark.parametrize(
+    ("line", "action"),
+    [
+        ("({train}; echo $? >code) 2>&1 | tee log", "Ctrl-C"),
+        ("{train}; echo $? >code", "close"),
+    ],
+)
+def test_a_run_whose_terminal_or_reader_goes_first_saves(
+    arguments: list[str], tmp_path: Path, line: str, action: str
+) -> None:
+    ours, theirs = pty.openpty()
+    train = shlex.join([sys.executable, *arguments, "--training.max_steps", "1000000", "--training.log_interval", "1"])
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    # The shell waits for the run; what it traps is not ignored below it.
+    with subprocess.Popen(
+        ["bash", "-c", "trap : HUP INT; " + line.format(train=train)],
+        cwd=tmp_path,
+        env=environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as shell:
+        os.close(theirs)
+        shown = b""
+        while b"step 5/" not in shown:  # The validation loss is said on a terminal too.
+            shown += os.read(ours, 65536)
+        if action == "Ctrl-C":
+            os.write(ours, b"\x03")
+        else:
+            os.close(ours)
+        shell.wait(timeout=60)
+    assert (tmp_path / "code").read_text() == "3\n"
+    saved = Path(tmp_path / "run/checkpoints/last").resolve().name
+    assert saved not in ("step-00000004", "last"), "the step at which the signal came, not the last checkpoint before"
+    if action == "Ctrl-C":
+        assert "stopped: saved" not in (tmp_path / "log").read_text(), "tee went before"
+        os.close(ours)
 
 
 def test_accelerate_launch_without_a_file(arguments: list[str], tmp_path: Path) -> None:

@@ -102,8 +102,8 @@ class Catalogue:
         return [self.runs / name for name in self._names() if _is_text(name) and os.path.isdir(self.runs / name)]
 
     def _entry(self, folder: Path) -> "Entry | str":
-        """What is known of a run, read again where it has changed; or why it cannot be offered, in no words if it is
-        none, or not yet one."""
+        """What is known of a run, read again where it has changed; or why it is not offered: in no words, if it has no
+        checkpoint yet."""
         try:
             checkpoint = find_checkpoint(folder)
             stamps = (changed(checkpoint / "manifest.json"), changed(checkpoint), version(folder / "metrics.jsonl"))

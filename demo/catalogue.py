@@ -106,8 +106,8 @@ class Catalogue:
         checkpoint yet."""
         try:
             checkpoint = find_checkpoint(folder)
-            now: Any = os.path.realpath(checkpoint), changed(checkpoint), changed(checkpoint / "manifest.json")
-            now = now, version(folder / "metrics.jsonl")
+            stamps = (changed(checkpoint / "manifest.json"), changed(checkpoint), version(folder / "metrics.jsonl"))
+            now = (os.path.realpath(checkpoint), *stamps)
             seen = self._seen.get(folder.name)
             if seen is None or seen[0] != now:
                 seen = self._seen[folder.name] = now, _read_entry(folder, checkpoint)

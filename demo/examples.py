@@ -2,13 +2,15 @@
 
 from contextlib import suppress
 
+from training.errors import InputError
+from training.reading import open_file
 from training.run_folder import RunFolder
 
 MOST = 4
 LONGEST = 30
 """Characters of a prompt."""
 READ = 10_000
-"""Characters of a sample that are looked at."""
+"""Bytes of a sample that are looked at."""
 
 
 def prompts(run: RunFolder) -> list[str]:
@@ -38,6 +40,6 @@ def _samples(run: RunFolder) -> list[str]:
     """Its samples, the newest first; what cannot be read is left out."""
     samples = []
     for file in sorted((run.path / "samples").glob("step-*.txt"), reverse=True)[:MOST]:
-        with suppress(OSError), file.open(encoding="utf-8", errors="replace") as stream:
-            samples.append(stream.read(READ))
+        with suppress(OSError, InputError), open_file(file) as stream:
+            samples.append(stream.read(READ).decode(errors="replace"))
     return [sample for sample in samples if sample.strip()]

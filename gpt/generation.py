@@ -19,7 +19,7 @@ from training.seeds import noise_blocks
 
 WhenFull = Literal["stop", "slide"]
 WHEN_FULL: WhenFull = "slide"
-"""What is done unless told otherwise: by the command, the page and Python alike."""
+"""What is done with a text unless told otherwise, by the command, the page and `gpt.writing.write` alike."""
 LOOKUP_LENGTH = 3
 """Tokens that must stand in the text before what prompt lookup proposes."""
 LOOKUP_WINDOW = 1024
@@ -64,7 +64,7 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     seeds: Sequence[int] = (0,),
-    when_full: WhenFull = WHEN_FULL,
+    when_full: WhenFull = "stop",
     alternatives: int = 0,
 ) -> Generator[Chosen, None, None]:
     """Continue texts, a token of each at a time; closing the iterator ends the work.
@@ -154,7 +154,7 @@ def generate_with_lookup(
     *,
     max_new_tokens: int,
     draft: int = 8,
-    when_full: WhenFull = WHEN_FULL,
+    when_full: WhenFull = "stop",
     alternatives: int = 0,
 ) -> Generator[Chosen, None, None]:
     """The greedy text, several tokens at a time where it repeats itself (Saxena 2023, "Prompt Lookup Decoding").

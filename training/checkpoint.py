@@ -26,34 +26,20 @@ from torch import Tensor
 from training.config import shown
 from training.errors import InputError
 from training.files import doing_without, replace_link, sync, write_synced
-from training.reading import (
-    Count,
-    FileError,
-    MalformedFileError,
-    MissingFileError,
-    built,
-    decoded,
-    misfit,
-    parse_json,
-    parse_yaml,
-    read_bytes,
-    read_json,
-    read_text,
+from training.manifest import (
+    FORMAT,
+    MANIFEST,
+    seal,
+    verified_contents,
+    verified_manifest,
 )
+from training.manifest import CheckpointError as CheckpointError
+from training.manifest import DamagedCheckpointError as DamagedCheckpointError
+from training.reading import Count, built, decoded, parse_json, parse_yaml, read_json, read_text
 
-MANIFEST = "manifest.json"
 STATE = "state.json"
-FORMAT = 1
 NAMES = ("best", "last")
 _NAME = re.compile(r"step-([0-9]{8,18})")
-
-
-class CheckpointError(InputError):
-    """A checkpoint is missing, or cannot be read or written."""
-
-
-class DamagedCheckpointError(CheckpointError):
-    """A checkpoint is incomplete, or its content is not what was written."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -62,34 +48,13 @@ def checkpoint_name(step: int) -> str:
 
 
 @dataclass
-class _Manifest:
-    format: Count
-    files: dict[str, Any]
-    seal: str
-
-
-@dataclass
-class _Entry:
-    size: Count
-    sha256: str
-
-
-@dataclass
 class _Step:
     step: Count
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _seal(version: int, files: Mapping[str, Any]) -> str:
-    return _digest(json.dumps([version, files], sort_keys=True).encode())
 
 
 class Checkpoint:
@@ -105,7 +70,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
-        self._contents = _verified_contents(self.folder)
+        self._contents = verified_contents(self.folder)
         self.state: dict[str, Any] = self.json(STATE)
         self._check_step()
 
@@ -143,50 +108,6 @@ class Checkpoint:
         if name not in self._contents:
             raise CheckpointError(f"checkpoint {self.folder} holds no {name}")
         return self._contents[name]
-
-
-def _verified_contents(folder: Path) -> dict[str, bytes]:
-    """Read all files of a checkpoint, each against the manifest."""
-    contents = {}
-    for name, expected in _verified_manifest(folder).items():
-        try:
-            content = read_bytes(folder / name, size=expected["size"])
-        except MissingFileError as error:
-            raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {name} is missing") from error
-        except MalformedFileError as error:
-            raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {name}: {error.fault}") from error
-        except FileError as error:
-            raise CheckpointError(f"cannot read checkpoint {folder}: {name}: {error.fault}") from error
-        if _digest(content) != expected["sha256"]:
-            raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {name} does not match its SHA-256")
-        contents[name] = content
-    return contents
-
-
-def _verified_manifest(folder: Path) -> dict[str, Any]:
-    """Size and SHA-256 of each file of a checkpoint."""
-    file = folder / MANIFEST
-    try:
-        manifest = built(_Manifest, read_json(file), file)
-    except MissingFileError as error:
-        if not folder.exists():
-            raise CheckpointError(f"checkpoint {folder} does not exist") from error
-        raise DamagedCheckpointError(f"{folder} has no manifest, so it is not a complete checkpoint") from error
-    except MalformedFileError as error:
-        fault = f"{MANIFEST} makes no sense ({error.fault})"
-        raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {fault}") from error
-    except FileError as error:
-        raise CheckpointError(f"cannot read checkpoint {folder}: {MANIFEST}: {error.fault}") from error
-    if manifest.seal != _seal(manifest.format, manifest.files):
-        raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} does not match its own seal")
-    if manifest.format != FORMAT:
-        raise CheckpointError(f"checkpoint {folder} has format {manifest.format}, this version reads {FORMAT} only")
-    odd = next(
-        (f"{shown(name)} is no name of a file" for name in manifest.files if os.path.basename(name) != name), None
-    )
-    if fault := odd or misfit(manifest.files, dict[str, _Entry], "files"):
-        raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} makes no sense ({fault})")
-    return manifest.files
 
 
 def named_checkpoint(place: Path) -> Path:
@@ -249,7 +170,7 @@ class CheckpointStore:
         for step in reversed(self.steps()):
             newest = self.folder / checkpoint_name(step)
             with suppress(InputError, OSError):
-                if all((newest / name).stat().st_size == e["size"] for name, e in _verified_manifest(newest).items()):
+                if all((newest / name).stat().st_size == e["size"] for name, e in verified_manifest(newest).items()):
                     counters = read_json(newest / STATE).get("counters")
                     best = counters.get("best_step") if isinstance(counters, dict) else None
                     return self.folder / checkpoint_name(best) if best in self.steps() else newest
@@ -410,7 +331,7 @@ def _write_sealed(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], tex
         file.name: {"size": file.stat().st_size, "sha256": _file_digest(file)} for file in sorted(folder.iterdir())
     }
     sync(folder)
-    manifest = {"format": FORMAT, "files": files, "seal": _seal(FORMAT, files)}
+    manifest = {"format": FORMAT, "files": files, "seal": seal(FORMAT, files)}
     write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     sync(folder)
 

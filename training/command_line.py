@@ -44,6 +44,8 @@ class StrictParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the message as an `InputError`."""
+        if message.startswith("unrecognized arguments"):  # which the shell made of one value
+            message += ": put a value with spaces, or a pattern such as '*.txt', in quotes"
         raise InputError(_one_line(message)) from ex
 
     def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:

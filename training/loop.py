@@ -32,7 +32,7 @@ from training.run_folder import RunFolder
 from training.schedule import jump, learning_rate_scale
 from training.seeds import derive_seed
 from training.signals import StopSignals
-from training.state import Counters, changes, check_identity, run_identity, saved_state
+from training.state import Counters, changes, check_identity, run_identity
 from training.task import Task, loss_sum
 from training.tracking import Tracker
 from training.trained import saved_tensors
@@ -94,7 +94,7 @@ class Trainer:
         """
         check_identity(checkpoint, self._identity)
         self.changes = changes(checkpoint, self.config, self._setup)
-        counters = self.counters = saved_state(checkpoint).counters
+        counters = self.counters = Counters.from_checkpoint(checkpoint)
         self._best_on_disk = (counters.best_val_loss, counters.best_step)
         if self._is_over and counters.val_step != counters.step and counters.unreported is None:
             # It was to go on for longer, and is now asked for no further step than this one.

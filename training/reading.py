@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, NoReturn, TypeVar, Union, cast, get_args, get_origin
 from typing import get_type_hints as type_hints
 
 import yaml
@@ -75,22 +75,14 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file to read; what is no regular file (a folder, a FIFO, a device) is refused at once.
-
-    Raises:
-        FileError: It cannot be opened, or is none.
-    """
+    """Open a regular file to read, or raise a `FileError` at once."""
     with _naming(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     return regular(descriptor, path, "rb")
 
 
 def regular(descriptor: int, path: Path, mode: str) -> Any:
-    """The open file of a descriptor, which is closed where that is no regular file's.
-
-    Raises:
-        FileError: It is none.
-    """
+    """The open file of a descriptor; where that is a folder's, FIFO's or device's, a `FileError`."""
     kind = os.fstat(descriptor).st_mode
     if stat.S_ISREG(kind):
         return open(descriptor, mode)
@@ -120,20 +112,12 @@ def read_bytes(path: Path, *, most: int = MOST_BYTES, size: int | None = None) -
 
 
 def read_text(path: Path, *, most: int = MOST_BYTES) -> str:
-    """The content of a text file, which is UTF-8.
-
-    Raises:
-        FileError, MalformedFileError: As `read_bytes`, or it is not UTF-8.
-    """
+    """The content of a file of UTF-8, or a `FileError`."""
     return decoded(read_bytes(path, most=most), path)
 
 
 def decoded(content: bytes, path: Path) -> str:
-    """The text of a file's content.
-
-    Raises:
-        MalformedFileError: It is not UTF-8.
-    """
+    """The text of a file's content, or a `MalformedFileError` where that is not UTF-8."""
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -141,11 +125,7 @@ def decoded(content: bytes, path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        FileError, MalformedFileError: As `read_text` and `parse_json`.
-    """
+    """The value in a JSON file, or a `FileError`; see `parse_json`."""
     return parse_json(read_text(path), path)
 
 
@@ -245,11 +225,7 @@ def _backward(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
 
 
 def parse_yaml(text: str, path: Path) -> Any:
-    """The value of plain YAML; see `load_yaml`.
-
-    Raises:
-        MalformedFileError: It is none.
-    """
+    """The value of plain YAML, or a `MalformedFileError`; see `load_yaml`."""
     try:
         return load_yaml(text)
     except (yaml.YAMLError, RecursionError) as error:
@@ -257,11 +233,7 @@ def parse_yaml(text: str, path: Path) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file.
-
-    Raises:
-        FileError, MalformedFileError: As `read_text` and `parse_yaml`.
-    """
+    """The value in a YAML file, or a `FileError`; see `parse_yaml`."""
     return parse_yaml(read_text(path), path)
 
 
@@ -281,8 +253,8 @@ def built(annotation: type[T], value: Any, path: Path) -> T:
 def _made(value: Any, annotation: Any) -> Any:
     if not is_dataclass(annotation):
         return value
-    hints = type_hints(annotation)
-    return annotation(**{name: _made(value[name], hints[name]) for name in value if name in hints})
+    hints, make = type_hints(annotation), cast("Callable[..., Any]", annotation)
+    return make(**{name: _made(value[name], hints[name]) for name in value if name in hints})
 
 
 def misfit(value: Any, annotation: Any, name: str = "") -> str | None:

@@ -12,10 +12,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from training.checkpoint import MANIFEST, NAMES, Checkpoint, CheckpointError, CheckpointStore, named_checkpoint
+from training.checkpoint import NAMES, Checkpoint, CheckpointError, CheckpointStore, named_checkpoint
 from training.errors import InputError
 from training.files import doing_without, replace_text, sync
-from training.reading import Count, MissingFileError, misfit, read_json_lines, regular
+from training.manifest import MANIFEST
+from training.reading import Count, MissingFileError, misfit, read_json_lines, read_text, regular
 
 RUNS = Path("runs")
 
@@ -143,8 +144,9 @@ class RunFolder:
 
     def read_sample(self, step: int) -> str | None:
         """The text that was sampled at a step, or None."""
-        file = self._sample_file(step)
-        return file.read_text(encoding="utf-8") if file.exists() else None
+        with suppress(MissingFileError):
+            return read_text(self._sample_file(step))
+        return None
 
     def _sample_file(self, step: int) -> Path:
         return self.path / "samples" / f"step-{step:08d}.txt"

@@ -80,6 +80,11 @@ class Counters:
         """The content of state.json."""
         return {"step": self.step, "counters": asdict(self), "identity": identity, "setup": setup}
 
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "Counters":
+        """Read the counters back; see `saved_state`."""
+        return saved_state(checkpoint).counters
+
 
 @dataclass
 class SavedState:

@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from training.command_line import StrictParser
 from training.config import RunConfig
 from training.errors import InputError
+from training.reading import read_yaml
 from training.run import Result
 from training.run_folder import RunFolder, newest_run, python_command
 from training.state import Counters
@@ -87,7 +88,10 @@ def _parse(parser: StrictParser, options: list[str], default_config: Path) -> Na
 def _own_config(values: Namespace) -> Path | None:
     """The configuration of the run that is to go on, where there is one."""
     run = newest_run(values.name) if values.output_dir is None else RunFolder(Path(values.output_dir))
-    return run.config_file if run is not None and run.config_file.exists() else None
+    if run is None or not os.path.lexists(run.config_file):
+        return None
+    read_yaml(run.config_file)  # Whoever reads it next would wait for a FIFO.
+    return run.config_file
 
 
 def show_losses(result: Result, unit: str) -> None:

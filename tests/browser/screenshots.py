@@ -32,7 +32,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     with serving(Path.cwd(), "--runs", str(options.runs)) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 1010})
+        page = browser.new_page(viewport={"width": 1280, "height": 1130})
         page.goto(server.url)
         page.wait_for_function("document.querySelector('#write-run input')?.value")
         write(page, 500)
@@ -52,7 +52,7 @@ def main() -> None:
         for box in page.locator("#training-runs input").all():
             box.check()
         page.wait_for_timeout(3000)
-        page.screenshot(path=options.output / "training.png", clip={"x": 0, "y": 0, "width": 1280, "height": 760})
+        page.screenshot(path=options.output / "training.png", clip={"x": 0, "y": 0, "width": 1280, "height": 800})
         phone = browser.new_page(viewport={"width": 390, "height": 844})
         phone.goto(f"{server.url}?__theme=dark")
         phone.wait_for_function("document.querySelector('#write-run input')?.value")

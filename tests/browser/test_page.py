@@ -354,6 +354,7 @@ def test_a_phone_shows_all_of_it(browser: Browser, server: Server, scheme: str) 
     expect(page.locator("#figures")).to_contain_text("300 of 300")
     for tab in ("Benchmark", "Sequence to sequence", "Training", "Write"):
         expect(page.get_by_role("tab")).to_have_count(4)
+        assert len({box["y"] for one in page.get_by_role("tab").all() if (box := one.bounding_box())}) == 1, "one row"
         page.get_by_role("tab", name=tab).click()
         page.wait_for_timeout(500)
         for plot in page.locator(".chart .plot:visible").all():

@@ -224,7 +224,10 @@ def test_as_many_tokens_follow_as_the_context_has_room_for() -> None:
         ({"when_full": "wrap"}, "when_full must be stop or slide, got wrap"),
         ({"prompts": [[]]}, "the prompt is empty: give at least one character to continue"),
         ({"prompts": [[1], []], "seeds": [0, 1]}, "the prompt is empty"),
-        ({"prompts": [[1] * 12, [1] * 1013], "seeds": [0, 1]}, "prompt has 1,013 tokens, and the model's context 12:"),
+        (
+            {"prompts": [[1] * 12, [1] * 1013], "seeds": [0, 1], "when_full": "stop"},
+            "prompt has 1,013 tokens, and the model's context 12:",
+        ),
         ({"prompts": [[1], [2]]}, "seeds"),
         ({"prompts": [[1], [2]], "seeds": [0, 1, 2]}, "seeds"),
         ({"prompts": []}, "prompt"),

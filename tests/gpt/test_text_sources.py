@@ -12,6 +12,7 @@ from gpt.config import DataConfig, GPTConfig, ModelConfig
 from gpt.data import load_source
 from gpt.text_sources import read_sources
 from gpt.trainer import GPTTask
+from training.command_line import StrictParser
 from training.config import TrainingConfig
 from training.errors import InputError
 
@@ -142,3 +143,11 @@ def test_notes_are_told_by_the_task_and_by_the_command(
         "source      a.txt\nnote        read as UTF-16LE: a.txt\nbytes       600\n"
     )
     assert Path("out.txt").read_text() == "hello " * 100
+
+
+def test_a_pattern_that_the_shell_has_replaced_is_said_to_want_quotes() -> None:
+    parser = StrictParser()
+    parser.add_class_arguments(GPTConfig)
+    message = "^unrecognized arguments: b.txt c.txt: put a value with spaces, or a pattern such as '.*', in quotes"
+    with pytest.raises(InputError, match=message):
+        parser.parse_args(["--data.source", "a.txt", "b.txt", "c.txt"])

@@ -241,7 +241,7 @@ def test_a_text_ends_by_its_length_or_by_the_context(
         ({"prompt": ["a", "é"]}, r"unknown character 'é' \(U\+00E9\) at line 1, column 1 of the prompt"),
         ({"prompt": ["a", ""]}, "the prompt is empty"),
         ({"prompt": []}, "prompt"),
-        ({"prompt": "a" * 13}, "the prompt has 13 tokens, and the model's context 12"),
+        ({"prompt": "a" * 13, "when_full": "stop"}, "the prompt has 13 tokens, and the model's context 12"),
         ({"seed": 2**63 - 1, "num_samples": 2}, r"seed must be at least 0 and below 2\^63"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
         ({"lookup": 2}, "lookup writes the greedy text: it wants temperature 0 and no repetition_penalty"),

@@ -1,8 +1,11 @@
 """A terminal, and Accelerate's launcher, around the training command."""
 
+import fcntl
 import os
 import pty
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import termios
@@ -45,6 +48,37 @@ def test_a_terminal_shows_a_bar_with_loss_rate_speed_and_time_left(arguments: li
     assert re.search(r"\d+%\|.*\d+/150 \[\d\d:\d\d<.*loss \d\.\d{4}  lr \S+  [\d,]+ tokens/s", text)
     assert "validation loss" in text
     assert not re.search(r"\nstep \d+/150  loss", text), "no line per interval under a bar"
+
+
+@pytest.mark.parametrize("line", ["trap : INT; {train} 2>&1 | tee log; exit ${{PIPESTATUS[0]}}", "exec {train}"])
+def test_a_run_whose_reader_or_terminal_goes_first_saves(arguments: list[str], tmp_path: Path, line: str) -> None:
+    ours, theirs = pty.openpty()
+    train = shlex.join([sys.executable, *arguments, "--training.max_steps", "100000", "--training.log_interval", "1"])
+    run = subprocess.Popen(
+        ["bash", "-c", line.format(train=train)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    try:
+        os.close(theirs)
+        shown = b""
+        while b"step 5/" not in shown:  # The line of the validation loss, which a terminal shows too.
+            shown += os.read(ours, 65536)
+        if "tee" in line:
+            os.write(ours, b"\x03")  # Ctrl-C, to all of the terminal's foreground
+            assert run.wait(timeout=60) == 3
+            assert "stopped: saved" not in (tmp_path / "log").read_text(), "tee went before"
+        os.close(ours)
+        assert run.wait(timeout=60) == 3
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    assert (tmp_path / "run/checkpoints/last").resolve().name.startswith("step-")
 
 
 def test_accelerate_launch_without_a_file(arguments: list[str], tmp_path: Path) -> None:

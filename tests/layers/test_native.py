@@ -308,11 +308,31 @@ def fresh(model: GPT, token: int) -> tuple[Tensor, KVCache]:
     return torch.tensor([[token]]), model.new_cache()
 
 
+@pytest.mark.parametrize("home", ["none", "not writable"])
+def test_without_a_home_the_library_is_kept_where_nobody_else_may_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
+    def find_home() -> Path:
+        if home == "none":
+            raise RuntimeError("Could not determine home directory.")
+        return Path("/proc")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", find_home)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = layers.native.build._cache_folder()
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o077 == 0
+    assert layers.native.build._cache_folder() == folder
+    folder.chmod(0o777)
+    with pytest.raises(NativeError, match="can be written to by others: set XDG_CACHE_HOME"):
+        layers.native.build._cache_folder()
+
+
 @pytest.mark.usefixtures("built")
 def test_a_damaged_library_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     damaged = layers.native.build._cache_folder() / f"native-{layers.native.build._fingerprint(find_compiler())}.so"
-    damaged.parent.mkdir()
     damaged.write_bytes(b"damaged")
     with pytest.raises(NativeError, match="could not build it"):
         library.__wrapped__()

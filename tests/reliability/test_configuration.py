@@ -68,6 +68,7 @@ SHARED: Ranges = {
     "optimizer.weight_decay": lambda value: 0 <= value < math.inf,
     **dict.fromkeys(["optimizer.beta1", "optimizer.beta2", "optimizer.momentum"], share),
     "schedule.warmup_steps": COUNT,
+    "schedule.restart_step": COUNT,
     "schedule.final_ratio": between(0, 1),
     "schedule.decay_fraction": lambda value: 0 < value <= 1,
 }

@@ -20,9 +20,10 @@ from gpt.config import GPTConfig
 from gpt.trainer import load_gpt, train_gpt
 from seq2seq.config import Seq2SeqConfig
 from seq2seq.trainer import load_seq2seq, train_seq2seq
-from training.checkpoint import Checkpoint, DamagedCheckpointError, _seal
+from training.checkpoint import Checkpoint, DamagedCheckpointError
 from training.command_line import parse_config_text
 from training.errors import InputError
+from training.manifest import seal
 from training.run_folder import find_checkpoint
 
 pytestmark = pytest.mark.reliability
@@ -127,7 +128,7 @@ def change(folder: Path, name: str, edit: Callable[[Any], Any]) -> None:
     (folder / name).write_bytes(content)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    manifest["seal"] = _seal(manifest["format"], manifest["files"])
+    manifest["seal"] = seal(manifest["format"], manifest["files"])
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

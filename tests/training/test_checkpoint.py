@@ -19,6 +19,7 @@ from training import checkpoint as module
 from training import files
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore, checkpoint_name
 from training.errors import InputError
+from training.manifest import seal
 from training.run_folder import open_checkpoint
 
 
@@ -499,7 +500,7 @@ def resealed(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    manifest["seal"] = module._seal(manifest["format"], manifest["files"])
+    manifest["seal"] = seal(manifest["format"], manifest["files"])
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -539,7 +540,7 @@ def test_a_manifest_that_makes_no_sense_is_named(store: CheckpointStore, manifes
 )
 def test_entries_of_a_manifest_that_make_no_sense_are_named(store: CheckpointStore, entries: Any) -> None:
     place = save(store, 3)
-    manifest = {"format": 1, "files": entries, "seal": module._seal(1, entries)}
+    manifest = {"format": 1, "files": entries, "seal": seal(1, entries)}
     (place / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match=r"manifest.json makes no sense \((files|'../state.json')"):
         Checkpoint(place)

@@ -85,7 +85,8 @@ def test_fp16_without_a_gpu_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -
 def test_processes_that_do_not_find_each_other_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = SimpleNamespace(num_processes=1, device=CPU)
     monkeypatch.setattr(module, "Accelerator", lambda **options: alone)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(module, "PartialState", lambda **options: alone)
     monkeypatch.setattr(module, "_gather_devices", lambda device: [SLOW])
     with pytest.raises(InputError, match="the launcher started 2 processes, but on cpu each is alone"):

@@ -545,6 +545,8 @@ def test_a_resume_says_which_options_have_changed_and_which_matter(
         "changed     optimizer.learning_rate was 0.005, is now 0.001: the steps to come differ for it",
         "changed     training.log_interval was 1, is now 5: the steps are the same",
         "changed     training.max_steps was 12, is now 15: the steps to come differ for it",
+        "changed     the learning rate goes from 0 of its peak to 0.154 at once: --schedule.restart_step 12 warms it "
+        "up instead, --schedule.name constant holds it at a peak of your own",
     ]
 
 

@@ -110,6 +110,20 @@ def test_a_run_that_starts_over_takes_its_curves_back(config: GPTConfig, tmp_pat
     assert [step for step, _ in texts["configuration/text_summary"]] == [0]
 
 
+def test_a_resume_after_a_clock_went_back_shows_its_steps(config: GPTConfig, tmp_path: Path) -> None:
+    config = replace(config, tracking="tensorboard")
+    for days in (2, 1, 0):
+        train_gpt(config, output_dir=tmp_path / "run", resume=True)
+        (tmp_path / "run/checkpoints/step-00000012/state.json").unlink()
+        newest = max((tmp_path / "run/tensorboard").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+        stamp = newest.name.split(".")[3]
+        newest.rename(newest.with_name(newest.name.replace(stamp, f"{int(stamp) + days * 86400:010d}")))
+    scalars, texts = read_tensorboard(tmp_path / "run")
+    assert [step for step, _ in scalars["loss/train"]] == list(range(1, 13))
+    assert [step for step, _ in texts["sample/text_summary"]] == [5, 10, 12]
+    assert len(list((tmp_path / "run/tensorboard").iterdir())) == 3
+
+
 def test_none_writes_no_curves(config: GPTConfig, tmp_path: Path) -> None:
     train_gpt(config, output_dir=tmp_path / "none")
     assert not (tmp_path / "none/tensorboard").exists()
@@ -211,3 +225,31 @@ def test_without_the_package_wandb_says_what_to_install(
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match="--tracking wandb needs the package wandb: pip install wandb"):
         train_gpt(replace(config, tracking="wandb"), output_dir=tmp_path / "run")
+
+
+def test_a_service_of_wandb_that_is_killed_costs_its_curves_and_one_line(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # That of another test.
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal, subprocess, sys\n"
+        "from gpt.trainer import GPTTask\n"
+        "from launch.train_gpt import main\n"
+        "from training.errors import exit_code\n"
+        "class Task(GPTTask):\n"
+        "    def metrics(self, val_loss):\n"
+        "        service = subprocess.check_output(['pgrep', '-P', str(os.getpid()), 'wandb-core'], text=True)\n"
+        "        os.kill(int(service), signal.SIGKILL)\n"
+        "        self.metrics = super().metrics\n"
+        "        return super().metrics(val_loss)\n"
+        "sys.exit(exit_code(lambda: main(Task)))\n"
+    )
+    (tmp_path / "config.yaml").write_text(config_to_yaml(replace(config, tracking="wandb")))
+    done = command(script, "--config", "config.yaml", "--output_dir", "run", cwd=tmp_path, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert re.findall("warning .*", done.stdout) == [
+        "warning     Weights & Biases: Connection lost; it ends here, and the run goes on"
+    ]
+    assert len(read_metrics(tmp_path / "run")) == 12

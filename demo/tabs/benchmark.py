@@ -27,7 +27,7 @@ def benchmark_tab(session: Session, concurrency: int) -> Picker:
     )
     runs = picker(session, "gpt", "benchmark")
     with gr.Row(elem_classes="pressed"):
-        precision = gr.Dropdown(get_args(Precision), label="Precision", filterable=False, scale=1, min_width=90)
+        precision = gr.Dropdown(get_args(Precision), label="Precision", filterable=False, scale=1, min_width=115)
         buttons = start_and_stop("Run", "benchmark-start")
     results = gr.HTML(_results(None, [0.0, 0.0]), padding=False, elem_id="benchmark-results")
 

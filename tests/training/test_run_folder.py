@@ -3,12 +3,13 @@
 import errno
 import json
 import os
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from training import files
+from training import files, train_command
 from training.errors import InputError
 from training.run_folder import RunFolder, choose_run_folder
 
@@ -165,3 +166,20 @@ def test_a_lock_that_is_no_file_is_one_line_at_once(make: Any) -> None:
     make(Path("run/.lock"))
     with pytest.raises(InputError, match="run/.lock: not a regular file|cannot write to the run's folder run: "):
         RunFolder(Path("run")).claim()
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (os.mkfifo, "not a regular file"),
+        (lambda path: path.symlink_to(path.name), "Too many levels of symbolic links"),
+        (Path.mkdir, "Is a directory"),
+        (lambda path: path.write_text("[" * 100_000), "not plain YAML"),
+    ],
+)
+def test_a_run_whose_own_configuration_cannot_be_read_does_not_go_on(make: Any, fault: str) -> None:
+    Path("run").mkdir()
+    make(Path("run/config.yaml"))
+    with pytest.raises(InputError, match=f"^run/config.yaml: {fault}"):
+        train_command._own_config(Namespace(output_dir="run"))
+    assert train_command._own_config(Namespace(output_dir="other")) is None

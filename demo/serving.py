@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
-from gradio_client.utils import is_file_obj_with_meta, traverse  # type: ignore[import-untyped]
+from gradio_client.utils import is_file_obj_with_meta, traverse
 from starlette.middleware import Middleware
 
 from demo.middleware import LOOPBACK, Door, FewerFrames

@@ -68,8 +68,8 @@ class CharTokenizer:
             every = ", ".join(f"{_shown(character)} {count:,}" for character, count in counts.most_common())
             raise InputError(
                 f"unknown character {_shown(character)} (U+{ord(character):04X}) at line {line}, column {column} of "
-                f"{name}: {'it does' if len(counts) == 1 else 'they do'} not occur in the training text"
-                f"{f' (all of them, with their number: {every})' if len(unknown) > 1 else ''}; {way_on}"
+                f"{name}: it does not occur in the training text"
+                f"{f' (all that do not, with their number: {every})' if len(unknown) > 1 else ''}; {way_on}"
             )
         return ids
 

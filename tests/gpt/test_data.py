@@ -118,8 +118,8 @@ def test_what_a_validation_text_of_its_own_has_alone_is_one_error_or_skipped() -
     with pytest.raises(InputError) as caught:
         TextData(source, context=8, seed=1)
     assert str(caught.value) == (
-        "unknown character 'é' (U+00E9) at line 1, column 41 of the validation text: they do not occur in the training "
-        "text (all of them, with their number: 'é' 2, '$' 1, '\\x07' 1); --data.unknown skip leaves them out"
+        "unknown character 'é' (U+00E9) at line 1, column 41 of the validation text: it does not occur in the training "
+        "text (all that do not, with their number: 'é' 2, '$' 1, '\\x07' 1); --data.unknown skip leaves them out"
     )
     text = TextData(source, context=8, seed=1, unknown="skip")
     (batch,) = text.validation_batches(20)

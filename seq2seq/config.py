@@ -19,6 +19,7 @@ from training.hub import hub_name
 
 FORMATS = (".jsonl", ".json", ".csv", ".tsv")
 SOURCES = f"a file that ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, or hub:OWNER/NAME"
+OnBadRow = Literal["stop", "skip"]
 FRAME = 2
 """A source takes so many tokens more than its symbols: start and end. A target takes one more, the start or the end."""
 
@@ -96,7 +97,7 @@ class DataConfig:
     source: str | None = None
     source_column: str = "source"
     target_column: str = "target"
-    on_bad_row: Literal["stop", "skip"] = "stop"
+    on_bad_row: OnBadRow = "stop"
     revision: str | None = None
     subset: str | None = None
     tokens: Literal["characters", "words"] = "characters"

@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from layers import Sampling
 from seq2seq.accuracy import LengthAccuracy, accuracy_by_length
 from seq2seq.attention_map import cross_attention, plot_attention
-from seq2seq.config import FRAME
+from seq2seq.config import FRAME, OnBadRow
 from seq2seq.data import by_length, check_source, load_pairs
 from seq2seq.decoding import Mode, decode, search
 from seq2seq.pairs import SPLIT_NAMES, FilePairs
@@ -39,7 +39,6 @@ OTHER_PAIRS = {
     "data.on_bad_row": "With --data.source: stop at a row that is no pair or is too long, or skip such. Default: the "
     "run's.",
 }
-CHOICES = {"data.on_bad_row": ["stop", "skip"]}
 
 
 def parse(arguments: Sequence[str] | None = None) -> Namespace:
@@ -100,7 +99,8 @@ def _parser() -> StrictParser:
         help="With --split, of copy and reverse: the shortest and longest strings to try.",
     )
     for name, what in OTHER_PAIRS.items():
-        parser.add_argument(f"--{name}", type=str, choices=CHOICES.get(name), help=what)
+        kind = {"choices": get_args(OnBadRow)} if name == "data.on_bad_row" else {"type": str}
+        parser.add_argument(f"--{name}", help=what, **kind)
     parser.add_argument(
         "--data.unknown",
         choices=["error", "skip"],

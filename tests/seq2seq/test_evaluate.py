@@ -1,12 +1,13 @@
 """What evaluate.py makes of pairs and sources whose symbols the model does not know."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from seq2seq_models import random_model
+from seq2seq_models import random_model, small_config
 
 from layers import Sampling
-from seq2seq.config import DataConfig, Seq2SeqConfig
+from seq2seq.config import DataConfig
 from seq2seq.evaluate import held_out_pairs, parse, write
 from seq2seq.pairs import FilePairs
 from seq2seq.tasks import split_of
@@ -21,7 +22,8 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedSeq2Seq:
     monkeypatch.chdir(tmp_path)
     Path("own.csv").write_text("source,target\n" + "".join(f"{n},{n}\n" for n in range(300)) + f"{'1' * 99},1\n")
     model = random_model(13)
-    config = Seq2SeqConfig(data=DataConfig(task="pairs", source="own.csv", on_bad_row="skip"), model=model.config)
+    data = DataConfig(task="pairs", source="own.csv", on_bad_row="skip")
+    config = replace(small_config(), data=data, model=model.config)
     pairs = FilePairs(config.data, config.seed)
     pairs.check_lengths(config.model.max_len)
     return LoadedSeq2Seq(model.eval(), Vocabulary("0123456789", "characters"), config, "raw", pairs.sha256)

@@ -266,7 +266,7 @@ def test_symbols_that_training_lacks_are_known_and_said(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read_and_too_few_pairs_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"\S+no.jsonl cannot be read \(No such file or directory\)"):
+    with pytest.raises(InputError, match=r"cannot read \S+no.jsonl: No such file or directory"):
         load(tmp_path / "no.jsonl")
     (tmp_path / "damaged.csv").write_bytes("source,target\né,ß\nüö,b\nä,".encode() + b"\xe9\n")
     with pytest.raises(InputError, match=r"damaged.csv is damaged UTF-8.* line 4"):

@@ -318,7 +318,7 @@ def test_a_job_that_fails_says_no_more_than_that(caplog: pytest.LogCaptureFixtur
         ({"run": "copy"}, "copy is an encoder-decoder, expected a GPT"),
         ({"prompt": ""}, "the prompt is empty"),
         ({"prompt": "9" * 9000}, "the prompt has 9,000 characters, at most 8,000 are allowed"),
-        ({"prompt": "9" * 40}, "the prompt has 40 tokens, and the model's context 32"),
+        ({"prompt": "9" * 40, "when_full": "stop"}, "the prompt has 40 tokens, and the model's context 32"),
         ({"prompt": "é"}, "unknown character 'é' (U+00E9) at line 1, column 1 of the prompt"),
         ({"max_new_tokens": 2001}, "max_new_tokens must be at least 1 and at most 2,000, got 2001"),
         ({"temperature": float("nan")}, "temperature must be a number from 0 to 10, got nan"),

@@ -566,7 +566,8 @@ def test_options_that_are_said_to_change_no_step_change_none(config: GPTConfig, 
     other = replace(with_training(config, **training), name="other", tracking="tensorboard")
     other = replace(other, data=replace(config.data, source=str(text)))
     # These are for a hub and for pairs, which are known by their content as well, and for what is decoded of them.
-    elsewhere = {f"data.{name}" for name in ("column", "revision", "subset", "source_column", "target_column")}
+    of_data = ("column", "revision", "subset", "source_column", "target_column", "unknown", "on_bad_row")
+    elsewhere = {f"data.{name}" for name in of_data}
     changed = {"name", "tracking", "data.source"} | {f"training.{name}" for name in training}
     assert changed == NEUTRAL - elsewhere - {"data.val_samples"}
     train_gpt(config, output_dir=tmp_path / "a")

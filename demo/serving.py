@@ -110,28 +110,8 @@ def serve(
     page.queue(max_size=waiting, default_concurrency_limit=concurrency, api_open=False)  # No way past the queue.
     # Else it looks a thousand times a second for new requests, on the cores of the decoder.
     page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = POLL_SECONDS
-    page.state_session_capacity, page.has_launched = 100, True
     port = listener.getsockname()[1]
-    app = FastAPI(openapi_url=None)
-    gr.mount_gradio_app(
-        app,
-        page,
-        "/",
-        host,
-        port,
-        auth=auth,
-        show_error=False,
-        enable_monitoring=False,
-        run_history=False,
-        ssr_mode=False,
-        mcp_server=False,
-        pwa=False,
-        footer_links=[],
-        max_file_size=1,
-        app_kwargs={"middleware": [Middleware(FewerFrames)]},
-        **options,
-    )
-    gradio = app.routes[-1].app  # type: ignore[attr-defined]
+    app, gradio = _mounted(page, host, port, auth=auth, **options)
     hosts = {name.lower() for name in (*allowed_hosts, *LOOPBACK, socket.gethostname(), host)} - ANYWHERE
     config = uvicorn.Config(
         Door(app, gradio, Places(page._queue, places), gradio.root_path, hosts),
@@ -159,6 +139,30 @@ def serve(
         server.should_exit = True
         thread.join(5)
         listener.close()
+
+
+def _mounted(page: gr.Blocks, host: str, port: int, **options: Any) -> tuple[FastAPI, Any]:
+    """An app with the page in it, and Gradio's own app."""
+    page.state_session_capacity, page.has_launched = 100, True
+    app = FastAPI(openapi_url=None)
+    gr.mount_gradio_app(
+        app,
+        page,
+        "/",
+        host,
+        port,
+        show_error=False,
+        enable_monitoring=False,
+        run_history=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        footer_links=[],
+        max_file_size=1,
+        app_kwargs={"middleware": [Middleware(FewerFrames)]},
+        **options,
+    )
+    return app, app.routes[-1].app  # type: ignore[attr-defined]
 
 
 def _tunnel(host: str, port: int) -> str:

@@ -1,5 +1,7 @@
 """The native step: the same bits whatever else is read, and what happens where it cannot be had."""
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -244,11 +246,14 @@ def test_what_the_system_refuses_is_the_reason(
     with pytest.raises(NativeError, match="/no/such/compiler could not build it: .*No such file"):
         library.__wrapped__()
     monkeypatch.setenv("CXX", str(script(tmp_path / "compiler")))
-    empty_cache.write_text("a file where a folder should be")
+    file = tmp_path / "a file where a folder should be"
+    file.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    monkeypatch.setattr(tempfile, "tempdir", str(file))
     assert_eager_instead(
         random_model(SIZES["narrow"]),
         f"{tmp_path}/compiler could not build it: [Errno 20] Not a directory: "
-        f"'{empty_cache}/transformers-from-scratch'",
+        f"'{file}/transformers-from-scratch-native-{os.getuid()}'",
     )
 
 

@@ -119,7 +119,10 @@ def test_print_config_prints_what_a_run_would_use(tmp_path: Path) -> None:
         ([EVALUATE, "--checkpoint", "nothing"], "error: nothing does not exist"),
         ([EVALUATE, "--checkpoint", "x", "--temperature", "-1"], "error: temperature must be at least 0, got -1.0"),
         ([EVALUATE, "--checkpoint", "x", "--topk", "5"], "error: unknown option topk: did you mean top_k?"),
-        (["-m", "gpt.data", "--output", "x", "--source", "a" * 300], "error: " + "a" * 300 + ": File name too long"),
+        (
+            ["-m", "gpt.data", "--output", "x", "--source", "a" * 300],
+            f"error: data.source {'a' * 300} does not exist: ",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], line: str) -> None:
@@ -208,7 +211,7 @@ def test_the_text_of_a_source_can_be_written(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [
         "source      Tiny Shakespeare, from the packaged plays",
         "bytes       1,115,394",
-        "characters  1,115,394",
+        "characters  1,115,394, 65 different ones",
         "sha256      86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     ]
     done = command("-m", "gpt.data", "--output", "no/input.txt", cwd=tmp_path)

@@ -132,7 +132,7 @@ def test_benchmarks(gpt: LoadedGPT, pairs: LoadedSeq2Seq) -> None:
 
 def test_the_page(gpt: LoadedGPT, pairs: LoadedSeq2Seq, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(runs)
-    monkeypatch.setattr(session.catalogue, "gpt", lambda run: gpt)
+    monkeypatch.setattr(session.catalogue, "gpt", lambda run, precision: gpt)
     monkeypatch.setattr(session.catalogue, "seq2seq", lambda run: pairs)
     for asked in (
         session.write("me", "small", "7"),

@@ -302,7 +302,7 @@ def test_curves_of_several_runs_with_legend_units_and_reference_lines(folder: Pa
             "--beams is for texts: leave out --split",
         ),
         (
-            [EVALUATE, "--checkpoint", "plain", "--prompt", "7" * 33],
+            [EVALUATE, "--checkpoint", "plain", "--prompt", "7" * 33, "--when_full", "stop"],
             "the prompt has 33 tokens, and the",
         ),
         (

@@ -100,5 +100,7 @@ class Places:
 
     async def _end_unheard(self, event: Any) -> None:
         await asyncio.sleep(UNHEARD)
-        if not (self._listening[event.session_hash] or self._listening[event._id]):
+        # One that has ended leaves the session's newer ones alone: they may be about to be listened to.
+        heard = self._listening[event.session_hash] or self._listening[event._id]
+        if not heard and any(event is other for other in self._events()):
             await self._queue.clean_events(session_hash=event.session_hash)

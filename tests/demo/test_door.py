@@ -76,8 +76,8 @@ def locked() -> Iterator[str]:
         yield served.urls[0]
 
 
-def join(url: str, function: int = 0, text: Any = "a", **headers: str) -> httpx.Response:
-    asked = {"fn_index": function, "session_hash": uuid4().hex, "data": [text]}
+def join(url: str, function: int = 0, text: Any = "a", session: str = "", **headers: str) -> httpx.Response:
+    asked = {"fn_index": function, "session_hash": session or uuid4().hex, "data": [text]}
     answer = http.post(f"{url}gradio_api/queue/join", json=asked, headers=headers)
     answer.extensions["session"] = asked["session_hash"]
     return answer
@@ -140,6 +140,23 @@ def test_who_listens_is_answered(url: str, monkeypatch: pytest.MonkeyPatch) -> N
     with http.stream("GET", f"{url}gradio_api/call/stream/{event}") as stream:
         start = time.monotonic()
         next(line for line in stream.iter_lines() if line.startswith("data") and time.monotonic() - start > 1.0)
+
+
+def test_a_request_that_has_ended_takes_no_newer_one_of_its_session_along(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visitors, "UNHEARD", 1.0)
+    start = time.monotonic()
+    session = join(url, function=3).extensions["session"]
+    assert answers(url, session)[-1]["msg"] == "process_completed"
+    time.sleep(max(start + 0.6 - time.monotonic(), 0))
+    join(url, session=session)  # Nobody listens to it yet as the first one's time is over.
+    time.sleep(max(start + 1.3 - time.monotonic(), 0))
+    with http.stream("GET", f"{url}gradio_api/queue/data", params={"session_hash": session}) as stream:
+        for line in stream.iter_lines():
+            assert time.monotonic() < start + 10
+            if "process_generating" in line and time.monotonic() > start + 2.5:
+                break
 
 
 @pytest.mark.parametrize("chunked", [False, True])

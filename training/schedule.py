@@ -33,7 +33,8 @@ def jump(before: ScheduleConfig, steps_before: int, now: ScheduleConfig, num_ste
 
     None where it does not, or where the schedule begins once more there, as asked.
     """
-    last, due = (learning_rate_scale(before, at, steps_before) for at in (step, step + 1))
+    # Past its end the schedule so far says nothing: there it stays where it ended.
+    last, due = (learning_rate_scale(before, min(at, steps_before), steps_before) for at in (step, step + 1))
     if step >= num_steps or now.restart_step == step:
         return None
     first = learning_rate_scale(now, step + 1, num_steps)

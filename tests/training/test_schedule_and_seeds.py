@@ -69,6 +69,8 @@ def test_a_learning_rate_that_jumps_where_a_run_goes_on_is_said() -> None:
     for step in (5, 400, 800):
         assert jump(linear, 800, linear, 800, step) is None
         assert jump(linear, 800, linear, 810, step) is None, "too little to speak of"
+    for steps in (10, 20):
+        assert jump(linear, steps, linear, 2 * steps, steps) is None, "a run that ended before its warm-up was over"
     constant = ScheduleConfig(name="constant")
     assert jump(constant, 800, constant, 1600, 800) is None
 

@@ -1,17 +1,24 @@
 """Fixtures of several suites."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # As many workers as there are cores share them.
 
 import training  # noqa: F401  Before torch: it says how OpenMP's threads wait.
 
 # isort: split
+import forking
 import pytest
 from accelerate.state import AcceleratorState, GradientState
 from demo_runs import make_runs
 
 from gpt.config import DataConfig, GPTConfig, ModelConfig
 from training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+
+forking.prepare()
 
 
 @pytest.fixture(autouse=True)

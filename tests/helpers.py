@@ -4,10 +4,11 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+
+from forking import python
 
 from training.config import RunConfig
 
@@ -30,9 +31,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 def command(
     *arguments: str | Path, cwd: Path, timeout: float = 300, stdin: str | None = None, **environment: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run Python with arguments, from a folder, and capture what it prints."""
+    """Run Python with arguments, from a folder, and capture what it prints; `forking` says how, and for whom not."""
     return subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [*python(), *map(str, arguments)],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         input=stdin,

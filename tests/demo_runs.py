@@ -3,12 +3,12 @@
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from forking import python
 from helpers import ROOT, command, free_port
 
 TEXT = "<b>&amp;</b>\n" + "".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(300))
@@ -41,7 +41,7 @@ def make_runs(folder: Path) -> Path:
 def serving(folder: Path, *options: str, script: Path = ROOT / "demo/app.py", **environment: str) -> Iterator[Server]:
     """A server that was started in a folder."""
     process = subprocess.Popen(
-        [sys.executable, script, "--port", free_port(), *options],
+        [*python(), script, "--port", free_port(), *options],
         cwd=folder,
         env=os.environ | environment,
         stdout=subprocess.PIPE,

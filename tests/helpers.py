@@ -52,8 +52,9 @@ def free_port() -> str:
 
 
 def torchrun(processes: int) -> list[str]:
-    """What comes before a script to start it in several processes."""
-    return ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", free_port()]
+    """What comes before a script to start it in several processes, each of them a fork, too."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", free_port()]
+    return [*launcher, "--no-python", *python(), "-u"]
 
 
 def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from demo_runs import serving
+from forking import python
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from helpers import ROOT, free_port
@@ -212,7 +213,7 @@ sys.exit(demo.app.main())
 
 def test_a_server_that_is_ended_ends_the_training_of_the_quick_model(tmp_path: Path) -> None:
     server = subprocess.Popen(
-        [sys.executable, "-c", STARTS_TRAINING, "--port", free_port()],
+        [*python(), "-c", STARTS_TRAINING, "--port", free_port()],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from forking import python
 from helpers import ROOT, command, free_port, read_metrics, torchrun, wait_for_step, with_training
 from seq2seq_models import small_config
 
@@ -22,8 +22,6 @@ from seq2seq.trainer import train_seq2seq
 from training.checkpoint import Checkpoint
 from training.command_line import config_to_yaml
 from training.config import RunConfig
-
-pytestmark = pytest.mark.distributed
 
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
@@ -116,7 +114,6 @@ def test_a_run_can_change_its_number_of_processes_twice_on_the_way(exact: GPTCon
     assert any(a["train_loss"] != b["train_loss"] for a, b in zip(one, changing, strict=True)), "two did compute"
 
 
-@pytest.mark.reliability
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.nightly)])
 def test_several_processes_resume_to_the_bit(config: GPTConfig, tmp_path: Path, processes: int) -> None:
     file = write(with_training(config, batch_size=12), tmp_path)
@@ -226,7 +223,7 @@ def start_endless(config: GPTConfig, folder: Path, checkpoint_interval: int) -> 
     file = write(config, folder)
     arguments = [*torchrun(2), ROOT / "launch/train_gpt.py", "--config", file, "--output_dir", "run"]
     return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
+        [*python(), *map(str, arguments)],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -235,7 +232,6 @@ def start_endless(config: GPTConfig, folder: Path, checkpoint_interval: int) -> 
     )
 
 
-@pytest.mark.reliability
 def test_sigterm_to_the_launcher_stops_all_processes_with_a_checkpoint(config: GPTConfig, tmp_path: Path) -> None:
     with start_endless(config, tmp_path, checkpoint_interval=0) as process:
         wait_for_step(process, 1)
@@ -263,7 +259,6 @@ sys.exit(exit_code(lambda: main(Poisoned)))
 """
 
 
-@pytest.mark.reliability
 @pytest.mark.parametrize("allowed", [0, 1])
 def test_a_loss_that_is_not_finite_on_one_rank_is_one_for_all(config: GPTConfig, tmp_path: Path, allowed: int) -> None:
     script = tmp_path / "poisoned.py"
@@ -282,12 +277,11 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_one_for_all(config: GPTConfig,
         assert os.readlink(saved / "last") == os.readlink(saved / "best") == "step-00000005", "no weight has changed"
 
 
-@pytest.mark.reliability
 def test_a_save_that_fails_ends_all_processes_at_once(config: GPTConfig, tmp_path: Path) -> None:
     file = write(config, tmp_path)
     train = [*torchrun(2), ROOT / "launch/train_gpt.py", "--config", file, "--output_dir", "run"]
     # The shell counts in KiB: optimizer.safetensors is larger.
-    shell = shlex.join([sys.executable, *map(str, train)])
+    shell = shlex.join([*python(), *map(str, train)])
     done = subprocess.run(
         ["bash", "-c", f"ulimit -f 24; {shell}"],
         cwd=tmp_path,
@@ -302,7 +296,6 @@ def test_a_save_that_fails_ends_all_processes_at_once(config: GPTConfig, tmp_pat
     assert "exitcode  : 5" in done.stderr
 
 
-@pytest.mark.reliability
 def test_a_process_that_waits_too_long_for_another_says_so(tmp_path: Path) -> None:
     script = tmp_path / "late.py"
     script.write_text(
@@ -326,7 +319,6 @@ def test_a_process_that_waits_too_long_for_another_says_so(tmp_path: Path) -> No
     assert time.monotonic() - start < 50
 
 
-@pytest.mark.reliability
 def test_a_signal_to_one_process_stops_both_at_the_same_step(config: GPTConfig, tmp_path: Path) -> None:
     with start_endless(config, tmp_path, checkpoint_interval=0) as process:
         wait_for_step(process, 5)
@@ -340,7 +332,6 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(config: GPTConfig, 
     assert read_metrics(tmp_path / "run")[-1]["step"] == step
 
 
-@pytest.mark.reliability
 def test_a_dead_process_ends_the_launch_in_seconds(config: GPTConfig, tmp_path: Path) -> None:
     with start_endless(config, tmp_path, checkpoint_interval=10) as process:
         wait_for_step(process, 25)
@@ -356,7 +347,6 @@ def test_a_dead_process_ends_the_launch_in_seconds(config: GPTConfig, tmp_path: 
     assert (tmp_path / "run/checkpoints/last/manifest.json").exists()
 
 
-@pytest.mark.reliability
 def test_restarted_processes_find_nothing_of_those_before(tmp_path: Path) -> None:
     """The addresses of processes that are gone lead nowhere."""
     script = tmp_path / "restarted.py"
@@ -379,7 +369,6 @@ def test_restarted_processes_find_nothing_of_those_before(tmp_path: Path) -> Non
     assert all(f"rank {rank} finds an address: False" in done.stdout for rank in range(2))
 
 
-@pytest.mark.reliability
 @pytest.mark.nightly
 @pytest.mark.parametrize("rendezvous", [[], ["--standalone"]])
 @pytest.mark.parametrize("killed", ["0", "1"])

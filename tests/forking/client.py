@@ -5,6 +5,7 @@ It passes on every signal but SIGKILL, which ends the command too, and ends as t
 
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -18,7 +19,12 @@ def main() -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT):
             signal.signal(number, lambda number, _: connection.send(str(int(number)).encode()))
-        command = {"arguments": arguments, "cwd": os.getcwd(), "environment": dict(os.environ)}
+        command = {
+            "arguments": arguments,
+            "cwd": os.getcwd(),
+            "environment": dict(os.environ),
+            "largest_file": resource.getrlimit(resource.RLIMIT_FSIZE),
+        }
         socket.send_fds(connection, [json.dumps(command).encode()], [0, 1, 2])
         for stream in (0, 1, 2):
             os.close(stream)  # The command alone holds them: who reads them sees its end.

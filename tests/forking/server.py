@@ -7,6 +7,7 @@ import atexit
 import importlib
 import json
 import os
+import resource
 import runpy
 import select
 import signal
@@ -22,6 +23,7 @@ import training  # noqa: F401  Before torch: it says how OpenMP's threads wait.
 PRELOADED = (
     "accelerate.tracking",
     "datasets",
+    "gradio",
     "launch.bench_kv_cache",
     "launch.evaluate",
     "launch.length_generalisation",
@@ -31,6 +33,7 @@ PRELOADED = (
     "matplotlib.backends.backend_agg",
     "matplotlib.backends.backend_svg",
     "torch._dynamo",
+    "torch.distributed.run",
     "torch.utils.tensorboard",
 )
 """Nothing of these reads the environment or the folder that a test chooses, or starts a thread."""
@@ -90,10 +93,12 @@ def run(command: dict[str, Any], streams: list[int]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    resource.setrlimit(resource.RLIMIT_FSIZE, command["largest_file"])
     os.chdir(command["cwd"])
     os.environ.clear()
     os.environ.update(command["environment"])
-    by_line = 1 if os.environ.get("PYTHONUNBUFFERED") else -1
+    arguments = command["arguments"]
+    by_line = 1 if arguments[0] == "-u" or os.environ.get("PYTHONUNBUFFERED") else -1
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", by_line, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
@@ -101,7 +106,7 @@ def run(command: dict[str, Any], streams: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = 1
     try:
-        code = exit_status(command["arguments"])
+        code = exit_status(arguments[1:] if arguments[0] == "-u" else arguments)
     finally:
         with suppress(Exception):
             atexit._run_exitfuncs()

@@ -108,7 +108,7 @@ def test_a_text_ends_before_the_first_stop_string_that_is_complete(
 SHORT = st.text("ab", min_size=1, max_size=4)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.text("abc", min_size=12, max_size=12), min_size=1, max_size=3), st.lists(SHORT, max_size=3))
 def test_no_part_of_a_stop_string_is_ever_shown_and_nothing_else_is_held_back(
     texts: list[str], stop: list[str]

@@ -5,10 +5,10 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forking import python
 from helpers import ROOT, command, read_metrics
 
 EVALUATE, BENCH, PLOT = (ROOT / f"launch/{name}.py" for name in ("evaluate", "bench_kv_cache", "plot_runs"))
@@ -154,7 +154,7 @@ def test_interactive_goes_on_after_an_error_and_ends_with_its_input(folder: Path
 def test_ctrl_c_ends_a_text_and_asks_for_the_next(folder: Path) -> None:
     arguments = ["--checkpoint", "plain", "--max_new_tokens", "10000000", "--when_full", "slide", "--interactive"]
     process = subprocess.Popen(
-        [sys.executable, str(EVALUATE), *arguments],
+        [*python(), str(EVALUATE), *arguments],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         stdin=subprocess.PIPE,

@@ -42,7 +42,7 @@ def probabilities_by_hand(
     return [p[i] if i in kept else 0.0 for i in range(len(p))]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(
     # Numbers from a coarse grid are often exactly equal.
     rows=st.integers(1, 12).flatmap(

@@ -12,7 +12,6 @@ import random
 import re
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from forking import python
 from helpers import ROOT, read_metrics, torchrun
 
 from gpt.config import DataConfig, GPTConfig, ModelConfig
@@ -196,7 +196,7 @@ class Launch:
         script = [str(Path(__file__).with_name("marked_training.py")), "--config", "config.yaml"]
         self._errors = (folder / "errors.txt").open("a+")
         self._process = subprocess.Popen(
-            [sys.executable, *launcher, *script, "--output_dir", "run", "--resume"],
+            [*python(), *launcher, *script, "--output_dir", "run", "--resume"],
             cwd=folder,
             env=os.environ | ENVIRONMENT,
             stdout=subprocess.PIPE,

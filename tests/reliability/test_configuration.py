@@ -23,9 +23,8 @@ from training.command_line import StrictParser, config_to_yaml, parse_config_tex
 from training.config import RunConfig, TrainingConfig
 from training.errors import InputError
 
-pytestmark = pytest.mark.reliability
-
 QUIET = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+QUICK = settings(max_examples=60, derandomize=True, database=None, **QUIET)
 CI = settings(max_examples=400, derandomize=True, database=None, **QUIET)
 NIGHTLY = settings(max_examples=5000, print_blob=True, **QUIET)
 
@@ -503,9 +502,16 @@ def judge_refusal(message: str, case: Case) -> None:
         assert any(way in message for way in case.value), message
 
 
-@settings(CI)
+@settings(QUICK)
 @given(CASES)
 def test_a_configuration_is_valid_or_refused_in_one_line(case: Case) -> None:
+    judge(case)
+
+
+@pytest.mark.ci
+@settings(CI)
+@given(CASES)
+def test_more_configurations_are_valid_or_refused_in_one_line(case: Case) -> None:
     judge(case)
 
 

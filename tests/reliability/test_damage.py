@@ -26,8 +26,6 @@ from training.errors import InputError
 from training.manifest import seal
 from training.run_folder import find_checkpoint
 
-pytestmark = pytest.mark.reliability
-
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

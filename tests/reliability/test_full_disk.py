@@ -17,8 +17,6 @@ from gpt.trainer import train_gpt
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from training.errors import SaveError
 
-pytestmark = pytest.mark.reliability
-
 
 @pytest.fixture
 def largest(config: GPTConfig, tmp_path: Path) -> int:

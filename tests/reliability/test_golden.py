@@ -23,8 +23,6 @@ from seq2seq.trainer import train_seq2seq
 from training.benchmarking import cpu_name
 from training.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
 
-pytestmark = pytest.mark.reliability
-
 RECORD = Path(__file__).with_name("golden.json")
 TEXT = "".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(300))
 FROZEN = GPTConfig(

@@ -4,11 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forking import python
 from helpers import ROOT, command, read_metrics, wait_for_step, with_training
 from reliability.killing import Ordeal, Precision
 
@@ -17,8 +17,6 @@ from training.checkpoint import Checkpoint
 from training.command_line import config_to_yaml
 from training.signals import REPEAT_SECONDS
 
-pytestmark = pytest.mark.reliability
-
 TRAIN = ROOT / "launch/train_gpt.py"
 
 
@@ -26,7 +24,7 @@ def start(config: GPTConfig, folder: Path, *options: str, script: Path = TRAIN) 
     file = folder / "config.yaml"
     file.write_text(config_to_yaml(config))
     return subprocess.Popen(
-        [sys.executable, "-u", str(script), "--config", str(file), "--output_dir", "run", *options],
+        [*python(), "-u", str(script), "--config", str(file), "--output_dir", "run", *options],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -10,8 +10,6 @@ from reliability.save_cost import PARTS, accelerate_saves, our_saves
 
 from gpt.config import ModelConfig
 
-pytestmark = pytest.mark.reliability
-
 KILLS: dict[str, object] = {
     "in_steps": 3,
     "in_evaluations": 4,

@@ -69,7 +69,6 @@ def test_a_run_is_evaluated_by_its_average_and_commands_use_it(config: GPTConfig
         load_gpt(tmp_path / "plain", weights="ema")
 
 
-@pytest.mark.reliability
 def test_a_stopped_run_keeps_its_average(config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = with_training(config, ema_decay=0.9)
     train_gpt(config, output_dir=tmp_path / "whole")

@@ -100,7 +100,6 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) 
     monkeypatch.setattr(GPTTask, "training_batch", signalling)
 
 
-@pytest.mark.reliability
 @pytest.mark.parametrize(
     ("step", "number", "optimizer"),
     [
@@ -151,7 +150,6 @@ def stop_in_evaluation(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(GPTTask, "validation_batches", signalling)
 
 
-@pytest.mark.reliability
 @pytest.mark.parametrize(("evaluation", "ema_decay"), [(1, 0.0), (3, 0.0), (2, 0.9), (5, 0.9)])
 def test_an_evaluation_does_not_keep_a_run_from_stopping_and_is_done_at_the_resume(
     config: GPTConfig,
@@ -215,7 +213,6 @@ def test_a_signal_during_a_save_waits_for_one_more_step_at_most(
     assert Checkpoint(tmp_path / "run/checkpoints/last").state["step"] == (5 if ends else 12)
 
 
-@pytest.mark.reliability
 def test_resume_goes_back_behind_damage_and_still_ends_the_same(
     config: GPTConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -575,7 +572,6 @@ def test_options_that_are_said_to_change_no_step_change_none(config: GPTConfig, 
     assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
-@pytest.mark.reliability
 @pytest.mark.parametrize("changes", [{"max_steps": 24}, {"eval_interval": 7, "max_steps": 20}])
 def test_an_evaluation_that_is_still_to_be_done_is_done_under_another_configuration_too(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int]

@@ -38,6 +38,7 @@ class GPTTask:
 
     model_class: type[GPT] = GPT
     shows_samples = False
+    sample_length = SAMPLE_LENGTH
 
     def __init__(self, config: GPTConfig) -> None:
         self.config = config
@@ -68,8 +69,10 @@ class GPTTask:
         return self.data.describe_samples(first, count)
 
     def sample(self, seed: int) -> str:
-        """300 characters that follow a line break."""
-        return "".join(sample_text(self.model, self.data.tokenizer, default_prompt(self.data.tokenizer), seed=seed))
+        """`sample_length` characters that follow a line break."""
+        tokenizer, length = self.data.tokenizer, self.sample_length
+        prompt = default_prompt(tokenizer)
+        return "".join(sample_text(self.model, tokenizer, prompt, max_new_tokens=length, seed=seed))
 
     def metrics(self, val_loss: float) -> Mapping[str, float]:
         """Perplexity per character, and bits per character."""

@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState, GradientState
 from demo_runs import make_runs
 
 from gpt.config import DataConfig, GPTConfig, ModelConfig
+from gpt.trainer import GPTTask
 from training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 forking.prepare()
@@ -27,6 +28,12 @@ def fresh_accelerate() -> Iterator[None]:
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text that is written at each evaluation takes most of a small run's time; commands write it whole."""
+    monkeypatch.setattr(GPTTask, "sample_length", 20)
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def test_a_run_leaves_what_it_promises(config: GPTConfig, tmp_path: Path) -> Non
     assert lines[-1]["tokens"] == 12 * 8 * 16
     assert lines[-1]["val_loss"] < lines[0]["train_loss"]
     assert result.counters.best_val_loss == min(line["val_loss"] for line in lines if "val_loss" in line)
-    assert all(len((run / f"samples/step-{step:08d}.txt").read_text()) == 300 for step in (5, 10, 12))
+    assert all(len((run / f"samples/step-{step:08d}.txt").read_text()) == 20 for step in (5, 10, 12))
 
 
 def test_the_validation_loss_is_the_mean_over_every_target(config: GPTConfig, tmp_path: Path) -> None:

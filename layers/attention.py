@@ -15,7 +15,7 @@ from layers.norm import RMSNorm
 from layers.positions import Turn, turn
 
 # A constant for torch.compile, whose own word for one would load all of it here. Older versions of torch do not tell.
-CPU_HAS_AMX = bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16"))
+CPU_HAS_AMX: bool = getattr(torch.cpu, "get_capabilities", dict[str, bool])().get("amx_bf16", False)
 
 
 def _attend(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, **options: Any) -> Tensor:

@@ -11,8 +11,7 @@ from gradio.events import api
 from demo.limits import MOST_SEED
 from demo.session import Session
 from demo.tabs.common import MODEL, Updates, told
-from gpt.benchmark import ROWS
-from gpt.generation import WHEN_FULL, WhenFull
+from gpt.choices import ROWS, WHEN_FULL, WhenFull
 from training.errors import InputError
 
 

@@ -13,9 +13,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from demo.metrics import METRICS, version
-from gpt.decoding import Precision, convert
+from gpt.choices import Precision
+from gpt.decoding import convert
 from gpt.trainer import LoadedGPT, load_gpt
-from seq2seq.trainer import VOCABULARY_FILE, LoadedSeq2Seq, load_seq2seq
+from seq2seq.choices import VOCABULARY_FILE
+from seq2seq.trainer import LoadedSeq2Seq, load_seq2seq
 from training.checkpoint import CheckpointError
 from training.errors import InputError
 from training.reading import Count, MissingFileError, misfit, read_json, read_text

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gpt.benchmark import ROWS
-from gpt.generation import WhenFull
+from gpt.choices import ROWS, WhenFull
 from gpt.writing import Piece
 from seq2seq.trainer import LoadedSeq2Seq
 

@@ -15,9 +15,10 @@ from demo.catalogue import Catalogue
 from demo.jobs import Job, Jobs, Result
 from demo.limits import MOST_SEED, MOST_TOP_K, PENALTY, SHARE, TEMPERATURE, Limits
 from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
-from gpt.benchmark import PROMPT_TOKENS, ROWS, Reader, likeliest, random_prompt
-from gpt.decoding import Decoder, Mode, Precision
-from gpt.generation import WHEN_FULL, WhenFull, new_token_limit
+from gpt.benchmark import PROMPT_TOKENS, Reader, likeliest, random_prompt
+from gpt.choices import ROWS, WHEN_FULL, Mode, Precision, WhenFull
+from gpt.decoding import Decoder
+from gpt.generation import new_token_limit
 from gpt.model import GPT
 from gpt.speed import cache_bytes
 from gpt.trainer import LoadedGPT

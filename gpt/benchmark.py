@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt.decoding import Decoder, Mode
+from gpt.choices import ROWS, Mode
+from gpt.decoding import Decoder
 from gpt.model import GPT
 from layers import KVCache
 from training.benchmarking import describe_machine, describe_model
 from training.errors import require_finite
 from training.seeds import generator
 
-ROWS = (100, 200, 300, 500)
 PROMPT_TOKENS = 8
 WARM_UP_STRIDE = 64
 WARM_UP_TOKENS = 16

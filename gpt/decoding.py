@@ -7,11 +7,12 @@ Shapes: B batch, T tokens, M model size, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from gpt.choices import Mode, Precision
 from gpt.compiled import CompiledStep
 from gpt.model import GPT
 from layers import Int8Linear, KVCache
@@ -19,8 +20,6 @@ from layers.native import NativeError, NativeStep
 from training.device import cpu_has_fast_bf16
 from training.errors import InputError
 
-Mode = Literal["auto", "eager", "compiled", "native"]
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
 CHUNK = 512
 """Tokens of a prompt that are read at once, which bounds the memory for it."""
 

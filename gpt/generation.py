@@ -6,20 +6,18 @@ Shapes: B sequences, T tokens, V vocabulary.
 from collections import deque
 from collections.abc import Generator, Sequence
 from itertools import count
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from gpt.choices import WhenFull
 from gpt.decoding import MOST_TOKENS, Decoder
 from layers import Beam, Chosen, KVCache, Sampler, Sampling, beam_search
 from layers.sampling import GREEDY, NOISE_BLOCK, seen_tokens
 from training.errors import InputError, require_finite
 from training.seeds import noise_blocks
 
-WhenFull = Literal["stop", "slide"]
-WHEN_FULL: WhenFull = "slide"
-"""What is done with a text unless told otherwise, by the command, the page and `gpt.writing.write` alike."""
 LOOKUP_LENGTH = 3
 """Tokens that must stand in the text before what prompt lookup proposes."""
 LOOKUP_WINDOW = 1024

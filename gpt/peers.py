@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from gpt.decoding import Precision, convert
+from gpt.choices import Precision
+from gpt.decoding import convert
 from gpt.model import GPT
 from gpt.speed import Contender, cache_bytes, step_bytes, token_flops
 from gpt.to_transformers import to_transformers

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gpt.benchmark import PROMPT_TOKENS, ROWS, WARM_UP_TOKENS, Say, random_prompt
-from gpt.decoding import Decoder, Mode, Precision, convert
+from gpt.benchmark import PROMPT_TOKENS, WARM_UP_TOKENS, Say, random_prompt
+from gpt.choices import ROWS, Mode, Precision
+from gpt.decoding import Decoder, convert
 from gpt.generation import generate
 from gpt.model import GPT
 from layers import Int8Linear

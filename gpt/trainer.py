@@ -8,11 +8,13 @@ from typing import Literal, NamedTuple
 import torch
 from accelerate import Accelerator
 
+from gpt.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH
 from gpt.config import DataConfig, GPTConfig, Unknown
-from gpt.data import Source, TextData, encode_split, load_source, side_by_side
+from gpt.data import Source, load_source
 from gpt.decoding import Decoder
 from gpt.model import GPT
 from gpt.tokenizer import CharTokenizer
+from gpt.windows import TextData, encode_split, side_by_side
 from gpt.writing import write
 from layers import Sampling
 from training.errors import InputError, require_finite
@@ -25,8 +27,6 @@ from training.task import Batch
 from training.trained import Weights, load_weights, saved_config
 
 TOKENIZER_FILE = "tokenizer.json"
-SAMPLE_LENGTH = 300
-DEFAULT_TEMPERATURE = 0.8
 
 
 class GPTTask:

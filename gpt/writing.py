@@ -4,8 +4,9 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Literal, NamedTuple
 
+from gpt.choices import SAMPLE_LENGTH, WHEN_FULL, WhenFull
 from gpt.decoding import Decoder
-from gpt.generation import WHEN_FULL, WhenFull, generate, generate_with_lookup, new_token_limit
+from gpt.generation import generate, generate_with_lookup, new_token_limit
 from gpt.tokenizer import CharTokenizer
 from layers import Chosen, Sampling
 from training.errors import InputError, require_finite
@@ -37,7 +38,7 @@ def write(
     tokenizer: CharTokenizer,
     prompt: str | Sequence[str],
     *,
-    max_new_tokens: int = 300,
+    max_new_tokens: int = SAMPLE_LENGTH,
     sampling: Sampling | None = None,
     seed: int = 0,
     num_samples: int = 1,

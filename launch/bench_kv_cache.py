@@ -1,239 +1,28 @@
 """Time how text is written: `python launch/bench_kv_cache.py --config FILE`, or `--checkpoint DIR`.
 
-`seq2seq/bench.py` does it where that is an encoder-decoder's.
+With those of an encoder-decoder: how targets are.
 """
 
-import json
 import sys
-from copy import deepcopy
-from dataclasses import asdict, fields
-from pathlib import Path
-from typing import Any, get_args
 
-from jsonargparse import Namespace
-
-import seq2seq.bench
-from gpt.benchmark import ROWS, Arms, describe, measure_arms, plot
-from gpt.config import GPTConfig
-from gpt.decoding import Decoder, Mode, Precision, convert
-from gpt.model import GPT
-from gpt.peers import transformers_contenders
-from gpt.speed import (
-    COMPUTED,
-    Contender,
-    Machine,
-    agreement,
-    contenders,
-    decode_rows,
-    measure_decoding,
-    native_build_seconds,
-)
-from gpt.trainer import load_gpt
+import gpt.options
+import seq2seq.options
 from seq2seq.kind import is_seq2seq
-from training.benchmarking import fill_zero_weights
-from training.command_line import StrictParser
-from training.device import inference_device
-from training.errors import InputError, exit_code
-from training.plots import check_output
-from training.progress import Progress
-from training.seeds import generator
-from training.threads import set_cpu_threads
-
-VOCAB_SIZE = 65
-MODES = [mode for mode in get_args(Mode) if mode != "auto"]
-
-
-def parse() -> tuple[Namespace, GPTConfig | None]:
-    """The options of the command line, and the configuration among them, which a checkpoint brings itself."""
-    parser = StrictParser(
-        prog="bench_kv_cache.py",
-        description="Seconds to write 100, 200, 300 and 500 tokens without and with the key-value cache, and tokens "
-        "per second of each way to decode, for a model with random weights (--config, and --model.* to change it) or a "
-        "trained one (--checkpoint). With those of an encoder-decoder there are other options: "
-        "bench_kv_cache.py --config FILE --help.",
-    )
-    parser.add_argument("--config", action="config", help="YAML file of an experiment; its model is timed.")
-    parser.add_argument("--checkpoint", type=str, help="A run (its best checkpoint) or one checkpoint.")
-    parser.add_argument("--repeats", type=int, default=3, help="Passes of each, of which the median is shown.")
-    parser.add_argument(
-        "--precision",
-        nargs="+",
-        choices=get_args(Precision),
-        help="Numbers to decode in; the table is measured in the first. Default: fp32, and bf16 and int8 where "
-        "there is another mode than eager.",
-    )
-    parser.add_argument(
-        "--mode",
-        nargs="+",
-        choices=MODES,
-        help="Ways to read a token. Default: eager, and native on a CPU with a compiler, or compiled on a GPU.",
-    )
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="Numbers of streams to decode at once.")
-    parser.add_argument(
-        "--uncached", choices=["yes", "no"], default="yes", help="Whether to measure the table without the cache."
-    )
-    parser.add_argument(
-        "--peer", choices=["transformers"], help="Also time this library, with the same weights (rotary positions)."
-    )
-    parser.add_argument("--peer_uncached", action="store_true", help="Also time it without its cache.")
-    parser.add_argument("--json", type=str, help="Write the figures to this file, a .json.")
-    parser.add_argument("--plot", type=str, help="Draw the curves into this file: a .png, .svg or .pdf.")
-    parser.add_class_arguments(GPTConfig)
-    options = parser.parse_args()
-    if (options.checkpoint is None) == (not options.config):
-        raise InputError("give either --config FILE or --checkpoint DIR")
-    if options.repeats < 1:
-        raise InputError(f"repeats must be at least 1, got {options.repeats}")
-    if min(options.batch) < 1:
-        raise InputError(f"batch must be at least 1, got {min(options.batch)}")
-    if options.plot and options.uncached == "no":
-        raise InputError("--plot draws the table: leave --uncached no out")
-    if options.checkpoint is None:
-        return options, parser.build(GPTConfig, options)
-    defaults = parser.get_defaults()
-    if any(options[field.name] != defaults[field.name] for field in fields(GPTConfig)):
-        raise InputError("--checkpoint brings its own configuration: leave the options of a configuration out")
-    return options, None
-
-
-def build(options: Namespace, config: GPTConfig | None) -> tuple[GPT, str]:
-    """The model, and where it comes from in words."""
-    device = inference_device()
-    if config is None:
-        return load_gpt(Path(options.checkpoint), device).model, str(options.checkpoint)
-    model = GPT(config.model, VOCAB_SIZE)
-    model.init_weights(generator(config.seed, "weights"))
-    fill_zero_weights(model)
-    return model.to(device).eval(), f"{options.config[0]}, random weights"
-
-
-def ways_of(options: Namespace, model: GPT) -> tuple[list[Mode], list[Precision]]:
-    """Modes and precisions to measure."""
-    if options.mode is not None:
-        modes: list[Mode] = options.mode
-    elif model.embedding.weight.device.type == "cuda":
-        modes = ["eager", "compiled"]
-    else:
-        modes = list(dict.fromkeys(("eager", Decoder(model).mode)))
-    fast = any(mode != "eager" for mode in modes)
-    return modes, options.precision or ["fp32", *(("bf16", "int8") if fast else ())]
+from training.errors import exit_code
 
 
 def main() -> None:
-    """Parse, measure, and print, write and draw the figures."""
+    """Parse, and only then load torch and what the model's package does with the options."""
     if is_seq2seq(sys.argv[1:]):
-        seq2seq.bench.main()
-        return
-    options, config = parse()
-    if options.json:
-        check_output(Path(options.json), (".json",))
-    if options.plot:
-        check_output(Path(options.plot))
-    set_cpu_threads()
-    model, source = build(options, config)
-    modes, precisions = ways_of(options, model)
-    ours = contenders(model, precisions, modes, options.batch)
-    peers: list[Contender] = []
-    if options.peer:
-        compiled = "compiled" in modes and model.embedding.weight.device.type == "cuda"
-        peers = transformers_contenders(model, options.batch, compiled=compiled, uncached=options.peer_uncached)
-    figures = describe(model, source=source, repeats=options.repeats) | {"precision": precisions[0]}
-    if "native" in modes:
-        figures["native_build_seconds"] = native_build_seconds()
-    arms = None
-    if options.uncached == "yes":
-        tabled = convert(deepcopy(model), precisions[0])
-        arms = time_arms(options, tabled, [mode for mode in modes if mode != "eager"])
-        figures["rows"] = [asdict(row) for row in arms.rows()]
-        figures["seconds"] = {
-            name: [[round(seconds[length - 1], 6) for length in ROWS] for seconds in repeats]
-            for name, repeats in arms.seconds.items()
-        }
-    machine = time_decoding(options, model, [*ours, *peers])
-    figures["read_gigabytes_per_second"] = machine.gigabytes_per_second
-    figures["multiply_gigaflops"] = machine.gigaflops
-    figures["new_tokens"], figures["computed"] = ROWS[-1], COMPUTED
-    figures["decode"] = decode_rows(ours, ROWS[-1], model.config.max_len, machine)
-    figures["peers"] = decode_rows(peers, ROWS[-1], model.config.max_len, machine)
-    figures["first_token_seconds"] = min(row["first_token_seconds"] for row in figures["decode"])
-    figures["greedy_agreement"] = {
-        precision: agreement(model, precision, ROWS[-1]) for precision in precisions if precision != "fp32"
-    }
-    print()
-    show(figures)
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
-        print(options.json)
-    if options.plot and arms is not None:
-        plot(arms, Path(options.plot), f"{source} on {figures['device']}, {figures['precision']}")
-        print(options.plot)
+        of_targets = seq2seq.options.parse_benchmark()
+        from seq2seq.bench import bench as bench_targets
 
+        bench_targets(*of_targets)
+    else:
+        of_text = gpt.options.parse_benchmark()
+        from gpt.bench import bench as bench_text
 
-def time_arms(options: Namespace, model: GPT, modes: list[Mode]) -> Arms:
-    """The table, with a progress bar."""
-    arms = 2 + len(modes) + ("compiled" in modes)
-    progress = Progress(0, arms * options.repeats * ROWS[-1], visible=True, unit="token")
-    try:
-        return measure_arms(model, modes, repeats=options.repeats, advance=progress.advance, say=progress.say)
-    finally:
-        progress.close()
-
-
-def time_decoding(options: Namespace, model: GPT, everyone: list[Contender]) -> Machine:
-    """All contenders, with a progress bar; returns how fast the machine was meanwhile."""
-    passes = options.repeats * sum(len(contender.batches) for contender in everyone)
-    progress = Progress(0, passes, visible=True, unit="pass")
-    try:
-        return measure_decoding(
-            everyone,
-            model.vocab_size,
-            model.config.max_len,
-            repeats=options.repeats,
-            device=model.embedding.weight.device,
-            advance=progress.advance,
-            say=progress.say,
-        )
-    finally:
-        progress.close()
-
-
-def show(figures: dict[str, Any]) -> None:
-    """Print the tables, and what they depend on."""
-    model = figures["model"]
-    print(f"device     {figures['device']}, {figures['threads']} threads")
-    print(f"versions   torch {figures['torch']}, Python {figures['python']}")
-    print(f"model      {model['source']}: {model['parameters']:,} parameters, context {model['max_len']}")
-    print(f"memory     {figures['read_gigabytes_per_second']:.1f} GB/s read, median")
-    print(f"arithmetic {figures['multiply_gigaflops']:,.0f} GFLOP/s in products of fp32 matrices by torch, median")
-    print(f"measured   medians of {figures['repeats']}, after a prompt of {figures['prompt_tokens']} tokens\n")
-    if "rows" in figures:
-        print(f"new tokens in {figures['precision']}, eager:")
-        others = [name for name in figures["rows"][0]["arms"] if not name.endswith("eager")]
-        print("    tokens   without cache   with cache   speed-up" + "".join(f"   {name}" for name in others))
-        for row in figures["rows"]:
-            print(
-                f"{row['new_tokens']:>10}   {row['no_cache_seconds']:>11.3f} s   {row['cache_seconds']:>8.3f} s"
-                f"   {row['speedup']:>7.2f}x"
-                + "".join(f"   {row['arms'][name]:>{len(name) - 2}.3f} s" for name in others)
-            )
-        print()
-    width = max(len(row["mode"]) for row in [*figures["decode"], *figures["peers"]])
-    print(
-        f"{'mode':{width}}  streams  tokens/s (slowest to fastest)  share of memory*  of arithmetic*  first token"
-        "  compile    cache*"
-    )
-    for row in [*figures["decode"], *figures["peers"]]:
-        spread = f"({row['slowest']:,.1f} to {row['fastest']:,.1f})"
-        print(
-            f"{row['mode']:{width}}  {row['batch']:>7}  {row['tokens_per_second']:>8,.1f} {spread:>20}"
-            f"  {row['bandwidth_share']:>16.0%}  {row['arithmetic_share']:>14.0%}  {row['first_token_seconds']:>9.3f} s"
-            f"  {row['compile_seconds']:>5.1f} s  {row['cache_bytes'] / 1e6:>6.1f} MB"
-        )
-    print("* computed from the model's shape, not measured; the shares with the measured rates and speeds")
-    if "native_build_seconds" in figures:
-        print(f"the native step was built in {figures['native_build_seconds']:.1f} s, once for this machine")
-    for precision, share in figures["greedy_agreement"].items():
-        print(f"{precision} chooses the token of fp32 at {share:.1%} of the places of a greedy text")
+        bench_text(*of_text)
 
 
 if __name__ == "__main__":

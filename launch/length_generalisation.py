@@ -6,21 +6,19 @@ from itertools import product
 from pathlib import Path
 from typing import get_args
 
-from seq2seq.length_generalisation import RECIPES, Trial, measure_trial, plot, table, train_trial
+from jsonargparse import Namespace
+
+from seq2seq.choices import RECIPES
 from seq2seq.tasks import Task
-from training.benchmarking import describe_machine
 from training.command_line import StrictParser
-from training.device import inference_device
 from training.errors import InputError, exit_code
 from training.plots import check_output
-from training.progress import Progress
-from training.threads import set_cpu_threads
 
 ROOT = Path(__file__).parents[1]
 
 
-def main() -> None:
-    """Parse, train, measure, and print, write and draw the figures."""
+def parse() -> Namespace:
+    """The options of the command line."""
     parser = StrictParser(
         prog="length_generalisation.py",
         description="Train copy and reverse by each way to know positions, and measure exact match by length, up to "
@@ -46,6 +44,18 @@ def main() -> None:
     for name, formats in (("json", (".json",)), ("plot", None)):
         if options[name]:
             check_output(Path(options[name]), *([formats] if formats else []))
+    return options
+
+
+def main() -> None:
+    """Parse, train, measure, and print, write and draw the figures."""
+    options = parse()
+    from seq2seq.length_generalisation import Trial, measure_trial, plot, table, train_trial
+    from training.benchmarking import describe_machine
+    from training.device import inference_device
+    from training.progress import Progress
+    from training.threads import set_cpu_threads
+
     set_cpu_threads()
     extra = [] if options.max_steps is None else ["--training.max_steps", str(options.max_steps)]
     trials = [Trial(task=t, recipe=r, seed=s) for t, r, s in product(options.tasks, options.recipes, options.seeds)]

@@ -4,7 +4,6 @@ Shapes: B batch, T query tokens, S key tokens, H heads (queries) or key-value he
 D head size, M model size.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +14,9 @@ from layers.cache import LayerCache, Place
 from layers.norm import RMSNorm
 from layers.positions import Turn, turn
 
+# A constant for torch.compile, whose own word for one would load all of it here. Older versions of torch do not tell.
+CPU_HAS_AMX: bool = getattr(torch.cpu, "get_capabilities", dict[str, bool])().get("amx_bf16", False)
+
 
 def _attend(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, **options: Any) -> Tensor:
     """torch's fused attention, in the numbers that the device is fast at; for a compiled step on a GPU, our own.
@@ -24,7 +26,7 @@ def _attend(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, **options: Any) -> T
     """
     if q_BHTD.size(2) == 1 and q_BHTD.device.type == "cuda" and torch.compiler.is_compiling():
         return attend_with_one_query(q_BHTD, k_BHSD, v_BHSD, options["attn_mask"])
-    if q_BHTD.dtype != torch.bfloat16 or q_BHTD.device.type != "cpu" or _cpu_has_amx():
+    if q_BHTD.dtype != torch.bfloat16 or q_BHTD.device.type != "cpu" or CPU_HAS_AMX:
         return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, **options)
     with torch.autocast("cpu", enabled=False):
         y_BHTD = F.scaled_dot_product_attention(q_BHTD.float(), k_BHSD.float(), v_BHSD.float(), **options)
@@ -51,13 +53,6 @@ def attend_with_one_query(q_BH1D: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, mask_B
         scores_BHGS = scores_BHGS.masked_fill(~mask_B11S, -torch.inf)
     y_BHGD = (scores_BHGS.softmax(-1)[..., None] * v_BHSD[:, :, None].float()).sum(-2)
     return y_BHGD.view(q_BH1D.shape).to(q_BH1D.dtype)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _cpu_has_amx() -> bool:
-    # Older versions of torch do not tell.
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16"))
 
 
 class MultiHeadAttention(nn.Module):

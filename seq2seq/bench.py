@@ -1,8 +1,6 @@
 """What `launch/bench_kv_cache.py` does with an encoder-decoder."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +13,12 @@ from seq2seq.model import EncoderDecoder
 from seq2seq.trainer import load_seq2seq
 from seq2seq.vocabulary import Vocabulary
 from training.benchmarking import describe_machine, describe_model, fill_zero_weights
-from training.command_line import StrictParser
 from training.device import inference_device
 from training.errors import InputError
-from training.plots import check_output
 from training.seeds import generator
 from training.threads import set_cpu_threads
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
-
-
-def parse(arguments: Sequence[str] | None = None) -> tuple[Namespace, Seq2SeqConfig | None]:
-    """The options of the command line, and the configuration among them, which a checkpoint brings itself."""
-    parser = StrictParser(
-        prog="bench_kv_cache.py",
-        description="Seconds to decode many sources in one batch with and without the caches, for an encoder-decoder "
-        "with random weights (--config, and --model.* to change it) or a trained one (--checkpoint).",
-    )
-    parser.add_argument("--config", action="config", help="YAML file of an experiment; its model is timed.")
-    parser.add_argument("--checkpoint", type=str, help="A run (its best checkpoint) or one checkpoint.")
-    parser.add_argument("--repeats", type=int, default=5, help="Passes of each, of which the median is shown.")
-    parser.add_argument("--batch", type=int, default=256, help="Sources to decode at once.")
-    parser.add_argument("--length", type=int, default=20, help="Symbols of each source; a target has one token more.")
-    parser.add_argument(
-        "--peer", choices=["transformers"], help="Also time this library's BART of the same size, with random weights."
-    )
-    parser.add_argument("--json", type=str, help="Write the figures to this file, a .json.")
-    parser.add_class_arguments(Seq2SeqConfig)
-    options = parser.parse_args(arguments)
-    if (options.checkpoint is None) == (not options.config):
-        raise InputError("give either --config FILE or --checkpoint DIR")
-    for name in ("repeats", "batch", "length"):
-        if options[name] < 1:
-            raise InputError(f"{name} must be at least 1, got {options[name]}")
-    if options.json:
-        check_output(Path(options.json), (".json",))
-    if options.checkpoint is None:
-        return options, parser.build(Seq2SeqConfig, options)
-    defaults = parser.get_defaults()
-    if any(options[field.name] != defaults[field.name] for field in fields(Seq2SeqConfig)):
-        raise InputError("--checkpoint brings its own configuration: leave the options of a configuration out")
-    return options, None
 
 
 def build(options: Namespace, config: Seq2SeqConfig | None, device: torch.device) -> tuple[EncoderDecoder, str]:
@@ -69,9 +32,12 @@ def build(options: Namespace, config: Seq2SeqConfig | None, device: torch.device
     return model.to(device).eval(), f"{options.config[0]}, random weights"
 
 
-def main() -> None:
-    """Parse, measure, print and write the figures."""
-    options, config = parse()
+def bench(options: Namespace, config: Seq2SeqConfig | None) -> None:
+    """Measure, print and write the figures.
+
+    Raises:
+        InputError: The sources are longer than the model's context.
+    """
     set_cpu_threads()
     model, source = build(options, config, inference_device())
     room = model.config.max_len - FRAME

@@ -5,7 +5,7 @@ Shapes: B sources, T tokens, V vocabulary.
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -13,13 +13,13 @@ from torch import Tensor
 from layers import Beam, Chosen, KVCache, Memory, Sampler, Sampling, beam_search
 from layers.native import NativeError, NativeStep
 from layers.sampling import GREEDY, NOISE_BLOCK, seen_tokens
+from seq2seq.choices import Mode
 from seq2seq.data import check_source, frame_source, padded
 from seq2seq.model import EncoderDecoder
 from seq2seq.vocabulary import END, PAD, START
 from training.errors import InputError, require_finite
 from training.seeds import noise_blocks
 
-Mode = Literal["auto", "eager", "native"]
 MOST_BEAMS = 1024
 FEW_TARGETS, NARROW = 32, 256
 """The native step is faster than torch for so many targets, or for any number in a model of such a d_model."""

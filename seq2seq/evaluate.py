@@ -5,140 +5,32 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from jsonargparse import Namespace
 
 from layers import Sampling
 from seq2seq.accuracy import LengthAccuracy, accuracy_by_length
 from seq2seq.attention_map import cross_attention, plot_attention
-from seq2seq.config import FRAME, OnBadRow
+from seq2seq.config import FRAME
 from seq2seq.data import by_length, check_source, load_pairs
-from seq2seq.decoding import Mode, decode, search
-from seq2seq.pairs import SPLIT_NAMES, FilePairs
+from seq2seq.decoding import decode, search
+from seq2seq.options import SAMPLING
+from seq2seq.pairs import FilePairs
 from seq2seq.tasks import GeneratedPairs, Pair
 from seq2seq.trainer import LoadedSeq2Seq, load_seq2seq
 from seq2seq.vocabulary import END, Vocabulary, describe, split
-from training.command_line import StrictParser, refuse
 from training.device import inference_device
 from training.errors import InputError
-from training.plots import check_output
 from training.progress import Progress
 from training.threads import set_cpu_threads
 
-COUNT = 10_000
 BATCH = 250
-SAMPLING = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
-OTHER_PAIRS = {
-    "data.source": "With --split: another file or data set of pairs than the run's; a file is split by the same hash, "
-    "which keeps out what was trained on.",
-    "data.source_column": "With --data.source: its column with the source text. Default: the run's.",
-    "data.target_column": "With --data.source: its column with the target text. Default: the run's.",
-    "data.revision": "With --data.source: its branch, tag or commit on the hub. Default: its main branch.",
-    "data.subset": "With --data.source: its subset on the hub. Default: the data set's own.",
-    "data.on_bad_row": "With --data.source: stop at a row that is no pair or is too long, or skip such. Default: the "
-    "run's.",
-}
 
 
-def parse(arguments: Sequence[str] | None = None) -> Namespace:
-    """The options of the command line."""
-    return _parser().parse_args(arguments)
-
-
-def _parser() -> StrictParser:
-    parser = StrictParser(
-        prog="evaluate.py",
-        description="Write the targets of sources with a trained encoder-decoder; with --split, measure how many it "
-        "gets right, by length.",
-    )
-    parser.add_argument("--checkpoint", type=str, required=True, help="A run (its best checkpoint) or one checkpoint.")
-    parser.add_argument(
-        "--weights", choices=["ema", "raw"], help="The weights' average or themselves. Default: ema where there is one."
-    )
-    parser.add_argument("--source", type=str, nargs="+", help="Text whose target to write, or several.")
-    parser.add_argument("--max_new_tokens", type=int, help="Most tokens of a target. Default: as many as fit.")
-    parser.add_argument("--temperature", type=float, default=0.0, help="Above 0: draw, rather than take the likeliest.")
-    parser.add_argument("--top_k", type=int, help="Draw from so many likeliest tokens only. Default: all.")
-    parser.add_argument("--top_p", type=float, help="Draw from the likeliest tokens of this probability together.")
-    parser.add_argument(
-        "--min_p", type=float, help="Draw from tokens with this part of the likeliest one's probability."
-    )
-    parser.add_argument(
-        "--repetition_penalty", type=float, default=1.0, help="Above 1: make tokens less likely that were written."
-    )
-    parser.add_argument("--seed", type=int, default=0, help="The same seed draws the same targets.")
-    parser.add_argument("--num_samples", type=int, default=1, help="Targets for each source, with seeds that count up.")
-    parser.add_argument("--beams", type=int, default=0, help="Search for the likeliest targets with so many beams.")
-    parser.add_argument(
-        "--length_penalty",
-        type=float,
-        default=1.0,
-        help="With --beams: 0 ranks targets by their probability, 1 by that per token.",
-    )
-    parser.add_argument(
-        "--mode",
-        choices=list(get_args(Mode)),
-        default="auto",
-        help="How a token is read: by the model as it stands (eager), or in C++ on a CPU (native). Default: the faster "
-        "of them.",
-    )
-    parser.add_argument(
-        "--attention",
-        type=str,
-        help="Draw where the decoder looks in the source, per head, into this .png, .svg or .pdf.",
-    )
-    parser.add_argument(
-        "--split", choices=list(SPLIT_NAMES), help="Measure exact match of greedy decoding on this split, by length."
-    )
-    parser.add_argument("--count", type=int, default=COUNT, help="With --split: most pairs to measure on.")
-    parser.add_argument(
-        "--lengths",
-        type=int,
-        nargs=2,
-        help="With --split, of copy and reverse: the shortest and longest strings to try.",
-    )
-    for name, what in OTHER_PAIRS.items():
-        kind = {"choices": get_args(OnBadRow)} if name == "data.on_bad_row" else {"type": str}
-        parser.add_argument(f"--{name}", help=what, **kind)
-    parser.add_argument(
-        "--data.unknown",
-        choices=["error", "skip"],
-        default="error",
-        help="What symbols do that the vocabulary lacks: end with an error that names them all, or leave out (skip) "
-        "such symbols of a --source, and the pairs of a --data.source that have some.",
-    )
-    return parser
-
-
-FOR_SOURCE = ("max_new_tokens", *SAMPLING, "seed", "num_samples", "beams", "length_penalty", "mode", "attention")
-FOR_SPLIT = ("count", "lengths", *OTHER_PAIRS)
-FOR_CHANCE = ("top_k", "top_p", "min_p", "seed", "num_samples")
-FOR_DRAWING = (*SAMPLING, "seed", "num_samples")
-
-
-def main() -> None:
-    """Parse, load, and print targets or accuracies."""
-    options = parse()
-    if (options.source is None) == (options.split is None):
-        raise InputError("give either --source TEXT, to see its target, or --split, to measure")
-    if options.split is None:
-        refuse(options, _parser(), FOR_SPLIT, "--split, to measure")
-    else:
-        refuse(options, _parser(), FOR_SOURCE, "--source, to see a target")
-    if options.beams:
-        refuse(options, _parser(), FOR_DRAWING, "targets that are drawn: leave out --beams")
-    else:
-        refuse(options, _parser(), ("length_penalty",), "--beams")
-    if options.data.source is None:
-        refuse(options, _parser(), tuple(OTHER_PAIRS), "--data.source, other pairs than the run's")
-    if options.attention:
-        if len(options.source) > 1:
-            raise InputError(f"--attention draws one source, got {len(options.source)}")
-        check_output(Path(options.attention))
+def evaluate(options: Namespace) -> None:
+    """Print targets or accuracies, as the options of `seq2seq.options.parse_evaluation` ask for it."""
     sampling = _sampling_of(options)
-    if options.temperature == 0:
-        refuse(options, _parser(), FOR_CHANCE, "targets that are drawn: give a --temperature above 0")
     set_cpu_threads()
     loaded = load_seq2seq(Path(options.checkpoint), inference_device(), weights=options.weights)
     if options.split is None:
@@ -148,10 +40,6 @@ def main() -> None:
 
 
 def _sampling_of(options: Namespace) -> Sampling:
-    if options.num_samples < 1:
-        raise InputError(f"num_samples must be at least 1, got {options.num_samples}")
-    if not 0 <= options.seed < 2**63:
-        raise InputError(f"seed must be at least 0 and below 2^63, got {options.seed}")
     try:
         return Sampling(**{name: options[name] for name in SAMPLING})
     except ValueError as error:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from seq2seq.trainer import VOCABULARY_FILE
+from seq2seq.choices import VOCABULARY_FILE
 from training.errors import InputError
 from training.reading import read_yaml
 from training.run_folder import find_checkpoint

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from seq2seq.accuracy import accuracy_by_length
+from seq2seq.choices import RECIPES
 from seq2seq.data import by_length
 from seq2seq.tasks import GeneratedPairs, Task
 from seq2seq.trainer import load_seq2seq
@@ -20,15 +21,6 @@ from training.device import inference_device
 from training.errors import CommandError
 from training.run_folder import RunFolder
 
-RECIPES = {
-    "sinusoidal": ("sinusoidal", "content", "0.0"),
-    "learned": ("learned", "content", "0.0"),
-    "rotary": ("rotary", "content", "0.0"),
-    "rotary, also across": ("rotary", "start", "0.0"),
-    "rotary, from both ends": ("rotary", "both_ends", "0.0"),
-    "rotary, random places": ("rotary", "both_ends", "0.5"),
-}
-"""model.positions, model.cross_positions and model.random_positions."""
 TRAINED_PAIRS = 10_000
 PAIRS_PER_LENGTH = 250
 BATCH = 250

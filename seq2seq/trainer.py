@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from seq2seq.accuracy import exact_match, predict, token_accuracy
+from seq2seq.choices import VOCABULARY_FILE
 from seq2seq.config import Seq2SeqConfig
 from seq2seq.data import PairData
 from seq2seq.model import EncoderDecoder
@@ -21,7 +22,6 @@ from training.state import saved_state
 from training.task import Batch
 from training.trained import Weights, load_weights, saved_config
 
-VOCABULARY_FILE = "vocabulary.json"
 SAMPLES = 5
 WIDEST = 40
 """Characters of a text that the table of samples shows."""

@@ -35,7 +35,7 @@ def test_imports_go_one_way(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
     ours = imported(list(ast.walk(tree))) & set(MAY_IMPORT)
     assert ours <= MAY_IMPORT[package] | {package}
-    files = "app.py", "api.py", "serving.py"
+    files = "page.py", "api.py", "serving.py"
     of_page = path.is_relative_to(ROOT / "demo") and (path.name in files or path.parent.name == "tabs")
     heavy = HEAVY - {"gradio"} if of_page else HEAVY
     assert not imported(tree.body) & heavy, "import it inside the function that uses it"

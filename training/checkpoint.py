@@ -17,25 +17,20 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
-from torch import Tensor
 
 from training.config import shown
 from training.errors import InputError
 from training.files import doing_without, replace_link, sync, write_synced
-from training.manifest import (
-    FORMAT,
-    MANIFEST,
-    seal,
-    verified_contents,
-    verified_manifest,
-)
+from training.manifest import FORMAT, MANIFEST, seal, verified_contents, verified_manifest
 from training.manifest import CheckpointError as CheckpointError
 from training.manifest import DamagedCheckpointError as DamagedCheckpointError
 from training.reading import Count, built, decoded, parse_json, parse_yaml, read_json, read_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STATE = "state.json"
 NAMES = ("best", "last")
@@ -91,8 +86,10 @@ class Checkpoint:
         """The value in a YAML file."""
         return parse_yaml(self.text(name), self.folder / name)
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
+    def tensors(self, name: str) -> "dict[str, Tensor]":
         """The tensors of `NAME.safetensors`, on the CPU."""
+        from safetensors.torch import load
+
         try:
             return load(self._file(f"{name}.safetensors"))
         except SafetensorError as error:
@@ -252,7 +249,7 @@ class CheckpointStore:
         self,
         step: int,
         *,
-        tensors: Mapping[str, Mapping[str, Tensor]],
+        tensors: "Mapping[str, Mapping[str, Tensor]]",
         state: Mapping[str, Any],
         files: Mapping[str, str],
         best: bool = False,
@@ -321,7 +318,7 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
-def _write_sealed(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str]) -> None:
+def _write_sealed(folder: Path, tensors: "Mapping[str, Mapping[str, Tensor]]", texts: Mapping[str, str]) -> None:
     folder.mkdir()
     for name, group in tensors.items():
         _write_tensors(folder / f"{name}.safetensors", group)
@@ -336,8 +333,10 @@ def _write_sealed(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], tex
     sync(folder)
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
     """Write a safetensors file from where the tensors lie, without a copy of all of them, and flush it to the disk."""
+    from safetensors.torch import save_file
+
     try:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
     except SafetensorError as error:

@@ -1,6 +1,6 @@
 """One run from command to result: where it computes, where it writes, how far it had come, and the loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,8 @@ def train(
     run = None
     try:
         check_batch_size(config, accelerator.num_processes)
+        if accelerator.is_main_process:  # At once: reading the data and loading what trains takes seconds.
+            _say({"device": setup.description})
         task = make_task()
         run, checkpoint = _choose_start(accelerator, config, output_dir, resume=resume)
         trainer = Trainer(setup, task, config, run)
@@ -132,14 +134,13 @@ def _prepare(setup: Setup, trainer: Trainer) -> list[Tracker]:
 
 
 def _introduce(setup: Setup, trainer: Trainer, space: str, trackers: list[Tracker]) -> None:
-    """Say what the run is, before the first step."""
+    """Say what the run is, before the first step; the device was said."""
     task, training, step = trainer.task, trainer.config.training, trainer.counters.step
     parameters = sum(p.numel() for p in task.model.parameters())
     tokens_per_epoch = task.samples_per_epoch * task.tokens_per_sample
     tokens_per_step = training.batch_size * task.tokens_per_sample
     epochs = trainer.num_steps * training.batch_size / task.samples_per_epoch
     lines = {
-        "device": setup.description,
         "model": f"{parameters:,} parameters",
         "data": f"{task.data_origin}, {tokens_per_epoch:,.0f} tokens per epoch",
         "note": "\nnote        ".join(getattr(task, "data_notes", ())),
@@ -152,4 +153,9 @@ def _introduce(setup: Setup, trainer: Trainer, space: str, trackers: list[Tracke
         "changed": "\nchanged     ".join(trainer.changes),
         "warning": "\nwarning     ".join(setup.warnings),
     }
+    _say(lines)
+
+
+def _say(lines: Mapping[str, str | None]) -> None:
+    """Print what there is to say, each under its name."""
     print("\n".join(f"{name:<11} {text}" for name, text in lines.items() if text), flush=True)

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(seed: int, *parts: int | str) -> int:
@@ -13,15 +14,18 @@ def derive_seed(seed: int, *parts: int | str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def generator(seed: int, *parts: int | str) -> torch.Generator:
+def generator(seed: int, *parts: int | str) -> "torch.Generator":
     """A CPU generator for one purpose, seeded by `derive_seed`."""
+    import torch
+
     return torch.Generator().manual_seed(derive_seed(seed, *parts))
 
 
-def noise_blocks(seeds: Sequence[int], size: int) -> Callable[[int, int], Tensor]:
+def noise_blocks(seeds: Sequence[int], size: int) -> Callable[[int, int], "torch.Tensor"]:
     """`noise(row, n)`, the n-th `size` random numbers of a sampled sequence; each row has its own seed."""
+    import torch
 
-    def noise(row: int, block: int) -> Tensor:
+    def noise(row: int, block: int) -> torch.Tensor:
         return torch.rand(size, generator=generator(seeds[row], "sampling", block), dtype=torch.float64)
 
     return noise

@@ -1,13 +1,15 @@
 """The counters of a run: with weights and optimizer tensors, all that a resume needs."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.checkpoint import STATE, Checkpoint
 from training.config import RunConfig
 from training.errors import InputError
 from training.reading import Amount, Count, MalformedFileError, Scalar, built
-from training.task import Task
+
+if TYPE_CHECKING:
+    from training.task import Task
 
 NEUTRAL = {
     "name",
@@ -116,7 +118,7 @@ def saved_state(checkpoint: Checkpoint) -> SavedState:
     return state
 
 
-def run_identity(config: RunConfig, task: Task) -> dict[str, Any]:
+def run_identity(config: RunConfig, task: "Task") -> dict[str, Any]:
     """What must not change when a run goes on, because its steps would not be those of one run any more."""
     return {
         "seed": config.seed,

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jsonargparse import Namespace
 
@@ -12,10 +12,12 @@ from training.command_line import StrictParser
 from training.config import RunConfig
 from training.errors import InputError
 from training.reading import read_yaml
-from training.run import Result
 from training.run_folder import RunFolder, newest_run, python_command
 from training.state import Counters
 from training.surroundings import outlive_output
+
+if TYPE_CHECKING:
+    from training.run import Result
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -25,8 +27,8 @@ def train_command(
     description: str,
     default_config: Path,
     config_class: type[Config],
-    train: Callable[..., Result],
-    show: Callable[[Result, Config], None],
+    train: "Callable[..., Result]",
+    show: "Callable[[Result, Config], None]",
 ) -> None:
     """Parse, train, and show what came out.
 
@@ -94,7 +96,7 @@ def _own_config(values: Namespace) -> Path | None:
     return run.config_file
 
 
-def show_losses(result: Result, unit: str) -> None:
+def show_losses(result: "Result", unit: str) -> None:
     """Print how long the training was, the losses and the best checkpoint; `unit` is what a token is called."""
     counters = result.counters
     print(f"\ntrained {counters.step:,} steps on {counters.tokens:,} {unit}s in {counters.seconds:.0f} s")
@@ -105,7 +107,7 @@ def show_losses(result: Result, unit: str) -> None:
     )
 
 
-def show_next(result: Result, config: RunConfig) -> None:
+def show_next(result: "Result", config: RunConfig) -> None:
     """Print the commands for the curves, and for training on."""
     if config.tracking in ("tensorboard", "both"):
         print(f"  see curves:  {python_command('-m', 'tensorboard.main', '--logdir', result.run.path.parent)}")

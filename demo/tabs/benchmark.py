@@ -10,8 +10,7 @@ from demo.line_chart import axis_top
 from demo.results import Benchmark
 from demo.session import Session
 from demo.tabs.common import Picker, Updates, picker, start_and_stop, told, wire
-from gpt.benchmark import ROWS
-from gpt.decoding import Precision
+from gpt.choices import ROWS, Precision
 from training.errors import InputError
 
 TITLES = "milliseconds per token", "seconds until a token"

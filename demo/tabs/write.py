@@ -12,7 +12,7 @@ from demo.line_chart import Line, axis_top
 from demo.quick_training import QuickTraining
 from demo.session import Session
 from demo.tabs.common import UNSEEN, Picker, Updates, choices, offer_examples, picker, start_and_stop, told, wire
-from gpt.decoding import Precision
+from gpt.choices import Precision
 from training.errors import InputError
 
 NOTHING = '<div class="written"></div>'

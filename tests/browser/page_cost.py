@@ -23,11 +23,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
-from demo.app import build, launch
+from demo.page import build, launch
 from demo.quick_training import QuickTraining
 from demo.serving import listen
 from demo.session import Session
-from gpt.decoding import Mode
+from gpt.choices import Mode
 from training.benchmarking import describe_machine
 from training.device import inference_device
 from training.threads import set_cpu_threads

@@ -204,9 +204,10 @@ def test_bad_options_are_one_line(
 STARTS_TRAINING = """
 import sys
 import demo.app
+import demo.page
 
-build = demo.app.build
-demo.app.build = lambda session, training, concurrency: (training.start(), build(session, training, concurrency))[1]
+build = demo.page.build
+demo.page.build = lambda session, training, concurrency: (training.start(), build(session, training, concurrency))[1]
 sys.exit(demo.app.main())
 """
 

@@ -9,8 +9,9 @@ import torch
 
 from gpt import data
 from gpt.config import SOURCES, DataConfig
-from gpt.data import Source, TextData, load_source
+from gpt.data import Source, load_source
 from gpt.tokenizer import CharTokenizer
+from gpt.windows import TextData
 from training.errors import InputError
 from training.task import IGNORED
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-import launch.evaluate
 import seq2seq.evaluate
 from demo.session import Session
+from gpt import evaluate as evaluate_gpt
 from gpt.benchmark import measure_arms
 from gpt.decoding import Decoder
 from gpt.speed import agreement, contenders, measure_decoding
@@ -42,7 +42,7 @@ def gpt(request: pytest.FixtureRequest, runs: Path, monkeypatch: pytest.MonkeyPa
     """A GPT that diverged, which the command loads too."""
     loaded = load_gpt(runs / "small")
     poison(loaded.model, request.param)
-    monkeypatch.setattr(launch.evaluate, "load_gpt", lambda path, device="cpu", weights=None: loaded)
+    monkeypatch.setattr(evaluate_gpt, "load_gpt", lambda path, device="cpu", weights=None: loaded)
     monkeypatch.chdir(runs.parent)
     return loaded
 
@@ -155,7 +155,7 @@ def test_a_text_that_diverges_on_its_way_shows_what_came_before(
         steps.append(1)
         return read(self, *arguments) * (float("nan") if len(steps) > 4 else 1.0)
 
-    monkeypatch.setattr(launch.evaluate, "load_gpt", lambda path, device, weights: sound)
+    monkeypatch.setattr(evaluate_gpt, "load_gpt", lambda path, device, weights: sound)
     monkeypatch.setattr(Decoder, "read", diverging)
     monkeypatch.setattr("sys.argv", ["evaluate.py", "--checkpoint", "x", "--prompt", "7"])
     assert exit_code(main) == 4

@@ -179,7 +179,7 @@ def test_rotary_turns_each_token_of_each_sequence_in_all_heads() -> None:
 def test_bf16_attention_on_a_cpu_stays_near_fp32_whatever_the_kernel(
     monkeypatch: pytest.MonkeyPatch, has_amx: bool
 ) -> None:
-    monkeypatch.setattr(attention, "_cpu_has_amx", lambda: has_amx)
+    monkeypatch.setattr(attention, "CPU_HAS_AMX", has_amx)
     layer = MultiHeadAttention(d_model=32, num_heads=4, num_kv_heads=2, qk_norm=True)
     x = torch.randn(2, 9, 32)
     exact = layer(x, causal=True)

@@ -8,7 +8,8 @@ from seq2seq_models import random_model, small_config
 
 from layers import Sampling
 from seq2seq.config import DataConfig
-from seq2seq.evaluate import held_out_pairs, parse, write
+from seq2seq.evaluate import held_out_pairs, write
+from seq2seq.options import parse_evaluation as parse
 from seq2seq.pairs import FilePairs
 from seq2seq.tasks import split_of
 from seq2seq.trainer import LoadedSeq2Seq

@@ -245,9 +245,12 @@ def test_a_full_disk_is_one_line_and_spares_what_stands(
     def full_for_tensors(*arguments: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    for name, refusing in (("write_synced", full), ("save_file", full_for_tensors)):
+    for name, refusing in (
+        (f"{module.__name__}.write_synced", full),
+        ("safetensors.torch.save_file", full_for_tensors),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, refusing)
+            patch.setattr(name, refusing)
             message = "cannot write checkpoint .*step-00000002: No space left on device"
             with pytest.raises(CheckpointError, match=message):
                 save(store, 2)

@@ -1,0 +1,115 @@
+"""The page: its tabs, its looks, and its time as a server."""
+
+import signal
+import socket
+import sys
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from demo.api import add_api
+from demo.limits import Limits
+from demo.quick_training import QuickTraining
+from demo.rendering import message_html
+from demo.serving import Page, Served, listen, serve
+from demo.session import Session
+from demo.tabs.benchmark import benchmark_tab
+from demo.tabs.common import UNSEEN, choices, owner_of
+from demo.tabs.pairs import pairs_tab
+from demo.tabs.training import NAME as TRAINING
+from demo.tabs.training import training_tab
+from demo.tabs.write import write_tab
+from gpt.choices import Mode
+from training.device import inference_device
+from training.threads import set_cpu_threads
+
+TITLE = "Transformers from scratch"
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+
+
+def theme() -> gr.themes.Base:
+    """Fonts of the visitor's own machine: nothing is fetched from elsewhere. Colours that can be read on each other."""
+    default = gr.themes.Default(
+        primary_hue="blue", font=FONTS, font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"]
+    )
+    return default.set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+        color_accent="*primary_600",
+        body_text_color_subdued="*neutral_500",
+    )
+
+
+def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr.Blocks:
+    """The whole page."""
+    with Page(title=TITLE, analytics_enabled=False, fill_width=False) as page:
+        gr.Markdown(f"# {TITLE}")
+        left_out = gr.HTML("", elem_id="left-out", padding=False)
+        with gr.Tabs(overflow_behavior="wrap") as tabs:
+            with gr.Tab("Write"):
+                write_pickers = write_tab(session, training, concurrency)
+            with gr.Tab("Benchmark"):
+                bench_pickers = benchmark_tab(session, concurrency)
+            with gr.Tab("Sequence to sequence"):
+                pair_pickers = pairs_tab(session, concurrency)
+            with gr.Tab(TRAINING):
+                training_tab(session, tabs)
+        runs, orders = zip(write_pickers, bench_pickers, pair_pickers, strict=True)
+
+        def refresh(*chosen: Any) -> list[Any]:
+            kinds = ("gpt", "gpt", "seq2seq")
+            chosen = chosen or (None,) * 6  # The best run of a page that is opened, not that of the server's start.
+            asked = zip(kinds, chosen[3:], chosen[:3], strict=True)
+            return [choices(session, kind, order, run) for kind, order, run in asked]
+
+        def tell() -> str:
+            found = session.catalogue.left_out().items()
+            return "".join(message_html(f"{name} is left out: {why}") for name, why in found)
+
+        def leave(request: gr.Request) -> None:
+            session.jobs.stop(owner_of(request))
+
+        page.load(refresh, None, list(runs), queue=False, **UNSEEN)
+        tabs.select(refresh, [*runs, *orders], list(runs), queue=False, **UNSEEN)
+        gr.on([page.load, tabs.select], tell, None, left_out, queue=False, **UNSEEN)
+        page.unload(leave)
+        add_api(session, concurrency)
+    return page
+
+
+def launch(page: gr.Blocks, listener: socket.socket, **options: Any) -> AbstractContextManager[Served]:
+    """Serve the page as it should look."""
+    return serve(page, listener, theme=theme(), css_paths=Path(__file__).with_name("style.css"), **options)
+
+
+def run(runs: Path, limits: Limits, mode: Mode, *, host: str, port: int, concurrency: int, **options: Any) -> None:
+    """Serve the page until Ctrl-C or SIGTERM.
+
+    Args:
+        runs: Folder of the runs.
+        limits: Of a request.
+        mode: How a token is read.
+        host, port: Where to listen.
+        concurrency: Requests that run a model at once.
+        options: More of `demo.serving.serve`.
+
+    Raises:
+        InputError: Nobody can listen there.
+    """
+    listener = listen(host, port)
+    set_cpu_threads()
+    session = Session(runs, inference_device(), limits, mode)
+    training = QuickTraining(runs)
+    page = build(session, training, concurrency)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # By way of the `finally` below.
+    try:
+        with launch(page, listener, host=host, concurrency=concurrency, **options) as served:
+            print(f"open {' or '.join(served.urls)}  (Ctrl-C ends it)", flush=True)
+            with suppress(KeyboardInterrupt):
+                served.thread.join()
+    finally:
+        training.stop()

@@ -1,0 +1,238 @@
+"""What `launch/evaluate.py` does with a GPT: text that streams, a conversation, a search, or the loss on a split."""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from gpt.config import DataConfig
+from gpt.decoding import Decoder, convert
+from gpt.generation import search
+from gpt.trainer import LoadedGPT, default_prompt, load_gpt, measure_split, text_metrics
+from gpt.writing import Piece, write
+from layers import Sampling
+from training.device import inference_device, make_accelerator
+from training.errors import InputError
+from training.text_files import decode_text, read_text
+from training.threads import set_cpu_threads
+
+
+def evaluate(options: Namespace) -> None:
+    """Write texts, or measure a loss, as the options of `gpt.options.parse_evaluation` ask for it."""
+    if options.split is None:
+        compose(options)
+    else:
+        measure(options)
+
+
+def sampling_of(options: Namespace) -> Sampling:
+    """How to choose a character.
+
+    Raises:
+        InputError: An option is out of range.
+    """
+    names = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
+    try:
+        return Sampling(**{name: options[name] for name in names})
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def read_prompts(options: Namespace, loaded: LoadedGPT) -> list[str]:
+    """The texts to continue.
+
+    Raises:
+        InputError: One is empty or cannot be read.
+    """
+    if options.prompt_file is not None:
+        stdin = options.prompt_file == "-"
+        path = Path(options.prompt_file)
+        text, note = decode_text(sys.stdin.buffer.read(), "standard input") if stdin else read_text(path)
+        if note is not None:
+            print(f"the prompt is {note}", file=sys.stderr)
+        return [text.removesuffix("\n") or text]
+    if options.prompt is None:
+        return [default_prompt(loaded.tokenizer)]
+    if "" in options.prompt:
+        raise InputError("--prompt is empty: give at least one character to continue")
+    return list(options.prompt)
+
+
+def compose(options: Namespace) -> None:
+    """Write texts, as the options ask for it."""
+    sampling_of(options)
+    set_cpu_threads()
+    loaded = load_gpt(Path(options.checkpoint), inference_device(), weights=options.weights)
+    convert(loaded.model, options.precision or "fp32")
+    decoder = Decoder(loaded.model, options.mode)
+    if options.interactive:
+        converse(options, decoder, loaded)
+    elif options.beams:
+        show_beams(options, decoder, loaded)
+    else:
+        stream(options, decoder, loaded, read_prompts(options, loaded))
+
+
+def pieces_of(
+    options: Namespace, decoder: Decoder, loaded: LoadedGPT, prompts: Sequence[str]
+) -> Generator[Piece, None, None]:
+    """What is written."""
+    return write(
+        decoder,
+        loaded.tokenizer,
+        prompts,
+        max_new_tokens=options.max_new_tokens,
+        sampling=sampling_of(options),
+        seed=options.seed,
+        num_samples=options.num_samples,
+        stop=options.stop or (),
+        when_full=options.when_full,
+        alternatives=options.alternatives,
+        lookup=options.lookup,
+    )
+
+
+def stream(
+    options: Namespace,
+    decoder: Decoder,
+    loaded: LoadedGPT,
+    prompts: Sequence[str],
+    interrupted: Callable[[], bool] = lambda: False,
+) -> None:
+    """Stream the first text to standard output, let the others follow, and tell the speed on standard error."""
+    texts = [(prompt, options.seed + n) for prompt in prompts for n in range(options.num_samples)]
+    waiting: list[list[Piece]] = [[] for _ in texts]
+    first_at, characters, ends = 0.0, [0] * len(texts), set()
+
+    def begin(number: int) -> None:
+        prompt, seed = texts[number]
+        if len(texts) > 1:
+            print(f"--- {number + 1} of {len(texts)}, seed {seed} ---")
+        print(prompt, end="\n" if options.alternatives else "", flush=True)
+
+    with closing(pieces_of(options, decoder, loaded, prompts)) as pieces:
+        for piece in pieces:
+            if interrupted():
+                raise KeyboardInterrupt
+            if not first_at:
+                first_at = time.perf_counter()
+                begin(0)
+            characters[piece.sample] += len(piece.text)
+            ends.add(piece.end)
+            if piece.sample == 0:
+                show(piece, options.alternatives)
+            else:
+                waiting[piece.sample].append(piece)
+    seconds = time.perf_counter() - first_at
+    print()
+    for number in range(1, len(texts)):
+        begin(number)
+        for piece in waiting[number]:
+            show(piece, options.alternatives)
+        print()
+    total = sum(characters)
+    rate = (total - len(texts)) / seconds
+    speed = f", {rate:,.0f} tokens/s after the first" if total > len(texts) else ""
+    several = f"{len(texts)} texts, " if len(texts) > 1 else ""
+    where = f"{inference_device().type}, {options.precision or 'fp32'}, {decoder.mode}"
+    print(f"{several}{total:,} tokens{speed}, on {where}", file=sys.stderr)
+    context = loaded.config.model.max_len
+    longest = max(len(prompt) for prompt in prompts)
+    if longest > context:
+        print(f"the prompt has {longest:,} tokens: the model sees the last {context} of them", file=sys.stderr)
+    # The last token is never read.
+    if any(min(len(prompt), context) + n - 1 > context for (prompt, _), n in zip(texts, characters, strict=True)):
+        print(
+            f"the context of {context} tokens was full: its newer half was kept (--when_full stop ends)",
+            file=sys.stderr,
+        )
+    if "context" in ends:
+        print(f"the context of {context} tokens is full: --when_full slide goes on", file=sys.stderr)
+
+
+def show(piece: Piece, alternatives: int) -> None:
+    """Print what came."""
+    if not alternatives:
+        print(piece.text, end="", flush=True)
+    elif piece.text:
+        others = "  ".join(f"{text!r} {math.exp(likely):.3f}" for text, likely in piece.alternatives)
+        print(f"{piece.text!r:6} {math.exp(piece.log_probability):.3f}   likeliest: {others}", flush=True)
+
+
+def show_beams(options: Namespace, decoder: Decoder, loaded: LoadedGPT) -> None:
+    """Search, and print what was found."""
+    for prompt in read_prompts(options, loaded):
+        beams = search(
+            decoder,
+            loaded.tokenizer.encode_prompt(prompt),
+            width=options.beams,
+            max_new_tokens=options.max_new_tokens,
+            length_penalty=options.length_penalty,
+        )
+        for number, beam in enumerate(beams, start=1):
+            print(f"--- {number} of {len(beams)}, log-probability {beam.log_probability:.3f} ---")
+            print(prompt + loaded.tokenizer.decode(list(beam.tokens)))
+        if len(beams[0].tokens) < options.max_new_tokens:
+            print(f"the context of {loaded.config.model.max_len} tokens is full: there a search ends", file=sys.stderr)
+
+
+def converse(options: Namespace, decoder: Decoder, loaded: LoadedGPT) -> None:
+    """Continue one prompt after the other, until the input ends."""
+    print("A text to continue, then Enter. Ctrl-C ends a text, Ctrl-D all.", file=sys.stderr)
+    while True:
+        try:
+            prompt = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        try:
+            with noted_interrupts() as interrupted:
+                stream(options, decoder, loaded, [prompt or default_prompt(loaded.tokenizer)], interrupted)
+        except KeyboardInterrupt:
+            print()
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+
+
+@contextmanager
+def noted_interrupts() -> Iterator[Callable[[], bool]]:
+    """While entered, Ctrl-C is only noted, for whoever asks: an exception in the middle of anything can get lost."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def measure(options: Namespace) -> None:
+    """Print the loss over every target of a split, in the precision of the run."""
+    loaded = load_gpt(Path(options.checkpoint), weights=options.weights)
+    int8 = options.precision == "int8"
+    if int8:
+        convert(loaded.model, "int8")
+    setup = make_accelerator("fp32" if int8 else options.precision or loaded.config.training.precision)
+    if setup.precision == "fp64":
+        loaded.model.double()
+    given = {name: value for name, value in vars(options.data).items() if value is not None}
+    unknown = given.pop("unknown", None)
+    measured = measure_split(setup.accelerator, loaded, options.split, DataConfig(**given) if given else None, unknown)
+    metrics = text_metrics(measured.loss)
+    setup.accelerator.end_training()
+    if not setup.accelerator.is_main_process:
+        return
+    # What accelerate calls fp32 computes in the numbers of the weights themselves.
+    described = (
+        setup.description.rpartition(", ")[0] + ", int8 weights, the rest in bf16" if int8 else setup.description
+    )
+    print(f"device              {described}", file=sys.stderr)
+    print(f"text                {measured.description}")
+    print(f"weights             {loaded.weights}")
+    print(f"loss                {measured.loss:.4f} nats per character")
+    print(f"perplexity          {metrics['perplexity']:.4f} per character")
+    print(f"bits per character  {metrics['bits_per_character']:.4f}")

@@ -1,0 +1,16 @@
+"""Names that commands and the encoder-decoder share; no torch."""
+
+from typing import Literal
+
+Mode = Literal["auto", "eager", "native"]
+VOCABULARY_FILE = "vocabulary.json"
+"""In a checkpoint; that it is there tells an encoder-decoder's."""
+RECIPES = {
+    "sinusoidal": ("sinusoidal", "content", "0.0"),
+    "learned": ("learned", "content", "0.0"),
+    "rotary": ("rotary", "content", "0.0"),
+    "rotary, also across": ("rotary", "start", "0.0"),
+    "rotary, from both ends": ("rotary", "both_ends", "0.0"),
+    "rotary, random places": ("rotary", "both_ends", "0.5"),
+}
+"""Ways to know positions: model.positions, model.cross_positions and model.random_positions."""

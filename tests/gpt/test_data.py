@@ -188,6 +188,7 @@ def test_tokenizer_round_trip() -> None:
     [
         ("ab\nbxa", r"unknown character 'x' \(U\+0078\) at line 2, column 2 of the prompt"),
         ("\U0001f600", r"'😀' \(U\+1F600\) at line 1, column 1"),
+        ("ac", r"unknown character 'c' \(U\+0063\) at line 1, column 2 of the prompt"),
         ("a\x07", r"'\\x07' \(U\+0007\) at line 1, column 2"),
     ],
 )

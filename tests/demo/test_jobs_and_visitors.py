@@ -1,0 +1,98 @@
+"""How much one visitor may have, without a page and without a model: time, guesses, places, bytes, texts."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from demo import visitors
+from demo.jobs import Job
+from demo.limits import Limits
+from demo.middleware import MOST_BODY, Door
+from demo.results import Growing
+from demo.session import _asked
+from demo.visitors import FREE_GUESSES, LONGEST_WAIT, Guesses, Places, visitor
+from training.errors import InputError
+
+
+def test_a_job_has_its_time_however_often_it_is_looked_at() -> None:
+    def work(job: Job[Growing]) -> None:
+        job.result = Growing()
+        for _ in range(200):
+            job.check()
+            time.sleep(0.01)
+
+    *_, last = Job(work, 0.5).looks()
+    assert (last.phase, last.why) == ("done", "ended after 0.5 seconds, the most that a request may take")
+
+
+def test_a_visitor_guesses_five_times_and_then_waits_twice_as_long_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(visitors.time, "monotonic", lambda: now)
+    guesses = Guesses()
+    assert [guesses.wait("a") for _ in range(FREE_GUESSES)] == [0.0] * FREE_GUESSES
+    waits = []
+    for _ in range(12):
+        waits.append(guesses.wait("a"))
+        assert guesses.wait("b" * len(waits)) == 0.0, "nobody else waits"
+        now += waits[-1]
+        assert guesses.wait("a") == 0.0
+    assert waits == [min(2.0**n, LONGEST_WAIT) for n in range(12)]
+    guesses.right("a")
+    assert [guesses.wait("a") for _ in range(FREE_GUESSES)] == [0.0] * FREE_GUESSES
+
+
+def test_a_visitor_with_ipv6_has_a_network_of_addresses() -> None:
+    one, same, other = (visitor({"client": (f"2001:db8:1:{end}", 1)}) for end in ("2::3", "2::4", "3::3"))
+    assert one == same != other
+
+
+def status(path: str, body: Sequence[bytes] = (b"",), host: str = "192.0.2.1", waiting: Sequence[str] = ()) -> int:
+    """What the door answers to a POST; behind it, all is well, and so many requests are waiting, by their addresses."""
+    events = [SimpleNamespace(request=SimpleNamespace(scope={"client": (name, 1)})) for name in waiting]
+    queue = SimpleNamespace(event_queue_per_concurrency_id={"model": SimpleNamespace(queue=events)}, active_jobs=[None])
+    pieces = [{"type": "http.request", "body": part, "more_body": True} for part in body]
+    pieces[-1]["more_body"] = False
+    answers: list[int] = []
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["body"] == b"".join(body)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def receive() -> Any:
+        return pieces.pop(0)
+
+    async def send(message: Any) -> None:
+        answers.extend([message["status"]] if "status" in message else [])
+
+    gradio = SimpleNamespace(cookie_id="x", auth=None, tokens={})
+    door = Door(page, gradio, Places(queue, most=2), "", {"my.site"})
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": [(b"host", b"my.site")]}
+    asyncio.run(door({**scope, "client": (host, 1)}, receive, send))
+    return answers[0]
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 50])
+def test_a_body_has_a_limit_in_however_many_pieces_it_comes(pieces: int) -> None:
+    part = b"x" * (MOST_BODY // pieces)
+    assert status("/gradio_api/queue/join", [part] * pieces) == 200
+    assert status("/gradio_api/queue/join", [*[part] * pieces, b"x"]) == 413
+
+
+def test_a_visitor_has_so_many_places_in_the_queue_and_no_more() -> None:
+    own, others = "192.0.2.1", ["192.0.2.2"] * 5
+    for path in ("/gradio_api/queue/join", "/gradio_api/call/generate"):
+        assert status(path, waiting=[own, *others]) == 200
+        assert status(path, waiting=[own, own, *others]) == 503
+        assert status(path, waiting=[own, own, *others], host="192.0.2.3") == 200
+
+
+def test_each_text_of_a_request_has_a_seed_of_its_own_and_there_are_no_more_than_the_limit() -> None:
+    limits = Limits(texts=3)
+    assert list(_asked("a", {"seed": 7, "num_samples": 3}, limits).seeds) == [7, 8, 9]
+    with pytest.raises(InputError, match="num_samples must be at least 1 and at most 3, got 4"):
+        _asked("a", {"num_samples": 4}, limits)

@@ -1,0 +1,172 @@
+"""What each of several processes does in a step, without a second process: shares, gradients, dropout, averages."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from accelerate import Accelerator
+from helpers import with_training
+from torch import Tensor, nn
+
+from gpt.config import GPTConfig
+from gpt.trainer import GPTTask
+from training import loop
+from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from training.command_line import config_to_yaml
+from training.device import Setup
+from training.reporting import Reporter
+from training.run_folder import RunFolder
+from training.signals import StopSignals
+
+
+class Rank:
+    """What the loop asks of Accelerate, as one of several processes that all have as much to add up."""
+
+    device, is_main_process, scaler = torch.device("cpu"), True, None
+
+    def __init__(self, process_index: int = 0, num_processes: int = 1, *, overflows: bool = False) -> None:
+        self.process_index, self.num_processes, self._overflows = process_index, num_processes, overflows
+        self._alone, self.alone = False, list[bool]()
+
+    def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
+        """An optimizer that may leave a step out, as under fp16."""
+        step = (lambda: None) if self._overflows else optimizer.step
+        wrapped = {"step": step, "zero_grad": optimizer.zero_grad, "step_was_skipped": self._overflows}
+        return model, SimpleNamespace(optimizer=optimizer, **wrapped)
+
+    @contextmanager
+    def no_sync(self, model: nn.Module) -> Iterator[None]:
+        self._alone = True
+        yield
+        self._alone = False
+
+    def backward(self, loss: Tensor) -> None:
+        self.alone.append(self._alone)
+        loss.backward()
+
+    def reduce(self, tensor: Tensor, how: str) -> Tensor:
+        assert how == "sum"
+        return tensor * self.num_processes
+
+    def clip_grad_norm_(self, parameters: Any, most: float) -> Tensor:
+        return nn.utils.clip_grad_norm_(parameters, most)
+
+
+def trainer_of(config: GPTConfig, rank: Rank, folder: Path) -> loop.Trainer:
+    run = RunFolder(folder)
+    run.create(config_to_yaml(config))
+    setup = Setup(cast(Accelerator, rank), config.training.precision, "", [], None)
+    trainer = loop.Trainer(setup, GPTTask(config), config, run)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in trainer.task.model.parameters():
+            parameter.normal_(0.0, 0.2, generator=generator)
+    return trainer
+
+
+def step(trainer: loop.Trainer, number: int) -> dict[str, float]:
+    """The metrics of one step."""
+    trainer.counters.step = number - 1
+    return trainer._train_step(cast(StopSignals, SimpleNamespace(received=None)), cast(Reporter, None))[0]
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation_steps", "num_processes"), [(8, 1, 2), (8, 3, 2), (7, 2, 3)])
+def test_the_shares_of_all_ranks_are_the_batch(
+    config: GPTConfig, tmp_path: Path, batch_size: int, accumulation_steps: int, num_processes: int
+) -> None:
+    config = with_training(config, batch_size=batch_size, accumulation_steps=accumulation_steps)
+    shares = []
+    for index in range(num_processes):
+        own = trainer_of(config, Rank(index, num_processes), tmp_path)._shares(3)
+        assert len(own) == accumulation_steps
+        shares += own
+    samples = sorted(sample for first, count in shares for sample in range(first, first + count))
+    assert samples == list(range(2 * batch_size, 3 * batch_size))
+    counts = {count for _, count in shares}
+    assert max(counts) - min(counts) <= 1
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_the_mean_of_the_ranks_gradients_is_the_gradient_of_the_whole_batch(
+    config: GPTConfig, tmp_path: Path, accumulation_steps: int
+) -> None:
+    config = with_training(config, precision="fp64", accumulation_steps=accumulation_steps)
+    config = replace(config, model=replace(config.model, dropout=0.0))
+
+    def gradients(rank: Rank) -> list[Tensor]:
+        trainer = trainer_of(config, rank, tmp_path)
+        assert int(trainer._backward(step=2)[1]) == 8 * 16
+        assert rank.alone == [True] * (accumulation_steps - 1) + [False], "the last part's alone add up those of all"
+        return [parameter.grad for parameter in trainer.task.model.parameters() if parameter.grad is not None]
+
+    whole, *parts = (gradients(rank) for rank in (Rank(), Rank(0, 2), Rank(1, 2)))
+    assert len(whole) > 10
+    for expected, *each in zip(whole, *parts, strict=True):
+        torch.testing.assert_close(torch.stack(each).mean(0), expected, rtol=0, atol=1e-12)
+
+
+def test_dropout_belongs_to_seed_step_and_rank(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the same samples, so that masks alone differ."""
+    batch = GPTTask(config).training_batch(0, 8)
+    monkeypatch.setattr(GPTTask, "training_batch", lambda task, first, count: batch)
+
+    def loss(seed: int = 1, number: int = 1, index: int = 0) -> float:
+        torch.rand(7)
+        trainer = trainer_of(replace(config, seed=seed), Rank(index, 2), tmp_path)
+        return step(trainer, number)["train_loss"]
+
+    assert loss() == loss()
+    others = [loss(), loss(seed=2), loss(number=2), loss(index=1)]
+    assert len(set(others)) == len(others)
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_the_average_takes_in_each_step_by_its_number_unless_it_was_left_out(
+    config: GPTConfig, tmp_path: Path, overflows: bool
+) -> None:
+    trainer = trainer_of(with_training(config, ema_decay=0.9), Rank(overflows=overflows), tmp_path)
+    assert trainer._average is not None
+    name, weight = next(iter(trainer.task.model.named_parameters()))
+    before = trainer._average.tensors[name].clone()
+    step(trainer, 3)
+    kept = 1.0 if overflows else (1 + 3) / (10 + 3)
+    expected = kept * before + (1 - kept) * weight.detach()
+    torch.testing.assert_close(trainer._average.tensors[name], expected)
+    assert trainer.counters.skipped_steps == overflows
+
+
+def test_the_speed_after_a_resume_is_that_of_the_steps_since(config: GPTConfig, tmp_path: Path) -> None:
+    trainer = trainer_of(config, Rank(), tmp_path)
+    trainer.counters = loop.Counters(step=12, tokens=10**9, seconds=1.0)
+    trainer.fit([])
+    trainer.counters.tokens += 600
+    trainer.counters.seconds += 2.0
+    assert trainer._speed()["tokens_per_second"] == pytest.approx(300.0)
+
+
+def test_a_save_that_fails_after_a_resume_leaves_the_best_where_it_was(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(store: CheckpointStore, at: int, **arguments: Any) -> Path:
+        raise CheckpointError("No space left on device")
+
+    config = with_training(config, on_save_error="continue")
+    trainer = trainer_of(config, Rank(), tmp_path)
+    trainer.counters = loop.Counters(step=5, best_val_loss=2.0, best_step=5, val_loss=2.0, val_step=5)
+    trainer._write_checkpoint(best=True)
+    resumed = trainer_of(config, Rank(), tmp_path)
+    resumed.restore(Checkpoint(tmp_path / "checkpoints/last"))
+    resumed.counters.step = 8
+    assert resumed._judge(1.0) == "the best so far"
+    monkeypatch.setattr(CheckpointStore, "save", full)
+    said: list[str] = []
+    resumed._save(cast(Reporter, SimpleNamespace(say=said.append)), best=True)
+    assert "the run goes on, the newest checkpoint is of step 5" in said[0]
+    assert (resumed.counters.best_val_loss, resumed.counters.best_step) == (2.0, 5)

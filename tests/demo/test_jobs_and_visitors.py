@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from demo import visitors
-from demo.jobs import Job
+from demo.jobs import Job, Jobs
 from demo.limits import Limits
 from demo.middleware import MOST_BODY, Door
 from demo.results import Growing
@@ -29,6 +29,38 @@ def test_a_job_has_its_time_however_often_it_is_looked_at() -> None:
     assert (last.phase, last.why) == ("done", "ended after 0.5 seconds, the most that a request may take")
 
 
+def test_a_request_that_waits_begins_if_it_is_the_newest_and_was_not_stopped() -> None:
+    jobs = Jobs()
+    first, second = jobs.ask("me"), jobs.ask("me")
+    other = jobs.ask("you")
+    assert not jobs.begin("me", first)
+    assert jobs.begin("me", second)
+    assert not jobs.begin("me", second), "once"
+    third = jobs.ask("me")
+    assert not jobs.stop("me"), "nothing runs"
+    assert not jobs.begin("me", third)
+    assert jobs.begin("you", other)
+
+
+def test_a_visitor_has_one_job_which_outlives_the_end_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(job: Job[Growing]) -> None:
+        job.result = Growing()
+        while True:
+            job.check()
+            time.sleep(0.01)
+
+    monkeypatch.setattr("demo.jobs.STOPPING", 0.0)  # It waits for who looks, here itself.
+    jobs = Jobs()
+    before, now = (jobs.run("me", Job(work, 60.0)) for _ in range(2))
+    next(before)
+    next(now)
+    assert [look.why for look in before][-1] == "a new request took its place"
+    assert jobs.is_busy("me")
+    assert jobs.stop("me")
+    assert [look.why for look in now][-1] == "stopped"
+    assert not jobs.is_busy("me")
+
+
 def test_a_visitor_guesses_five_times_and_then_waits_twice_as_long_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(visitors.time, "monotonic", lambda: now)
@@ -43,6 +75,17 @@ def test_a_visitor_guesses_five_times_and_then_waits_twice_as_long_each_time(mon
     assert waits == [min(2.0**n, LONGEST_WAIT) for n in range(12)]
     guesses.right("a")
     assert [guesses.wait("a") for _ in range(FREE_GUESSES)] == [0.0] * FREE_GUESSES
+
+
+def test_of_too_many_visitors_the_one_who_was_away_longest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visitors, "MOST_REMEMBERED", 2)
+    guesses = Guesses()
+    for who in ("a", "b", "c"):
+        for _ in range(FREE_GUESSES):
+            assert guesses.wait(who) == 0.0
+    assert guesses.wait("c") > 0.0
+    assert guesses.wait("b") > 0.0
+    assert guesses.wait("a") == 0.0
 
 
 def test_a_visitor_with_ipv6_has_a_network_of_addresses() -> None:

@@ -82,6 +82,16 @@ def test_a_split_shorter_than_a_context_says_so(length: int, name: str) -> None:
         TextData(letters(length), context=8, seed=1)
 
 
+def test_a_split_has_a_context_and_one_target_more_at_least() -> None:
+    for own in ("", "a"):
+        source = Source("ab" * 9, "letters", validation="ba" * 4 + own)
+        if own:
+            assert [batch.num_targets for batch in TextData(source, context=8, seed=1).validation_batches(5)] == [8]
+            continue
+        with pytest.raises(InputError, match="the validation split of letters has 8 characters, too few for one"):
+            TextData(source, context=8, seed=1)
+
+
 def test_the_split_is_by_position() -> None:
     text = "ab" * 450 + "ba" * 50
     batches = list(TextData(Source(text, "text"), context=10, seed=1).validation_batches(4))

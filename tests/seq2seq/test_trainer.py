@@ -16,6 +16,7 @@ from gpt.trainer import train_gpt
 from seq2seq.accuracy import accuracy_by_length, exact_match, predict, token_accuracy
 from seq2seq.config import DataConfig, Seq2SeqConfig
 from seq2seq.data import PairData, make_batch
+from seq2seq.decoding import Decoded
 from seq2seq.model import EncoderDecoder
 from seq2seq.tasks import GeneratedPairs, Pair
 from seq2seq.trainer import Seq2SeqTask, evaluating, load_seq2seq, sample_table, train_seq2seq
@@ -165,6 +166,14 @@ def test_token_accuracy_is_the_share_of_targets_and_not_of_padding() -> None:
 def test_a_target_without_an_end_is_no_match() -> None:
     vocabulary = Vocabulary("abc", "characters")
     assert exact_match([None, "a"], [Pair("a", "a")] * 2, vocabulary) == [False, True]
+
+
+def test_a_target_that_came_to_no_end_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([Decoded((3, 4), -1.0, True), Decoded((3, 4, 5), -1.0, False)])
+    monkeypatch.setattr("seq2seq.accuracy.decode", lambda model, sources, max_new_tokens: [next(found)])
+    pairs = [Pair("ab", "ab"), Pair("abc", "abc")]
+    predictions = predict(cast(EncoderDecoder, None), Vocabulary("abc", "characters"), pairs, 1)
+    assert predictions == ["ab", None]
 
 
 def test_word_targets_match_whatever_spaces_stand_between() -> None:

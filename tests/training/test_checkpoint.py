@@ -239,7 +239,7 @@ def test_all_is_flushed_before_the_manifest_and_the_manifest_before_its_name(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    fsync, rename, write = os.fsync, os.rename, module.write_synced
+    fsync, rename, replace, write = os.fsync, os.rename, os.replace, module.write_synced
 
     def flushed(descriptor: int) -> None:
         events.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
@@ -249,12 +249,17 @@ def test_all_is_flushed_before_the_manifest_and_the_manifest_before_its_name(
         events.append(f"rename to {new.name}")
         rename(place, new)
 
+    def replaced(place: Path, new: Path) -> None:
+        events.append(f"replace {new.name}")
+        replace(place, new)
+
     def written(path: Path, content: bytes) -> None:
         events.append(f"write {path.name}")
         write(path, content)
 
     monkeypatch.setattr(os, "fsync", flushed)
     monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(os, "replace", replaced)
     monkeypatch.setattr(module, "write_synced", written)
     save(store, 5)
     folder = ".step-00000005.new"
@@ -263,7 +268,7 @@ def test_all_is_flushed_before_the_manifest_and_the_manifest_before_its_name(
     assert of_files < set(events[:manifest])
     assert events[manifest - 1] == f"flush {folder}"
     assert events[manifest + 1 : name] == ["flush manifest.json", f"flush {folder}"]
-    assert events[name + 1] == "flush checkpoints"
+    assert events[name + 1 :] == ["flush checkpoints", "replace last", "flush checkpoints"]
 
 
 def test_whoever_may_read_the_folder_may_read_the_files(store: CheckpointStore) -> None:

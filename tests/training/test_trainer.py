@@ -1,5 +1,7 @@
-"""What each of several processes does in a step, without a second process: shares, gradients, dropout, averages."""
+"""The trainer without its loop: what each of several processes does in a step, and what a run goes on from."""
 
+import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,9 +21,11 @@ from training import loop
 from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from training.command_line import config_to_yaml
 from training.device import Setup
+from training.errors import InputError, SaveError
 from training.reporting import Reporter
 from training.run_folder import RunFolder
 from training.signals import StopSignals
+from training.task import Batch, loss_sum
 
 
 class Rank:
@@ -31,7 +35,7 @@ class Rank:
 
     def __init__(self, process_index: int = 0, num_processes: int = 1, *, overflows: bool = False) -> None:
         self.process_index, self.num_processes, self._overflows = process_index, num_processes, overflows
-        self._alone, self.alone = False, list[bool]()
+        self._alone, self.alone, self.clipped_to = False, list[bool](), list[float]()
 
     def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
         """An optimizer that may leave a step out, as under fp16."""
@@ -54,6 +58,7 @@ class Rank:
         return tensor * self.num_processes
 
     def clip_grad_norm_(self, parameters: Any, most: float) -> Tensor:
+        self.clipped_to.append(most)
         return nn.utils.clip_grad_norm_(parameters, most)
 
 
@@ -170,3 +175,62 @@ def test_a_save_that_fails_after_a_resume_leaves_the_best_where_it_was(
     resumed._save(cast(Reporter, SimpleNamespace(say=said.append)), best=True)
     assert "the run goes on, the newest checkpoint is of step 5" in said[0]
     assert (resumed.counters.best_val_loss, resumed.counters.best_step) == (2.0, 5)
+
+
+def test_the_last_save_of_a_run_must_succeed(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(store: CheckpointStore, at: int, **arguments: Any) -> Path:
+        raise CheckpointError("No space left on device")
+
+    monkeypatch.setattr(CheckpointStore, "save", full)
+    trainer = trainer_of(with_training(config, on_save_error="continue"), Rank(), tmp_path)
+    trainer.counters.step = 12
+    with pytest.raises(SaveError, match="No space left on device; there is no checkpoint yet"):
+        trainer._save(cast(Reporter, None), best=False)
+
+
+@pytest.mark.parametrize(("max_grad_norm", "most"), [(0.0, math.inf), (0.1, 0.1)])
+def test_gradients_are_clipped_where_that_is_asked_for(
+    config: GPTConfig, tmp_path: Path, max_grad_norm: float, most: float
+) -> None:
+    trainer = trainer_of(with_training(config, max_grad_norm=max_grad_norm), rank := Rank(), tmp_path)
+    assert step(trainer, 1)["grad_norm"] > 0.1
+    assert rank.clipped_to == [most]
+
+
+@pytest.mark.parametrize("changed", ["training.batch_size", "optimizer.name", "data_sha256", "seed", "model.d_ff"])
+def test_a_run_goes_on_as_the_same_run_only(config: GPTConfig, tmp_path: Path, changed: str) -> None:
+    trainer_of(config, Rank(), tmp_path)._write_checkpoint(best=False)
+    other = {
+        "training.batch_size": lambda: with_training(config, batch_size=9),
+        "optimizer.name": lambda: replace(config, optimizer=replace(config.optimizer, name="adamw")),
+        "data_sha256": lambda: Path(config.data.source).write_text("another text\n" * 100) and config,
+        "seed": lambda: replace(config, seed=2),
+        "model.d_ff": lambda: replace(config, model=replace(config.model, d_ff=48)),
+    }[changed]()
+    trainer = trainer_of(other, Rank(), tmp_path)
+    with pytest.raises(InputError, match=rf"cannot go on with .*: {re.escape(changed)} was "):
+        trainer.restore(Checkpoint(tmp_path / "checkpoints/last"))
+
+
+def test_a_run_does_not_go_on_with_another_vocabulary(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(config, Rank(), tmp_path)
+    vocabulary = trainer.task.checkpoint_files()["tokenizer.json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(GPTTask, "checkpoint_files", lambda task: {"tokenizer.json": vocabulary.replace("0", "ä")})
+        trainer._write_checkpoint(best=False)
+    with pytest.raises(InputError, match=r"tokenizer\.json is not the one of the run's data: its symbols differ"):
+        trainer.restore(Checkpoint(tmp_path / "checkpoints/last"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_losses_are_computed_in_fp32_at_least(dtype: torch.dtype) -> None:
+    logits_BTV = 8 * torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    targets_BT = torch.randint(7, (2, 5), generator=torch.Generator().manual_seed(2))
+    loss = loss_sum(cast(nn.Module, lambda inputs: inputs), Batch((logits_BTV,), targets_BT))
+    expected = -logits_BTV.double().log_softmax(-1).gather(-1, targets_BT[..., None]).sum()
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)

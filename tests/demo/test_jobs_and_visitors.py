@@ -10,7 +10,7 @@ import pytest
 
 from demo import visitors
 from demo.jobs import Job, Jobs
-from demo.limits import Limits
+from demo.limits import MOST_SEED, Limits
 from demo.middleware import MOST_BODY, Door
 from demo.results import Growing
 from demo.session import _asked
@@ -94,15 +94,17 @@ def test_a_visitor_with_ipv6_has_a_network_of_addresses() -> None:
 
 
 def status(path: str, body: Sequence[bytes] = (b"",), host: str = "192.0.2.1", waiting: Sequence[str] = ()) -> int:
-    """What the door answers to a POST; behind it, all is well, and so many requests are waiting, by their addresses."""
+    """What the door answers to a POST; behind it all is well, and one request runs and others wait, by addresses."""
     events = [SimpleNamespace(request=SimpleNamespace(scope={"client": (name, 1)})) for name in waiting]
-    queue = SimpleNamespace(event_queue_per_concurrency_id={"model": SimpleNamespace(queue=events)}, active_jobs=[None])
+    line = SimpleNamespace(queue=events[1:])
+    queue = SimpleNamespace(event_queue_per_concurrency_id={"model": line}, active_jobs=[None, events[:1]])
     pieces = [{"type": "http.request", "body": part, "more_body": True} for part in body]
     pieces[-1]["more_body"] = False
     answers: list[int] = []
 
     async def page(scope: Any, receive: Any, send: Any) -> None:
         assert (await receive())["body"] == b"".join(body)
+        assert dict(scope["headers"]).keys() == {b"host"}, "Gradio would ask whom this names"
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
@@ -114,7 +116,8 @@ def status(path: str, body: Sequence[bytes] = (b"",), host: str = "192.0.2.1", w
 
     gradio = SimpleNamespace(cookie_id="x", auth=None, tokens={})
     door = Door(page, gradio, Places(queue, most=2), "", {"my.site"})
-    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": [(b"host", b"my.site")]}
+    headers = [(b"host", b"my.site"), (b"x-gradio-server", b"http://elsewhere")]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
     asyncio.run(door({**scope, "client": (host, 1)}, receive, send))
     return answers[0]
 
@@ -134,8 +137,25 @@ def test_a_visitor_has_so_many_places_in_the_queue_and_no_more() -> None:
         assert status(path, waiting=[own, own, *others], host="192.0.2.3") == 200
 
 
-def test_each_text_of_a_request_has_a_seed_of_its_own_and_there_are_no_more_than_the_limit() -> None:
-    limits = Limits(texts=3)
-    assert list(_asked("a", {"seed": 7, "num_samples": 3}, limits).seeds) == [7, 8, 9]
-    with pytest.raises(InputError, match="num_samples must be at least 1 and at most 3, got 4"):
-        _asked("a", {"num_samples": 4}, limits)
+def test_each_text_of_a_request_has_a_seed_of_its_own() -> None:
+    assert list(_asked("a", {"seed": 7, "num_samples": 3}, Limits()).seeds) == [7, 8, 9]
+    assert list(_asked("a", {"seed": MOST_SEED}, Limits()).seeds) == [MOST_SEED]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 4}, "num_samples must be at least 1 and at most 3, got 4"),
+        ({"num_samples": 2, "compare": True}, "compare reads one text a second time"),
+        ({"max_new_tokens": 6}, "max_new_tokens must be at least 1 and at most 5, got 6"),
+        ({"prompt": "abc"}, "the prompt has 3 characters, at most 2 are allowed"),
+        ({"stop": "ab"}, "stop has 2 characters, at most 1 are allowed"),
+        ({"seed": MOST_SEED + 1}, "seed must be at least 0 and at most 9,007,199,254,740,992"),
+    ],
+)
+def test_a_request_keeps_to_the_limits(options: dict[str, Any], message: str) -> None:
+    limits = Limits(texts=3, new_tokens=5, prompt_characters=2, stop_characters=1)
+    allowed: dict[str, Any] = {"num_samples": 3, "max_new_tokens": 5, "prompt": "ab", "stop": "a", "seed": MOST_SEED}
+    _asked(allowed["prompt"], allowed, limits)
+    with pytest.raises(InputError, match=f"^{message}"):
+        _asked((allowed | options)["prompt"], allowed | options, limits)

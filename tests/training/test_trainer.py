@@ -22,6 +22,7 @@ from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from training.command_line import config_to_yaml
 from training.device import Setup
 from training.errors import InputError, SaveError
+from training.evaluation import Interrupted, validation_loss
 from training.reporting import Reporter
 from training.run_folder import RunFolder
 from training.signals import StopSignals
@@ -96,23 +97,86 @@ def test_the_shares_of_all_ranks_are_the_batch(
     assert max(counts) - min(counts) <= 1
 
 
-@pytest.mark.parametrize("accumulation_steps", [1, 2])
+@pytest.mark.parametrize(("accumulation_steps", "num_processes"), [(1, 2), (2, 2), (3, 1)])
 def test_the_mean_of_the_ranks_gradients_is_the_gradient_of_the_whole_batch(
-    config: GPTConfig, tmp_path: Path, accumulation_steps: int
+    config: GPTConfig, tmp_path: Path, accumulation_steps: int, num_processes: int
 ) -> None:
-    config = with_training(config, precision="fp64", accumulation_steps=accumulation_steps)
+    config = with_training(config, precision="fp64")
     config = replace(config, model=replace(config.model, dropout=0.0))
 
-    def gradients(rank: Rank) -> list[Tensor]:
-        trainer = trainer_of(config, rank, tmp_path)
+    def gradients(rank: Rank, parts: int) -> list[Tensor]:
+        trainer = trainer_of(with_training(config, accumulation_steps=parts), rank, tmp_path)
         assert int(trainer._backward(step=2)[1]) == 8 * 16
-        assert rank.alone == [True] * (accumulation_steps - 1) + [False], "the last part's alone add up those of all"
+        assert rank.alone == [True] * (parts - 1) + [False], "the last part's alone add up those of all"
         return [parameter.grad for parameter in trainer.task.model.parameters() if parameter.grad is not None]
 
-    whole, *parts = (gradients(rank) for rank in (Rank(), Rank(0, 2), Rank(1, 2)))
+    whole = gradients(Rank(), 1)
+    each = [gradients(Rank(index, num_processes), accumulation_steps) for index in range(num_processes)]
     assert len(whole) > 10
-    for expected, *each in zip(whole, *parts, strict=True):
-        torch.testing.assert_close(torch.stack(each).mean(0), expected, rtol=0, atol=1e-12)
+    for expected, *own in zip(whole, *each, strict=True):
+        torch.testing.assert_close(torch.stack(own).mean(0), expected, rtol=0, atol=1e-12)
+
+
+def test_an_evaluation_is_without_dropout_and_training_goes_on_with_it(config: GPTConfig, tmp_path: Path) -> None:
+    rank = cast(Accelerator, Rank())
+    task = trainer_of(config, Rank(), tmp_path).task
+    assert validation_loss(rank, task, 8) == validation_loss(rank, task, 8)
+    assert task.model.training
+    with pytest.raises(Interrupted):
+        validation_loss(rank, task, 8, lambda: True)
+    assert task.model.training
+
+
+def test_the_validation_loss_of_two_ranks_is_that_of_one(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = trainer_of(config, Rank(), tmp_path).task
+    sums: list[Tensor] = []
+
+    def loss(index: int, num_processes: int) -> float:
+        return validation_loss(cast(Accelerator, Rank(index, num_processes)), task, 3)
+
+    monkeypatch.setattr(Rank, "reduce", lambda rank, tensor, how: sums.append(tensor) or tensor)
+    parts = [loss(index, 2) for index in range(2)]
+    total = torch.stack(sums).sum(0)
+    monkeypatch.setattr(Rank, "reduce", lambda rank, tensor, how: total)
+    assert loss(0, 2) == loss(1, 2) == pytest.approx(loss(0, 1), rel=1e-6)
+    assert loss(0, 1) not in parts
+
+
+def test_all_ranks_stop_where_one_was_asked_to(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals, reporter = cast(StopSignals, SimpleNamespace(received=None)), cast(Reporter, None)
+    trainer = trainer_of(config, Rank(0, 2), tmp_path)
+    assert trainer._train_step(signals, reporter)[1] is False
+    asked = torch.tensor([0.0, 1.0])  # Beside the loss, by the other rank.
+    monkeypatch.setattr(Rank, "reduce", lambda rank, tensor, how: 2 * tensor + (asked if tensor.ndim else 0))
+    assert trainer._train_step(signals, reporter)[1] is True
+
+
+def test_counters_count_what_all_ranks_did_over_all_resumes(config: GPTConfig, tmp_path: Path) -> None:
+    trainer = trainer_of(config, Rank(1, 2), tmp_path)
+    trainer.counters = loop.Counters(step=4, samples=32, tokens=7, seconds=50.0)
+    metrics = step(trainer, 5)
+    assert (trainer.counters.step, trainer.counters.samples, trainer.counters.tokens) == (5, 40, 7 + 8 * 16)
+    assert 50.0 < trainer.counters.seconds == metrics["seconds"]
+    assert metrics["epoch"] == 40 / trainer.task.samples_per_epoch
+
+
+def test_weights_optimizer_and_average_go_on_from_a_checkpoint(config: GPTConfig, tmp_path: Path) -> None:
+    config = with_training(config, ema_decay=0.9)
+    first, second = (trainer_of(config, Rank(), tmp_path) for _ in range(2))
+    for number in (1, 2):
+        step(first, number)
+    first._write_checkpoint(best=False)
+    second.restore(Checkpoint(tmp_path / "checkpoints/last"))
+    for trainer in (first, second):
+        step(trainer, 3)
+    assert first._tensors().keys() == {"model", "optimizer", "ema"}
+    for name, tensors in first._tensors().items():
+        own = second._tensors()[name]
+        assert all(torch.equal(tensors[key], own[key]) for key in tensors | own)
 
 
 def test_dropout_belongs_to_seed_step_and_rank(

@@ -44,3 +44,10 @@ def test_what_is_allowed_passes() -> None:
 def test_all_else_is_named(check: Callable[[], Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         check()
+
+
+def test_both_ends_of_a_range_are_in_it_and_true_is_no_number() -> None:
+    for end in (1, 5):
+        assert limits.integer("n", end, 1, 5) == limits.number("n", end, 1, 5) == end
+    with pytest.raises(InputError, match="^n must be a number from 0 to 1, got True$"):
+        limits.number("n", True, 0, 1)

@@ -83,6 +83,16 @@ def test_a_split_shorter_than_a_context_says_so(length: int, name: str) -> None:
         TextData(letters(length), context=8, seed=1)
 
 
+def test_a_split_has_a_context_and_one_target_more_at_least() -> None:
+    for own in ("", "a"):
+        source = Source("ab" * 9, "letters", validation="ba" * 4 + own)
+        if own:
+            assert [batch.num_targets for batch in TextData(source, context=8, seed=1).validation_batches(5)] == [8]
+            continue
+        with pytest.raises(InputError, match="the validation split of letters has 8 characters, too few for one"):
+            TextData(source, context=8, seed=1)
+
+
 def test_the_split_is_by_position() -> None:
     text = "ab" * 450 + "ba" * 50
     batches = list(TextData(Source(text, "text"), context=10, seed=1).validation_batches(4))
@@ -189,6 +199,7 @@ def test_tokenizer_round_trip() -> None:
     [
         ("ab\nbxa", r"unknown character 'x' \(U\+0078\) at line 2, column 2 of the prompt"),
         ("\U0001f600", r"'😀' \(U\+1F600\) at line 1, column 1"),
+        ("ac", r"unknown character 'c' \(U\+0063\) at line 1, column 2 of the prompt"),
         ("a\x07", r"'\\x07' \(U\+0007\) at line 1, column 2"),
     ],
 )

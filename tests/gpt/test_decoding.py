@@ -197,6 +197,15 @@ def test_a_prompt_read_in_chunks_is_read_whole(
     assert_near(decoder.read(next_B1, cache)[:, 0], expected_BTV[torch.arange(3), ends_B])
 
 
+@torch.inference_mode()
+def test_the_end_of_a_prompt_sees_all_of_its_last_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(NARROW)
+    decoder, tokens_BT = Decoder(model, "eager"), random_tokens(model)
+    monkeypatch.setattr(gpt.decoding, "CHUNK", 3)
+    logits_BV = decoder.prefill(tokens_BT[:, :8], poisoned(decoder.take_cache(3)))
+    assert_near(logits_BV, model(tokens_BT)[:, 7])
+
+
 def test_the_last_block_computes_only_the_end_of_a_prompt() -> None:
     model = random_model(NARROW)
     decoder, tokens_BT = Decoder(model, "eager"), random_tokens(model)

@@ -168,6 +168,14 @@ def test_logits_that_are_not_finite_end_the_search_with_a_probability_of_nan(bad
         assert [math.isnan(beam.log_probability) for beam in beams] == [True]
 
 
+def test_one_beam_whose_logits_are_not_finite_ends_the_search() -> None:
+    sound = random_logits(0, 4)
+    beams, _ = search(
+        lambda tokens: sound(tokens) * (math.nan if tokens[-1:] == (2,) else 1.0), width=6, max_new_tokens=2
+    )
+    assert [math.isnan(beam.log_probability) for beam in beams] == [True]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -77,6 +77,18 @@ def test_top_k_keeps_exactly_k_of_equal_tokens_and_those_are_the_first() -> None
     assert [row.nonzero().flatten().tolist() for row in kept_BV] == [[0, 1, 2], [0, 1, 99]]
 
 
+def test_top_p_counts_what_top_k_left_and_min_p_keeps_the_likeliest() -> None:
+    logits_BV = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
+    for options, kept in (
+        ({"top_k": 2, "top_p": 0.56}, [1]),
+        ({"top_k": 2, "top_p": 0.58}, [1, 3]),
+        ({"min_p": 1.0}, [1]),
+        ({"min_p": 0.7}, [1, 3]),
+    ):
+        probabilities_BV = filtered_probabilities(logits_BV, Sampling(**options))
+        assert probabilities_BV[0].nonzero().flatten().tolist() == kept, options
+
+
 def test_top_p_keeps_no_token_more_than_it_needs() -> None:
     for equal, top_p, kept in [(4, 0.5, 2), (4, 0.51, 3), (4, 0.49, 2), (8, 0.125, 1), (2, 1e-9, 1), (4, 0.75, 3)]:
         p_BV = filtered_probabilities(torch.zeros(1, equal), Sampling(top_p=top_p))

@@ -108,6 +108,20 @@ def test_targets_end_at_their_end_or_at_the_limit() -> None:
             assert not {PAD, START, END} & set(found.tokens)
 
 
+@torch.inference_mode()
+def test_no_target_goes_on_with_padding_or_a_second_start_however_likely() -> None:
+    model = random_model()
+    assert model.head is not None
+    symbol_M = model.head.weight[8].clone()
+    for likely, sign in ((PAD, 1), (PAD, -1), (START, 1), (START, -1)):
+        model.head.weight[[PAD, START]] = 0.0
+        model.head.weight[likely] = 20 * sign * symbol_M  # Of the signs, one makes it the likeliest by far.
+        for found in decode(model, SOURCES):
+            assert not {PAD, START} & set(found.tokens)
+        for beam in search(model, SOURCES[0], width=4):
+            assert not {PAD, START} & set(beam.tokens)
+
+
 def test_alternatives_are_reported_with_each_step() -> None:
     model = random_model()
     steps = decode_steps(model, SOURCES, alternatives=3)

@@ -35,6 +35,13 @@ def test_padding_changes_nothing(model: EncoderDecoder) -> None:
 
 
 @torch.inference_mode()
+def test_what_the_decoder_looks_at_is_normalised(model: EncoderDecoder) -> None:
+    states_BSM = model.encode(framed(SOURCES)).states_BSM
+    squares_BS = (states_BSM / model.encoder_norm.weight).square().mean(-1)
+    torch.testing.assert_close(squares_BS, torch.ones_like(squares_BS), rtol=1e-4, atol=0)
+
+
+@torch.inference_mode()
 def test_with_the_caches_the_logits_are_those_without(model: EncoderDecoder) -> None:
     target_BT = torch.tensor(TARGETS)
     memory = model.encode(framed(SOURCES))

@@ -3,17 +3,21 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 from helpers import read_metrics, with_training
 from seq2seq_models import small_config
+from torch import Tensor, nn
 
 from gpt.config import GPTConfig
 from gpt.trainer import train_gpt
 from seq2seq.accuracy import accuracy_by_length, exact_match, predict, token_accuracy
 from seq2seq.config import DataConfig, Seq2SeqConfig
 from seq2seq.data import PairData, make_batch
+from seq2seq.decoding import Decoded
+from seq2seq.model import EncoderDecoder
 from seq2seq.tasks import GeneratedPairs, Pair
 from seq2seq.trainer import Seq2SeqTask, evaluating, load_seq2seq, sample_table, train_seq2seq
 from seq2seq.vocabulary import END, PAD, START, Vocabulary
@@ -142,9 +146,34 @@ def test_accuracy_by_length_counts_whole_targets(trained: Path) -> None:
     assert rows[2].exact_match == 2 / 3
 
 
+def test_token_accuracy_is_the_share_of_targets_and_not_of_padding() -> None:
+    class Copying:
+        """It foretells the source's own tokens."""
+
+        embedding = nn.Embedding(1, 1)
+
+        def __call__(self, source_BS: Tensor, input_BT: Tensor) -> Tensor:
+            return nn.functional.one_hot(source_BS[:, 1:], 11).float()
+
+    model, vocabulary = cast(EncoderDecoder, Copying()), Vocabulary("abcdefgh", "characters")
+    pairs = [Pair("abcd", "abcd"), Pair("e", "e"), Pair("fg", "fg")]
+    assert token_accuracy(model, vocabulary, pairs, 8) == 1.0
+    pairs += [Pair("gh", "ga")]
+    for batch_size in (1, 3, 8):
+        assert token_accuracy(model, vocabulary, pairs, batch_size) == pytest.approx(12 / 13)
+
+
 def test_a_target_without_an_end_is_no_match() -> None:
     vocabulary = Vocabulary("abc", "characters")
     assert exact_match([None, "a"], [Pair("a", "a")] * 2, vocabulary) == [False, True]
+
+
+def test_a_target_that_came_to_no_end_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([Decoded((3, 4), -1.0, True), Decoded((3, 4, 5), -1.0, False)])
+    monkeypatch.setattr("seq2seq.accuracy.decode", lambda model, sources, max_new_tokens: [next(found)])
+    pairs = [Pair("ab", "ab"), Pair("abc", "abc")]
+    predictions = predict(cast(EncoderDecoder, None), Vocabulary("abc", "characters"), pairs, 1)
+    assert predictions == ["ab", None]
 
 
 def test_word_targets_match_whatever_spaces_stand_between() -> None:

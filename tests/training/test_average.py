@@ -28,7 +28,7 @@ def test_the_average_follows_its_equation() -> None:
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.weight.detach()
         average.update(step)
-    torch.testing.assert_close(average.tensors["weight"], expected)
+        torch.testing.assert_close(average.tensors["weight"], expected)
 
 
 def test_the_weights_come_back_to_the_last_bit_even_after_an_error() -> None:

@@ -125,6 +125,13 @@ def test_a_manifest_that_was_edited_does_not_match_its_seal(store: CheckpointSto
         Checkpoint(file.parent)
 
 
+def test_a_format_that_was_edited_does_not_match_the_seal(store: CheckpointStore) -> None:
+    file = save(store, 5) / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2}))
+    with pytest.raises(CheckpointError, match="does not match its own seal"):
+        Checkpoint(file.parent)
+
+
 def test_another_format_is_refused(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FORMAT", 2)
     place = save(store, 5)
@@ -226,6 +233,42 @@ def crash(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, call: str, wh
     assert not list(store.folder.glob(".*"))
     assert Checkpoint(store.folder / "last").state["step"] == 5
     return crashed
+
+
+def test_all_is_flushed_before_the_manifest_and_the_manifest_before_its_name(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, rename, replace, write = os.fsync, os.rename, os.replace, module.write_synced
+
+    def flushed(descriptor: int) -> None:
+        events.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def renamed(place: Path, new: Path) -> None:
+        events.append(f"rename to {new.name}")
+        rename(place, new)
+
+    def replaced(place: Path, new: Path) -> None:
+        events.append(f"replace {new.name}")
+        replace(place, new)
+
+    def written(path: Path, content: bytes) -> None:
+        events.append(f"write {path.name}")
+        write(path, content)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(os, "replace", replaced)
+    monkeypatch.setattr(module, "write_synced", written)
+    save(store, 5)
+    folder = ".step-00000005.new"
+    of_files = {f"flush {name}" for name in ("model.safetensors", "state.json", "config.yaml")}
+    manifest, name = events.index("write manifest.json"), events.index("rename to step-00000005")
+    assert of_files < set(events[:manifest])
+    assert events[manifest - 1] == f"flush {folder}"
+    assert events[manifest + 1 : name] == ["flush manifest.json", f"flush {folder}"]
+    assert events[name + 1 :] == ["flush checkpoints", "replace last", "flush checkpoints"]
 
 
 def test_whoever_may_read_the_folder_may_read_the_files(store: CheckpointStore) -> None:

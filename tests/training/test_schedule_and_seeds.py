@@ -9,7 +9,7 @@ import torch
 from training.batches import epoch_samples
 from training.config import ScheduleConfig
 from training.schedule import jump, learning_rate_scale
-from training.seeds import derive_seed, generator
+from training.seeds import derive_seed, generator, noise_blocks
 
 
 def scales(num_steps: int, **options: object) -> list[float]:
@@ -88,12 +88,20 @@ def test_seeds_differ_by_every_part_and_fit_32_bits() -> None:
     seeds = [derive_seed(*p) for p in parts]
     assert len(set(seeds)) == len(parts)
     assert all(0 <= seed < 2**32 for seed in seeds)
+    assert max(derive_seed(1, step) for step in range(100)) > 2**31, "all of them"
     assert derive_seed(1, 2, 3, "a") == seeds[0]
 
 
 def test_neighbouring_steps_draw_unrelated_numbers() -> None:
     draws = torch.stack([torch.rand(50, generator=generator(7, step, "x")) for step in range(40)])
     assert draws.corrcoef().fill_diagonal_(0).abs().max() < 0.6
+
+
+def test_every_block_of_noise_is_new_and_follows_from_the_seed_of_its_row() -> None:
+    noise = noise_blocks([4, 5, 4], 8)
+    assert len({tuple(noise(row, block).tolist()) for row in (0, 1) for block in range(3)}) == 6
+    assert all(torch.equal(noise(2, block), noise(0, block)) for block in (2, 0, 1))
+    assert not torch.equal(noise(0, 0), noise(0, 0).float().double()), "as fine as fp64"
 
 
 def test_an_epoch_holds_every_sample_once_and_the_next_is_shuffled_anew() -> None:

@@ -55,8 +55,8 @@ def options() -> dict[str, set[str]]:
     helps = {f"launch/{path.name}": command(path, "--help", cwd=ROOT).stdout for path in (ROOT / "launch").glob("*.py")}
     for module in ("gpt.data", "seq2seq.dates"):
         helps[f"-m {module}"] = command("-m", module, "--help", cwd=ROOT).stdout
-    for script, module in (("evaluate", "evaluate"), ("bench_kv_cache", "bench")):  # with those of the encoder-decoder
-        more = f"from seq2seq.{module} import parse; parse(['--help'])"
+    for script, parse in (("evaluate", "parse_evaluation"), ("bench_kv_cache", "parse_benchmark")):
+        more = f"from seq2seq.options import {parse}; {parse}(['--help'])"  # Those of the encoder-decoder.
         helps[f"launch/{script}.py"] += command("-c", more, cwd=ROOT).stdout
     return {name: set(re.findall(r"--[\w.]+", text)) for name, text in helps.items()}
 

@@ -4,10 +4,12 @@ import json
 import os
 import socket
 import subprocess
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 from forking import python
 
 from training.config import RunConfig
@@ -55,6 +57,16 @@ def torchrun(processes: int) -> list[str]:
     """What comes before a script to start it in several processes, each of them a fork, too."""
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", free_port()]
     return [*launcher, "--no-python", *python(), "-u"]
+
+
+def ranks(folder: Path) -> dict[int, psutil.Process]:
+    """Those that a launcher has started from a folder: what is sent to one reaches the command that it stands for."""
+    found = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.cwd() == str(folder.resolve()) and "RANK" in (environment := process.environ()):
+                found[int(environment["RANK"])] = process
+    return found
 
 
 def wait_for_step(process: "subprocess.Popen[str]", step: int) -> None:

@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from forking import python
-from helpers import ROOT, command, free_port, read_metrics, torchrun, wait_for_step, with_training
+from helpers import ROOT, command, free_port, ranks, read_metrics, torchrun, wait_for_step, with_training
 from seq2seq_models import small_config
 
 from gpt.config import GPTConfig
@@ -42,7 +41,7 @@ def exact(config: GPTConfig) -> GPTConfig:
 @pytest.mark.parametrize(
     ("optimizer", "accumulation_steps"),
     [
-        ("adamw", 1),
+        pytest.param("adamw", 1, marks=pytest.mark.ci),
         pytest.param("muon", 1, marks=pytest.mark.nightly),
         pytest.param("adamw", 3, marks=pytest.mark.nightly),
         ("muon", 2),
@@ -74,7 +73,9 @@ def test_two_processes_give_the_losses_of_one(
         assert measured.stdout.count(f"loss                {one[-1]['val_loss']:.4f} nats per character\n") == 1
 
 
-@pytest.mark.parametrize("accumulation_steps", [1, 3])
+@pytest.mark.parametrize(
+    "accumulation_steps", [pytest.param(1, marks=pytest.mark.nightly), pytest.param(3, marks=pytest.mark.ci)]
+)
 def test_two_processes_train_the_encoder_decoder_as_one_does(tmp_path: Path, accumulation_steps: int) -> None:
     """Sources and targets of different lengths, half of them at random places: each process pads its own share."""
     config = with_training(small_config(), precision="fp64", max_steps=20, eval_interval=10, label_smoothing=0.1)
@@ -94,6 +95,7 @@ def test_two_processes_train_the_encoder_decoder_as_one_does(tmp_path: Path, acc
             assert b[key] == pytest.approx(a[key], abs=1e-8, rel=0), key
 
 
+@pytest.mark.ci
 def test_a_run_can_change_its_number_of_processes_twice_on_the_way(exact: GPTConfig, tmp_path: Path) -> None:
     exact = with_training(exact, checkpoint_interval=5, keep_checkpoints=5)
     train_gpt(exact, output_dir=tmp_path / "one")
@@ -114,7 +116,9 @@ def test_a_run_can_change_its_number_of_processes_twice_on_the_way(exact: GPTCon
     assert any(a["train_loss"] != b["train_loss"] for a, b in zip(one, changing, strict=True)), "two did compute"
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "processes", [pytest.param(2, marks=pytest.mark.ci), pytest.param(3, marks=pytest.mark.nightly)]
+)
 def test_several_processes_resume_to_the_bit(config: GPTConfig, tmp_path: Path, processes: int) -> None:
     file = write(with_training(config, batch_size=12), tmp_path)
     train = [*torchrun(processes), ROOT / "launch/train_gpt.py", "--config", file]
@@ -128,6 +132,7 @@ def test_several_processes_resume_to_the_bit(config: GPTConfig, tmp_path: Path, 
     assert (tmp_path / "whole" / model).read_bytes() == (tmp_path / "run" / model).read_bytes()
 
 
+@pytest.mark.ci
 def test_no_thread_outlives_the_processes_connection(config: GPTConfig, tmp_path: Path) -> None:
     """A thread of gloo that is left when the interpreter ends may abort the process, now and then."""
     script = tmp_path / "threads.py"
@@ -146,6 +151,7 @@ def test_no_thread_outlives_the_processes_connection(config: GPTConfig, tmp_path
     assert done.stdout.count("threads of gloo: 0") == 2
 
 
+@pytest.mark.ci
 def test_work_that_is_under_way_at_the_end_does_not_hold_a_process_up(config: GPTConfig, tmp_path: Path) -> None:
     """A thread of gloo gives its tensors back to Python; who waits for the thread must let Python run."""
     script = tmp_path / "late.py"
@@ -167,6 +173,7 @@ def test_work_that_is_under_way_at_the_end_does_not_hold_a_process_up(config: GP
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.ci
 def test_accelerate_launch_with_a_file_starts_real_processes(config: GPTConfig, tmp_path: Path) -> None:
     done = command(
         *("-m", "accelerate.commands.launch", "--config_file", ROOT / "accelerate_config.yaml", "--num_processes", "2"),
@@ -179,6 +186,7 @@ def test_accelerate_launch_with_a_file_starts_real_processes(config: GPTConfig, 
     assert "device      cpu, 2 processes" in done.stdout
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("fast_rank", ["0", "1"])
 def test_processes_on_unequal_devices_agree_on_a_precision(tmp_path: Path, fast_rank: str) -> None:
     script = tmp_path / "unequal.py"
@@ -198,6 +206,7 @@ def test_processes_on_unequal_devices_agree_on_a_precision(tmp_path: Path, fast_
     assert all(f"rank {rank}: {same}" in done.stdout for rank in range(2))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -232,6 +241,7 @@ def start_endless(config: GPTConfig, folder: Path, checkpoint_interval: int) -> 
     )
 
 
+@pytest.mark.ci
 def test_sigterm_to_the_launcher_stops_all_processes_with_a_checkpoint(config: GPTConfig, tmp_path: Path) -> None:
     with start_endless(config, tmp_path, checkpoint_interval=0) as process:
         wait_for_step(process, 1)
@@ -259,6 +269,7 @@ sys.exit(exit_code(lambda: main(Poisoned)))
 """
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("allowed", [0, 1])
 def test_a_loss_that_is_not_finite_on_one_rank_is_one_for_all(config: GPTConfig, tmp_path: Path, allowed: int) -> None:
     script = tmp_path / "poisoned.py"
@@ -296,6 +307,7 @@ def test_a_save_that_fails_ends_all_processes_at_once(config: GPTConfig, tmp_pat
     assert "exitcode  : 5" in done.stderr
 
 
+@pytest.mark.ci
 def test_a_process_that_waits_too_long_for_another_says_so(tmp_path: Path) -> None:
     script = tmp_path / "late.py"
     script.write_text(
@@ -322,8 +334,7 @@ def test_a_process_that_waits_too_long_for_another_says_so(tmp_path: Path) -> No
 def test_a_signal_to_one_process_stops_both_at_the_same_step(config: GPTConfig, tmp_path: Path) -> None:
     with start_endless(config, tmp_path, checkpoint_interval=0) as process:
         wait_for_step(process, 5)
-        children = psutil.Process(process.pid).children(recursive=True)
-        next(child for child in children if child.environ().get("RANK") == "1").terminate()
+        ranks(tmp_path)[1].terminate()
         _, errors = process.communicate(timeout=60)
     assert errors.count("stopped: saved step") == 1
     assert re.findall(r"exitcode  : (\d+)", errors) == ["3"] * 2
@@ -332,11 +343,11 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(config: GPTConfig, 
     assert read_metrics(tmp_path / "run")[-1]["step"] == step
 
 
+@pytest.mark.ci
 def test_a_dead_process_ends_the_launch_in_seconds(config: GPTConfig, tmp_path: Path) -> None:
     with start_endless(config, tmp_path, checkpoint_interval=10) as process:
         wait_for_step(process, 25)
-        children = psutil.Process(process.pid).children(recursive=True)
-        next(child for child in children if child.environ().get("RANK") == "1").kill()
+        ranks(tmp_path)[1].kill()
         killed = time.monotonic()
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -347,6 +358,7 @@ def test_a_dead_process_ends_the_launch_in_seconds(config: GPTConfig, tmp_path: 
     assert (tmp_path / "run/checkpoints/last/manifest.json").exists()
 
 
+@pytest.mark.nightly
 def test_restarted_processes_find_nothing_of_those_before(tmp_path: Path) -> None:
     """The addresses of processes that are gone lead nowhere."""
     script = tmp_path / "restarted.py"

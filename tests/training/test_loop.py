@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
@@ -48,6 +48,32 @@ def losses(run: Path) -> list[tuple[Any, ...]]:
     return [tuple(line.get(name) for name in names) for line in read_metrics(run)]
 
 
+Trained = Callable[[GPTConfig, Path], None]
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One text for all tests, so that their runs are the same."""
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(300)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Makes a run; one that was made before is copied."""
+    runs: dict[str, Path] = {}
+
+    def make(config: GPTConfig, place: Path) -> None:
+        name = config_to_yaml(config)
+        if name not in runs:
+            runs[name] = tmp_path_factory.mktemp("trained") / "run"
+            train_gpt(config, output_dir=runs[name])
+        shutil.copytree(runs[name], place, symlinks=True)
+
+    return make
+
+
 def test_a_run_leaves_what_it_promises(config: GPTConfig, tmp_path: Path) -> None:
     result = train_gpt(config, output_dir=tmp_path / "run")
     run = tmp_path / "run"
@@ -67,8 +93,8 @@ def test_a_run_leaves_what_it_promises(config: GPTConfig, tmp_path: Path) -> Non
     assert all(len((run / f"samples/step-{step:08d}.txt").read_text()) == 20 for step in (5, 10, 12))
 
 
-def test_the_validation_loss_is_the_mean_over_every_target(config: GPTConfig, tmp_path: Path) -> None:
-    result = train_gpt(config, output_dir=tmp_path / "run")
+def test_the_validation_loss_is_the_mean_over_every_target(config: GPTConfig, trained: Trained, tmp_path: Path) -> None:
+    trained(config, tmp_path / "run")
     model, tokenizer, *_ = load_gpt(tmp_path / "run/checkpoints/last")
     text = Path(config.data.source).read_text()
     ids = torch.from_numpy(tokenizer.encode(text[len(text) * 9 // 10 :])).long()
@@ -78,12 +104,12 @@ def test_the_validation_loss_is_the_mean_over_every_target(config: GPTConfig, tm
             window = ids[start : start + context + 1]
             logits = model(window[None, :-1])[0]
             total += nn.functional.cross_entropy(logits, window[1:], reduction="sum").item()
-    assert result.counters.val_loss == pytest.approx(total / (len(ids) - 1), rel=1e-5)
+    assert read_metrics(tmp_path / "run")[-1]["val_loss"] == pytest.approx(total / (len(ids) - 1), rel=1e-5)
 
 
-def test_the_same_command_twice_is_equal_to_the_last_bit(config: GPTConfig, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        train_gpt(config, output_dir=tmp_path / name)
+def test_the_same_command_twice_is_equal_to_the_last_bit(config: GPTConfig, trained: Trained, tmp_path: Path) -> None:
+    trained(config, tmp_path / "a")
+    train_gpt(config, output_dir=tmp_path / "b")
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
     assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
@@ -111,6 +137,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) 
 )
 def test_a_stopped_run_goes_on_as_if_left_alone(
     config: GPTConfig,
+    trained: Trained,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     step: int,
@@ -118,7 +145,7 @@ def test_a_stopped_run_goes_on_as_if_left_alone(
     optimizer: Any,
 ) -> None:
     config = replace(config, optimizer=replace(config.optimizer, name=optimizer))
-    train_gpt(config, output_dir=tmp_path / "whole")
+    trained(config, tmp_path / "whole")
     stop_at(monkeypatch, step, number)
     with pytest.raises(
         StoppedBySignal, match=r"saved step \d+; go on with: .*python.* --output_dir .*stopped --resume"
@@ -153,13 +180,14 @@ def stop_in_evaluation(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 @pytest.mark.parametrize(("evaluation", "ema_decay"), [(1, 0.0), (3, 0.0), (2, 0.9), (5, 0.9)])
 def test_an_evaluation_does_not_keep_a_run_from_stopping_and_is_done_at_the_resume(
     config: GPTConfig,
+    trained: Trained,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     evaluation: int,
     ema_decay: float,
 ) -> None:
     config = replace(with_training(config, ema_decay=ema_decay, eval_batch_size=4), tracking="tensorboard")
-    train_gpt(config, output_dir=tmp_path / "whole")
+    trained(config, tmp_path / "whole")
     stop_in_evaluation(monkeypatch, evaluation)
     with pytest.raises(StoppedBySignal):
         train_gpt(config, output_dir=tmp_path / "stopped")
@@ -185,9 +213,9 @@ def test_an_evaluation_does_not_keep_a_run_from_stopping_and_is_done_at_the_resu
 
 
 def test_a_signal_in_the_last_step_stops_before_the_last_evaluation(
-    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: GPTConfig, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train_gpt(config, output_dir=tmp_path / "whole")
+    trained(config, tmp_path / "whole")
     stop_at(monkeypatch, 12, signal.SIGTERM)
     with pytest.raises(StoppedBySignal, match="saved step 12"):
         train_gpt(config, output_dir=tmp_path / "run")
@@ -214,10 +242,10 @@ def test_a_signal_during_a_save_waits_for_one_more_step_at_most(
 
 
 def test_resume_goes_back_behind_damage_and_still_ends_the_same(
-    config: GPTConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: GPTConfig, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train_gpt(config, output_dir=tmp_path / "whole")
-    train_gpt(config, output_dir=tmp_path / "run")
+    trained(config, tmp_path / "whole")
+    trained(config, tmp_path / "run")
     (tmp_path / "run/checkpoints/step-00000012/optimizer.safetensors").write_bytes(b"rubbish")
     train_gpt(config, output_dir=tmp_path / "run", resume=True)
     printed = capsys.readouterr().out
@@ -232,15 +260,15 @@ def test_resume_starts_where_there_is_nothing(config: GPTConfig, tmp_path: Path)
     assert Checkpoint(tmp_path / "fresh/checkpoints/last").state["counters"]["step"] == 12
 
 
-def test_a_finished_run_can_be_trained_on(config: GPTConfig, tmp_path: Path) -> None:
-    train_gpt(config, output_dir=tmp_path / "run")
+def test_a_finished_run_can_be_trained_on(config: GPTConfig, trained: Trained, tmp_path: Path) -> None:
+    trained(config, tmp_path / "run")
     result = train_gpt(with_training(config, max_steps=14), output_dir=tmp_path / "run", resume=True)
     assert result.counters.step == 14
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, 15))
 
 
-def test_resume_refuses_another_run_and_names_what_differs(config: GPTConfig, tmp_path: Path) -> None:
-    train_gpt(config, output_dir=tmp_path / "run")
+def test_resume_refuses_another_run_and_names_what_differs(config: GPTConfig, trained: Trained, tmp_path: Path) -> None:
+    trained(config, tmp_path / "run")
     before = (tmp_path / "run/config.yaml").read_text()
     other = replace(config, seed=9, model=replace(config.model, d_ff=48))
     with pytest.raises(InputError, match=r"model.d_ff was 32, is now 48; seed was 1, is now 9\. Undo that, or start"):
@@ -279,13 +307,13 @@ def test_patience_ends_a_run_whose_loss_does_not_fall(
 
 @pytest.mark.parametrize(("optimizer", "accumulation_steps"), [("adamw", 4), ("muon", 4), ("muon", 3)])
 def test_accumulation_changes_nothing(
-    config: GPTConfig, tmp_path: Path, optimizer: Any, accumulation_steps: int
+    config: GPTConfig, trained: Trained, tmp_path: Path, optimizer: Any, accumulation_steps: int
 ) -> None:
     config = with_training(config, precision="fp64", max_steps=20)
     config = replace(
         config, model=replace(config.model, dropout=0.0), optimizer=replace(config.optimizer, name=optimizer)
     )
-    train_gpt(config, output_dir=tmp_path / "whole")
+    trained(config, tmp_path / "whole")
     train_gpt(with_training(config, accumulation_steps=accumulation_steps), output_dir=tmp_path / "parts")
     for whole, parts in zip(read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts"), strict=True):
         assert parts["train_loss"] == pytest.approx(whole["train_loss"], abs=1e-8, rel=0)
@@ -312,9 +340,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, step: int, kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "cause"), [("loss", "loss is nan"), ("gradient", "gradient norm is (nan|inf)")])
 def test_a_non_finite_number_stops_the_run_before_the_weights_change(
-    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, cause: str
+    config: GPTConfig, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, cause: str
 ) -> None:
-    train_gpt(config, output_dir=tmp_path / "sound")
+    trained(config, tmp_path / "sound")
     poison(monkeypatch, 7, kind)
     with pytest.raises(
         NonFiniteError,
@@ -520,17 +548,17 @@ def test_epochs_and_max_steps_end_a_run_whichever_is_first(config: GPTConfig) ->
     assert loop.count_steps(with_training(config, max_steps=10**6, epochs=2), task) == per_epoch
 
 
-def test_a_state_file_of_a_newer_version_is_read(config: GPTConfig, tmp_path: Path) -> None:
-    train_gpt(config, output_dir=tmp_path / "run")
+def test_a_state_file_of_a_newer_version_is_read(config: GPTConfig, trained: Trained, tmp_path: Path) -> None:
+    trained(config, tmp_path / "run")
     checkpoint = Checkpoint(tmp_path / "run/checkpoints/last")
     checkpoint.state["counters"]["later"] = 1
     assert loop.Counters.from_checkpoint(checkpoint).step == 12
 
 
 def test_a_resume_says_which_options_have_changed_and_which_matter(
-    config: GPTConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: GPTConfig, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train_gpt(config, output_dir=tmp_path / "run")
+    trained(config, tmp_path / "run")
     capsys.readouterr()
     train_gpt(config, output_dir=tmp_path / "run", resume=True)
     assert "changed" not in capsys.readouterr().out
@@ -547,7 +575,9 @@ def test_a_resume_says_which_options_have_changed_and_which_matter(
     ]
 
 
-def test_options_that_are_said_to_change_no_step_change_none(config: GPTConfig, tmp_path: Path) -> None:
+def test_options_that_are_said_to_change_no_step_change_none(
+    config: GPTConfig, trained: Trained, tmp_path: Path
+) -> None:
     training: dict[str, Any] = {
         "eval_interval": 4,
         "eval_batch_size": 3,
@@ -567,7 +597,7 @@ def test_options_that_are_said_to_change_no_step_change_none(config: GPTConfig, 
     elsewhere = {f"data.{name}" for name in of_data}
     changed = {"name", "tracking", "data.source"} | {f"training.{name}" for name in training}
     assert changed == NEUTRAL - elsewhere - {"data.val_samples"}
-    train_gpt(config, output_dir=tmp_path / "a")
+    trained(config, tmp_path / "a")
     train_gpt(other, output_dir=tmp_path / "b")
     assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
 

@@ -96,6 +96,7 @@ def test_a_short_spin_is_the_default_and_never_over_what_is_set(
     assert {name: os.environ[name] for name in WAITING if name in os.environ} == expected
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP")
 def test_openmp_is_told_before_it_is_loaded() -> None:
     """By commands of their own, under a launcher, and by an import: what OpenMP itself says that it has read."""

@@ -10,6 +10,7 @@ import os
 import resource
 import runpy
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -54,6 +55,7 @@ def main() -> None:
         while True:
             ready, _, _ = select.select([listener, owner], [], [])
             if owner in ready:
+                shutil.rmtree(Path(address).parent, ignore_errors=True)
                 return
             connection, _ = listener.accept()
             if os.fork() == 0:

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any, Literal
 
 import psutil
 from forking import python
-from helpers import ROOT, read_metrics, torchrun
+from helpers import ROOT, ranks, read_metrics, torchrun
 
 from gpt.config import DataConfig, GPTConfig, ModelConfig
 from seq2seq.config import DataConfig as Seq2SeqDataConfig
@@ -194,6 +193,7 @@ class Launch:
     def __init__(self, folder: Path, processes: int) -> None:
         launcher = torchrun(processes) if processes > 1 else []
         script = [str(Path(__file__).with_name("marked_training.py")), "--config", "config.yaml"]
+        self._folder, self._several = folder, processes > 1
         self._errors = (folder / "errors.txt").open("a+")
         self._process = subprocess.Popen(
             [*python(), *launcher, *script, "--output_dir", "run", "--resume"],
@@ -280,16 +280,13 @@ class Launch:
         if position != self.position:
             self.history.append((seconds, position))
             self.position = position
-        if not self._ranks and position.step:
+        if self._several and not self._ranks and position.step:
             self._find_ranks()
         return True
 
     def _find_ranks(self) -> None:
         """Note the processes early: looking for them takes longer than a save."""
-        self._ranks = {}
-        for child in psutil.Process(self._process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):  # It has ended meanwhile.
-                self._ranks[int(child.environ().get("RANK", -1))] = child
+        self._ranks = ranks(self._folder)
 
     def _kill_all(self) -> None:
         """The launcher first, so that it cannot end the others in its own way."""

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +70,11 @@ def test_a_long_run_costs_a_look_at_the_page_nothing(folder: Path, monkeypatch: 
     run, seen = RunFolder(folder / "small"), parsed(monkeypatch)
     run.metrics_file.write_text(lines(0, 40) + '{"step": 40, "val_loss": 1.25}\n' + lines(41, LINES))
     catalogue = Catalogue(folder)
-    start = time.perf_counter()
     by_name = {entry.name: entry for entry in catalogue.entries()}
     assert by_name["small"].val_loss == 1.25
-    first, before = time.perf_counter() - start, len(seen)
-    start = time.perf_counter()
+    before = len(seen)
     assert catalogue.entries() == list(by_name.values())
     assert len(seen) == before, "what has not changed is not read"
-    assert time.perf_counter() - start < max(first / 10, 0.02)
     with run.metrics_file.open("a") as file:
         file.write(lines(LINES, LINES + 1))
     seen.clear()

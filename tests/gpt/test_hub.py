@@ -187,6 +187,7 @@ def test_auto_names_both_failures_and_ends_soon(hub: SmallHub, monkeypatch: pyte
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.ci
 def test_a_slow_or_dead_hub_ends_in_bounded_time(hub: SmallHub, tmp_path: Path) -> None:
     def train(trouble: str) -> "subprocess.CompletedProcess[str]":
         options = ["--data.source", f"hub:us/{trouble}"]

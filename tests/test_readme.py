@@ -22,9 +22,10 @@ COMMANDS = sorted(
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: re.findall(r"class (\w+)\(GPTTask", example)[0])
-def test_an_example_runs_and_resumes(example: str, tmp_path: Path) -> None:
+def test_an_example_runs_and_resumes(example: str, text_file: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(example)
-    options = ["--output_dir", "run", "--training.batch_size", "4", "--resume", "--training.max_steps"]
+    text = [] if "load_source" in example else ["--data.source", text_file]
+    options = [*text, "--output_dir", "run", "--training.batch_size", "4", "--resume", "--training.max_steps"]
     done = command("mine.py", *options, "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "step 3/3  validation loss" in done.stdout

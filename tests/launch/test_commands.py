@@ -2,12 +2,14 @@
 
 import json
 import re
-import sys
+import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from forking import python
 from helpers import ROOT, command, read_metrics
 
 from gpt.config import GPTConfig
@@ -73,9 +75,10 @@ def test_evaluate_continues_a_prompt(trained: Path, checkpoint: str) -> None:
 
 
 def test_a_reader_that_goes_away_is_no_traceback(trained: Path) -> None:
-    evaluate = f"{sys.executable} {EVALUATE} --checkpoint runs/gpt-quick-1 --max_new_tokens 5000 --when_full slide"
-    done = command("-c", f"import os; os.system({evaluate + ' 2>errors.txt | head -c 1'!r})", cwd=trained)
-    assert len(done.stdout) == 1
+    options = ["--checkpoint", "runs/gpt-quick-1", "--max_new_tokens", "1000000", "--when_full", "slide"]
+    line = shlex.join([*python(), str(EVALUATE), *options]) + " 2>errors.txt | head -c 1; echo ${PIPESTATUS[0]}"
+    done = subprocess.run(["bash", "-c", line], cwd=trained, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout[1:] == "141\n"
     assert (trained / "errors.txt").read_text() == ""
 
 
@@ -149,11 +152,12 @@ def test_evaluate_refuses_unknown_characters_and_damage(trained: Path) -> None:
     )
 
 
-def test_a_run_that_stopped_early_says_how_to_go_on(tmp_path: Path) -> None:
+def test_a_run_that_stopped_early_says_how_to_go_on(text_file: Path, tmp_path: Path) -> None:
     # With learning rates near 0 nothing gets better after the first evaluation.
     rates = ["--optimizer.name", "adamw", "--optimizer.learning_rate", "1e-30"]
     stop = ["--training.patience", "1", "--training.eval_interval", "1", "--tracking", "none"]
     small = ["--model.num_layers", "1", "--training.max_steps", "9", "--training.batch_size", "4"]
+    small += ["--data.source", str(text_file)]
     done = command(TRAIN, *rates, *stop, *small, "--output_dir", "run", cwd=tmp_path)
     assert "step 2/9  validation loss" in done.stdout, done.stderr
     assert "stopping early, after 1 evaluations without a better one" in done.stdout
@@ -193,9 +197,9 @@ def test_a_run_goes_on_with_its_own_configuration_and_what_is_given(
     assert capsys.readouterr().err == error
 
 
-def test_a_second_run_does_not_touch_the_first(trained: Path, tmp_path: Path) -> None:
+def test_a_second_run_does_not_touch_the_first(trained: Path, text_file: Path) -> None:
     before = (trained / "runs/gpt-quick-1/metrics.jsonl").read_text()
-    short = [TRAIN, "--training.max_steps", "1", "--tracking", "none"]
+    short = [TRAIN, "--training.max_steps", "1", "--tracking", "none", "--data.source", text_file]
     done = command(*short, cwd=trained)
     assert "folder      runs/gpt-quick-2" in done.stdout
     done = command(*short, "--output_dir", "runs/gpt-quick-1", cwd=trained)
@@ -219,9 +223,9 @@ def test_the_text_of_a_source_can_be_written(tmp_path: Path) -> None:
     assert done.stderr == "error: cannot write no/input.txt: No such file or directory\n"
 
 
-def test_a_loss_that_explodes_is_exit_code_4(tmp_path: Path) -> None:
+def test_a_loss_that_explodes_is_exit_code_4(text_file: Path, tmp_path: Path) -> None:
     options = ["--optimizer.learning_rate", "1e38", "--training.max_steps", "9", "--training.max_grad_norm", "0"]
-    done = command(TRAIN, *options, "--output_dir", "run", cwd=tmp_path)
+    done = command(TRAIN, *options, "--data.source", text_file, "--output_dir", "run", cwd=tmp_path)
     assert done.returncode == 4
     assert re.fullmatch(
         r"error: at step \d the (loss|gradient norm) is \S+ \(.*\); the weights of step .*\n", done.stderr

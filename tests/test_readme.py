@@ -15,12 +15,13 @@ COMMANDS = sorted(
     {
         line.replace("\\\n", " ").split("#")[0].strip()
         for line in re.findall(
-            r"^.*(?:launch/\w+\.py|-m gpt\.data|-m seq2seq\.dates)(?:.*\\\n)*.*$", SHELL, re.MULTILINE
+            r"^.*(?:(?<!tests/)launch/\w+\.py|-m gpt\.data|-m seq2seq\.dates)(?:.*\\\n)*.*$", SHELL, re.MULTILINE
         )
     }
 )
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: re.findall(r"class (\w+)\(GPTTask", example)[0])
 def test_an_example_runs_and_resumes(example: str, text_file: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(example)

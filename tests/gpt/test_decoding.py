@@ -292,7 +292,7 @@ def test_a_compiled_step_is_made_once_and_uses_its_caches_again(
         ("eager", "fp32"),
         ("eager", "bf16"),
         ("eager", "int8"),
-        ("inductor", "fp32"),
+        pytest.param("inductor", "fp32", marks=pytest.mark.ci),
         pytest.param("inductor", "bf16", marks=pytest.mark.nightly),
         pytest.param("inductor", "int8", marks=pytest.mark.nightly),
     ],
@@ -316,6 +316,7 @@ def test_one_compiled_block_serves_all_blocks_and_any_number_of_sequences(
     torch._dynamo.reset()
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @torch.inference_mode()

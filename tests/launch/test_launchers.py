@@ -29,7 +29,7 @@ def arguments(config: GPTConfig, tmp_path: Path) -> list[str]:
 def test_a_terminal_shows_a_bar_with_loss_rate_speed_and_time_left(arguments: list[str], tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (40, 150))
-    arguments = [*arguments, "--training.max_steps", "150"]
+    arguments = [*arguments, "--training.max_steps", "150", "--training.eval_interval", "75"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [sys.executable, *arguments], cwd=tmp_path, env=environment, stdout=theirs, stderr=theirs
@@ -81,6 +81,7 @@ def test_a_run_whose_reader_or_terminal_goes_first_saves(arguments: list[str], t
     assert (tmp_path / "run/checkpoints/last").resolve().name.startswith("step-")
 
 
+@pytest.mark.ci
 def test_accelerate_launch_without_a_file(arguments: list[str], tmp_path: Path) -> None:
     done = command(
         "-m",
@@ -95,6 +96,7 @@ def test_accelerate_launch_without_a_file(arguments: list[str], tmp_path: Path) 
     assert f"{len(os.sched_getaffinity(0))} threads each" in done.stdout
 
 
+@pytest.mark.ci
 def test_accelerate_launch_with_our_file_and_its_code_for_bad_input(arguments: list[str], tmp_path: Path) -> None:
     launch = ["-m", "accelerate.commands.launch", "--config_file", ROOT / "accelerate_config.yaml"]
     done = command(*launch, *arguments, cwd=tmp_path)

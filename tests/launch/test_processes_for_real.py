@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pytest
 from helpers import ROOT, free_port
 
 from gpt.config import GPTConfig
@@ -42,6 +43,7 @@ def test_a_save_that_fails_is_5(config: GPTConfig, tmp_path: Path) -> None:
     assert error.count("\n") == 1
 
 
+@pytest.mark.ci
 def test_the_page_is_ended_by_its_signal(tmp_path: Path) -> None:
     process = start(ROOT / "demo/app.py", "--port", free_port(), cwd=tmp_path)
     try:

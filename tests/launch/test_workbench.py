@@ -181,6 +181,7 @@ def test_int8_weights_keep_the_loss(folder: Path) -> None:
     assert abs(losses[1] - losses[0]) < 0.01
 
 
+@pytest.mark.ci
 def test_the_benchmark_runs_without_the_packages_that_it_does_not_need(folder: Path) -> None:
     model = ["--model.num_layers", "1", "--model.d_model", "32", "--model.d_ff", "64"]
     options = ["--config", ROOT / "configs/gpt/quick.yaml", *model, "--repeats", "1", "--batch", "1", "3"]
@@ -207,6 +208,7 @@ def test_the_benchmark_runs_without_the_packages_that_it_does_not_need(folder: P
     assert figures["peers"] == []
 
 
+@pytest.mark.ci
 def test_the_benchmark_times_transformers_with_the_same_weights(folder: Path) -> None:
     pytest.importorskip("transformers")
     model = ["--model.num_layers", "1", "--model.d_model", "16", "--model.num_heads", "2", "--model.d_ff", "16"]

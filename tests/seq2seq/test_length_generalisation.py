@@ -18,6 +18,7 @@ def test_recipes_are_every_kind_of_positions() -> None:
     assert {cross for _, cross, _ in RECIPES.values()} == {"content", "start", "both_ends"}
 
 
+@pytest.mark.ci
 def test_a_trial_is_trained_once_and_measured_by_length(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(config_to_yaml(small_config()))

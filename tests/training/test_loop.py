@@ -33,6 +33,8 @@ from training.schedule import learning_rate_scale
 from training.state import NEUTRAL
 from training.task import Batch, loss_sum
 
+CI = pytest.mark.ci
+
 
 def weights(run: Path, name: str = "last") -> dict[str, Tensor]:
     checkpoint = Checkpoint(run / "checkpoints" / name)
@@ -177,7 +179,9 @@ def stop_in_evaluation(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(GPTTask, "validation_batches", signalling)
 
 
-@pytest.mark.parametrize(("evaluation", "ema_decay"), [(1, 0.0), (3, 0.0), (2, 0.9), (5, 0.9)])
+@pytest.mark.parametrize(
+    ("evaluation", "ema_decay"), [(1, 0.0), pytest.param(3, 0.0, marks=CI), pytest.param(2, 0.9, marks=CI), (5, 0.9)]
+)
 def test_an_evaluation_does_not_keep_a_run_from_stopping_and_is_done_at_the_resume(
     config: GPTConfig,
     trained: Trained,

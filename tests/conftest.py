@@ -30,10 +30,12 @@ def fresh_accelerate() -> Iterator[None]:
     GradientState._reset_state()
 
 
-@pytest.fixture(autouse=True)
-def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def short_samples() -> Iterator[None]:
     """The text that is written at each evaluation takes most of a small run's time; commands write it whole."""
-    monkeypatch.setattr(GPTTask, "sample_length", 20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GPTTask, "sample_length", 20)
+        yield
 
 
 @pytest.fixture(scope="session")

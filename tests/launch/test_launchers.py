@@ -50,6 +50,13 @@ def test_a_terminal_shows_a_bar_with_loss_rate_speed_and_time_left(arguments: li
     assert not re.search(r"\nstep \d+/150  loss", text), "no line per interval under a bar"
 
 
+def take_terminal() -> None:
+    """Make the standard input one's own terminal, whose signals count even where this suite was told to ignore them."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("line", ["trap : INT; {train} 2>&1 | tee log; exit ${{PIPESTATUS[0]}}", "exec {train}"])
 def test_a_run_whose_reader_or_terminal_goes_first_saves(arguments: list[str], tmp_path: Path, line: str) -> None:
     ours, theirs = pty.openpty()
@@ -62,7 +69,7 @@ def test_a_run_whose_reader_or_terminal_goes_first_saves(arguments: list[str], t
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=take_terminal,
     )
     try:
         os.close(theirs)

@@ -21,7 +21,7 @@ test: $(VENV)/.installed-dev
 
 # What `make test` leaves out for its length; the page's browser is looked for as /usr/bin/chromium.
 ci: $(VENV)/.installed-dev
-	$(PYTEST) -m ci --durations 20
+	$(PYTEST) -m "ci and not nightly" --durations 20
 
 nightly: $(VENV)/.installed-dev
 	$(PYTEST) -m nightly --durations 20

@@ -388,6 +388,7 @@ def test_a_phone_shows_all_of_it(browser: Browser, server: Server, scheme: str) 
     page.close()
 
 
+@pytest.mark.nightly
 def test_a_hundred_requests_from_four_visitors_leave_no_memory_behind(browser: Browser, server: Server) -> None:
     pages = [opened(browser.new_context().new_page(), server.url) for _ in range(4)]
     watches = [Watch(page) for page in pages]

@@ -219,7 +219,7 @@ def trains_in(process: psutil.Process, folder: Path) -> bool:
     return False
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_a_server_that_is_ended_ends_the_training_of_the_quick_model(tmp_path: Path) -> None:
     server = subprocess.Popen(
         [*python(), "-c", STARTS_TRAINING, "--port", free_port()],

@@ -517,7 +517,7 @@ def test_the_quick_model_trains_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert [entry.name for entry in Catalogue(tmp_path / "runs").entries()] == ["gpt-quick-1"]
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_a_quick_training_that_fails_says_why_and_one_that_is_stopped_keeps_its_checkpoint(tmp_path: Path) -> None:
     training = QuickTraining(tmp_path / "runs", ("--data.source", "nowhere.txt"))
     training.start()

@@ -41,7 +41,7 @@ def exact(config: GPTConfig) -> GPTConfig:
 @pytest.mark.parametrize(
     ("optimizer", "accumulation_steps"),
     [
-        pytest.param("adamw", 1, marks=pytest.mark.ci),
+        pytest.param("adamw", 1, marks=pytest.mark.nightly),
         pytest.param("muon", 1, marks=pytest.mark.nightly),
         pytest.param("adamw", 3, marks=pytest.mark.nightly),
         ("muon", 2),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, torchrun
+from helpers import ROOT, free_port
 
 from training import threads
 from training.threads import available_cores, let_waiting_threads_sleep, set_cpu_threads
@@ -100,10 +100,11 @@ def test_a_short_spin_is_the_default_and_never_over_what_is_set(
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP")
 def test_openmp_is_told_before_it_is_loaded() -> None:
     """By commands of their own, under a launcher, and by an import: what OpenMP itself says that it has read."""
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     starts = [
-        [*torchrun(2), "launch/train_gpt.py", "--help"],
+        [*launcher, "--master_port", free_port(), "launch/train_gpt.py", "--data.source", "nowhere"],
         ["-c", "import layers"],
-        ["demo/app.py", "--help"],
+        ["demo/app.py", "--host", "203.0.113.1"],  # Where nobody can listen.
     ]
     environment = {name: value for name, value in os.environ.items() if name not in WAITING}
     environment |= {"OMP_DISPLAY_ENV": "VERBOSE", "PYTHONPATH": str(ROOT)}

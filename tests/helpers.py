@@ -53,10 +53,10 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def torchrun(processes: int) -> list[str]:
-    """What comes before a script to start it in several processes, each of them a fork, too."""
+def torchrun(processes: int, *options: str) -> list[str]:
+    """What comes before a script to start it in several processes, each of them a fork, too; options of torchrun."""
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", free_port()]
-    return [*launcher, "--no-python", *python(), "-u"]
+    return [*launcher, *options, "--no-python", *python(), "-u"]
 
 
 def ranks(folder: Path) -> dict[int, psutil.Process]:

@@ -376,7 +376,7 @@ def test_restarted_processes_find_nothing_of_those_before(tmp_path: Path) -> Non
         "print(f'rank {accelerator.process_index} finds an address: {found}')\n"  # in one piece: two processes speak
         "accelerator.end_training()\n"
     )
-    done = command(*torchrun(2), "--max_restarts", "1", script, cwd=tmp_path, **ENVIRONMENT)
+    done = command(*torchrun(2, "--max_restarts", "1"), script, cwd=tmp_path, **ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert all(f"rank {rank} finds an address: False" in done.stdout for rank in range(2))
 
@@ -403,7 +403,7 @@ def test_max_restarts_takes_a_run_past_a_killed_process(
     options = ["--config", write(config, tmp_path), "--resume", "--output_dir"]
     whole = command(*torchrun(2), ROOT / "launch/train_gpt.py", *options, "whole", cwd=tmp_path, **ENVIRONMENT)
     assert whole.returncode == 0, whole.stderr
-    restarting = [*torchrun(2), *rendezvous, "--max_restarts", "1"]
+    restarting = torchrun(2, *rendezvous, "--max_restarts", "1")
     done = command(*restarting, script, *options, "run", cwd=tmp_path, **ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert "resuming    after step 5" in done.stdout

@@ -24,7 +24,7 @@ ci: $(VENV)/.installed-dev
 	$(PYTEST) -m "ci and not nightly" --durations 20
 
 nightly: $(VENV)/.installed-dev
-	$(PYTEST) -m nightly --durations 20
+	$(PYTEST) -m nightly --timeout 1800 --durations 20
 
 # Lines and branches of the product that `make test` and `make ci` run, in all of their processes.
 coverage: $(VENV)/.installed-dev

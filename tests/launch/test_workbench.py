@@ -208,7 +208,7 @@ def test_the_benchmark_runs_without_the_packages_that_it_does_not_need(folder: P
     assert figures["peers"] == []
 
 
-@pytest.mark.nightly
+@pytest.mark.ci
 def test_the_benchmark_times_transformers_with_the_same_weights(folder: Path) -> None:
     pytest.importorskip("transformers")
     model = ["--model.num_layers", "1", "--model.d_model", "16", "--model.num_heads", "2", "--model.d_ff", "16"]

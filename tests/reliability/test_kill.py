@@ -88,7 +88,7 @@ def test_a_second_signal_ends_a_long_step_at_once_and_loses_nothing_that_was_sav
 @pytest.mark.parametrize(
     ("model", "precision", "processes", "kills"),
     [
-        pytest.param("gpt", "fp32", 1, 3, marks=pytest.mark.ci),
+        pytest.param("gpt", "fp32", 1, 3, marks=pytest.mark.nightly),
         pytest.param("gpt", "bf16", 2, 2, marks=pytest.mark.nightly),
         pytest.param("seq2seq", "fp32", 1, 2, marks=pytest.mark.nightly),
         pytest.param("seq2seq", "fp32", 2, 2, marks=pytest.mark.nightly),

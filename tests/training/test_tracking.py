@@ -228,7 +228,7 @@ def test_without_the_package_wandb_says_what_to_install(
         train_gpt(replace(config, tracking="wandb"), output_dir=tmp_path / "run")
 
 
-@pytest.mark.nightly
+@pytest.mark.ci
 def test_a_service_of_wandb_that_is_killed_costs_its_curves_and_one_line(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 
 from gpt.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, WHEN_FULL, Mode, Precision, WhenFull
 from gpt.config import GPTConfig, Unknown
-from training.command_line import StrictParser, refuse
+from training.command_line import StrictParser, add_checkpoint_options, refuse
 from training.errors import InputError
 from training.plots import check_output
 
@@ -56,10 +56,7 @@ def _evaluation_parser() -> StrictParser:
         description="Continue a text with a trained GPT; with --split, measure its loss instead. With a "
         "checkpoint of an encoder-decoder there are other options: evaluate.py --checkpoint DIR --help.",
     )
-    parser.add_argument("--checkpoint", type=str, required=True, help="A run (its best checkpoint) or one checkpoint.")
-    parser.add_argument(
-        "--weights", choices=["ema", "raw"], help="The weights' average or themselves. Default: ema where there is one."
-    )
+    add_checkpoint_options(parser)
     _add_prompts(parser)
     _add_sampling(parser)
     parser.add_argument(

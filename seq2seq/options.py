@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from seq2seq.choices import Mode
 from seq2seq.config import OnBadRow, Seq2SeqConfig
 from seq2seq.tasks import Split
-from training.command_line import StrictParser, refuse
+from training.command_line import StrictParser, add_checkpoint_options, refuse
 from training.errors import InputError
 from training.plots import check_output
 
@@ -71,10 +71,20 @@ def _evaluation_parser() -> StrictParser:
         description="Write the targets of sources with a trained encoder-decoder; with --split, measure how many it "
         "gets right, by length.",
     )
-    parser.add_argument("--checkpoint", type=str, required=True, help="A run (its best checkpoint) or one checkpoint.")
+    add_checkpoint_options(parser)
+    _add_writing(parser)
+    _add_measuring(parser)
     parser.add_argument(
-        "--weights", choices=["ema", "raw"], help="The weights' average or themselves. Default: ema where there is one."
+        "--data.unknown",
+        choices=["error", "skip"],
+        default="error",
+        help="What symbols do that the vocabulary lacks: end with an error that names them all, or leave out (skip) "
+        "such symbols of a --source, and the pairs of a --data.source that have some.",
     )
+    return parser
+
+
+def _add_writing(parser: StrictParser) -> None:
     parser.add_argument("--source", type=str, nargs="+", help="Text whose target to write, or several.")
     parser.add_argument("--max_new_tokens", type=int, help="Most tokens of a target. Default: as many as fit.")
     parser.add_argument("--temperature", type=float, default=0.0, help="Above 0: draw, rather than take the likeliest.")
@@ -107,6 +117,9 @@ def _evaluation_parser() -> StrictParser:
         type=str,
         help="Draw where the decoder looks in the source, per head, into this .png, .svg or .pdf.",
     )
+
+
+def _add_measuring(parser: StrictParser) -> None:
     parser.add_argument(
         "--split", choices=get_args(Split), help="Measure exact match of greedy decoding on this split, by length."
     )
@@ -120,14 +133,6 @@ def _evaluation_parser() -> StrictParser:
     for name, what in OTHER_PAIRS.items():
         kind = {"choices": get_args(OnBadRow)} if name == "data.on_bad_row" else {"type": str}
         parser.add_argument(f"--{name}", help=what, **kind)
-    parser.add_argument(
-        "--data.unknown",
-        choices=["error", "skip"],
-        default="error",
-        help="What symbols do that the vocabulary lacks: end with an error that names them all, or leave out (skip) "
-        "such symbols of a --source, and the pairs of a --data.source that have some.",
-    )
-    return parser
 
 
 def parse_benchmark(arguments: Sequence[str] | None = None) -> tuple[Namespace, Seq2SeqConfig | None]:

@@ -215,6 +215,14 @@ def config_to_yaml(config: RunConfig) -> str:
     return dump_yaml(asdict(config))
 
 
+def add_checkpoint_options(parser: StrictParser) -> None:
+    """Options for which trained weights a command takes."""
+    parser.add_argument("--checkpoint", type=str, required=True, help="A run (its best checkpoint) or one checkpoint.")
+    parser.add_argument(
+        "--weights", choices=["ema", "raw"], help="The weights' average or themselves. Default: ema where there is one."
+    )
+
+
 def refuse(options: Namespace, parser: StrictParser, names: Sequence[str], purpose: str) -> None:
     """Raise an `InputError` for the first of some options that was given, since it would do nothing."""
     defaults = parser.get_defaults()

@@ -114,8 +114,8 @@ def _is_main_process() -> bool:
 
 def _report(error: CommandError) -> None:
     """Let the main process speak first: where the others fail alike, their launcher ends them while they wait."""
-    main_process = _is_main_process()
-    if os.environ.get("WORLD_SIZE", "1") != "1" and (main_process or error.shared):
+    main_process, launched = _is_main_process(), os.environ.get("WORLD_SIZE", "1") != "1"
+    if launched and (main_process or error.shared):
         # The launcher ends all processes when one ends; this one has yet to say its line, or to end by its own code.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -125,3 +125,5 @@ def _report(error: CommandError) -> None:
         label = "stopped" if isinstance(error, StoppedBySignal) else "error"
         with suppress(OSError):  # The exit code tells it too.
             print(f"{label}: {error}", file=sys.stderr, flush=True)
+    if launched and main_process and error.shared:
+        time.sleep(LAST_WORDS_SECONDS / 10)  # The others are still on their way here, where no signal ends them.

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ ADDRESS, OWNER = "FORKING_ADDRESS", "FORKING_OWNER"
 def prepare() -> None:
     """Let this process and those that it starts share one server, which ends with this one."""
     if ADDRESS not in os.environ:
-        os.environ[ADDRESS] = str(Path(tempfile.mkdtemp(prefix="fork-")) / "server")
+        os.environ[ADDRESS] = str(Path(tempfile.gettempdir(), f"fork-{secrets.token_hex(8)}", "server"))
         os.environ[OWNER] = str(os.getpid())
 
 
@@ -30,6 +31,7 @@ def python() -> tuple[str, ...]:
     """
     prepare()
     address = Path(os.environ[ADDRESS])
+    address.parent.mkdir(mode=0o700, exist_ok=True)
     with Path(f"{address}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not address.exists():

@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+from contextlib import suppress
 
 
 def main() -> None:
@@ -17,8 +18,13 @@ def main() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.connect(address)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+
+        def pass_on(number: int, _: object) -> None:
+            with suppress(OSError):  # The command has ended meanwhile.
+                connection.send(str(number).encode())
+
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT):
-            signal.signal(number, lambda number, _: connection.send(str(int(number)).encode()))
+            signal.signal(number, pass_on)
         command = {
             "arguments": arguments,
             "cwd": os.getcwd(),

@@ -1,7 +1,7 @@
 """The Gradio page: text that streams next to a chart of what a token costs."""
 
 from demo.proxies import leave_out_socks
-from training.threads import let_waiting_threads_sleep
+from training.runtime.threads import let_waiting_threads_sleep
 
 let_waiting_threads_sleep()
 leave_out_socks()

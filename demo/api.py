@@ -8,11 +8,11 @@ from uuid import uuid4
 import gradio as gr
 from gradio.events import api
 
+from decoding.choices import ROWS, WHEN_FULL, WhenFull
 from demo.limits import MOST_SEED
 from demo.session import Session
 from demo.tabs.common import MODEL, Updates, told
-from gpt.choices import ROWS, WHEN_FULL, WhenFull
-from training.errors import InputError
+from training.runtime.errors import InputError
 
 
 def add_api(session: Session, concurrency: int) -> None:

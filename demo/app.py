@@ -9,10 +9,10 @@ from jsonargparse import Namespace
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `python demo/app.py` finds the packages beside it.
 
+from decoding.choices import ROWS, Mode
 from demo import limits as check
-from gpt.choices import ROWS, Mode
-from training.command_line import StrictParser
-from training.errors import InputError, exit_code
+from training.config.command_line import StrictParser
+from training.runtime.errors import InputError, exit_code
 
 
 def parse() -> Namespace:

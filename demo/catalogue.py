@@ -12,16 +12,16 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from decoding.choices import Precision
+from decoding.decoder import convert
 from demo.metrics import METRICS, version
-from gpt.choices import Precision
-from gpt.decoding import convert
-from gpt.trainer import LoadedGPT, load_gpt
+from gpt.task import LoadedGPT, load_gpt
 from seq2seq.choices import VOCABULARY_FILE
-from seq2seq.trainer import LoadedSeq2Seq, load_seq2seq
-from training.checkpoint import CheckpointError
-from training.errors import InputError
-from training.reading import Count, MissingFileError, misfit, read_json, read_text
-from training.run_folder import RunFolder, find_checkpoint
+from seq2seq.task import LoadedSeq2Seq, load_seq2seq
+from training.runtime.errors import InputError
+from training.storage.checkpoint import CheckpointError
+from training.storage.reading import Count, MissingFileError, misfit, read_json, read_text
+from training.storage.run_folder import RunFolder, find_checkpoint
 
 Kind = Literal["gpt", "seq2seq"]
 KEPT = 2

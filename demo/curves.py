@@ -10,9 +10,9 @@ from pathlib import Path
 from demo.catalogue import changed
 from demo.line_chart import Line
 from demo.metrics import COLUMNS, METRICS, Rows, version
-from training.errors import InputError
-from training.reading import read_bytes
-from training.run_folder import RunFolder
+from training.runtime.errors import InputError
+from training.storage.reading import read_bytes
+from training.storage.run_folder import RunFolder
 
 MOST_POINTS = 300
 SAMPLES = 3

@@ -2,9 +2,9 @@
 
 from contextlib import suppress
 
-from training.errors import InputError
-from training.reading import open_file
-from training.run_folder import RunFolder
+from training.runtime.errors import InputError
+from training.storage.reading import open_file
+from training.storage.run_folder import RunFolder
 
 MOST = 4
 LONGEST = 30

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any, Generic, TypeVar
 
 from demo.results import Growing
-from training.errors import CommandError, InputError
+from training.runtime.errors import CommandError, InputError
 
 Result = TypeVar("Result", bound=Growing)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.errors import InputError
+from training.runtime.errors import InputError
 
 TEMPERATURE = 0.0, 10.0
 MOST_TOP_K = 10**6

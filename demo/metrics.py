@@ -7,8 +7,8 @@ from math import nan
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from training.errors import InputError
-from training.run_folder import RunFolder
+from training.runtime.errors import InputError
+from training.storage.run_folder import RunFolder
 
 COLUMNS = "step", "train_loss", "val_loss", "learning_rate", "tokens_per_second"
 KEPT = 64

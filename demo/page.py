@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from decoding.choices import Mode
 from demo.api import add_api
 from demo.limits import Limits
 from demo.quick_training import QuickTraining
@@ -21,9 +22,8 @@ from demo.tabs.pairs import pairs_tab
 from demo.tabs.training import NAME as TRAINING
 from demo.tabs.training import training_tab
 from demo.tabs.write import write_tab
-from gpt.choices import Mode
-from training.device import inference_device
-from training.threads import set_cpu_threads
+from training.runtime.device import inference_device
+from training.runtime.threads import set_cpu_threads
 
 TITLE = "Transformers from scratch"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]

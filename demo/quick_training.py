@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import IO
 
-from training.run_folder import RunFolder, choose_run_folder
+from training.storage.run_folder import RunFolder, choose_run_folder
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/gpt/quick.yaml"

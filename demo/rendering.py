@@ -9,9 +9,9 @@ from itertools import pairwise
 from math import exp, log
 from statistics import fmean
 
+from decoding.writing import Piece
 from demo.line_chart import Line, line_chart, short
 from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
-from gpt.writing import Piece
 
 MOST_POINTS = 150
 """Of one line of a chart: more cannot be seen, and cost the page."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gpt.choices import ROWS, WhenFull
-from gpt.writing import Piece
-from seq2seq.trainer import LoadedSeq2Seq
+from decoding.choices import ROWS, WhenFull
+from decoding.writing import Piece
+from seq2seq.task import LoadedSeq2Seq
 
 WITH, WITHOUT = "with the cache", "without the cache"
 

@@ -20,7 +20,7 @@ from starlette.middleware import Middleware
 
 from demo.middleware import LOOPBACK, Door, FewerFrames
 from demo.visitors import Places
-from training.errors import InputError
+from training.runtime.errors import InputError
 
 POLL_SECONDS = 0.05
 ANYWHERE = {"0.0.0.0", "::"}

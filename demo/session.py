@@ -10,26 +10,26 @@ from typing import Any, cast, get_args
 
 import torch
 
+from data.pair_batches import check_source
+from data.vocabulary import END
+from decoding.benchmark import cache_bytes
+from decoding.cache_benchmark import PROMPT_TOKENS, Reader, likeliest, random_prompt
+from decoding.choices import ROWS, WHEN_FULL, Mode, Precision, WhenFull
+from decoding.decoder import Decoder
+from decoding.generation import new_token_limit
+from decoding.machine import describe_machine, describe_model
+from decoding.sampling import Sampling
+from decoding.targets import decode_steps, search
+from decoding.writing import write
 from demo import limits as check
 from demo.catalogue import Catalogue
 from demo.jobs import Job, Jobs, Result
 from demo.limits import MOST_SEED, MOST_TOP_K, PENALTY, SHARE, TEMPERATURE, Limits
 from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
-from gpt.benchmark import PROMPT_TOKENS, Reader, likeliest, random_prompt
-from gpt.choices import ROWS, WHEN_FULL, Mode, Precision, WhenFull
-from gpt.decoding import Decoder
-from gpt.generation import new_token_limit
 from gpt.model import GPT
-from gpt.speed import cache_bytes
-from gpt.trainer import LoadedGPT
-from gpt.writing import write
-from layers import Sampling
+from gpt.task import LoadedGPT
 from seq2seq.attention_map import cross_attention
-from seq2seq.data import check_source
-from seq2seq.decoding import decode_steps, search
-from seq2seq.vocabulary import END
-from training.benchmarking import describe_machine, describe_model
-from training.errors import InputError, require_finite
+from training.runtime.errors import InputError, require_finite
 
 ALTERNATIVES = 4
 BLOCK = 10

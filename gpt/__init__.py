@@ -1,5 +1,5 @@
 """The decoder-only model: configuration, data, model, trainer and generation."""
 
-from training.threads import let_waiting_threads_sleep
+from training.runtime.threads import let_waiting_threads_sleep
 
 let_waiting_threads_sleep()

@@ -8,13 +8,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from gpt.benchmark import Arms, describe, measure_arms, plot
-from gpt.choices import ROWS, Mode, Precision
-from gpt.config import GPTConfig
-from gpt.decoding import Decoder, convert
-from gpt.model import GPT
-from gpt.peers import transformers_contenders
-from gpt.speed import (
+from decoding.benchmark import (
     COMPUTED,
     Contender,
     Machine,
@@ -24,12 +18,18 @@ from gpt.speed import (
     measure_decoding,
     native_build_seconds,
 )
-from gpt.trainer import load_gpt
-from training.benchmarking import fill_zero_weights
-from training.device import inference_device
-from training.progress import Progress
+from decoding.cache_benchmark import Arms, describe, measure_arms, plot
+from decoding.choices import ROWS, Mode, Precision
+from decoding.decoder import Decoder, convert
+from decoding.machine import fill_zero_weights
+from gpt.baselines import transformers_contenders
+from gpt.config import GPTConfig
+from gpt.model import GPT
+from gpt.task import load_gpt
+from training.runtime.device import inference_device
+from training.runtime.progress import Progress
+from training.runtime.threads import set_cpu_threads
 from training.seeds import generator
-from training.threads import set_cpu_threads
 
 VOCAB_SIZE = 65
 

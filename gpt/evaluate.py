@@ -10,16 +10,16 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from gpt.config import DataConfig
-from gpt.decoding import Decoder, convert
-from gpt.generation import search
-from gpt.trainer import LoadedGPT, default_prompt, load_gpt, measure_split, text_metrics
-from gpt.writing import Piece, write
-from layers import Sampling
-from training.device import inference_device, make_accelerator
-from training.errors import InputError
-from training.text_files import decode_text, read_text
-from training.threads import set_cpu_threads
+from data.config import TextConfig
+from data.encodings import decode_text, read_text
+from decoding.decoder import Decoder, convert
+from decoding.generation import search
+from decoding.sampling import Sampling
+from decoding.writing import Piece, write
+from gpt.task import LoadedGPT, default_prompt, load_gpt, measure_split, text_metrics
+from training.runtime.device import inference_device, make_accelerator
+from training.runtime.errors import InputError
+from training.runtime.threads import set_cpu_threads
 
 
 def evaluate(options: Namespace) -> None:
@@ -221,7 +221,7 @@ def measure(options: Namespace) -> None:
         loaded.model.double()
     given = {name: value for name, value in vars(options.data).items() if value is not None}
     unknown = given.pop("unknown", None)
-    measured = measure_split(setup.accelerator, loaded, options.split, DataConfig(**given) if given else None, unknown)
+    measured = measure_split(setup.accelerator, loaded, options.split, TextConfig(**given) if given else None, unknown)
     metrics = text_metrics(measured.loss)
     setup.accelerator.end_training()
     if not setup.accelerator.is_main_process:

@@ -6,11 +6,12 @@ from typing import get_args
 
 from jsonargparse import Namespace
 
-from gpt.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, WHEN_FULL, Mode, Precision, WhenFull
-from gpt.config import GPTConfig, Unknown
-from training.command_line import StrictParser, add_checkpoint_options, refuse
-from training.errors import InputError
+from data.config import Unknown
+from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, WHEN_FULL, Mode, Precision, WhenFull
+from gpt.config import GPTConfig
+from training.config.command_line import StrictParser, add_checkpoint_options, refuse
 from training.plots import check_output
+from training.runtime.errors import InputError
 
 MODES = [mode for mode in get_args(Mode) if mode != "auto"]
 MEASURED_IN = ("auto", "bf16", "fp16", "fp32", "fp64", "int8")

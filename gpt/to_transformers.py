@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpt.model import GPT
-from training.errors import InputError
+from training.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

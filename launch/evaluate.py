@@ -8,7 +8,7 @@ import sys
 import gpt.options
 import seq2seq.options
 from seq2seq.kind import is_seq2seq
-from training.errors import exit_code
+from training.runtime.errors import exit_code
 
 
 def main() -> None:

@@ -8,11 +8,11 @@ from typing import get_args
 
 from jsonargparse import Namespace
 
+from data.strings import Task
 from seq2seq.choices import RECIPES
-from seq2seq.tasks import Task
-from training.command_line import StrictParser
-from training.errors import InputError, exit_code
+from training.config.command_line import StrictParser
 from training.plots import check_output
+from training.runtime.errors import InputError, exit_code
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,11 +50,11 @@ def parse() -> Namespace:
 def main() -> None:
     """Parse, train, measure, and print, write and draw the figures."""
     options = parse()
+    from decoding.machine import describe_machine
     from seq2seq.length_generalisation import Trial, measure_trial, plot, table, train_trial
-    from training.benchmarking import describe_machine
-    from training.device import inference_device
-    from training.progress import Progress
-    from training.threads import set_cpu_threads
+    from training.runtime.device import inference_device
+    from training.runtime.progress import Progress
+    from training.runtime.threads import set_cpu_threads
 
     set_cpu_threads()
     extra = [] if options.max_steps is None else ["--training.max_steps", str(options.max_steps)]

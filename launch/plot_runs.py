@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from training.command_line import StrictParser
-from training.errors import exit_code
+from training.config.command_line import StrictParser
 from training.plots import X_LABELS, ReferenceLine, plot_runs
+from training.runtime.errors import exit_code
 
 
 def main() -> None:

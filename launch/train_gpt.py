@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.config import GPTConfig
-from training.errors import exit_code
+from training.runtime.errors import exit_code
 from training.train_command import script_command, show_losses, show_next, train_command
 
 if TYPE_CHECKING:
-    from gpt.trainer import GPTTask
+    from gpt.task import GPTTask
     from training.run import Result
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/gpt/quick.yaml"
@@ -30,7 +30,7 @@ def main(task: "type[GPTTask] | None" = None) -> None:
 
 def train(task: "type[GPTTask] | None", config: GPTConfig, **options: Any) -> "Result":
     """Train, with torch, which is loaded here: what is wrong with the options was said before."""
-    from gpt.trainer import GPTTask, train_gpt
+    from gpt.task import GPTTask, train_gpt
 
     return train_gpt(config, task=task or GPTTask, **options)
 
@@ -38,7 +38,7 @@ def train(task: "type[GPTTask] | None", config: GPTConfig, **options: Any) -> "R
 def show(task: "type[GPTTask] | None", result: "Result", config: GPTConfig) -> None:
     """Print the losses, the best checkpoint, a sample from it, and what to type next."""
     from gpt.model import GPT
-    from gpt.trainer import GPTTask, default_prompt, load_gpt, sample_text
+    from gpt.task import GPTTask, default_prompt, load_gpt, sample_text
 
     run, model_class = result.run.path, (task or GPTTask).model_class
     best = load_gpt(run, model_class=model_class)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seq2seq.config import Seq2SeqConfig
-from training.errors import exit_code
+from training.runtime.errors import exit_code
 from training.train_command import script_command, show_losses, show_next, train_command
 
 if TYPE_CHECKING:
-    from seq2seq.trainer import Seq2SeqTask
+    from seq2seq.task import Seq2SeqTask
     from training.run import Result
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/seq2seq/copy.yaml"
@@ -35,7 +35,7 @@ def main(task: "type[Seq2SeqTask] | None" = None) -> None:
 
 def train(task: "type[Seq2SeqTask] | None", config: Seq2SeqConfig, **options: Any) -> "Result":
     """Train, with torch, which is loaded here: what is wrong with the options was said before."""
-    from seq2seq.trainer import Seq2SeqTask, train_seq2seq
+    from seq2seq.task import Seq2SeqTask, train_seq2seq
 
     return train_seq2seq(config, task=task or Seq2SeqTask, **options)
 

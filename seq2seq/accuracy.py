@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from seq2seq.data import encode, make_batch
-from seq2seq.decoding import decode
+from data.pair_batches import encode, make_batch
+from data.strings import Pair
+from data.vocabulary import Vocabulary
+from decoding.targets import decode
 from seq2seq.model import EncoderDecoder
-from seq2seq.tasks import Pair
-from seq2seq.vocabulary import Vocabulary
-from training.errors import require_finite
+from training.runtime.errors import require_finite
 from training.task import IGNORED
 
 Advance = Callable[[int], None]

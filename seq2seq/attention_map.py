@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from data.pair_batches import frame_source
+from data.vocabulary import END, START, Vocabulary
 from layers import MultiHeadAttention
-from seq2seq.data import frame_source
 from seq2seq.model import EncoderDecoder
-from seq2seq.vocabulary import END, START, Vocabulary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,16 +7,17 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
+from data.config import FRAME
+from data.vocabulary import Vocabulary
+from decoding.machine import describe_machine, describe_model, fill_zero_weights
 from seq2seq.benchmark import bart_arm, measure, our_arms, random_sources, rows_of
-from seq2seq.config import FRAME, Seq2SeqConfig
+from seq2seq.config import Seq2SeqConfig
 from seq2seq.model import EncoderDecoder
-from seq2seq.trainer import load_seq2seq
-from seq2seq.vocabulary import Vocabulary
-from training.benchmarking import describe_machine, describe_model, fill_zero_weights
-from training.device import inference_device
-from training.errors import InputError
+from seq2seq.task import load_seq2seq
+from training.runtime.device import inference_device
+from training.runtime.errors import InputError
+from training.runtime.threads import set_cpu_threads
 from training.seeds import generator
-from training.threads import set_cpu_threads
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from layers.native import NativeError
-from seq2seq.data import frame_source, padded
-from seq2seq.decoding import decode_steps, native_step
+from data.pair_batches import frame_source, padded
+from data.vocabulary import END, PAD, SPECIAL, START
+from decoding.native import NativeError
+from decoding.targets import decode_steps, native_step
 from seq2seq.model import EncoderDecoder
-from seq2seq.vocabulary import END, PAD, SPECIAL, START
-from training.errors import InputError, require_finite
+from training.runtime.errors import InputError, require_finite
 from training.seeds import generator
 
 Sources = Sequence[Sequence[int]]

@@ -9,21 +9,21 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from layers import Sampling
+from data.config import FRAME
+from data.pair_batches import by_length, check_source, load_pairs
+from data.pairs import FilePairs
+from data.strings import GeneratedPairs, Pair
+from data.vocabulary import END, Vocabulary, describe, split
+from decoding.sampling import Sampling
+from decoding.targets import decode, search
 from seq2seq.accuracy import LengthAccuracy, accuracy_by_length
 from seq2seq.attention_map import cross_attention, plot_attention
-from seq2seq.config import FRAME
-from seq2seq.data import by_length, check_source, load_pairs
-from seq2seq.decoding import decode, search
 from seq2seq.options import SAMPLING
-from seq2seq.pairs import FilePairs
-from seq2seq.tasks import GeneratedPairs, Pair
-from seq2seq.trainer import LoadedSeq2Seq, load_seq2seq
-from seq2seq.vocabulary import END, Vocabulary, describe, split
-from training.device import inference_device
-from training.errors import InputError
-from training.progress import Progress
-from training.threads import set_cpu_threads
+from seq2seq.task import LoadedSeq2Seq, load_seq2seq
+from training.runtime.device import inference_device
+from training.runtime.errors import InputError
+from training.runtime.progress import Progress
+from training.runtime.threads import set_cpu_threads
 
 BATCH = 250
 

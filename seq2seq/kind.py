@@ -5,9 +5,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from seq2seq.choices import VOCABULARY_FILE
-from training.errors import InputError
-from training.reading import read_yaml
-from training.run_folder import find_checkpoint
+from training.runtime.errors import InputError
+from training.storage.reading import read_yaml
+from training.storage.run_folder import find_checkpoint
 
 
 def is_seq2seq(arguments: Sequence[str]) -> bool:

@@ -12,14 +12,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from data.pair_batches import by_length
+from data.strings import GeneratedPairs, Task
 from seq2seq.accuracy import accuracy_by_length
 from seq2seq.choices import RECIPES
-from seq2seq.data import by_length
-from seq2seq.tasks import GeneratedPairs, Task
-from seq2seq.trainer import load_seq2seq
-from training.device import inference_device
-from training.errors import CommandError
-from training.run_folder import RunFolder
+from seq2seq.task import load_seq2seq
+from training.runtime.device import inference_device
+from training.runtime.errors import CommandError
+from training.storage.run_folder import RunFolder
 
 TRAINED_PAIRS = 10_000
 PAIRS_PER_LENGTH = 250

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.vocabulary import PAD
 from layers import Block, KVCache, Memory, MultiHeadAttention, Place, RMSNorm, Turn, build_positions, init_weights
 from seq2seq.config import ModelConfig
-from seq2seq.vocabulary import PAD
 
 
 def _blocks(config: ModelConfig, *, cross: bool = False) -> nn.ModuleList:

@@ -7,12 +7,13 @@ from typing import get_args
 
 from jsonargparse import Namespace
 
+from data.config import OnBadRow
+from data.strings import Split
 from seq2seq.choices import Mode
-from seq2seq.config import OnBadRow, Seq2SeqConfig
-from seq2seq.tasks import Split
-from training.command_line import StrictParser, add_checkpoint_options, refuse
-from training.errors import InputError
+from seq2seq.config import Seq2SeqConfig
+from training.config.command_line import StrictParser, add_checkpoint_options, refuse
 from training.plots import check_output
+from training.runtime.errors import InputError
 
 COUNT = 10_000
 SAMPLING = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")

@@ -15,9 +15,10 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 from demo_runs import make_runs
 
-from gpt.config import DataConfig, GPTConfig, ModelConfig
-from gpt.trainer import GPTTask
-from training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from data.config import TextConfig
+from gpt.config import GPTConfig, ModelConfig
+from gpt.task import GPTTask
+from training.config.sections import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 forking.prepare()
 
@@ -59,7 +60,7 @@ def config(text_file: Path) -> GPTConfig:
         name="small",
         tracking="none",
         model=ModelConfig(num_layers=2, d_model=16, num_heads=2, d_ff=32, max_len=16, dropout=0.1),
-        data=DataConfig(source=str(text_file)),
+        data=TextConfig(source=str(text_file)),
         training=TrainingConfig(
             max_steps=12, batch_size=8, precision="fp32", eval_interval=5, log_interval=1, checkpoint_interval=4
         ),

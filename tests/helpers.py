@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import psutil
 from forking import python
 
-from training.config import RunConfig
+from training.config.sections import RunConfig
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 
-from seq2seq.config import DataConfig, ModelConfig, Seq2SeqConfig
+from data.config import PairConfig
+from seq2seq.config import ModelConfig, Seq2SeqConfig
 from seq2seq.model import EncoderDecoder
-from training.config import OptimizerConfig, ScheduleConfig, TrainingConfig
+from training.config.sections import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 POSITIONS = [
     {"positions": "sinusoidal", "cross_positions": "content"},
@@ -41,7 +42,7 @@ def small_config() -> Seq2SeqConfig:
         name="small",
         tracking="none",
         model=ModelConfig(num_layers=1, d_model=32, num_heads=4, d_ff=48, max_len=16),
-        data=DataConfig(symbols="abcdefgh", max_length=3, val_samples=50),
+        data=PairConfig(symbols="abcdefgh", max_length=3, val_samples=50),
         training=TrainingConfig(
             max_steps=12, batch_size=16, precision="fp32", eval_interval=5, log_interval=1, checkpoint_interval=4
         ),

@@ -55,7 +55,7 @@ def test_there_are_examples_of_a_layer_a_data_set_and_a_metric() -> None:
 def options() -> dict[str, set[str]]:
     """The options of each command, as its help lists them."""
     helps = {f"launch/{path.name}": command(path, "--help", cwd=ROOT).stdout for path in (ROOT / "launch").glob("*.py")}
-    for module in ("gpt.data", "seq2seq.dates"):
+    for module in ("data.text", "data.dates"):
         helps[f"-m {module}"] = command("-m", module, "--help", cwd=ROOT).stdout
     for script, parse in (("evaluate", "parse_evaluation"), ("bench_kv_cache", "parse_benchmark")):
         more = f"from seq2seq.options import {parse}; {parse}(['--help'])"  # Those of the encoder-decoder.

@@ -18,24 +18,24 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from training.average import WeightAverage
-from training.checkpoint import Checkpoint, CheckpointStore
-from training.command_line import config_to_yaml, parse_config_text
-from training.config import RunConfig
-from training.device import Setup
-from training.errors import CommandError, InputError, NonFiniteError, SaveError, StoppedBySignal
+from training.config.command_line import config_to_yaml, parse_config_text
+from training.config.sections import RunConfig
 from training.evaluation import Interrupted, validation_loss
 from training.optimizer import MuonAdamW, build_optimizer, optimizer_tensors
-from training.processes import in_main_process
-from training.progress import Progress
 from training.reporting import Reporter
-from training.run_folder import RunFolder
+from training.runtime.device import Setup
+from training.runtime.errors import CommandError, InputError, NonFiniteError, SaveError, StoppedBySignal
+from training.runtime.processes import in_main_process
+from training.runtime.progress import Progress
+from training.runtime.signals import StopSignals
 from training.schedule import jump, learning_rate_scale
 from training.seeds import derive_seed
-from training.signals import StopSignals
-from training.state import Counters, changes, check_identity, run_identity
+from training.storage.checkpoint import Checkpoint, CheckpointStore
+from training.storage.loading import saved_tensors
+from training.storage.run_folder import RunFolder
+from training.storage.state import Counters, changes, check_identity, run_identity
 from training.task import Task, loss_sum
 from training.tracking import Tracker
-from training.trained import saved_tensors
 
 LOSS_SCALE_FLOOR = 1.0
 """Below this loss scale fp16 has no excuse left: a gradient that is still infinite is so by itself."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from training.config import OptimizerConfig
+from training.config.sections import OptimizerConfig
 
 ORTHOGONAL_STEPS = 5
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from training.progress import Progress
-from training.run_folder import RunFolder
+from training.runtime.progress import Progress
+from training.storage.run_folder import RunFolder
 from training.tracking import Tracker
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from training.checkpoint import Checkpoint, CheckpointStore
-from training.command_line import config_to_yaml
-from training.config import RunConfig
-from training.device import Setup, make_accelerator
-from training.errors import CommandError, InputError, is_out_of_memory, memory_asked
+from training.config.command_line import config_to_yaml
+from training.config.sections import RunConfig
 from training.loop import Trainer, check_batch_size
-from training.processes import in_main_process, naming_lost_processes
-from training.run_folder import RunFolder, choose_run_folder
-from training.state import Counters
+from training.runtime.device import Setup, make_accelerator
+from training.runtime.errors import CommandError, InputError, is_out_of_memory, memory_asked
+from training.runtime.processes import in_main_process, naming_lost_processes
+from training.storage.checkpoint import Checkpoint, CheckpointStore
+from training.storage.run_folder import RunFolder, choose_run_folder
+from training.storage.state import Counters
 from training.task import Task
 from training.tracking import Tracker, start_trackers
 

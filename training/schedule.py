@@ -2,7 +2,7 @@
 
 import math
 
-from training.config import ScheduleConfig
+from training.config.sections import ScheduleConfig
 
 NOTABLE = 0.05
 """A rise of the learning rate by so much of its peak, which the schedule so far had not in it, is said."""

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 
-from training.command_line import config_to_yaml
-from training.config import RunConfig
-from training.errors import InputError
-from training.run_folder import RunFolder
-from training.state import Counters
+from training.config.command_line import config_to_yaml
+from training.config.sections import RunConfig
+from training.runtime.errors import InputError
+from training.storage.run_folder import RunFolder
+from training.storage.state import Counters
 
 CURVES = {
     "train_loss": "loss/train",

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jsonargparse import Namespace
 
-from training.command_line import StrictParser
-from training.config import RunConfig
-from training.errors import InputError
-from training.reading import read_yaml
-from training.run_folder import RunFolder, newest_run, python_command
-from training.state import Counters
-from training.surroundings import outlive_output
+from training.config.command_line import StrictParser
+from training.config.sections import RunConfig
+from training.runtime.errors import InputError
+from training.runtime.surroundings import outlive_output
+from training.storage.reading import read_yaml
+from training.storage.run_folder import RunFolder, newest_run, python_command
+from training.storage.state import Counters
 
 if TYPE_CHECKING:
     from training.run import Result

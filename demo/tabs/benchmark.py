@@ -5,13 +5,13 @@ from typing import Any, get_args
 
 import gradio as gr
 
+from decoding.choices import ROWS, Precision
 from demo import rendering as show
 from demo.line_chart import axis_top
 from demo.results import Benchmark
 from demo.session import Session
 from demo.tabs.common import Picker, Updates, picker, start_and_stop, told, wire
-from gpt.choices import ROWS, Precision
-from training.errors import InputError
+from training.runtime.errors import InputError
 
 TITLES = "milliseconds per token", "seconds until a token"
 

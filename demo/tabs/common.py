@@ -10,8 +10,8 @@ import gradio as gr
 from demo.limits import MOST_NAME
 from demo.rendering import message_html
 from demo.session import Session
-from training.errors import InputError
-from training.run_folder import RunFolder
+from training.runtime.errors import InputError
+from training.storage.run_folder import RunFolder
 
 MODEL = "model"
 """Who runs a model waits in one queue."""

@@ -11,7 +11,7 @@ from demo.results import Transduction
 from demo.session import Session
 from demo.tabs.common import Picker, Updates, offer_examples, picker, start_and_stop, told, wire
 from seq2seq.attention_map import attention_figure
-from training.errors import InputError
+from training.runtime.errors import InputError
 
 INK = "#808080"
 """Can be read on light and on dark."""

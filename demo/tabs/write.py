@@ -6,14 +6,14 @@ from typing import Any, get_args
 
 import gradio as gr
 
+from decoding.choices import Precision
 from demo import rendering as show
 from demo.examples import prompts
 from demo.line_chart import Line, axis_top
 from demo.quick_training import QuickTraining
 from demo.session import Session
 from demo.tabs.common import UNSEEN, Picker, Updates, choices, offer_examples, picker, start_and_stop, told, wire
-from gpt.choices import Precision
-from training.errors import InputError
+from training.runtime.errors import InputError
 
 NOTHING = '<div class="written"></div>'
 COPY = """() => {
@@ -138,7 +138,7 @@ def _offer_training(
     outputs = [empty, train, leave, timer, run]
 
     def look(watched: bool = True) -> tuple[Any, ...]:
-        step, steps, words = training.progress()
+        step, steps, words = training.runtime.progress()
         none = not session.catalogue.entries("gpt")
         if training.running:
             bar = gr.HTML(show.progress_html(step, steps, words), visible=True)

@@ -23,14 +23,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
+from decoding.choices import Mode
+from decoding.machine import describe_machine
 from demo.page import build, launch
 from demo.quick_training import QuickTraining
 from demo.serving import listen
 from demo.session import Session
-from gpt.choices import Mode
-from training.benchmarking import describe_machine
-from training.device import inference_device
-from training.threads import set_cpu_threads
+from training.runtime.device import inference_device
+from training.runtime.threads import set_cpu_threads
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]

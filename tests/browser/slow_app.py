@@ -12,10 +12,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from decoding.cache_benchmark import Reader
+from decoding.decoder import Decoder
 from demo.app import main
-from gpt.benchmark import Reader
-from gpt.decoding import Decoder
-from training.errors import exit_code
+from training.runtime.errors import exit_code
 
 
 def slowed(read: Callable[..., Any]) -> Callable[..., Any]:

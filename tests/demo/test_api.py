@@ -24,7 +24,7 @@ from helpers import ROOT, free_port
 
 import demo.app
 from demo.serving import listen
-from training.errors import InputError, exit_code
+from training.runtime.errors import InputError, exit_code
 
 LONG: dict[str, Any] = {"max_new_tokens": 2000, "when_full": "slide", "api_name": "/generate"}
 

@@ -15,7 +15,7 @@ from demo.middleware import MOST_BODY, Door
 from demo.results import Growing
 from demo.session import _asked
 from demo.visitors import FREE_GUESSES, LONGEST_WAIT, Guesses, Places, visitor
-from training.errors import InputError
+from training.runtime.errors import InputError
 
 
 def test_a_job_has_its_time_however_often_it_is_looked_at() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from demo import limits
-from training.errors import InputError
+from training.runtime.errors import InputError
 
 
 def test_what_is_allowed_passes() -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from data.pairs import Pair
+from data.vocabulary import Vocabulary
+from decoding.writing import Piece
 from demo import rendering as show
 from demo.catalogue import Catalogue
 from demo.examples import prompts, sources
@@ -16,12 +19,9 @@ from demo.line_chart import Axis, Line, line_chart, value_range
 from demo.results import Writing
 from demo.session import Session
 from demo.tabs.common import choices
-from gpt.writing import Piece
-from seq2seq.pairs import Pair
-from seq2seq.trainer import load_seq2seq, sample_table
-from seq2seq.vocabulary import Vocabulary
-from training.errors import InputError
-from training.run_folder import RunFolder
+from seq2seq.task import load_seq2seq, sample_table
+from training.runtime.errors import InputError
+from training.storage.run_folder import RunFolder
 
 
 def written(**values: Any) -> Writing:

@@ -11,8 +11,8 @@ import pytest
 from demo.catalogue import Catalogue
 from demo.curves import read_curves
 from demo.metrics import COLUMNS, METRICS, Metrics
-from training.errors import InputError
-from training.run_folder import RunFolder
+from training.runtime.errors import InputError
+from training.storage.run_folder import RunFolder
 
 LINES = 50_000
 

@@ -14,8 +14,13 @@ from typing import Any, TypeVar
 import pytest
 import torch
 
+import decoding.compiled
 import demo.jobs
-import gpt.compiled
+from data.vocabulary import END, Vocabulary
+from decoding.decoder import Decoder
+from decoding.sampling import Sampler, Sampling
+from decoding.targets import decode, search
+from decoding.writing import write
 from demo import rendering as show
 from demo.catalogue import Catalogue
 from demo.curves import read_curves, stamp
@@ -25,15 +30,11 @@ from demo.line_chart import Line, axis_top, line_chart, round_up, short, value_r
 from demo.quick_training import QuickTraining
 from demo.results import WITH, WITHOUT, Growing, Writing
 from demo.session import Session
-from gpt.decoding import Decoder
-from gpt.trainer import load_gpt
-from gpt.writing import write
-from layers import KVCache, Sampler, Sampling
-from seq2seq.decoding import decode, search
-from seq2seq.trainer import load_seq2seq
-from seq2seq.vocabulary import END, Vocabulary
-from training.errors import InputError
-from training.run_folder import RunFolder
+from gpt.task import load_gpt
+from layers import KVCache
+from seq2seq.task import load_seq2seq
+from training.runtime.errors import InputError
+from training.storage.run_folder import RunFolder
 
 Look = TypeVar("Look")
 
@@ -142,7 +143,7 @@ def test_what_is_compiled_is_compiled_once_and_its_memory_used_again(
     first = Event()
     asked: dict[str, Any] = {"max_new_tokens": 12, "seed": 3}
     expected = last(Session(runs).write("me", "small", "7 times", **asked)).text
-    monkeypatch.setattr(gpt.compiled.torch, "compile", compiled)
+    monkeypatch.setattr(decoding.compiled.torch, "compile", compiled)
     monkeypatch.setattr(Decoder, "read", slow_at_first)
     session = Session(runs, mode="compiled")
     looks = session.write("me", "small", "7 times", **asked)
@@ -170,7 +171,7 @@ def test_what_is_compiled_is_used_by_one_request_at_a_time(runs: Path, monkeypat
         met.append(inside[-1] != here)
         return read(self, *arguments)
 
-    monkeypatch.setattr(gpt.compiled.torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(decoding.compiled.torch, "compile", lambda function, **options: function)
     monkeypatch.setattr(Decoder, "read", slowly)
     session = Session(runs, mode="compiled")
     ended = session.write("me", "small", "7 times", max_new_tokens=5)
@@ -505,14 +506,14 @@ def test_the_quick_model_trains_in_a_process_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("to be or not to be " * 200)
     options = ("--training.max_steps", "6", "--training.log_interval", "1", "--data.source", str(tmp_path / "text.txt"))
     training = QuickTraining(tmp_path / "runs", options)
-    assert training.progress() == (0, 0, "")
+    assert training.runtime.progress() == (0, 0, "")
     training.start()
     training.start()
     words = []
     while training.running:
-        words.append(training.progress()[2])
+        words.append(training.runtime.progress()[2])
         time.sleep(0.2)
-    assert training.progress() == (6, 6, "gpt-quick-1 is trained: press Generate")
+    assert training.runtime.progress() == (6, 6, "gpt-quick-1 is trained: press Generate")
     assert words[0] == "training the quick model: starting: the first steps take some seconds"
     assert [entry.name for entry in Catalogue(tmp_path / "runs").entries()] == ["gpt-quick-1"]
 
@@ -523,14 +524,14 @@ def test_a_quick_training_that_fails_says_why_and_one_that_is_stopped_keeps_its_
     training.start()
     while training.running:
         time.sleep(0.1)
-    assert training.progress()[2].startswith("the training ended early (exit code 2): error: ")
+    assert training.runtime.progress()[2].startswith("the training ended early (exit code 2): error: ")
     (tmp_path / "text.txt").write_text("to be or not to be " * 200)
     options = ("--training.log_interval", "1", "--data.source", str(tmp_path / "text.txt"))
     training = QuickTraining(tmp_path / "runs", options)
     training.start()
-    while training.progress()[0] < 2:
+    while training.runtime.progress()[0] < 2:
         time.sleep(0.1)
     training.stop()
     assert not training.running
-    assert "exit code 3" in training.progress()[2]
+    assert "exit code 3" in training.runtime.progress()[2]
     assert len(Catalogue(tmp_path / "runs").entries()) == 1

@@ -16,11 +16,11 @@ from helpers import ROOT, command, free_port, ranks, read_metrics, torchrun, wai
 from seq2seq_models import small_config
 
 from gpt.config import GPTConfig
-from gpt.trainer import train_gpt
-from seq2seq.trainer import train_seq2seq
-from training.checkpoint import Checkpoint
-from training.command_line import config_to_yaml
-from training.config import RunConfig
+from gpt.task import train_gpt
+from seq2seq.task import train_seq2seq
+from training.config.command_line import config_to_yaml
+from training.config.sections import RunConfig
+from training.storage.checkpoint import Checkpoint
 
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
@@ -253,10 +253,10 @@ def test_sigterm_to_the_launcher_stops_all_processes_with_a_checkpoint(config: G
 
 POISONED = """
 import math, os, sys
-from gpt.trainer import GPTTask
+from gpt.task import GPTTask
 from launch.train_gpt import main
 from training import loop
-from training.errors import exit_code
+from training.runtime.errors import exit_code
 
 class Poisoned(GPTTask):
     def training_batch(self, first, count):
@@ -313,9 +313,9 @@ def test_a_process_that_waits_too_long_for_another_says_so(tmp_path: Path) -> No
     script.write_text(
         "import os, sys, time\n"
         "import torch\n"
-        "from training.device import make_accelerator\n"
-        "from training.errors import exit_code\n"
-        "from training.processes import naming_lost_processes\n"
+        "from training.runtime.device import make_accelerator\n"
+        "from training.runtime.errors import exit_code\n"
+        "from training.runtime.processes import naming_lost_processes\n"
         "def main():\n"
         "    accelerator = make_accelerator('fp32', timeout=3).accelerator\n"
         "    with naming_lost_processes(accelerator):\n"
@@ -365,7 +365,7 @@ def test_restarted_processes_find_nothing_of_those_before(tmp_path: Path) -> Non
     script.write_text(
         "import os, signal\n"
         "from torch.distributed.distributed_c10d import _get_default_store\n"
-        "from training.device import make_accelerator\n"
+        "from training.runtime.device import make_accelerator\n"
         "accelerator = make_accelerator('fp32').accelerator\n"
         "store = _get_default_store()\n"
         "if os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
@@ -390,7 +390,7 @@ def test_max_restarts_takes_a_run_past_a_killed_process(
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, signal\n"
-        "from gpt.trainer import GPTTask\n"
+        "from gpt.task import GPTTask\n"
         "from launch.train_gpt import main\n"
         "rank, restart = os.environ['RANK'], os.environ['TORCHELASTIC_RESTART_COUNT']\n"
         "class KilledTask(GPTTask):\n"

@@ -9,7 +9,7 @@ import torch
 
 from gpt.config import GPTConfig, ModelConfig
 from gpt.model import GPT
-from training.command_line import parse_config_text
+from training.config.command_line import parse_config_text
 
 CONFIGS = Path(__file__).parents[2] / "configs/gpt"
 SMALL = ModelConfig(num_layers=3, d_model=24, num_heads=4, d_ff=40, max_len=12)

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from decoding.int8 import Int8Linear
 from gpt.config import ModelConfig
 from gpt.model import GPT
 from gpt.to_transformers import to_transformers
-from layers import Int8Linear, SwiGLU
-from training.errors import InputError
+from layers import SwiGLU
+from training.runtime.errors import InputError
 
 SMALL = ModelConfig(num_layers=2, d_model=32, num_heads=4, d_ff=48, max_len=48)
 VOCABULARY = 29

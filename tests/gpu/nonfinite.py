@@ -18,22 +18,22 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from gpt.benchmark import Reader, likeliest
+from data.characters import CharTokenizer
+from decoding.benchmark import _writer
+from decoding.cache_benchmark import Reader, likeliest
+from decoding.decoder import Decoder, convert
+from decoding.generation import search
+from decoding.sampling import Sampler, Sampling, seen_tokens
+from decoding.targets import decode
+from decoding.targets import search as search_pairs
+from decoding.writing import write
 from gpt.config import ModelConfig
-from gpt.decoding import Decoder, convert
-from gpt.generation import search
 from gpt.model import GPT
-from gpt.speed import _writer
-from gpt.tokenizer import CharTokenizer
-from gpt.writing import write
-from layers import KVCache, Sampler, Sampling
-from layers.sampling import seen_tokens
+from layers import KVCache
 from seq2seq.config import ModelConfig as PairConfig
-from seq2seq.decoding import decode
-from seq2seq.decoding import search as search_pairs
 from seq2seq.model import EncoderDecoder
-from training.errors import NonFiniteError, require_finite
 from training.evaluation import mean_loss
+from training.runtime.errors import NonFiniteError, require_finite
 from training.task import Batch
 
 parser = argparse.ArgumentParser()

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from training.benchmarking import describe_machine  # Before torch: it says how threads wait.
+from decoding.machine import describe_machine  # Before torch: it says how threads wait.
 
 # isort: split
 import torch
@@ -40,8 +40,8 @@ ROWS: dict[str, list[str]] = {
     ],
     "length_generalisation.py --help": ["launch/length_generalisation.py", "--help"],
     "plot_runs.py --help": ["launch/plot_runs.py", "--help"],
-    "-m gpt.data --help": ["-m", "gpt.data", "--help"],
-    "-m seq2seq.dates --help": ["-m", "seq2seq.dates", "--help"],
+    "-m data.text --help": ["-m", "data.text", "--help"],
+    "-m data.dates --help": ["-m", "data.dates", "--help"],
     "train_seq2seq.py --print_config": ["launch/train_seq2seq.py", "--print_config"],
     "train_seq2seq.py, first line": ["launch/train_seq2seq.py"],
 }

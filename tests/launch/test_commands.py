@@ -14,8 +14,8 @@ from helpers import ROOT, command, read_metrics
 
 from gpt.config import GPTConfig
 from launch.train_gpt import main as train_gpt_command
-from training.command_line import config_to_yaml
-from training.errors import exit_code
+from training.config.command_line import config_to_yaml
+from training.runtime.errors import exit_code
 
 TRAIN, EVALUATE = ROOT / "launch/train_gpt.py", ROOT / "launch/evaluate.py"
 
@@ -123,7 +123,7 @@ def test_print_config_prints_what_a_run_would_use(tmp_path: Path) -> None:
         ([EVALUATE, "--checkpoint", "x", "--temperature", "-1"], "error: temperature must be at least 0, got -1.0"),
         ([EVALUATE, "--checkpoint", "x", "--topk", "5"], "error: unknown option topk: did you mean top_k?"),
         (
-            ["-m", "gpt.data", "--output", "x", "--source", "a" * 300],
+            ["-m", "data.text", "--output", "x", "--source", "a" * 300],
             f"error: data.source {'a' * 300} does not exist: ",
         ),
     ],
@@ -209,7 +209,7 @@ def test_a_second_run_does_not_touch_the_first(trained: Path, text_file: Path) -
 
 
 def test_the_text_of_a_source_can_be_written(tmp_path: Path) -> None:
-    done = command("-m", "gpt.data", "--output", "input.txt", cwd=tmp_path)
+    done = command("-m", "data.text", "--output", "input.txt", cwd=tmp_path)
     assert done.returncode == 0
     assert (tmp_path / "input.txt").stat().st_size == 1_115_394
     assert done.stdout.splitlines() == [
@@ -218,7 +218,7 @@ def test_the_text_of_a_source_can_be_written(tmp_path: Path) -> None:
         "characters  1,115,394, 65 different ones",
         "sha256      86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     ]
-    done = command("-m", "gpt.data", "--output", "no/input.txt", cwd=tmp_path)
+    done = command("-m", "data.text", "--output", "no/input.txt", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: cannot write no/input.txt: No such file or directory\n"
 

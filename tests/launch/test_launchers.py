@@ -15,7 +15,7 @@ import pytest
 from helpers import ROOT, command
 
 from gpt.config import GPTConfig
-from training.command_line import config_to_yaml
+from training.config.command_line import config_to_yaml
 
 TRAIN = ROOT / "launch/train_gpt.py"
 

@@ -8,19 +8,19 @@ import pytest
 import torch
 
 import seq2seq.evaluate
+from data.strings import Pair
+from decoding.benchmark import agreement, contenders, measure_decoding
+from decoding.cache_benchmark import measure_arms
+from decoding.decoder import Decoder
+from decoding.native import NativeError, library
 from demo.session import Session
 from gpt import evaluate as evaluate_gpt
-from gpt.benchmark import measure_arms
-from gpt.decoding import Decoder
-from gpt.speed import agreement, contenders, measure_decoding
-from gpt.trainer import LoadedGPT, load_gpt
+from gpt.task import LoadedGPT, load_gpt
 from launch.evaluate import main
-from layers.native import NativeError, library
 from seq2seq.accuracy import token_accuracy
 from seq2seq.benchmark import measure, our_arms
-from seq2seq.tasks import Pair
-from seq2seq.trainer import LoadedSeq2Seq, load_seq2seq
-from training.errors import NonFiniteError, exit_code
+from seq2seq.task import LoadedSeq2Seq, load_seq2seq
+from training.runtime.errors import NonFiniteError, exit_code
 
 try:
     library()

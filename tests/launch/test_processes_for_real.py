@@ -16,7 +16,7 @@ import pytest
 from helpers import ROOT, free_port
 
 from gpt.config import GPTConfig
-from training.command_line import config_to_yaml
+from training.config.command_line import config_to_yaml
 
 
 def start(*arguments: str | Path, cwd: Path, **options: Any) -> "subprocess.Popen[str]":

@@ -8,7 +8,7 @@ from shutil import copytree
 import pytest
 from helpers import ROOT, command, read_metrics
 
-from training.plain_yaml import load_yaml
+from training.config.plain_yaml import load_yaml
 
 TRAIN, EVALUATE, BENCH = (ROOT / f"launch/{name}.py" for name in ("train_seq2seq", "evaluate", "bench_kv_cache"))
 SHAPE = "--model.num_layers 1 --model.d_model 32 --model.d_ff 48 --model.max_len 16"

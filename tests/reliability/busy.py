@@ -19,11 +19,11 @@ from pathlib import Path
 
 from helpers import ROOT, command, read_metrics
 
+from decoding.machine import describe_machine, fill_zero_weights
 from gpt.config import GPTConfig
-from training.benchmarking import describe_machine, fill_zero_weights
-from training.command_line import StrictParser, parse_config_text
+from training.config.command_line import StrictParser, parse_config_text
+from training.runtime.threads import WAITS, set_cpu_threads
 from training.seeds import generator
-from training.threads import WAITS, set_cpu_threads
 
 SECONDS = 2.0
 MOST_SECONDS = 12.0
@@ -58,10 +58,10 @@ def busy(programs: int) -> Iterator[None]:
 
 def tokens_per_second(config: str, precision: str, mode: str, streams: int) -> float:
     """Of greedy text in `streams` streams, each token looked at."""
-    from gpt.decoding import Decoder, convert
-    from gpt.generation import generate
+    from decoding.decoder import Decoder, convert
+    from decoding.generation import generate
+    from decoding.sampling import GREEDY
     from gpt.model import GPT
-    from layers.sampling import GREEDY
 
     set_cpu_threads()
     shape = parse_config_text(GPTConfig, (ROOT / f"configs/gpt/{config}.yaml").read_text()).model

@@ -10,7 +10,7 @@ from typing import Literal
 
 from helpers import ROOT, command
 
-from training.checkpoint import Checkpoint
+from training.storage.checkpoint import Checkpoint
 
 FILES = [
     "model.safetensors",

@@ -15,10 +15,10 @@ from reliability.isolated import isolated
 from reliability.killing import CONFIG, TEXT
 from torch import nn, optim
 
-from gpt.config import DataConfig
-from gpt.trainer import train_gpt
-from training.checkpoint import CheckpointStore
-from training.errors import SaveError
+from data.config import TextConfig
+from gpt.task import train_gpt
+from training.runtime.errors import SaveError
+from training.storage.checkpoint import CheckpointStore
 
 TENTHS = range(10)
 
@@ -57,7 +57,7 @@ def fill_ours(folder: Path) -> dict[str, int]:
     """Refuse the second save of a run at each tenth of its largest file, and resume with space again."""
     folder.mkdir(parents=True)
     (folder / "text.txt").write_text(TEXT)
-    config = replace(CONFIG, data=DataConfig(source=str(folder / "text.txt")))
+    config = replace(CONFIG, data=TextConfig(source=str(folder / "text.txt")))
     train_gpt(config, output_dir=folder / "whole")
     largest = max(file.stat().st_size for file in (folder / "whole/checkpoints/last").iterdir())
     counts = {"saves": 0, "an_older_checkpoint_loads": 0, "same_result_after_a_resume": 0}

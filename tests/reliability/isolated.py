@@ -15,6 +15,6 @@ def isolated(function: Callable[P, T], *arguments: P.args, **options: P.kwargs) 
     The process is a fork of a server that has imported what takes long, and done nothing else.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "accelerate", "gpt.trainer"])
+    context.set_forkserver_preload(["torch", "accelerate", "gpt.task"])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments, **options).result()

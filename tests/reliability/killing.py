@@ -25,13 +25,13 @@ import psutil
 from forking import python
 from helpers import ROOT, ranks, read_metrics, torchrun
 
-from gpt.config import DataConfig, GPTConfig, ModelConfig
-from seq2seq.config import DataConfig as Seq2SeqDataConfig
+from data.config import PairConfig, TextConfig
+from gpt.config import GPTConfig, ModelConfig
 from seq2seq.config import ModelConfig as Seq2SeqModelConfig
 from seq2seq.config import Seq2SeqConfig
-from training.checkpoint import CheckpointStore
-from training.command_line import config_to_yaml
-from training.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
+from training.config.command_line import config_to_yaml
+from training.config.sections import OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
+from training.storage.checkpoint import CheckpointStore
 
 Place = Literal["start", "step", "evaluation", "save"]
 Precision = Literal["fp32", "bf16"]
@@ -55,7 +55,7 @@ CONFIG = GPTConfig(
     name="killed",
     tracking="none",
     model=ModelConfig(num_layers=2, d_model=16, num_heads=2, d_ff=32, max_len=16, dropout=0.1),
-    data=DataConfig(source="text.txt"),
+    data=TextConfig(source="text.txt"),
     training=TrainingConfig(
         batch_size=12,
         accumulation_steps=2,
@@ -77,7 +77,7 @@ SEQ2SEQ_CONFIG = Seq2SeqConfig(
     model=Seq2SeqModelConfig(
         num_layers=1, d_model=16, num_heads=2, d_ff=32, max_len=16, dropout=0.1, random_positions=0.5
     ),
-    data=Seq2SeqDataConfig(task="reverse", symbols="abcdefgh", max_length=6, val_samples=40),
+    data=PairConfig(task="reverse", symbols="abcdefgh", max_length=6, val_samples=40),
     training=replace(CONFIG.training, label_smoothing=0.1, eval_batch_size=8),
     optimizer=CONFIG.optimizer,
     schedule=CONFIG.schedule,

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from gpt.trainer import GPTTask
+from gpt.task import GPTTask
 from launch import train_gpt, train_seq2seq
 from seq2seq.kind import is_seq2seq
-from seq2seq.trainer import Seq2SeqTask
+from seq2seq.task import Seq2SeqTask
 from training import loop
-from training.checkpoint import CheckpointStore
-from training.errors import exit_code
+from training.runtime.errors import exit_code
+from training.storage.checkpoint import CheckpointStore
 from training.task import Batch
 
 

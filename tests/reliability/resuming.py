@@ -10,9 +10,9 @@ from reliability.accelerate_own import digest
 from reliability.isolated import isolated
 from reliability.killing import CONFIG, TEXT
 
-from gpt.config import DataConfig
-from gpt.trainer import GPTTask, train_gpt
-from training.checkpoint import checkpoint_name
+from data.config import TextConfig
+from gpt.task import GPTTask, train_gpt
+from training.storage.checkpoint import checkpoint_name
 from training.task import Batch
 
 STEPS, STOP = 60, 40
@@ -31,7 +31,7 @@ def train(folder: Path, dropout: float, *, resume: bool) -> tuple[list[str], str
             return batch
 
     training = replace(CONFIG.training, precision="fp32", max_steps=STEPS, eval_interval=0, checkpoint_interval=STOP)
-    model, data = replace(CONFIG.model, dropout=dropout), DataConfig(source=str(folder / "text.txt"))
+    model, data = replace(CONFIG.model, dropout=dropout), TextConfig(source=str(folder / "text.txt"))
     config = replace(CONFIG, training=training, model=model, data=data)
     (folder / "text.txt").write_text(TEXT)
     run = train_gpt(config, task=Witness, output_dir=folder / "run", resume=resume).run

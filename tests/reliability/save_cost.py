@@ -16,12 +16,12 @@ from torch import Tensor
 
 from gpt.config import GPTConfig, ModelConfig
 from gpt.model import GPT
-from training import checkpoint
 from training.average import WeightAverage
-from training.checkpoint import CheckpointStore
-from training.command_line import parse_config_text
-from training.config import OptimizerConfig
+from training.config.command_line import parse_config_text
+from training.config.sections import OptimizerConfig
 from training.optimizer import build_optimizer, optimizer_tensors
+from training.storage import checkpoint
+from training.storage.checkpoint import CheckpointStore
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def seed_model() -> ModelConfig:
 
 
 class PartsClock:
-    """Adds up the seconds that `training.checkpoint` spends in each part of a save."""
+    """Adds up the seconds that `training.storage.checkpoint` spends in each part of a save."""
 
     def __init__(self) -> None:
         self.saves: list[dict[str, float]] = []

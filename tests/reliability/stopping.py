@@ -8,7 +8,7 @@ from typing import Any
 
 from reliability.killing import CONFIG, Aim, Launch, Place, write_inputs
 
-from training.checkpoint import Checkpoint
+from training.storage.checkpoint import Checkpoint
 
 PLACES: tuple[Place, ...] = ("step", "evaluation", "save")
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from gpt.config import GPTConfig
 from seq2seq.config import Seq2SeqConfig
-from training.command_line import StrictParser, config_to_yaml, parse_config_text
-from training.config import RunConfig, TrainingConfig
-from training.errors import InputError
+from training.config.command_line import StrictParser, config_to_yaml, parse_config_text
+from training.config.sections import RunConfig, TrainingConfig
+from training.runtime.errors import InputError
 
 QUIET = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
 QUICK = settings(max_examples=60, derandomize=True, database=None, **QUIET)

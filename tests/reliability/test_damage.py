@@ -17,14 +17,14 @@ from torch import Tensor
 
 from demo.catalogue import Catalogue
 from gpt.config import GPTConfig
-from gpt.trainer import load_gpt, train_gpt
+from gpt.task import load_gpt, train_gpt
 from seq2seq.config import Seq2SeqConfig
-from seq2seq.trainer import load_seq2seq, train_seq2seq
-from training.checkpoint import Checkpoint, DamagedCheckpointError
-from training.command_line import parse_config_text
-from training.errors import InputError
-from training.manifest import seal
-from training.run_folder import find_checkpoint
+from seq2seq.task import load_seq2seq, train_seq2seq
+from training.config.command_line import parse_config_text
+from training.runtime.errors import InputError
+from training.storage.checkpoint import Checkpoint, DamagedCheckpointError
+from training.storage.manifest import seal
+from training.storage.run_folder import find_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from helpers import with_training
 from reliability.full_disk import TENTHS, largest_file, refused_saves, results
 
 from gpt.config import GPTConfig
-from gpt.trainer import train_gpt
-from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
-from training.errors import SaveError
+from gpt.task import train_gpt
+from training.runtime.errors import SaveError
+from training.storage.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from gpt.config import DataConfig, GPTConfig, ModelConfig
-from gpt.trainer import train_gpt
-from seq2seq.config import DataConfig as Seq2SeqDataConfig
+from data.config import PairConfig, TextConfig
+from decoding.machine import cpu_name
+from gpt.config import GPTConfig, ModelConfig
+from gpt.task import train_gpt
 from seq2seq.config import ModelConfig as Seq2SeqModelConfig
 from seq2seq.config import Seq2SeqConfig
-from seq2seq.trainer import train_seq2seq
-from training.benchmarking import cpu_name
-from training.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
+from seq2seq.task import train_seq2seq
+from training.config.sections import OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
 
 RECORD = Path(__file__).with_name("golden.json")
 TEXT = "".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(300))
@@ -51,7 +51,7 @@ CONFIGS: dict[str, RunConfig] = {
         name="golden",
         tracking="none",
         model=Seq2SeqModelConfig(num_layers=2, d_model=32, num_heads=4, d_ff=48, max_len=32, dropout=0.2),
-        data=Seq2SeqDataConfig(task="reverse", val_samples=50),
+        data=PairConfig(task="reverse", val_samples=50),
         training=replace(FROZEN.training, label_smoothing=0.1),
         optimizer=OptimizerConfig(name="muon", learning_rate=3e-3),
         schedule=FROZEN.schedule,
@@ -71,7 +71,7 @@ def losses(config: RunConfig, folder: Path) -> list[list[float]]:
     else:
         assert isinstance(config, GPTConfig)
         (folder / "text.txt").write_text(TEXT)
-        data = DataConfig(source=str(folder / "text.txt"))
+        data = TextConfig(source=str(folder / "text.txt"))
         run = train_gpt(replace(config, data=data), output_dir=folder / "run").run
     lines = run.read_metrics()
     return [

@@ -13,9 +13,9 @@ from helpers import ROOT, command, read_metrics, wait_for_step, with_training
 from reliability.killing import Ordeal, Precision
 
 from gpt.config import GPTConfig
-from training.checkpoint import Checkpoint
-from training.command_line import config_to_yaml
-from training.signals import REPEAT_SECONDS
+from training.config.command_line import config_to_yaml
+from training.runtime.signals import REPEAT_SECONDS
+from training.storage.checkpoint import Checkpoint
 
 TRAIN = ROOT / "launch/train_gpt.py"
 
@@ -52,9 +52,9 @@ def test_a_signal_saves_and_says_how_to_go_on(config: GPTConfig, tmp_path: Path,
 
 SLOW = """
 import sys, time
-from gpt.trainer import GPTTask
+from gpt.task import GPTTask
 from launch.train_gpt import main
-from training.errors import exit_code
+from training.runtime.errors import exit_code
 
 class Slow(GPTTask):
     def training_batch(self, first, count):

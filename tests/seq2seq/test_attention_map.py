@@ -6,10 +6,10 @@ import pytest
 import torch
 from seq2seq_models import random_model
 
+from data.vocabulary import Vocabulary
 from layers import MultiHeadAttention
 from seq2seq.attention_map import cross_attention, plot_attention
 from seq2seq.model import EncoderDecoder
-from seq2seq.vocabulary import Vocabulary
 
 SOURCE, TARGET = [3, 4, 5, 6], [6, 5, 4]
 

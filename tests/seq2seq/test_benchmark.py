@@ -6,7 +6,7 @@ import pytest
 import torch
 from seq2seq_models import random_model
 
-from layers.native import NativeError
+from decoding.native import NativeError
 from seq2seq import benchmark
 from seq2seq.benchmark import Arm, bart_arm, measure, our_arms, random_sources, rows_of
 from seq2seq.model import EncoderDecoder

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from seq2seq_models import random_model, small_config
 
-from layers import Sampling
-from seq2seq.config import DataConfig
+from data.config import PairConfig
+from data.pairs import FilePairs
+from data.strings import split_of
+from data.vocabulary import Vocabulary
+from decoding.sampling import Sampling
 from seq2seq.evaluate import held_out_pairs, write
 from seq2seq.options import parse_evaluation as parse
-from seq2seq.pairs import FilePairs
-from seq2seq.tasks import split_of
-from seq2seq.trainer import LoadedSeq2Seq
-from seq2seq.vocabulary import Vocabulary
-from training.errors import InputError
+from seq2seq.task import LoadedSeq2Seq
+from training.runtime.errors import InputError
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedSeq2Seq:
     monkeypatch.chdir(tmp_path)
     Path("own.csv").write_text("source,target\n" + "".join(f"{n},{n}\n" for n in range(300)) + f"{'1' * 99},1\n")
     model = random_model(13)
-    data = DataConfig(task="pairs", source="own.csv", on_bad_row="skip")
+    data = PairConfig(task="pairs", source="own.csv", on_bad_row="skip")
     config = replace(small_config(), data=data, model=model.config)
     pairs = FilePairs(config.data, config.seed)
     pairs.check_lengths(config.model.max_len)

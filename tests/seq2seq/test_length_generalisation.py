@@ -7,8 +7,8 @@ from helpers import ROOT
 from seq2seq_models import small_config
 
 from seq2seq.length_generalisation import RECIPES, Trial, measure_trial, plot, table, train_trial
-from training.command_line import config_to_yaml
-from training.errors import CommandError
+from training.config.command_line import config_to_yaml
+from training.runtime.errors import CommandError
 
 SCRIPT = ROOT / "launch/train_seq2seq.py"
 

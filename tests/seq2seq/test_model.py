@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from data.pair_batches import frame_source, padded
+from data.vocabulary import PAD, START
 from seq2seq.config import ModelConfig, Seq2SeqConfig
-from seq2seq.data import frame_source, padded
 from seq2seq.model import EncoderDecoder
-from seq2seq.vocabulary import PAD, START
-from training.config import TrainingConfig
-from training.errors import InputError
+from training.config.sections import TrainingConfig
+from training.runtime.errors import InputError
 from training.seeds import generator
 
 SOURCES = [[3, 4, 5, 6, 7, 8, 3], [5], [8, 8, 4]]

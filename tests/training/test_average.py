@@ -10,11 +10,11 @@ from helpers import read_metrics, with_training
 from torch import nn
 
 from gpt.config import GPTConfig
-from gpt.trainer import GPTTask, load_gpt, train_gpt
+from gpt.task import GPTTask, load_gpt, train_gpt
 from training.average import WeightAverage
-from training.checkpoint import Checkpoint, CheckpointError
-from training.errors import InputError, StoppedBySignal
 from training.evaluation import validation_loss
+from training.runtime.errors import InputError, StoppedBySignal
+from training.storage.checkpoint import Checkpoint, CheckpointError
 from training.task import Batch
 
 

@@ -20,17 +20,18 @@ from helpers import read_metrics, with_training
 from torch import Tensor, nn
 
 from gpt.config import GPTConfig
-from gpt.trainer import GPTTask, load_gpt, train_gpt
-from training import checkpoint, loop
-from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
-from training.command_line import config_to_yaml
-from training.device import Setup
-from training.errors import InputError, NonFiniteError, StoppedBySignal
+from gpt.task import GPTTask, load_gpt, train_gpt
+from training import loop
+from training.config.command_line import config_to_yaml
 from training.evaluation import validation_loss
 from training.optimizer import MuonAdamW
-from training.run_folder import RunFolder
+from training.runtime.device import Setup
+from training.runtime.errors import InputError, NonFiniteError, StoppedBySignal
 from training.schedule import learning_rate_scale
-from training.state import NEUTRAL
+from training.storage import checkpoint
+from training.storage.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from training.storage.run_folder import RunFolder
+from training.storage.state import NEUTRAL
 from training.task import Batch, loss_sum
 
 CI = pytest.mark.ci

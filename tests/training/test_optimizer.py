@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.config import OptimizerConfig
+from training.config.sections import OptimizerConfig
 from training.optimizer import MuonAdamW, build_optimizer, optimizer_tensors, orthogonalize
 
 

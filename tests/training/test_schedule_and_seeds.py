@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from training.batches import epoch_samples
-from training.config import ScheduleConfig
+from data.order import epoch_samples
+from training.config.sections import ScheduleConfig
 from training.schedule import jump, learning_rate_scale
 from training.seeds import derive_seed, generator, noise_blocks
 

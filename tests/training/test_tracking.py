@@ -15,11 +15,11 @@ import pytest
 from helpers import ROOT, command, read_metrics, with_training
 
 from gpt.config import GPTConfig
-from gpt.trainer import train_gpt
+from gpt.task import train_gpt
 from training import tracking
-from training.command_line import config_to_yaml
-from training.errors import InputError
-from training.run_folder import RunFolder
+from training.config.command_line import config_to_yaml
+from training.runtime.errors import InputError
+from training.storage.run_folder import RunFolder
 
 
 def read_tensorboard(run: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[tuple[int, str]]]]:
@@ -236,9 +236,9 @@ def test_a_service_of_wandb_that_is_killed_costs_its_curves_and_one_line(
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, signal, subprocess, sys\n"
-        "from gpt.trainer import GPTTask\n"
+        "from gpt.task import GPTTask\n"
         "from launch.train_gpt import main\n"
-        "from training.errors import exit_code\n"
+        "from training.runtime.errors import exit_code\n"
         "class Task(GPTTask):\n"
         "    def metrics(self, val_loss):\n"
         "        service = subprocess.check_output(['pgrep', '-P', str(os.getpid()), 'wandb-core'], text=True)\n"

@@ -16,16 +16,16 @@ from helpers import with_training
 from torch import Tensor, nn
 
 from gpt.config import GPTConfig
-from gpt.trainer import GPTTask
+from gpt.task import GPTTask
 from training import loop
-from training.checkpoint import Checkpoint, CheckpointError, CheckpointStore
-from training.command_line import config_to_yaml
-from training.device import Setup
-from training.errors import InputError, SaveError
+from training.config.command_line import config_to_yaml
 from training.evaluation import Interrupted, validation_loss
 from training.reporting import Reporter
-from training.run_folder import RunFolder
-from training.signals import StopSignals
+from training.runtime.device import Setup
+from training.runtime.errors import InputError, SaveError
+from training.runtime.signals import StopSignals
+from training.storage.checkpoint import Checkpoint, CheckpointError, CheckpointStore
+from training.storage.run_folder import RunFolder
 from training.task import Batch, loss_sum
 
 

@@ -1,0 +1,136 @@
+"""What a model learns from: the section `data` of a configuration, for text and for pairs of texts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from data.hub import hub_name
+from training.config.sections import check, check_counts, is_line, shown
+from training.runtime.errors import InputError
+
+TINY_SHAKESPEARE = "karpathy/tiny_shakespeare"
+Unknown = Literal["error", "skip"]
+FORMATS = (".jsonl", ".json", ".csv", ".tsv")
+PAIR_SOURCES = f"a file that ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, or hub:OWNER/NAME"
+OnBadRow = Literal["stop", "skip"]
+FRAME = 2
+"""A source takes so many tokens more than its symbols: start and end. A target takes one more, the start or the end."""
+TEXT_SOURCES = "auto, hub, hub:OWNER/NAME, a text file or a folder of them, a pattern, or several of these with commas"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Where the text comes from. The last 10 % of a text are for validation, unless a data set has a split for it.
+
+    Attributes:
+        source: auto (Tiny Shakespeare from the packaged plays, else from the hub), hub (Tiny Shakespeare from the
+            Hugging Face hub), hub:OWNER/NAME (a data set of the hub: trains on its split train, validates on
+            validation, else test, else the last 10 % of train), a text file, a folder of text files, a pattern such as
+            'texts/*.txt', or several of these with commas; files are joined, those of a folder in sorted order.
+        column: Column of a hub data set that holds the text; rows without text are skipped, and each row ends a line.
+        revision: Branch, tag or commit of a hub data set; null for its main branch.
+        subset: Subset (configuration) of a hub data set that has several; null for its default.
+        unknown: What to do with characters that a validation split of its own has and the training text lacks: error,
+            or skip them.
+    """
+
+    section: ClassVar[str] = "data"
+    source: str = "auto"
+    column: str = "text"
+    revision: str | None = None
+    subset: str | None = None
+    unknown: Unknown = "error"
+
+    def __post_init__(self) -> None:
+        for name in ("source", "column", "revision", "subset"):
+            check(self, name, is_line(getattr(self, name) or ""), "text of one line, in UTF-8")
+        check(self, "source", self.source != "", TEXT_SOURCES)
+        check(self, "source", hub_name(self.source) is not None or not self.source.startswith("hub:"), TEXT_SOURCES)
+        for name, default in (("column", "text"), ("revision", None), ("subset", None)):
+            value = getattr(self, name)
+            check(self, name, value != "", "a name")
+            if value != default and self.hub_name is None:
+                raise InputError(
+                    f"data.{name} is for sources hub:OWNER/NAME only, got data.source {shown(self.source)}"
+                )
+
+    @property
+    def hub_name(self) -> str | None:
+        """OWNER/NAME, where the source is the hub."""
+        if self.source == "hub":
+            return TINY_SHAKESPEARE
+        return hub_name(self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig:
+    """What to learn.
+
+    Attributes:
+        task: copy or reverse (strings of random symbols), or pairs (a source text and its target, from a file or the
+            hub).
+        symbols: The alphabet of copy and reverse, each symbol one character.
+        min_length: Symbols in the shortest string of copy and reverse.
+        max_length: Symbols in the longest one.
+        source: For pairs: a file of JSON lines or an array of JSON (.jsonl, .json) or of separated values (.csv, .tsv,
+            whatever separates them), or hub:OWNER/NAME (a data set of the Hugging Face hub; validates on its split
+            validation, and tests on test, where it has them). Other pairs are split by a hash of their source text:
+            80 % for training, 10 % each for validation and test.
+        source_column: Column of pairs with the source text; of a nested one the path, as in translation.en, and of a
+            .csv or .tsv without a line of names the number, from 1 on.
+        target_column: Column of pairs with the target text.
+        on_bad_row: What a row that is no pair, or that is longer than the model's context, does: stop (the run ends and
+            names it), or skip (such rows are left out, counted and listed).
+        revision: Branch, tag or commit of a hub data set; null for its main branch.
+        subset: Subset (configuration) of a hub data set that has several; null for its default.
+        tokens: What a token is: characters, or words (what stands between spaces).
+        val_samples: Strings of copy and reverse to validate on. Of pairs the whole split counts for the loss, and so
+            many at most are decoded.
+    """
+
+    section: ClassVar[str] = "data"
+    task: Literal["copy", "reverse", "pairs"] = "copy"
+    symbols: str = "abcdefghijklmnopqrstuvwxyz"
+    min_length: int = 1
+    max_length: int = 20
+    source: str | None = None
+    source_column: str = "source"
+    target_column: str = "target"
+    on_bad_row: OnBadRow = "stop"
+    revision: str | None = None
+    subset: str | None = None
+    tokens: Literal["characters", "words"] = "characters"
+    val_samples: int = 1000
+
+    def __post_init__(self) -> None:
+        check_counts(self, most=10**6)
+        check(self, "symbols", is_line(self.symbols), "characters of one line")
+        check(self, "symbols", len(set(self.symbols)) == len(self.symbols) >= 1, "different characters, at least one")
+        check(self, "min_length", self.min_length >= 1, "at least 1")
+        check(self, "max_length", self.max_length >= self.min_length, f"at least data.min_length ({self.min_length})")
+        check(self, "val_samples", 1 <= self.val_samples <= 10_000, "between 1 and 10000")
+        generated = self.task != "pairs"
+        if generated and self.tokens != "characters":
+            raise InputError(f"data.tokens words is for data.task pairs: the symbols of {self.task} are characters")
+        for name in ("source", "source_column", "target_column", "on_bad_row"):
+            value = getattr(self, name)
+            check(self, name, value is None or (value != "" and is_line(value)), "text of one line, in UTF-8")
+            if generated and value != getattr(PairConfig, name):
+                raise InputError(f"data.{name} is for data.task pairs only, got data.task {self.task}")
+        if not generated:
+            for name in ("symbols", "min_length", "max_length"):
+                if getattr(self, name) != getattr(PairConfig, name):
+                    raise InputError(f"data.{name} is for data.task copy and reverse only, got data.task pairs")
+            source = self.source or ""
+            named = self.hub_name or (Path(source).suffix.lower() in FORMATS and not source.startswith("hub:"))
+            check(self, "source", bool(named), f"{PAIR_SOURCES}, with data.task pairs")
+        for name in ("revision", "subset"):
+            value = getattr(self, name)
+            check(self, name, value is None or (value != "" and is_line(value)), "a name")
+            if value is not None and self.hub_name is None:
+                raise InputError(f"data.{name} is for sources hub:OWNER/NAME only, got data.source {self.source}")
+
+    @property
+    def hub_name(self) -> str | None:
+        """OWNER/NAME, where the pairs come from the hub."""
+        return hub_name(self.source or "")

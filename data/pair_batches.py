@@ -1,0 +1,172 @@
+"""Pairs of texts as batches of numbers, whatever they come from.
+
+Shapes: B batch, S source tokens, T target tokens, P the longer of the two.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from data.config import FRAME, PairConfig
+from data.pairs import FilePairs
+from data.strings import GeneratedPairs, Pair, Split
+from data.vocabulary import END, PAD, START, Vocabulary
+from training.runtime.errors import InputError
+from training.seeds import derive_seed
+from training.task import IGNORED, Batch
+
+EPOCH = 100_000
+"""Generated pairs that count as an epoch; the next epoch has others."""
+EXAMPLES = 1000
+"""Pairs from which a mean length is taken."""
+
+
+class PairSource(Protocol):
+    """Where pairs come from."""
+
+    @property
+    def origin(self) -> str:
+        """In words."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the content."""
+
+    def pair(self, split: Split, index: int) -> Pair:
+        """Pair `index` of the endless stream of a split; a pure function."""
+
+    def distinct(self, split: Split, count: int) -> list[Pair]:
+        """At most `count` different pairs of a split."""
+
+
+def load_pairs(data: PairConfig, seed: int) -> PairSource:
+    """The pairs that a configuration names.
+
+    Raises:
+        InputError: There are none, or one is no pair.
+    """
+    if data.task == "pairs":
+        return FilePairs(data, seed)
+    return GeneratedPairs(data.task, data.symbols, data.min_length, data.max_length, seed)
+
+
+class PairData:
+    """Pairs to train on and to validate on, as batches.
+
+    Args:
+        data: Which pairs.
+        max_len: Longest sequence of the model, in tokens.
+        seed: Of the run.
+        random_positions: Share of the training pairs that stand at random places; see `ModelConfig`.
+
+    Attributes:
+        validation: Pairs whose loss is measured.
+        decoded: Those of them that are decoded.
+        notes: What was guessed, which rows were left out, and what of the vocabulary is in no training pair.
+
+    Raises:
+        InputError: The pairs do not serve; see `load_pairs`, and `FilePairs.check_lengths`.
+    """
+
+    def __init__(self, data: PairConfig, max_len: int, seed: int, random_positions: float = 0.0) -> None:
+        self.max_len, self.seed, self.random_positions = max_len, seed, random_positions
+        self.pairs = load_pairs(data, seed)
+        self.notes: list[str] = []
+        if isinstance(self.pairs, FilePairs):
+            self.pairs.check_lengths(max_len)
+            self.vocabulary, unlearnt = self.pairs.vocabulary()
+            self.notes = self.pairs.notes
+            if unlearnt:
+                self.notes.append(f"only in validation or test, so never learnt: {unlearnt}")
+            self.pairs_per_epoch = len(self.pairs.splits["train"])
+        else:
+            self.vocabulary = Vocabulary(data.symbols, data.tokens)
+            self.pairs_per_epoch = EPOCH
+        self.decoded = by_length(self.pairs.distinct("val", data.val_samples), self.vocabulary)
+        self.validation = self.decoded
+        if isinstance(self.pairs, FilePairs):
+            self.validation = by_length(self.pairs.splits["val"], self.vocabulary)
+        some = self.pairs.distinct("train", min(EXAMPLES, self.pairs_per_epoch))
+        self.mean_source, self.mean_target = (
+            fmean(len(tokens) for tokens in column) for column in zip(*encode(some, self.vocabulary), strict=True)
+        )
+
+    def training_batch(self, first: int, count: int) -> Batch:
+        """Pairs `first` to `first + count` of the endless stream, and their places, if any stand at random ones."""
+        indices = range(first, first + count)
+        encoded = encode([self.pairs.pair("train", index) for index in indices], self.vocabulary)
+        batch = make_batch(encoded)
+        if self.random_positions == 0:
+            return batch
+        places = [self._places(index, max(map(len, pair))) for index, pair in zip(indices, encoded, strict=True)]
+        return Batch((*batch.inputs, padded(places, 0)), batch.targets_BT)
+
+    def _places(self, index: int, count: int) -> list[int]:
+        """Where the tokens of training pair `index` stand, in its source and in its target."""
+        dice = random.Random(derive_seed(self.seed, "places", index))
+        if dice.random() >= self.random_positions:
+            return list(range(count))
+        return sorted(dice.sample(range(self.max_len), count))
+
+    def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterator[Batch]:
+        """A rank's share of the validation pairs."""
+        for start in range(rank * batch_size, len(self.validation), num_ranks * batch_size):
+            yield make_batch(encode(self.validation[start : start + batch_size], self.vocabulary))
+
+    def describe_samples(self, first: int, count: int) -> str:
+        """Which pairs stand at a place of the stream."""
+        places = [self.pairs.pair("train", index).place for index in range(first, first + min(count, 3))]
+        return ", ".join(places) + (f" and {count - 3} more" if count > 3 else "")
+
+
+def by_length(pairs: Sequence[Pair], vocabulary: Vocabulary) -> list[Pair]:
+    """Pairs in the order of their lengths, so that those of a batch are padded little."""
+    return sorted(pairs, key=lambda pair: tuple(len(vocabulary.encode(text)) for text in pair[:2]))
+
+
+def encode(pairs: Sequence[Pair], vocabulary: Vocabulary) -> list[tuple[list[int], list[int]]]:
+    """Sources from start to end, and targets to their ends, as numbers.
+
+    Raises:
+        InputError: A symbol is unknown; the message names the pair's place.
+    """
+    return [
+        (
+            frame_source(vocabulary.encode(pair.source, f"the source of {pair.place}")),
+            [*vocabulary.encode(pair.target, f"the target of {pair.place}"), END],
+        )
+        for pair in pairs
+    ]
+
+
+def frame_source(tokens: Sequence[int]) -> list[int]:
+    """A source as the encoder reads it."""
+    return [START, *tokens, END]
+
+
+def make_batch(encoded: Sequence[tuple[list[int], list[int]]]) -> Batch:
+    """Sources and targets, padded to the longest: the decoder reads the start and all of a target but its end."""
+    sources, targets = zip(*encoded, strict=True)
+    inputs = [[START, *target[:-1]] for target in targets]
+    return Batch((padded(sources, PAD), padded(inputs, PAD)), padded(targets, IGNORED))
+
+
+def padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
+    """A tensor of rows of different lengths, filled up at their ends."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[filler] * (longest - len(row))] for row in rows])
+
+
+def check_source(tokens: Sequence[int], max_len: int, name: str) -> None:
+    """Raise an `InputError` unless a source, without its frame, is not empty and fits into the context."""
+    if not tokens:
+        raise InputError(f"{name} is empty: give at least one symbol")
+    if len(frame_source(tokens)) > max_len:
+        raise InputError(
+            f"{name} has {len(tokens):,} symbols, at most {max_len - FRAME:,} fit into the model's context of "
+            f"{max_len:,}"
+        )

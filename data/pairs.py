@@ -1,0 +1,171 @@
+"""Pairs of texts from a file or from the Hugging Face hub."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from data.config import FRAME, PairConfig
+from data.hub import Request, load_hub_rows
+from data.order import epoch_samples
+from data.rows import Row, read_rows
+from data.strings import Pair, Split, split_of
+from data.vocabulary import Vocabulary, describe
+from data.vocabulary import split as symbols_of
+from training.runtime.errors import InputError
+
+HUB_SPLITS: dict[str, Split] = {"train": "train", "validation": "val", "test": "test"}
+SPLIT_NAMES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
+DEFAULT_COLUMNS = (PairConfig.source_column, PairConfig.target_column)
+MOST_LISTED = 20
+
+
+class FilePairs:
+    """Pairs that were read, by split; training pairs come in an order that (seed, epoch) shuffles.
+
+    Args:
+        data: Which ones; see `PairConfig`.
+        seed: Of the run.
+
+    Raises:
+        InputError: There are none, or a row is not a pair; the message names file and line.
+    """
+
+    def __init__(self, data: PairConfig, seed: int) -> None:
+        self.data, self.seed, self.unit = data, seed, data.tokens
+        self.guesses, self.left_out = list[str](), list[str]()
+        if data.hub_name:
+            self._file = f"hub:{data.hub_name}"
+            self.origin, self.splits = _from_hub(data.hub_name, data, self._pairs)
+        else:
+            assert data.source is not None
+            path, columns = Path(data.source).expanduser(), (data.source_column, data.target_column)
+            self._file = self.origin = str(path)
+            rows, self.guesses = read_rows(path, columns, chosen=columns != DEFAULT_COLUMNS)
+            self.splits = _by_hash(_through_datasets(list(self._pairs(rows))))
+        self._check_splits()
+
+    def _pairs(self, rows: Iterable[tuple[str, Row]]) -> Iterator[Pair]:
+        for place, row in rows:
+            try:
+                yield Pair(_text(row, self.data.source_column), _text(row, self.data.target_column), place)
+            except ValueError as error:
+                self._leave_out(place, str(error))
+
+    def _leave_out(self, place: str, reason: str) -> None:
+        if self.data.on_bad_row == "stop":
+            raise InputError(f"{place}: {reason} (--data.on_bad_row skip leaves such rows out)")
+        self.left_out.append(f"{place.removeprefix(f'{self._file}, ')} ({reason})")
+
+    def _check_splits(self) -> None:
+        for split, pairs in self.splits.items():
+            if not pairs:
+                raise InputError(
+                    f"{self.origin} has no pairs for {SPLIT_NAMES[split]}: it takes some dozens, of which 80 % are for "
+                    f"training, and 10 % each for validation and test{''.join(f'; {note}' for note in self.notes)}"
+                )
+
+    @property
+    def notes(self) -> list[str]:
+        """What was guessed, and the rows that were left out."""
+        guessed, count = ["; ".join(self.guesses)] if self.guesses else [], len(self.left_out)
+        if not count:
+            return guessed
+        more = f" and {count - MOST_LISTED:,} more" if count > MOST_LISTED else ""
+        return [*guessed, f"{count:,} row{'s' * (count > 1)} left out: {', '.join(self.left_out[:MOST_LISTED])}{more}"]
+
+    @property
+    def sha256(self) -> str:
+        """Of all pairs, their splits, and what a token of them is."""
+        content: dict[str, Any] = {
+            split: [(pair.source, pair.target) for pair in pairs] for split, pairs in self.splits.items()
+        }
+        return hashlib.sha256(json.dumps(content | {"tokens": self.unit}).encode()).hexdigest()
+
+    def vocabulary(self) -> tuple[Vocabulary, str]:
+        """The symbols of all pairs, and those that only validation or test has, known, if never learnt, in words."""
+        texts = {split: [text for pair in pairs for text in pair[:2]] for split, pairs in self.splits.items()}
+        learnt = Vocabulary.from_texts(texts.pop("train"), self.unit)
+        others = learnt.unknown(chain.from_iterable(texts.values()))
+        return Vocabulary(sorted({*learnt.symbols, *others}), self.unit), describe(others, MOST_LISTED)
+
+    def check_lengths(self, max_len: int) -> None:
+        """Treat a pair that does not fit into the context of a model as any row that is no pair."""
+        for split, pairs in self.splits.items():
+            self.splits[split] = [pair for pair in pairs if self._fits(pair, max_len)]
+        self._check_splits()
+
+    def _fits(self, pair: Pair, max_len: int) -> bool:
+        for name, text, frame in (("source", pair.source, FRAME), ("target", pair.target, 1)):
+            length = len(symbols_of(text, self.unit))
+            if length + frame > max_len:
+                self._leave_out(
+                    pair.place,
+                    f"the {name} has {length:,} {self.unit}, at most {max_len - frame:,} fit into model.max_len "
+                    f"{max_len:,} beside the special tokens",
+                )
+                return False
+        return True
+
+    def pair(self, split: Split, index: int) -> Pair:
+        """Pair `index` of the endless stream of a split."""
+        pairs = self.splits[split]
+        ((_, places),) = epoch_samples(index, 1, num_samples=len(pairs), seed=self.seed)
+        return pairs[int(places)]
+
+    def distinct(self, split: Split, count: int) -> list[Pair]:
+        """So many pairs of a split, spread evenly over it, or all."""
+        pairs = self.splits[split]
+        return [pairs[number * len(pairs) // count] for number in range(count)] if count < len(pairs) else pairs
+
+
+def _text(row: Row, column: str) -> str:
+    """The text of a column; a `ValueError` says in words why there is none."""
+    if isinstance(row, str):
+        raise ValueError(row)
+    if column not in row:
+        names = ", ".join(map(str, row)) or "none"
+        raise ValueError(f"no column {column}: choose data.source_column and data.target_column ({names})")
+    value = row[column]
+    if value is None:
+        raise ValueError(f"column {column} is missing")
+    if not isinstance(value, str):
+        raise ValueError(f"column {column} must hold text, got {type(value).__name__}")
+    if not value.strip():
+        raise ValueError(f"column {column} is empty")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"column {column} holds half of a surrogate pair, which is no character")
+    return value
+
+
+def _through_datasets(pairs: Sequence[Pair]) -> list[Pair]:
+    """The rows of a `datasets.Dataset`."""
+    from datasets import Dataset
+
+    columns = {name: [getattr(pair, name) for pair in pairs] for name in Pair._fields}
+    table = Dataset.from_dict(columns)
+    return [Pair(*row) for row in zip(*(table[name] for name in Pair._fields), strict=True)]
+
+
+def _by_hash(pairs: Sequence[Pair]) -> dict[Split, list[Pair]]:
+    return {split: [pair for pair in pairs if split_of(pair.source) == split] for split in SPLIT_NAMES}
+
+
+def _from_hub(
+    name: str, data: PairConfig, pairs_of: Callable[[Iterable[tuple[str, Row]]], Iterator[Pair]]
+) -> tuple[str, dict[Split, list[Pair]]]:
+    """Origin and pairs; a split that the data set lacks is taken from its training rows by the hash of the source."""
+    columns = {"data.source_column": data.source_column, "data.target_column": data.target_column}
+    found = load_hub_rows(Request(name, columns, data.revision, data.subset))
+    own: dict[Split, list[Pair]] = {}
+    for hub_split, rows in found.splits.items():
+        places = [f"hub:{name}, split {hub_split}, row {number}" for number in range(len(rows))]
+        dicts = (dict(zip(columns.values(), row, strict=True)) for row in rows)
+        own[HUB_SPLITS[hub_split]] = list(pairs_of(zip(places, dicts, strict=True)))
+    missing = [split for split in SPLIT_NAMES if split not in own]
+    by_hash = _by_hash(own["train"])
+    train = [pair for pair in own["train"] if split_of(pair.source) not in missing]
+    splits = own | {split: by_hash[split] for split in missing} | {"train": train}
+    return f"{name}, from the hub (commit {found.commit[:7]})", splits

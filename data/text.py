@@ -1,0 +1,139 @@
+"""Text for the GPT: where it comes from, and the split. No torch: `data/windows.py` makes batches of it.
+
+`python -m data.text --output FILE` writes the text of a source.
+"""
+
+import hashlib
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple
+
+from data.config import TINY_SHAKESPEARE, TextConfig
+from data.files import read_sources
+from data.hub import PARQUET_REVISION, SPLITS, Request, load_hub_rows
+from data.plays import SHA256, PlaysError, build_text
+from training.config.command_line import StrictParser
+from training.runtime.errors import InputError, exit_code
+
+TRAIN_PERCENT = 90
+
+
+class Source(NamedTuple):
+    """A text, where it came from, for people to read, and the text to validate on where that is one of its own.
+
+    `notes` say what was done to read it.
+    """
+
+    text: str
+    origin: str
+    validation: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def split(self) -> tuple[str, str]:
+        """The text to train on and the one to validate on: without one of its own, the last 10 %."""
+        if self.validation is not None:
+            return self.text, self.validation
+        cut = len(self.text) * TRAIN_PERCENT // 100
+        return self.text[:cut], self.text[cut:]
+
+    def sha256(self) -> str:
+        """Of the text; with a validation text, of both texts' SHA-256, so that the place of the split counts."""
+        if self.validation is None:
+            return _sha256(self.text)
+        return _sha256(_sha256(self.text) + _sha256(self.validation))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_source(data: TextConfig) -> Source:
+    """Load the text that the configuration names; see `TextConfig`, and for the hub `data.hub.load_hub_rows`.
+
+    Raises:
+        InputError: There is no such text, or it is empty or cannot be read; the message says what to do.
+    """
+    if data.source == "auto":
+        source = _plays_or_hub(data)
+    elif data.hub_name:
+        source = _hub(data.hub_name, data)
+    else:
+        source = _local(data.source)
+    if not source.text:
+        raise InputError(f"{source.origin} holds no text: choose another --data.source")
+    return source
+
+
+def _plays_or_hub(data: TextConfig) -> Source:
+    try:
+        return Source(_through_datasets([build_text()]), "Tiny Shakespeare, from the packaged plays")
+    except PlaysError as missing:
+        try:
+            return _hub(TINY_SHAKESPEARE, data)
+        except InputError as error:
+            raise InputError(f"no Tiny Shakespeare: {missing} (nor from the hub: {error})") from error
+
+
+def _hub(name: str, data: TextConfig) -> Source:
+    """A data set of the Hugging Face hub: its training text, and the one to validate on where it has one.
+
+    Rows without text (null) are skipped, and a row that does not end in a line break gets one. Tiny Shakespeare's three
+    splits, joined as they are, are the text as published.
+    """
+    tiny = name == TINY_SHAKESPEARE
+    revision = data.revision or (PARQUET_REVISION if tiny else None)
+    found = load_hub_rows(Request(name, {"data.column": data.column}, revision, data.subset, any_revision=tiny))
+    rows = {split: [text for (text,) in texts if text is not None] for split, texts in found.splits.items()}
+    if not tiny:
+        held_out = next((split for split in ("validation", "test") if split in rows), None)
+        validation = _lines(rows[held_out]) if held_out else None
+        return Source(_lines(rows["train"]), f"{name}, from the hub (commit {found.commit[:7]})", validation)
+    text = "".join("".join(rows.get(split, [])) for split in SPLITS)
+    if _sha256(text) != SHA256:
+        raise InputError(f"{name} at {revision} has SHA-256 {_sha256(text)}, expected {SHA256}; use --data.source auto")
+    return Source(text, f"Tiny Shakespeare, from the hub ({name})")
+
+
+def _lines(rows: list[str]) -> str:
+    return "".join(row if row.endswith("\n") else row + "\n" for row in rows)
+
+
+def _local(source: str) -> Source:
+    texts, origin, notes = read_sources(source)
+    return Source(_through_datasets(texts), origin, notes=notes)
+
+
+def _through_datasets(texts: list[str]) -> str:
+    """The rows of a `datasets.Dataset`, joined."""
+    from datasets import Dataset
+
+    return "".join(Dataset.from_dict({"text": texts})["text"])
+
+
+def main() -> None:
+    """Write the text of a source to a file, and say what it is; a validation text of its own comes last."""
+    parser = StrictParser(prog="python -m data.text", description="Write the text of a source to a file.")
+    parser.add_class_arguments(TextConfig, skip={"unknown"})
+    parser.add_argument("--output", type=str, required=True, help="where to write the text")
+    arguments = parser.parse_args()
+    names = [field.name for field in fields(TextConfig) if field.name in arguments]
+    source = load_source(TextConfig(**{name: arguments[name] for name in names}))
+    text = source.text + (source.validation or "")
+    content = text.encode()
+    try:
+        Path(arguments.output).write_bytes(content)
+    except OSError as error:
+        raise InputError(f"cannot write {arguments.output}: {error.strerror}") from error
+    print(f"source      {source.origin}")
+    for note in source.notes:
+        print(f"note        {note}")
+    print(f"bytes       {len(content):,}")
+    print(f"characters  {len(text):,}, {len(set(text)):,} different ones")
+    if source.validation is not None:
+        print(f"validation  {len(source.validation):,} characters, the last ones")
+    print(f"sha256      {hashlib.sha256(content).hexdigest()}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,114 @@
+"""Batches for the GPT: a text as numbers, in windows of the model's context.
+
+Shapes: B batch, T tokens, N tokens of a split.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from data.characters import CharTokenizer
+from data.config import Unknown
+from data.order import epoch_samples
+from data.text import Source
+from training.runtime.errors import InputError
+from training.seeds import generator
+from training.task import IGNORED, Batch
+
+MOST_LISTED = 16
+
+
+class TextData:
+    """A text to train on and one to validate on, as numbers.
+
+    Args:
+        source: The text.
+        context: Length T of a window, in tokens.
+        seed: Of the run.
+        unknown: What to do with characters that a validation text of its own has and the training text lacks.
+
+    Raises:
+        InputError: A split is shorter than one context, or has characters that are unknown.
+    """
+
+    def __init__(self, source: Source, context: int, seed: int, unknown: Unknown = "error") -> None:
+        self.context, self.seed = context, seed
+        self.origin, self.sha256 = source.origin, source.sha256()
+        # Of a text that is cut in two the whole is known: what only its end has is learnt by nobody, but can be read.
+        self.tokenizer = CharTokenizer.from_text(source.text)
+        training, validation = source.split()
+        self._train_N = torch.from_numpy(self.tokenizer.encode(training))
+        self._val_N, skipped = encode_split(self.tokenizer, validation, "the validation text", unknown)
+        self.notes = (*source.notes, *([f"the validation text: {skipped}"] if skipped else []))
+        for name, tokens_N in (("training", self._train_N), ("validation", self._val_N)):
+            if len(tokens_N) <= context:
+                raise InputError(
+                    f"the {name} split of {source.origin} has {len(tokens_N):,} characters, too few for one context of "
+                    f"{context:,}: use a longer text or a smaller --model.max_len"
+                )
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """Training windows in one epoch; fewer than T tokens are left out, others each epoch."""
+        return len(self._train_N) // self.context
+
+    def training_batch(self, first: int, count: int) -> Batch:
+        """Windows `first` to `first + count` of the endless stream of epochs.
+
+        An epoch takes the training text as a ring, cuts it into windows from a random offset on, and shuffles them.
+        """
+        starts_B = torch.cat([starts for _, starts in self._starts(first, count)])
+        places_BT = (starts_B[:, None] + torch.arange(self.context + 1)) % len(self._train_N)
+        tokens_BT = self._train_N[places_BT].long()
+        return Batch((tokens_BT[:, :-1].contiguous(),), tokens_BT[:, 1:].contiguous())
+
+    def describe_samples(self, first: int, count: int) -> str:
+        """Where windows `first` to `first + count` of the stream begin in the training text."""
+        parts = self._starts(first, count)
+        return ", ".join(f"epoch {epoch}, windows at characters {_list_numbers(starts)}" for epoch, starts in parts)
+
+    def _starts(self, first: int, count: int) -> list[tuple[int, Tensor]]:
+        """For each epoch that windows of the stream are in, its number and where they begin in the training text."""
+        samples = epoch_samples(first, count, num_samples=self.windows_per_epoch, seed=self.seed)
+        length = len(self._train_N)
+        return [(epoch, (self._offset(epoch) + windows * self.context) % length) for epoch, windows in samples]
+
+    def _offset(self, epoch: int) -> int:
+        return int(torch.randint(len(self._train_N), (), generator=generator(self.seed, epoch, "offset")))
+
+    def validation_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
+        """Windows side by side over the validation text; see `side_by_side`."""
+        return side_by_side(self._val_N, self.context, batch_size, rank, num_ranks)
+
+
+def encode_split(tokenizer: CharTokenizer, text: str, name: str, unknown: Unknown) -> tuple[Tensor, str]:
+    """The tokens of a text that the vocabulary is not made of, and what was skipped, in words.
+
+    Raises:
+        InputError: It has unknown characters, and they are not to be skipped.
+    """
+    tokens = tokenizer.encode(text, name, "--data.unknown skip leaves them out", skip=unknown == "skip")
+    skipped = len(text) - len(tokens)
+    return torch.from_numpy(tokens), f"{skipped:,} unknown characters skipped" if skipped else ""
+
+
+def _list_numbers(numbers_N: Tensor) -> str:
+    shown = [f"{number:,}" for number in numbers_N[:MOST_LISTED].tolist()]
+    more = len(numbers_N) - len(shown)
+    return "; ".join(shown) + (f" and {more} more" if more else "")
+
+
+def side_by_side(tokens_N: Tensor, context: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
+    """A rank's share of the windows of T = `context` tokens: each of the N - 1 targets comes once, over all ranks."""
+    windows = -(-(len(tokens_N) - 1) // context)
+    inputs_BT = _padded(tokens_N[:-1], windows, context, 0)
+    targets_BT = _padded(tokens_N[1:], windows, context, IGNORED)
+    for start in range(rank * batch_size, windows, num_ranks * batch_size):
+        rows = slice(start, start + batch_size)
+        yield Batch((inputs_BT[rows],), targets_BT[rows])
+
+
+def _padded(tokens_N: Tensor, rows: int, columns: int, filler: int) -> Tensor:
+    padding = rows * columns - len(tokens_N)
+    return torch.nn.functional.pad(tokens_N.long(), (0, padding), value=filler).view(rows, columns)

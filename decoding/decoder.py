@@ -1,0 +1,148 @@
+"""Three ways to read one more token, for the same logits up to rounding.
+
+`eager` runs the model as it stands. `compiled` runs what torch.compile makes of it, on a GPU as a CUDA graph
+(`decoding/compiled.py`). `native` runs on a CPU in C++ (`decoding/native`).
+
+Shapes: B batch, T tokens, M model size, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from decoding.choices import Mode, Precision
+from decoding.compiled import CompiledStep
+from decoding.int8 import Int8Linear
+from decoding.native import NativeError, NativeStep
+from gpt.model import GPT
+from layers import KVCache
+from training.runtime.device import cpu_has_fast_bf16
+from training.runtime.errors import InputError
+
+CHUNK = 512
+"""Tokens of a prompt that are read at once, which bounds the memory for it."""
+
+MOST_TOKENS = 32
+"""With more tokens at once, torch's matrix products are faster than those of the native step."""
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
+
+
+def convert(model: GPT, precision: Precision) -> GPT:
+    """Change the numbers of a model in place, and return it; int8 means `Int8Linear` layers in a model of bf16."""
+    if precision == "int8":
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, Int8Linear(child))
+    for parameter in model.parameters():  # The tables of positions stay as exact as they are.
+        parameter.data = parameter.data.to(_DTYPES[precision])
+    return model
+
+
+class Decoder:
+    """Reads sequences with a model and a cache.
+
+    Args:
+        model: In evaluation mode.
+        mode: How single tokens are read; auto for native where it can be had, else eager.
+
+    Raises:
+        InputError: `mode` cannot be had; the message says why.
+    """
+
+    def __init__(self, model: GPT, mode: Mode = "auto") -> None:
+        if mode not in get_args(Mode):
+            raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode}")
+        self.model, self.mode = model, mode
+        self._native: NativeStep | None = None
+        if mode in ("auto", "native"):
+            try:
+                self._native = NativeStep(model, GPT, model.blocks)
+            except NativeError as error:
+                if mode == "native":
+                    raise InputError(f"there is no native step here: {error}") from error
+            self.mode = "native" if self._native else "eager"
+        # Without instructions for bf16, torch multiplies its matrices at a sixth of the speed of fp32.
+        self._native_is_faster = model.embedding.weight.dtype == torch.bfloat16 and not cpu_has_fast_bf16()
+        self._compiled = CompiledStep(model) if mode == "compiled" else None
+        self._free: list[KVCache] = []
+
+    @torch.inference_mode()
+    def take_cache(self, batch_size: int = 1, max_len: int | None = None) -> KVCache:
+        """An empty cache for sequences of up to `max_len` tokens (None: of the context).
+
+        A compiled step is made for one size, so its caches are as long as the context, and are used again.
+        """
+        if self._compiled is None:
+            return self.model.new_cache(batch_size, max_len)
+        for cache in self._free:
+            if cache.batch_size == batch_size:
+                self._free.remove(cache)
+                cache.reset()
+                return cache
+        return self.model.new_cache(batch_size)
+
+    def give_back(self, cache: KVCache) -> None:
+        """Allow `take_cache` to hand out a cache again."""
+        if self._compiled is not None:
+            self._free.append(cache)
+
+    @torch.inference_mode()
+    def prefill(self, tokens_BT: Tensor, cache: KVCache, counts: Sequence[int] | None = None) -> Tensor:
+        """Read prompts, in chunks.
+
+        Args:
+            tokens_BT: New tokens of each sequence, padded at their ends.
+            cache: Of these sequences.
+            counts: How many tokens each sequence has here; None for T. Of a sequence with none, the logits mean
+                nothing.
+
+        Returns:
+            Logits of the token after each sequence, (B, V).
+
+        Raises:
+            ValueError: The tokens do not fit into the cache.
+        """
+        counts = [tokens_BT.size(1)] * tokens_BT.size(0) if counts is None else counts
+        if self._native is not None and self._native_is_faster and min(counts) == tokens_BT.size(1):
+            return self._prefill_natively(self._native, tokens_BT, cache)
+        last_BM: Tensor | None = None
+        for start in range(0, tokens_BT.size(1), CHUNK):
+            chunk_BT = tokens_BT[:, start : start + CHUNK]
+            here = [min(max(count - start, 0), chunk_BT.size(1)) for count in counts]
+            whole = min(here) == chunk_BT.size(1)
+            place = cache.extend(chunk_BT.size(1), here)
+            hidden_BTM = self.model.read(chunk_BT, cache, place, last_only=whole)
+            if whole:
+                last_BM = hidden_BTM[:, -1]
+                continue
+            here_B = torch.tensor(here, device=tokens_BT.device)
+            ends_BM = hidden_BTM[torch.arange(len(here), device=tokens_BT.device), (here_B - 1).clamp(min=0)]
+            last_BM = ends_BM if last_BM is None else torch.where(here_B[:, None] > 0, ends_BM, last_BM)
+        assert last_BM is not None
+        return self.model.predict(last_BM[:, None])[:, 0]
+
+    def _prefill_natively(self, step: NativeStep, tokens_BT: Tensor, cache: KVCache) -> Tensor:
+        """The same in small pieces, where torch's products of many tokens are slow."""
+        cache.check_room(tokens_BT.size(1))
+        pieces = torch.split(tokens_BT, max(MOST_TOKENS // len(tokens_BT), 1), 1)
+        return [step(piece_BT, cache)[:, -1] for piece_BT in pieces][-1]
+
+    @torch.inference_mode()
+    def read(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
+        """Read a few more tokens of each sequence, by the mode's own way.
+
+        Returns:
+            Logits after each of them, (B, T, V).
+
+        Raises:
+            ValueError: They do not fit into the cache.
+        """
+        if self._native is not None and tokens_BT.numel() <= MOST_TOKENS:
+            return self._native(tokens_BT, cache)
+        if self._compiled is None or tokens_BT.size(1) > 1:
+            return self.model(tokens_BT, cache)
+        return self._compiled(tokens_BT, cache)

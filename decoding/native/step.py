@@ -1,0 +1,210 @@
+"""A step of a decoder in C++ (`step.cpp`), over the model's own weights and cache."""
+
+import ctypes
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from decoding.int8 import Int8Linear
+from decoding.native.build import NativeError, library
+from layers.attention import MultiHeadAttention
+from layers.block import Block, Memory
+from layers.cache import KVCache
+from layers.feed_forward import SwiGLU
+from layers.norm import RMSNorm
+from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
+
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+_KNOWN = (
+    *(Block, MultiHeadAttention, SwiGLU, RMSNorm, Int8Linear),
+    *(LearnedPositions, RotaryPositions, SinusoidalPositions),
+    *(nn.Linear, nn.Embedding, nn.Identity, nn.Dropout),
+)
+_ADDRESS, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+
+
+class DecoderModel(Protocol):
+    """What both models have around their blocks."""
+
+    embedding: nn.Embedding
+    positions: nn.Module | None
+    rotary: RotaryPositions | None
+    norm: RMSNorm
+    head: nn.Linear | None
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = [
+        ("weights", _ADDRESS),
+        ("scales", _ADDRESS),
+        *((name, _INTEGER) for name in ("rows", "columns", "kind")),
+    ]
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = [
+        ("norm", _ADDRESS),
+        *((name, _Matrix) for name in ("query", "key", "value", "out")),
+        *((name, _ADDRESS) for name in ("query_norm", "key_norm", "keys", "values")),
+    ]
+
+
+class _Block(ctypes.Structure):
+    _fields_ = [
+        *((name, _Attention) for name in ("own", "cross")),
+        ("feed_forward_norm", _ADDRESS),
+        *((name, _Matrix) for name in ("gate", "up", "down")),
+    ]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        *((name, _INTEGER) for name in ("layers", "width", "heads", "kv_heads", "head_size", "hidden")),
+        *((name, _FLOAT) for name in ("epsilon", "embedding_scale")),
+        ("embedding", _Matrix),
+        *((name, _ADDRESS) for name in ("positions", "cos", "sin", "norm")),
+        ("head", _Matrix),
+        ("blocks", ctypes.POINTER(_Block)),
+    ]
+
+
+class _Tokens(ctypes.Structure):
+    _fields_ = [
+        *((name, _ADDRESS) for name in ("ids", "lengths")),
+        *((name, _INTEGER) for name in ("batch", "count", "slots", "cache_kind")),
+        ("memory_lengths", _ADDRESS),
+        *((name, _INTEGER) for name in ("memory_slots", "cross_rotary")),
+        ("logits", _ADDRESS),
+        ("threads", _INTEGER),
+    ]
+
+
+class NativeStep:
+    """Reads a few new tokens of each sequence, by one pass over the weights of a decoder.
+
+    Args:
+        model: On the CPU, in evaluation mode, its matrices in fp32, bf16 or int8. They are read where they are, norms
+            and positions are copied.
+        kind: The class whose decoder this is known to do; a subclass may do anything.
+        blocks: Of the decoder.
+
+    Raises:
+        NativeError: There is no library, or the model has parts that it does not know.
+    """
+
+    def __init__(self, model: DecoderModel, kind: type, blocks: nn.ModuleList) -> None:
+        parts = (model.embedding, model.positions, model.rotary, *blocks, model.norm, model.head)
+        _check(model, kind, [part for part in parts if part is not None])
+        self._library = library()
+        self._vocab_size, d_model = model.embedding.weight.shape
+        self._kept: list[Tensor] = []
+        self._blocks = (_Block * len(blocks))(*(self._block(block) for block in blocks))
+        positions = model.positions.embedding.weight if isinstance(model.positions, LearnedPositions) else None
+        if isinstance(model.positions, SinusoidalPositions):
+            positions = model.positions.table_TM
+        first = blocks[0]
+        assert isinstance(first, Block)
+        head_size = first.attention.head_size
+        self._model = _Model(
+            layers=len(blocks),
+            width=d_model,
+            heads=d_model // head_size,
+            kv_heads=first.attention.key.weight.size(0) // head_size,
+            head_size=head_size,
+            hidden=first.feed_forward.gate.weight.size(0),
+            epsilon=model.norm.eps,
+            embedding_scale=d_model**0.5,
+            embedding=self._matrix(model.embedding),
+            positions=self._copy(positions),
+            cos=self._copy(None if model.rotary is None else model.rotary.cos_TD),
+            sin=self._copy(None if model.rotary is None else model.rotary.sin_TD),
+            norm=self._copy(model.norm.weight),
+            head=self._matrix(model.embedding if model.head is None else model.head),
+            blocks=self._blocks,
+        )
+
+    def __call__(self, tokens_BT: Tensor, cache: KVCache, memory: Memory | None = None) -> Tensor:
+        """Read tokens that continue the sequences of `cache`; return their logits, (B, T, V) in fp32.
+
+        Args:
+            tokens_BT: Token ids.
+            cache: Of the tokens before them.
+            memory: With its cache: what cross-attention looks at, where the decoder has it.
+
+        Raises:
+            ValueError: They do not fit into the cache.
+            IndexError: A token is not of the vocabulary; the cache is as it was.
+        """
+        batch, count = tokens_BT.shape
+        cache.check_room(count)
+        caches = {"own": cache}
+        if memory is not None:
+            assert memory.cache is not None
+            caches["cross"] = memory.cache
+        for name, stored in caches.items():
+            for block, layer in zip(self._blocks, stored.layers, strict=True):
+                attention: _Attention = getattr(block, name)
+                attention.keys, attention.values = (rows_ND.data_ptr() for rows_ND in layer.rows)
+        tokens_BT = tokens_BT.to(torch.int64).contiguous()
+        logits_BTV = torch.empty(batch, count, self._vocab_size)
+        tokens = _Tokens(
+            ids=tokens_BT.data_ptr(),
+            lengths=cache.lengths_B.data_ptr(),
+            batch=batch,
+            count=count,
+            slots=cache.max_len,
+            cache_kind=_KINDS[cache.dtype],
+            logits=logits_BTV.data_ptr(),
+            threads=torch.get_num_threads(),
+        )
+        if memory is not None and memory.cache is not None:
+            tokens.memory_lengths, tokens.memory_slots = memory.cache.lengths_B.data_ptr(), memory.cache.max_len
+            tokens.cross_rotary = memory.rotary is not None
+        if not self._library.read_tokens(ctypes.byref(self._model), ctypes.byref(tokens)):
+            raise IndexError(f"expected tokens from 0 to {self._vocab_size - 1}")
+        cache.advance(count)
+        return logits_BTV
+
+    def _block(self, block: nn.Module) -> _Block:
+        assert isinstance(block, Block)
+        result = _Block(
+            own=self._attention(block.attention, block.attention_norm),
+            feed_forward_norm=self._copy(block.feed_forward_norm.weight),
+            **{name: self._matrix(getattr(block.feed_forward, name)) for name in ("gate", "up", "down")},
+        )
+        if block.cross_attention is not None and block.cross_attention_norm is not None:
+            result.cross = self._attention(block.cross_attention, block.cross_attention_norm)
+        return result
+
+    def _attention(self, attention: MultiHeadAttention, norm: RMSNorm) -> _Attention:
+        return _Attention(
+            norm=self._copy(norm.weight),
+            query_norm=self._copy(getattr(attention.query_norm, "weight", None)),
+            key_norm=self._copy(getattr(attention.key_norm, "weight", None)),
+            **{name: self._matrix(getattr(attention, name)) for name in ("query", "key", "value", "out")},
+        )
+
+    def _matrix(self, module: nn.Module) -> _Matrix:
+        assert isinstance(module, nn.Linear | nn.Embedding | Int8Linear)
+        weight = module.weight.detach()  # It keeps the memory, whatever becomes of the parameter.
+        self._kept.append(weight)
+        scales = self._copy(module.scale_O) if isinstance(module, Int8Linear) else None
+        return _Matrix(weight.data_ptr(), scales, *weight.shape, _KINDS[weight.dtype])
+
+    def _copy(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        self._kept.append(tensor.detach().to(torch.float32, copy=True).contiguous())
+        return self._kept[-1].data_ptr()
+
+
+def _check(model: DecoderModel, kind: type, parts: list[nn.Module]) -> None:
+    unknown = {type(module).__name__ for part in parts for module in part.modules() if type(module) not in _KNOWN}
+    if type(model) is not kind:
+        unknown.add(type(model).__name__)
+    if unknown:
+        raise NativeError(f"the model has parts that it does not know: {', '.join(sorted(unknown))}")
+    wrong = {str(tensor.dtype) for part in parts for tensor in part.parameters()} - {"torch.float32", "torch.bfloat16"}
+    if wrong or model.embedding.weight.device.type != "cpu":
+        raise NativeError("it computes on the CPU, from weights in fp32, bf16 or int8")

@@ -1,0 +1,235 @@
+"""The GPT as a task for the training loop, and the way back from a checkpoint."""
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from accelerate import Accelerator
+
+from data.characters import CharTokenizer
+from data.config import TextConfig, Unknown
+from data.text import Source, load_source
+from data.windows import TextData, encode_split, side_by_side
+from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH
+from decoding.decoder import Decoder
+from decoding.sampling import Sampling
+from decoding.writing import write
+from gpt.config import GPTConfig
+from gpt.model import GPT
+from training.evaluation import mean_loss
+from training.run import Result, train
+from training.runtime.errors import InputError, require_finite
+from training.seeds import generator
+from training.storage.loading import Weights, load_weights, saved_config
+from training.storage.run_folder import open_checkpoint
+from training.storage.state import saved_state
+from training.task import Batch
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class GPTTask:
+    """A fresh GPT and its text. Subclasses may bring another model, another text, or more metrics.
+
+    Args:
+        config: The configuration.
+    """
+
+    model_class: type[GPT] = GPT
+    shows_samples = False
+    sample_length = SAMPLE_LENGTH
+
+    def __init__(self, config: GPTConfig) -> None:
+        self.config = config
+        self.data = TextData(self.load_source(), config.model.max_len, config.seed, config.data.unknown)
+        self.model = self.model_class(config.model, len(self.data.tokenizer))
+        self.model.init_weights(generator(config.seed, "weights"))
+        self.samples_per_epoch = self.data.windows_per_epoch
+        self.tokens_per_sample: float = config.model.max_len
+        self.flops_per_token = self.model.flops_per_token()
+        self.data_origin = self.data.origin
+        self.data_notes = self.data.notes
+        self.data_sha256 = self.data.sha256
+
+    def load_source(self) -> Source:
+        """The text to learn."""
+        return load_source(self.config.data)
+
+    def training_batch(self, first: int, count: int) -> Batch:
+        """Windows of the training text; see `TextData`."""
+        return self.data.training_batch(first, count)
+
+    def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterator[Batch]:
+        """Windows of the validation text; see `TextData`."""
+        return self.data.validation_batches(batch_size, rank, num_ranks)
+
+    def describe_samples(self, first: int, count: int) -> str:
+        """Where samples of the training stream begin in the text."""
+        return self.data.describe_samples(first, count)
+
+    def sample(self, seed: int) -> str:
+        """`sample_length` characters that follow a line break."""
+        tokenizer, length = self.data.tokenizer, self.sample_length
+        prompt = default_prompt(tokenizer)
+        return "".join(sample_text(self.model, tokenizer, prompt, max_new_tokens=length, seed=seed))
+
+    def metrics(self, val_loss: float) -> Mapping[str, float]:
+        """Perplexity per character, and bits per character."""
+        return text_metrics(val_loss)
+
+    def checkpoint_files(self) -> Mapping[str, str]:
+        """The tokenizer."""
+        return {TOKENIZER_FILE: self.data.tokenizer.to_json()}
+
+
+def default_prompt(tokenizer: CharTokenizer) -> str:
+    """A line break, or the first character of a vocabulary that has none."""
+    return "\n" if "\n" in tokenizer.characters else tokenizer.characters[0]
+
+
+def text_metrics(loss: float) -> dict[str, float]:
+    """Other measures of a loss in nats per character.
+
+    Returns:
+        `perplexity`, exp(loss), and `bits_per_character`, loss / ln 2.
+    """
+    return {"perplexity": math.exp(min(loss, 700.0)), "bits_per_character": loss / math.log(2)}
+
+
+def sample_text(
+    model: GPT,
+    tokenizer: CharTokenizer,
+    prompt: str,
+    *,
+    max_new_tokens: int = SAMPLE_LENGTH,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Continue `prompt` with a model that may be in training, character by character, past the end of its context.
+
+    `decoding.writing.write` is faster and can do more, with a model that no longer changes.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        pieces = write(
+            Decoder(model, "eager"),
+            tokenizer,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling or Sampling(temperature=DEFAULT_TEMPERATURE),
+            seed=seed,
+            when_full="slide",
+        )
+        yield from (piece.text for piece in pieces)
+    finally:
+        model.train(was_training)
+
+
+def train_gpt(
+    config: GPTConfig, *, task: type[GPTTask] = GPTTask, output_dir: Path | None = None, resume: bool = False
+) -> Result:
+    """Train a GPT; see `training.run.train`."""
+    return train(lambda: task(config), config, output_dir=output_dir, resume=resume)
+
+
+class LoadedGPT(NamedTuple):
+    """A trained model, ready to sample from.
+
+    Attributes:
+        model: In evaluation mode, in fp32.
+        tokenizer: Its vocabulary.
+        config: Of its run.
+        weights: Which ones it has: "ema" or "raw".
+        data_sha256: Of the text that it was trained on.
+    """
+
+    model: GPT
+    tokenizer: CharTokenizer
+    config: GPTConfig
+    weights: Weights
+    data_sha256: str
+
+
+def load_gpt(
+    path: Path,
+    device: torch.device | str = "cpu",
+    *,
+    weights: Weights | None = None,
+    model_class: type[GPT] = GPT,
+) -> LoadedGPT:
+    """Load the best checkpoint of a run, or one checkpoint.
+
+    Args:
+        path: The folder of a run or of a checkpoint.
+        device: Where the model goes.
+        weights: "ema" for the average of the weights, "raw" for those of the step; None for the average where the
+            checkpoint has one.
+        model_class: What was trained.
+
+    Raises:
+        CheckpointError: There is no checkpoint, it is damaged, or it has no average.
+        InputError: It is not a GPT's.
+    """
+    checkpoint = open_checkpoint(path)
+    tokenizer = CharTokenizer.from_json(checkpoint.text(TOKENIZER_FILE), checkpoint.folder / TOKENIZER_FILE)
+    config = saved_config(GPTConfig, checkpoint)
+    model = model_class(config.model, len(tokenizer))
+    weights = load_weights(model, checkpoint, weights, TOKENIZER_FILE)
+    sha256 = str(saved_state(checkpoint).identity.get("data_sha256"))
+    return LoadedGPT(model.to(device).float().eval(), tokenizer, config, weights, sha256)
+
+
+class Measured(NamedTuple):
+    """A loss in nats per character, and what it was measured on, in words."""
+
+    loss: float
+    description: str
+
+
+def measure_split(
+    accelerator: Accelerator,
+    loaded: LoadedGPT,
+    split: Literal["train", "val"],
+    asked: TextConfig | None = None,
+    unknown: Unknown | None = None,
+) -> Measured:
+    """Measure the loss over every target of a split.
+
+    Args:
+        accelerator: Where and in what precision to compute.
+        loaded: The model.
+        split: Which part of the text.
+        asked: Another text than that of the run; None for the run's own.
+        unknown: What to do with characters that the model does not know; None for what the run did.
+
+    Raises:
+        InputError: The text of the run has changed, and no other was asked for; or its characters are unknown or too
+            few.
+        NonFiniteError: The loss is not finite.
+    """
+    config = loaded.config
+    source = load_source(asked or config.data)
+    same = source.sha256() == loaded.data_sha256
+    if not same and asked is None:
+        raise InputError(
+            f"{source.origin} is not the text that the run was trained on (its SHA-256 differs): "
+            f"to measure on it all the same, name it again with --data.source"
+        )
+    description = f"{split} split of {source.origin}"
+    text = source.split()[split == "val"]
+    tokens_N, skipped = encode_split(
+        loaded.tokenizer, text, f"the {description}", unknown or (asked or config.data).unknown
+    )
+    if len(tokens_N) < 2:
+        raise InputError(f"the {description} has {len(tokens_N)} characters, too few to predict one from another")
+    rank, num_ranks = accelerator.process_index, accelerator.num_processes
+    batches = side_by_side(tokens_N, config.model.max_len, config.training.eval_batch_size, rank, num_ranks)
+    model = accelerator.prepare_model(loaded.model.to(accelerator.device), evaluation_mode=True)
+    notes = [skipped, "" if same else "another text than the run's", *source.notes]
+    said = "".join(f", {note}" for note in notes if note)
+    loss = mean_loss(accelerator, model, batches)
+    require_finite([loss], f"the loss on the {description}")
+    return Measured(loss, f"{description}, {len(tokens_N) - 1:,} targets{said}")

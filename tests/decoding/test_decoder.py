@@ -1,0 +1,371 @@
+"""Reading with a cache, in every mode and in every kind of numbers: what the whole model says of the whole text."""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import decoding.decoder
+from decoding.decoder import MOST_TOKENS, Decoder, Mode, Precision, convert
+from decoding.generation import generate
+from decoding.int8 import Int8Linear
+from decoding.native import NativeError, library
+from decoding.sampling import GREEDY
+from gpt.config import ModelConfig
+from gpt.model import GPT
+from layers import KVCache
+from training.runtime.errors import InputError
+
+try:
+    library()
+    NATIVE = pytest.param("native")
+except NativeError as error:
+    NATIVE = pytest.param("native", marks=pytest.mark.skip(reason=str(error)))
+
+# Head sizes of 6, 32 and 84: none, two and five times the 16 numbers that the native step takes at once, and a rest.
+NARROW = ModelConfig(num_layers=2, d_model=24, num_heads=4, d_ff=40, max_len=36)
+WIDE = ModelConfig(num_layers=2, d_model=128, num_heads=4, d_ff=384, max_len=72)
+LONG_HEADS = ModelConfig(num_layers=1, d_model=168, num_heads=2, d_ff=52, max_len=36)
+SIZES = pytest.mark.parametrize("size", [NARROW, WIDE, LONG_HEADS], ids=["narrow", "wide", "long heads"])
+BF16 = 2.0**-8
+"""What rounding to bf16 changes in a number."""
+
+
+def random_model(config: ModelConfig, vocab_size: int = 19) -> GPT:
+    """A model none of whose weights is zero, so that no part of it is idle."""
+    model = GPT(config, vocab_size).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 1.5 * config.d_model**-0.5, generator=generator).add_(0.01)
+    return model
+
+
+def random_tokens(model: GPT, texts: int = 3) -> Tensor:
+    size = texts, model.config.max_len
+    return torch.randint(model.vocab_size, size, generator=torch.Generator().manual_seed(1))
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    assert actual.shape == expected.shape
+    difference = (actual.float() - expected).abs().max().item() / expected.abs().max().item()
+    assert difference <= tolerance
+
+
+def poisoned(cache: KVCache) -> KVCache:
+    """Full of what no token may see."""
+    for layer in cache.layers:
+        layer.keys_BHSD.fill_(100.0)
+        layer.values_BHSD.fill_(3e4)
+    return cache
+
+
+COUNTS, PIECES = [5, 2, 7], [1, 1, 3, 1, 1, 10, 1, 1, 9, 1]
+
+
+@torch.inference_mode()
+def assert_reads_like(
+    decoder: Decoder, whole: GPT, tolerance: float = 1e-5, pieces: Sequence[int] = PIECES, max_len: int | None = None
+) -> None:
+    """Ragged prompts and then pieces of three texts, up to the end of the longest one's cache."""
+    tokens_BT = random_tokens(whole)
+    expected_BTV, cache = whole(tokens_BT), poisoned(decoder.take_cache(3, max_len))
+    rows_B, ends_B = torch.arange(3), torch.tensor(COUNTS)
+    logits_BV = decoder.prefill(tokens_BT[:, : max(COUNTS)], cache, COUNTS)
+    assert_near(logits_BV, expected_BTV[rows_B, ends_B - 1], tolerance)
+    for piece in pieces:
+        places_BT = ends_B[:, None] + torch.arange(piece)
+        logits_BTV = decoder.read(tokens_BT.gather(1, places_BT), cache)
+        assert_near(logits_BTV, expected_BTV[rows_B[:, None], places_BT], tolerance)
+        ends_B += piece
+    assert cache.lengths == cache.lengths_B.tolist() == ends_B.tolist()
+
+
+@pytest.mark.parametrize("mode", ["eager", NATIVE])
+@pytest.mark.parametrize("tie_embeddings", [False, True], ids=["head", "tied"])
+@pytest.mark.parametrize("qk_norm", [False, True], ids=["plain", "qk_norm"])
+@pytest.mark.parametrize("num_kv_heads", [None, 2, 1])
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
+def test_reading_ragged_texts_in_pieces_equals_the_whole_texts(
+    positions: str, num_kv_heads: int | None, qk_norm: bool, tie_embeddings: bool, mode: Mode
+) -> None:
+    options = {"positions": positions, "num_kv_heads": num_kv_heads, "qk_norm": qk_norm}
+    model = random_model(replace(NARROW, tie_embeddings=tie_embeddings, **options))
+    assert_reads_like(Decoder(model, mode), model)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def in_fp32(model: GPT) -> GPT:
+    """A model that computes in fp32 with the weights of one of fewer bits."""
+    exact = deepcopy(model)
+    for module in list(exact.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Int8Linear):
+                linear = nn.Linear(child.weight.size(1), child.weight.size(0), bias=False)
+                linear.weight.data = child.weight.float() * child.scale_O[:, None]
+                setattr(module, name, linear)
+    return exact.float()
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("tie_embeddings", [False, True], ids=["head", "tied"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("mode", [NATIVE])
+@SIZES
+def test_the_native_step_rounds_nothing_but_weights_and_cache(
+    size: ModelConfig, mode: Mode, precision: Precision, tie_embeddings: bool
+) -> None:
+    model = convert(random_model(replace(size, tie_embeddings=tie_embeddings, num_kv_heads=2)), precision)
+    tolerance = 1e-5 if precision == "fp32" else 2 * BF16
+    decoder, whole = Decoder(model, mode), in_fp32(model)
+    # A prompt is read by torch, in bf16 throughout: start with an empty cache instead.
+    tokens_BT = random_tokens(model)
+    with torch.inference_mode():
+        expected_BTV, cache = whole(tokens_BT), poisoned(decoder.take_cache(3, 33))
+        read = [decoder.read(part_BT, cache) for part_BT in tokens_BT[:, :33].split([10, 1, 1, 9, 1, 10, 1], 1)]
+    assert_near(torch.cat(read, 1), expected_BTV[:, :33], tolerance)
+    # The first layer's keys and values come from the weights alone: the nearest that the cache can hold.
+    with torch.inference_mode():
+        exact = whole.new_cache(3, 33)
+        whole(tokens_BT[:, :33], exact)
+    for stored_BHSD, exact_BHSD in zip(cache.layers[0].read(33), exact.layers[0].read(33), strict=True):
+        if precision == "fp32":
+            assert_near(stored_BHSD, exact_BHSD)
+        else:
+            assert (stored_BHSD == exact_BHSD.to(torch.bfloat16)).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("mode", ["eager", NATIVE])
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
+def test_fewer_bits_say_what_fp32_says_of_the_same_weights(precision: Precision, mode: Mode) -> None:
+    model = convert(random_model(replace(NARROW, num_kv_heads=2)), precision)
+    if (precision, mode) != ("fp16", "native"):
+        assert_reads_like(Decoder(model, mode), in_fp32(model), 8 * BF16)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16), ("int8", torch.bfloat16)],
+)
+def test_a_converted_model_keeps_its_positions_exact(precision: Precision, dtype: torch.dtype) -> None:
+    original = random_model(replace(NARROW, positions="rotary"))
+    model = convert(deepcopy(original), precision)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert model.new_cache().dtype == dtype
+    assert model.rotary is not None
+    assert original.rotary is not None
+    assert torch.equal(model.rotary.cos_TD, original.rotary.cos_TD)
+    layers = {type(module) for module in model.modules()} & {nn.Linear, Int8Linear}
+    assert layers == {Int8Linear if precision == "int8" else nn.Linear}
+    for name, weight in original.named_parameters():
+        module = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(module, Int8Linear):
+            error = (module.weight.float() * module.scale_O[:, None] - weight).abs()
+            assert (error <= module.scale_O[:, None] * 0.501).all()
+        else:
+            assert torch.equal(model.get_parameter(name), weight.to(dtype))
+
+
+@pytest.mark.parametrize("counts", [None, [7, 7, 7], [7, 3, 4], [1, 6, 3], [2, 7, 5], [0, 7, 1], [3, 3, 3]])
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@torch.inference_mode()
+def test_a_prompt_read_in_chunks_is_read_whole(
+    positions: str, counts: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(replace(NARROW, positions=positions))
+    decoder, tokens_BT = Decoder(model, "eager"), random_tokens(model)
+    ends_B = torch.tensor(counts or [7] * 3)
+    monkeypatch.setattr(decoding.decoder, "CHUNK", 3)
+    # No larger than the longest needs, though the padding of a last chunk stands beyond.
+    cache = poisoned(decoder.take_cache(3, int(ends_B.max()) + 1))
+    logits_BV = decoder.prefill(tokens_BT[:, :7], cache, counts)
+    assert cache.lengths == ends_B.tolist()
+    expected_BTV = model(tokens_BT)
+    for row, end in enumerate(ends_B.tolist()):
+        if end:
+            assert_near(logits_BV[row], expected_BTV[row, end - 1])
+    next_B1 = tokens_BT.gather(1, ends_B[:, None])
+    assert_near(decoder.read(next_B1, cache)[:, 0], expected_BTV[torch.arange(3), ends_B])
+
+
+@torch.inference_mode()
+def test_the_end_of_a_prompt_sees_all_of_its_last_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(NARROW)
+    decoder, tokens_BT = Decoder(model, "eager"), random_tokens(model)
+    monkeypatch.setattr(decoding.decoder, "CHUNK", 3)
+    logits_BV = decoder.prefill(tokens_BT[:, :8], poisoned(decoder.take_cache(3)))
+    assert_near(logits_BV, model(tokens_BT)[:, 7])
+
+
+def test_the_last_block_computes_only_the_end_of_a_prompt() -> None:
+    model = random_model(NARROW)
+    decoder, tokens_BT = Decoder(model, "eager"), random_tokens(model)
+    read = []
+    for block in model.blocks:
+        block.feed_forward.register_forward_pre_hook(lambda layer, inputs: read.append(inputs[0].size(1)))
+    decoder.prefill(tokens_BT[:, :7], decoder.take_cache(3))
+    assert read == [7, 1]
+
+
+@pytest.fixture(params=["eager", NATIVE, "compiled"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoder]:
+    """Every mode; torch.compile follows the step, and leaves out the compiler, which takes its time."""
+    monkeypatch.setattr(decoding.decoder.torch, "compile", with_backend("eager"))
+    torch._dynamo.reset()
+    yield Decoder(random_model(replace(NARROW, num_kv_heads=2)), request.param)
+    torch._dynamo.reset()
+
+
+def with_backend(backend: str) -> object:
+    compile_with = torch.compile
+    return lambda function, **options: compile_with(function, backend=backend, **options)
+
+
+@torch.inference_mode()
+def test_what_does_not_fit_into_the_cache_is_an_error_and_changes_nothing(decoder: Decoder) -> None:
+    tokens_BT = random_tokens(decoder.model)
+    cache = decoder.take_cache(3, 36)
+    decoder.prefill(tokens_BT[:, :35], cache)
+    with pytest.raises(ValueError, match="the cache holds 36 tokens of a sequence, 38 were asked for"):
+        decoder.read(tokens_BT[:, :3], cache)
+    last_BV = decoder.read(tokens_BT[:, 35:], cache)[:, 0]
+    assert_near(last_BV, decoder.model(tokens_BT)[:, -1])
+    stored = [layer.keys_BHSD.clone() for layer in cache.layers]
+    with pytest.raises(ValueError, match="the cache holds 36 tokens of a sequence, 37 were asked for"):
+        decoder.read(tokens_BT[:, :1], cache)
+    assert cache.lengths == cache.lengths_B.tolist() == [36] * 3
+    assert all(torch.equal(layer.keys_BHSD, before) for layer, before in zip(cache.layers, stored, strict=True))
+
+
+@torch.inference_mode()
+def test_more_tokens_than_the_native_step_takes_are_read_too(decoder: Decoder) -> None:
+    tokens_BT = random_tokens(decoder.model, MOST_TOKENS + 1)
+    cache = decoder.take_cache(MOST_TOKENS + 1)
+    read = [decoder.read(part_BT, cache) for part_BT in tokens_BT[:, :4].split([1, 2, 1], 1)]
+    assert_near(torch.cat(read, 1), decoder.model(tokens_BT)[:, :4])
+
+
+def greedy(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    steps = generate(decoder, prompts, max_new_tokens=count, sampling=GREEDY, seeds=range(len(prompts)))
+    return torch.stack([chosen.tokens_B for chosen in steps], 1).tolist()
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_a_compiled_step_is_made_once_and_uses_its_caches_again(
+    backend: str, positions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding.decoder.torch, "compile", with_backend(backend))
+    torch._dynamo.reset()
+    model = random_model(replace(NARROW, num_kv_heads=2, positions=positions))
+    decoder, eager = Decoder(model, "compiled"), Decoder(model, "eager")
+    prompts = [[1, 2], [3, 4, 5, 6], [7]]
+    assert greedy(decoder, prompts, 10) == greedy(eager, prompts, 10)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        prompts = [[5] * 9, [6, 1], [8, 3, 2]]
+        assert greedy(decoder, prompts, 10) == greedy(eager, prompts, 10)
+        assert_reads_like(decoder, model)
+    with torch.inference_mode():
+        first, second = decoder.take_cache(3), decoder.take_cache(3)
+        assert first is not second
+        assert first.max_len == NARROW.max_len
+        decoder.give_back(first)
+        assert decoder.take_cache(2) is not first
+        again = decoder.take_cache(3, 5)
+        assert again is first
+        assert again.lengths == again.lengths_B.tolist() == [0, 0, 0]
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [
+        ("eager", "fp32"),
+        ("eager", "bf16"),
+        ("eager", "int8"),
+        pytest.param("inductor", "fp32", marks=pytest.mark.ci),
+        pytest.param("inductor", "bf16", marks=pytest.mark.nightly),
+        pytest.param("inductor", "int8", marks=pytest.mark.nightly),
+    ],
+)
+def test_one_compiled_block_serves_all_blocks_and_any_number_of_sequences(
+    backend: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding.decoder.torch, "compile", with_backend(backend))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = convert(random_model(NARROW), precision)
+    compiled, eager = Decoder(model, "compiled"), Decoder(model, "eager")
+    for batch_size in (1, 3):
+        assert greedy(compiled, [[1, 2]] * batch_size, 3) == greedy(eager, [[1, 2]] * batch_size, 3)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for batch_size in range(1, 12):
+            assert greedy(compiled, [[1, 2]] * batch_size, 3) == greedy(eager, [[1, 2]] * batch_size, 3)
+    assert len(model.blocks) > 1
+    # What comes before the blocks, a block, and what comes after them: for one sequence, and for several.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 6
+    torch._dynamo.reset()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@torch.inference_mode()
+def test_a_step_recorded_as_a_cuda_graph_equals_the_model(precision: Precision) -> None:
+    model = convert(random_model(replace(WIDE, num_kv_heads=2)).cuda(), precision)
+    decoder, eager = Decoder(model, "compiled"), Decoder(model, "eager")
+    tokens_BT = random_tokens(model).cuda()
+    for _ in range(2):  # The second time with the cache, and the graph, of the first.
+        cache, plain = decoder.take_cache(3), eager.take_cache(3)
+        kept: list[tuple[Tensor, Tensor]] = []
+        for reader, into in ((decoder, cache), (eager, plain)):
+            reader.prefill(tokens_BT[:, :7], into, COUNTS)
+        for token in range(7, 40):
+            new_BT = tokens_BT[:, token : token + 1]
+            kept.append((decoder.read(new_BT, cache), eager.read(new_BT, plain).float()))
+        for recorded_BTV, expected_BTV in kept:  # None was overwritten by a later replay.
+            assert_near(recorded_BTV, expected_BTV, 1e-4 if precision == "fp32" else 8 * BF16)
+        decoder.give_back(cache)
+    assert len(decoder._compiled._graphs) == 1
+    assert Decoder(model).mode == "eager"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("fast_bf16", [False, True])
+@pytest.mark.parametrize("mode", [NATIVE])
+@torch.inference_mode()
+def test_the_native_step_reads_prompts_where_torch_is_slow_at_bf16(
+    mode: Mode, precision: Precision, fast_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding.decoder, "cpu_has_fast_bf16", lambda: fast_bf16)
+    model = convert(random_model(WIDE), precision)
+    decoder, tokens_BT = Decoder(model, mode), random_tokens(model)
+    calls: list[int] = []
+    model.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    cache = decoder.take_cache(3)
+    logits_BV = decoder.prefill(tokens_BT[:, :50], cache)
+    natively = precision != "fp32" and not fast_bf16
+    assert bool(calls) != natively
+    if natively:
+        again = decoder.take_cache(3)
+        singles = [decoder.read(tokens_BT[:, place : place + 1], again) for place in range(50)]
+        assert torch.equal(logits_BV, singles[-1][:, 0]), "to the last bit, as any other reading of it"
+        assert cache.lengths == [50] * 3
+    with pytest.raises(ValueError, match="the cache holds 72 tokens of a sequence, 73 were asked for"):
+        decoder.prefill(tokens_BT[:, :23], cache)
+    assert cache.lengths == [50] * 3
+
+
+def test_an_unknown_mode_is_an_error() -> None:
+    with pytest.raises(InputError, match="mode must be one of auto, eager, compiled, native, got fast"):
+        Decoder(random_model(NARROW), "fast")  # type: ignore[arg-type]

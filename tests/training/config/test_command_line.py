@@ -1,0 +1,121 @@
+"""Configuration is strict, and its errors are one line."""
+
+from pathlib import Path
+
+import pytest
+
+from gpt.config import GPTConfig
+from training.config.command_line import StrictParser, config_to_yaml, parse_config_text
+from training.runtime.errors import InputError
+
+ENOUGH = "training: {max_steps: 5}\n"
+
+
+def parse(*arguments: str) -> GPTConfig:
+    parser = StrictParser()
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(GPTConfig)
+    return parser.build(GPTConfig, parser.parse_args(list(arguments)))
+
+
+def test_options_stand_above_the_file_and_the_file_above_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "experiment.yaml"
+    file.write_text("model: {num_layers: 2, d_model: 64}\ntraining: {max_steps: 5}\noptimizer: {learning_rate: 3e-4}\n")
+    config = parse("--config", str(file), "--model.num_layers", "3", "--model.num_kv_heads", "null")
+    assert (config.model.num_layers, config.model.d_model, config.model.num_heads) == (3, 64, 4)
+    assert config.optimizer.learning_rate == 3e-4
+    assert config.model.num_kv_heads is None
+
+
+def test_a_configuration_survives_being_written() -> None:
+    config = parse_config_text(GPTConfig, ENOUGH + "model: {num_kv_heads: 2}\noptimizer: {eps: 1.0e-12}\n")
+    assert parse_config_text(GPTConfig, config_to_yaml(config)) == config
+
+
+def test_text_that_looks_like_a_comment_stays_text() -> None:
+    data = 'data: {source: "hub:a/b", revision: "#", subset: "#1"}\n'
+    config = parse_config_text(GPTConfig, ENOUGH + data)
+    assert (config.data.revision, config.data.subset) == ("#", "#1")
+    assert parse_config_text(GPTConfig, config_to_yaml(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.num_layer", "3"], "unknown option model.num_layer: did you mean model.num_layers?"),
+        (
+            ["--optimiser.learning_rate=1"],
+            "unknown option optimiser.learning_rate: did you mean optimizer.learning_rate?",
+        ),
+        (["--qqqq", "1"], "unknown option qqqq: see --help"),
+        (["--model.num_layers", "x"], "model.num_layers: expected int, got x"),
+        (["--model.num_layers", "2.5"], "model.num_layers: expected int, got 2.5"),
+        (["--model.num_layers", "0"], "model.num_layers must be at least 1, got 0"),
+        (
+            ["--training.precision", "fp17"],
+            "training.precision: expected one of 'auto', 'bf16', 'fp16', 'fp32', 'fp64', got fp17",
+        ),
+        (["--training.batch_size", "0"], "training.batch_size must be at least 1, got 0"),
+        (["--training.epochs", ".inf"], "training.epochs must be null or above 0, and at most 1000000, got inf"),
+        (["--optimizer.learning_rate", ".nan"], "optimizer.learning_rate must be above 0, and finite, got nan"),
+        (["--training.keep_checkpoints", "1"], "training.keep_checkpoints must be at least 2, got 1"),
+        (["--optimizer.beta1", "1"], "optimizer.beta1 must be at least 0 and below 1, got 1.0"),
+        (["--schedule.final_ratio", "2"], "schedule.final_ratio must be between 0 and 1, got 2.0"),
+        (
+            ["--training.max_steps", "null"],
+            "training.max_steps or training.epochs must say when to end, got null for both",
+        ),
+        (["--name", "a/b"], "name must be a plain folder name, got 'a/b'"),
+    ],
+)
+def test_bad_options_are_one_clear_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse("--training.max_steps", "5", *arguments)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {num_layer: 3}", "unknown option model.num_layer: did you mean model.num_layers?"),
+        ("trainnig: {max_steps: 3}", "unknown option trainnig.max_steps: did you mean training.max_steps?"),
+        ("model: [", "did not find expected node content"),
+        (
+            "model: {positions: rotory}",
+            "model.positions: expected one of 'sinusoidal', 'learned', 'rotary', got rotory",
+        ),
+        ("training: {max_steps: -3}", "training.max_steps must be null or at least 1, got -3"),
+    ],
+)
+def test_bad_files_are_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError) as caught:
+        parse("--config", str(file))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_bytes(b"name: caf\xe9")
+    with pytest.raises(InputError, match="the configuration file is not UTF-8"):
+        parse("--config", str(tmp_path / "bad.yaml"))
+
+
+def test_a_file_may_hold_what_is_printed_of_other_options(tmp_path: Path) -> None:
+    parser = StrictParser()
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--output_dir", type=str)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_class_arguments(GPTConfig)
+    (tmp_path / "printed.yaml").write_text("output_dir: null\nresume: false\n")
+    values = parser.parse_args(["--config", str(tmp_path / "printed.yaml"), "--resume", "--name", "x"])
+    assert (values.output_dir, values.resume, values.name) == (None, True, "x")
+    (tmp_path / "bad.yaml").write_text("resume: 3\n")
+    with pytest.raises(InputError, match="resume: expected bool, got 3"):
+        parser.parse_args(["--config", str(tmp_path / "bad.yaml")])
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(InputError, match=r"nowhere\.yaml"):
+        parse("--config", "nowhere.yaml")

@@ -1,0 +1,123 @@
+"""What a launcher's environment may change, and what not."""
+
+from pathlib import Path
+
+import pytest
+from helpers import read_metrics, with_training
+
+from gpt.config import GPTConfig
+from gpt.task import train_gpt
+from training.runtime.errors import InputError
+from training.runtime.launch_settings import check_launch, ignored_settings
+
+LAUNCH = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture(autouse=True)
+def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*LAUNCH, "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"MASTER_ADDR": "", "MASTER_PORT": ""},
+            "WORLD_SIZE=2 in the environment is half of a launch: MASTER_ADDR, MAST",
+        ),
+        (
+            {"MASTER_PORT": ""},
+            "MASTER_PORT is not set. Start with accelerate launch or torchrun, or .* unset WORLD_SIZE",
+        ),
+        ({"WORLD_SIZE": "", "RANK": "0"}, "WORLD_SIZE in the environment must be a number, got ''"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE in the environment must be a number, got 'two'"),
+        ({"LOCAL_WORLD_SIZE": "-1"}, "LOCAL_WORLD_SIZE in the environment must be a number, got '-1'"),
+        ({"RANK": "2"}, "RANK=2 in the environment is none of WORLD_SIZE=2 processes"),
+        ({"ACCELERATE_USE_FSDP": "true"}, r"asks for FSDP \(ACCELERATE_USE_FSDP\), which is not done here"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "asks for Megatron-LM"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "asks for a parallelism configuration"),
+    ],
+)
+def test_half_of_a_launch_and_what_is_not_done_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], said: str
+) -> None:
+    for name, value in (LAUNCH | changes).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=said):
+        check_launch()
+
+
+@pytest.mark.parametrize("launch", [{}, LAUNCH, {"RANK": "0", "WORLD_SIZE": "1"}, {"ACCELERATE_USE_FSDP": "false"}])
+def test_a_whole_launch_or_none_passes(monkeypatch: pytest.MonkeyPatch, launch: dict[str, str]) -> None:
+    for name, value in launch.items():
+        monkeypatch.setenv(name, value)
+    check_launch()
+
+
+def test_a_leftover_rank_says_what_to_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(
+        InputError, match="LOCAL_RANK=0 .*: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not set.*unset L"
+    ):
+        check_launch()
+
+
+def test_what_accelerate_refuses_is_one_line(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "maybe")
+    with pytest.raises(InputError, match="the launch does not serve: invalid truth value maybe"):
+        train_gpt(config, output_dir=tmp_path / "run")
+
+
+def test_no_setting_of_accelerate_changes_a_number_and_each_that_would_is_named(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = with_training(config, max_steps=3, accumulation_steps=2)
+    train_gpt(config, output_dir=tmp_path / "plain")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")  # As launchers set it where nothing was asked.
+    assert ignored_settings() == []
+    capsys.readouterr()
+    asked = {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR",
+        "ACCELERATE_MIXED_PRECISION": "fp8",
+    }
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("torch.compile", lambda *arguments, **options: pytest.fail("it is compiled"))
+    train_gpt(config, output_dir=tmp_path / "asked")
+    said = capsys.readouterr().out
+    for name, value in asked.items():
+        assert said.count(f"warning     {name}={value} of the launch configuration is ignored: ") == 1
+    names = ("train_loss", "grad_norm", "val_loss")
+    plain, other = (
+        [[line.get(name) for name in names] for line in read_metrics(tmp_path / run)] for run in ("plain", "asked")
+    )
+    assert plain == other
+
+
+def test_a_second_training_in_one_process_may_have_another_precision(config: GPTConfig, tmp_path: Path) -> None:
+    losses = []
+    for run, precision in (("first", "fp32"), ("second", "bf16"), ("third", "fp32")):
+        train_gpt(with_training(config, max_steps=2, precision=precision), output_dir=tmp_path / run)
+        losses.append(read_metrics(tmp_path / run)[-1]["train_loss"])
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_a_training_that_does_not_fit_says_what_to_lower(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*arguments: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes. Error code 12")
+
+    monkeypatch.setattr("training.loop.loss_sum", too_much)
+    with pytest.raises(
+        InputError, match=r"out of memory at 64 bytes more: raise training.accumulation_steps \(1\), lower"
+    ):
+        train_gpt(config, output_dir=tmp_path / "run")
+    monkeypatch.setattr("training.loop.loss_sum", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train_gpt(config, output_dir=tmp_path / "other")

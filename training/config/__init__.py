@@ -1,0 +1,1 @@
+"""The sections of a configuration, and how they are read from YAML and the command line."""

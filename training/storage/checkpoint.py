@@ -1,0 +1,349 @@
+"""Checkpoints that exist whole or not at all.
+
+    checkpoints/step-00000500/    model.safetensors, optimizer.safetensors, state.json, … and manifest.json
+    checkpoints/last, best        relative links, or text files with a name where there are no links
+
+A checkpoint is written beside its place, flushed, sealed by a manifest of sizes and SHA-256 that is written last and
+seals itself, and renamed into place. Only then are old ones pruned. Readers check the manifest first. Nothing in a
+checkpoint is unpickled.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from training.config.sections import shown
+from training.runtime.errors import InputError
+from training.storage.files import doing_without, replace_link, sync, write_synced
+from training.storage.manifest import FORMAT, MANIFEST, seal, verified_contents, verified_manifest
+from training.storage.manifest import CheckpointError as CheckpointError
+from training.storage.manifest import DamagedCheckpointError as DamagedCheckpointError
+from training.storage.reading import Count, built, decoded, parse_json, parse_yaml, read_json, read_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STATE = "state.json"
+NAMES = ("best", "last")
+_NAME = re.compile(r"step-([0-9]{8,18})")
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of a step; names sort as steps do."""
+    return f"step-{step:08d}"
+
+
+@dataclass
+class _Step:
+    step: Count
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Checkpoint:
+    """One checkpoint, read and verified.
+
+    Args:
+        folder: The folder, or a link to it.
+
+    Raises:
+        DamagedCheckpointError: It is incomplete or damaged; the message names the file.
+        CheckpointError: It is missing, cannot be read, or has the format of another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self._contents = verified_contents(self.folder)
+        self.state: dict[str, Any] = self.json(STATE)
+        self._check_step()
+
+    @property
+    def files(self) -> set[str]:
+        """The names of its files."""
+        return set(self._contents)
+
+    def text(self, name: str) -> str:
+        """The content of a text file."""
+        return decoded(self._file(name), self.folder / name)
+
+    def json(self, name: str) -> Any:
+        """The value in a JSON file."""
+        return parse_json(self.text(name), self.folder / name)
+
+    def yaml(self, name: str) -> Any:
+        """The value in a YAML file."""
+        return parse_yaml(self.text(name), self.folder / name)
+
+    def tensors(self, name: str) -> "dict[str, Tensor]":
+        """The tensors of `NAME.safetensors`, on the CPU."""
+        from safetensors.torch import load
+
+        try:
+            return load(self._file(f"{name}.safetensors"))
+        except SafetensorError as error:
+            raise CheckpointError(f"{self.folder / name}.safetensors cannot be read: {error}") from error
+
+    def _check_step(self) -> None:
+        """A whole checkpoint in the place of another one is damage as well."""
+        place, step = _NAME.fullmatch(self.folder.name), built(_Step, self.state, self.folder / STATE).step
+        if place and int(place[1]) != step:
+            raise DamagedCheckpointError(f"checkpoint {self.folder} is damaged: {STATE} is of step {step}")
+
+    def _file(self, name: str) -> bytes:
+        if name not in self._contents:
+            raise CheckpointError(f"checkpoint {self.folder} holds no {name}")
+        return self._contents[name]
+
+
+def named_checkpoint(place: Path) -> Path:
+    """The checkpoint beside `best` or `last` that it names, as a link or in a text file; it may be gone.
+
+    Raises:
+        CheckpointError: It names something else, or something outside the run.
+        FileError: It cannot be read.
+    """
+    target = os.readlink(place) if place.is_symlink() else read_text(place, most=200).strip()
+    found = place.parent / target
+    if not _NAME.fullmatch(found.name) or found.resolve().parent != place.parent.resolve():
+        raise CheckpointError(
+            f"{place} names {shown(target)}, which is no checkpoint beside it: remove {place}, and the run does without"
+        )
+    return found
+
+
+class CheckpointStore:
+    """The `checkpoints/` folder of a run. One process at a time may write to it.
+
+    Args:
+        folder: The folder; it is made when the first checkpoint is written.
+        keep: How many of the newest checkpoints to keep, besides the best; at least 2.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = max(keep, 2)
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, sound or not, in rising order."""
+        if not self.folder.is_dir():
+            return []
+        matches = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match and checkpoint_name(int(match[1])) == match[0])
+
+    def named(self, name: str) -> Path | None:
+        """The checkpoint that `best` or `last` stands for; None where it does not.
+
+        A tool that follows links makes a copy of the checkpoint in their place.
+
+        Raises:
+            CheckpointError, FileError: As `named_checkpoint`.
+        """
+        place = self.folder / name
+        if place.is_dir() and not place.is_symlink():
+            return place
+        found = named_checkpoint(place) if os.path.lexists(place) else None
+        return found if found is not None and found.is_dir() else None
+
+    def best(self) -> Path | None:
+        """The best checkpoint, or the last where none is best yet.
+
+        Where a tool has dropped both names, the newest one with all its files says which one was best.
+        """
+        for name in NAMES:
+            if (found := self.named(name)) is not None:
+                return found
+        for step in reversed(self.steps()):
+            newest = self.folder / checkpoint_name(step)
+            with suppress(InputError, OSError):
+                if all((newest / name).stat().st_size == e["size"] for name, e in verified_manifest(newest).items()):
+                    counters = read_json(newest / STATE).get("counters")
+                    best = counters.get("best_step") if isinstance(counters, dict) else None
+                    return self.folder / checkpoint_name(best) if best in self.steps() else newest
+        return None
+
+    def adopt_copies(self) -> None:
+        """Make names again of `best` and `last` where a tool that follows links has made copies of checkpoints.
+
+        A copy is what the run goes on with where the checkpoint itself is gone or damaged.
+
+        Raises:
+            CheckpointError, FileError: As `named_checkpoint`.
+        """
+        for name in NAMES:
+            copy = self.folder / name
+            if self.named(name) != copy:
+                continue
+            try:
+                place = self.folder / checkpoint_name(Checkpoint(copy).state["step"])
+            except DamagedCheckpointError:
+                self._set_aside(copy)
+                continue
+            sound = None
+            with suppress(DamagedCheckpointError):
+                sound = Checkpoint(place) if place.exists() else None
+            if sound is None:
+                self._set_aside(place)
+                os.rename(copy, place)
+            else:
+                shutil.rmtree(copy)
+            replace_link(copy, place.name)
+
+    def _set_aside(self, place: Path) -> None:
+        """Rename what is damaged."""
+        if place.exists():
+            aside = place.with_name(f"damaged-{place.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(place, aside)
+
+    def check_space(self, size: int) -> tuple[str, str | None]:
+        """Compare the size of a checkpoint with the free space.
+
+        Args:
+            size: Of one checkpoint, in bytes.
+
+        Returns:
+            A line that tells both, and a warning where the space will not do for all that are kept.
+
+        Raises:
+            CheckpointError: Not even one fits.
+        """
+        place = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
+        free = shutil.disk_usage(place).free
+        line = f"{_gigabytes(size)} each, {_gigabytes(free)} free"
+        if free < size:
+            raise CheckpointError(
+                f"no space for a checkpoint in {place}: {line}; free some, or choose another --output_dir"
+            )
+        most = self.keep + 2  # The best one, and one that is being written.
+        if free < (most - len(self.steps())) * size:
+            return line, f"up to {most} checkpoints of {_gigabytes(size)} will not fit into {_gigabytes(free)}"
+        return line, None
+
+    def newest_sound(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that is whole, and what was wrong with each newer one.
+
+        Raises:
+            CheckpointError: One cannot be read, though it may be whole.
+        """
+        damage: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                return Checkpoint(self.folder / checkpoint_name(step)), damage
+            except DamagedCheckpointError as error:
+                damage.append(str(error))
+        return None, damage
+
+    def save(
+        self,
+        step: int,
+        *,
+        tensors: "Mapping[str, Mapping[str, Tensor]]",
+        state: Mapping[str, Any],
+        files: Mapping[str, str],
+        best: bool = False,
+    ) -> Path:
+        """Write the checkpoint of a step, point `last` (and `best`) to it, and prune old ones.
+
+        Args:
+            step: The step that was just finished. A checkpoint that it has already is kept as it is.
+            tensors: For each safetensors file, its tensors. No two may share memory.
+            state: Counters, for state.json.
+            files: Other text files.
+            best: Whether this is the best checkpoint so far.
+
+        Raises:
+            CheckpointError: The disk refused; earlier checkpoints stand as they were.
+        """
+        texts = {STATE: json.dumps(state, indent=1), **files}
+        place = self.folder / checkpoint_name(step)
+        beside = place.with_name(f".{place.name}.new")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not place.exists():
+                self.clean()
+                _write_sealed(beside, tensors, texts)
+                os.rename(beside, place)
+                sync(self.folder)
+            replace_link(self.folder / "last", place.name)
+            if best:
+                replace_link(self.folder / "best", place.name)
+        except OSError as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise CheckpointError(f"cannot write checkpoint {place}: {error.strerror or error}") from error
+        with suppress(
+            OSError, InputError
+        ):  # The new checkpoint stands; what cannot be removed now is tried again next time.
+            self._prune()
+        return place
+
+    def go_back_to(self, step: int, best_step: int | None) -> None:
+        """Set aside what is newer than a step (renamed, not removed), and point `last` and `best` to what stays."""
+        for newer in self.steps():
+            if newer > step:
+                self._set_aside(self.folder / checkpoint_name(newer))
+        for name, target in (("last", step), ("best", best_step)):
+            if target is not None and target in self.steps():
+                replace_link(self.folder / name, checkpoint_name(target))
+            else:
+                (self.folder / name).unlink(missing_ok=True)
+
+    def clean(self) -> None:
+        """Remove what a writer left that was interrupted."""
+        for leftover in self.folder.glob(".step-*.new"):
+            shutil.rmtree(leftover)
+
+    def _prune(self) -> None:
+        kept = {checkpoint_name(step) for step in self.steps()[-self.keep :]}
+        kept |= {found.name for name in NAMES if (found := self.named(name)) is not None}
+        for step in self.steps():
+            if checkpoint_name(step) not in kept:
+                # Unsealed first: a removal that is cut short must not leave what looks whole.
+                (self.folder / checkpoint_name(step) / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(self.folder / checkpoint_name(step))
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _write_sealed(folder: Path, tensors: "Mapping[str, Mapping[str, Tensor]]", texts: Mapping[str, str]) -> None:
+    folder.mkdir()
+    for name, group in tensors.items():
+        _write_tensors(folder / f"{name}.safetensors", group)
+    for name, text in texts.items():
+        write_synced(folder / name, text.encode())
+    files = {
+        file.name: {"size": file.stat().st_size, "sha256": _file_digest(file)} for file in sorted(folder.iterdir())
+    }
+    sync(folder)
+    manifest = {"format": FORMAT, "files": files, "seal": seal(FORMAT, files)}
+    write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    sync(folder)
+
+
+def _write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
+    """Write a safetensors file from where the tensors lie, without a copy of all of them, and flush it to the disk."""
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    except SafetensorError as error:
+        refused = re.search(r"I/O error: (.*) \(os error (\d+)\)", str(error))
+        if refused is None:
+            raise
+        raise OSError(int(refused[2]), refused[1], str(path)) from error
+    with doing_without("modes", path.parent):  # safetensors lets nobody else read its files.
+        path.chmod(path.parent.stat().st_mode & 0o666)
+    sync(path)

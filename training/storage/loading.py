@@ -1,0 +1,95 @@
+"""The way back from a checkpoint to a model."""
+
+from collections.abc import Mapping
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from training.config.command_line import parse_config_text
+from training.config.sections import RunConfig
+from training.runtime.errors import InputError
+from training.storage.checkpoint import Checkpoint, CheckpointError
+from training.storage.state import saved_state
+
+Config = TypeVar("Config", bound=RunConfig)
+EMBEDDING = "embedding.weight"
+"""What the models call their table with a row for each symbol of the vocabulary."""
+Weights = Literal["ema", "raw"]
+
+
+def saved_config(config_class: type[Config], checkpoint: Checkpoint) -> Config:
+    """The configuration of a checkpoint's run.
+
+    Raises:
+        CheckpointError: It is none of this class; the message names the file.
+    """
+    try:
+        return parse_config_text(config_class, checkpoint.text("config.yaml"))
+    except InputError as error:
+        raise CheckpointError(f"{checkpoint.folder / 'config.yaml'}: {error}") from error
+
+
+def saved_tensors(
+    checkpoint: Checkpoint, name: str, wanted: Mapping[str, Tensor], vocabulary: str = "the vocabulary"
+) -> dict[str, Tensor]:
+    """The tensors of `NAME.safetensors`, which are those that are wanted: by name, shape and type, no more, no less.
+
+    Args:
+        checkpoint: Where they are.
+        name: Of the file.
+        wanted: Such tensors. Those of a run in fp64 are saved in fp64, and may go on in another precision.
+        vocabulary: Where the symbols come from that the embedding is for.
+
+    Raises:
+        CheckpointError: They are others; the message names file and tensor.
+    """
+    saved = checkpoint.tensors(name)
+    fp64 = saved_state(checkpoint).setup.get("precision") == "fp64"
+    faults = [f"{key} is missing" for key in wanted.keys() - saved.keys()]
+    faults += [f"{key} is unknown" for key in saved.keys() - wanted.keys()]
+    for key in wanted.keys() & saved.keys():
+        tensor, found = wanted[key], saved[key]
+        # A tensor without dimensions counts steps, in fp32 whatever the weights are.
+        weights = tensor.ndim > 0 and tensor.is_floating_point()
+        dtype = (torch.float64 if fp64 else torch.float32) if weights else tensor.dtype
+        if found.shape != tensor.shape:
+            reason = f" for the {len(tensor)} symbols of {vocabulary}" if key == EMBEDDING else ""
+            faults.append(f"{key} has the shape {tuple(found.shape)}, expected {tuple(tensor.shape)}{reason}")
+        elif found.dtype != dtype:
+            faults.append(f"{key} is of {found.dtype}, expected {dtype}".replace("torch.", ""))
+    if faults:
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise CheckpointError(f"{checkpoint.folder / name}.safetensors: {min(faults)}{more}")
+    return saved
+
+
+def load_weights(
+    model: nn.Module, checkpoint: Checkpoint, weights: Weights | None = None, vocabulary: str = "the vocabulary"
+) -> Weights:
+    """Give a model the weights of a checkpoint, and say which ones.
+
+    Args:
+        model: Fresh, of the checkpoint's shape.
+        checkpoint: Where they are.
+        weights: "ema" for the average of the weights, "raw" for those of the step; None for the average where the
+            checkpoint has one.
+        vocabulary: The file with the symbols that the model was made for.
+
+    Raises:
+        CheckpointError: The checkpoint has no average.
+        InputError: The model has other weights.
+    """
+    has_average = "ema.safetensors" in checkpoint.files
+    weights = weights or ("ema" if has_average else "raw")
+    if weights == "ema" and not has_average:
+        raise CheckpointError(f"{checkpoint.folder} has no average of the weights (--training.ema_decay): use raw")
+    name = {"ema": "ema", "raw": "model"}[weights]
+    try:
+        model.load_state_dict(saved_tensors(checkpoint, name, model.state_dict(), vocabulary))
+    except CheckpointError as error:
+        raise InputError(
+            f"the weights of {checkpoint.folder} are not those of a {type(model).__name__}: load them with the class "
+            f"that was trained (model_class=…); {error}"
+        ) from error
+    return weights

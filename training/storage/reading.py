@@ -1,0 +1,325 @@
+"""Strict readers of the files of a run: what is not as it should be is one error, with the file and its fault.
+
+A file is regular, of a bounded size, and of its format. Opening one never waits: not even for the writer of a FIFO.
+"""
+
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, NoReturn, TypeVar, Union, cast, get_args, get_origin
+from typing import get_type_hints as type_hints
+
+import yaml
+
+from training.config.plain_yaml import load_yaml
+from training.config.sections import shown
+from training.runtime.errors import InputError
+
+MOST_BYTES = 16 * 2**20
+"""Of a JSON, YAML or text file: far more than one of ours takes."""
+MOST_LINE = 2**16
+"""Bytes of a line of JSON."""
+_BLOCK = 2**16
+_MOST_DIGITS = 19
+
+T = TypeVar("T")
+
+
+class FileError(InputError):
+    """A file cannot be read, though it may be as it should.
+
+    Args:
+        file: Which one.
+        fault: What is wrong with it.
+    """
+
+    def __init__(self, file: Path, fault: str) -> None:
+        super().__init__(f"{file}: {fault}")
+        self.file, self.fault = file, fault
+
+
+class MissingFileError(FileError):
+    """There is no such file."""
+
+
+class MalformedFileError(FileError):
+    """A file can be read, and its content is not what it should be."""
+
+
+class Range(NamedTuple):
+    """What a number may be, both ends included; the second part of an `Annotated` type."""
+
+    least: float
+    most: float
+
+
+Count = Annotated[int, Range(0, 10**15)]
+Amount = Annotated[float, Range(0, 1e300)]
+Scalar = str | int | float | bool | None
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingFileError(path, "there is no such file") from error
+    except OSError as error:
+        raise FileError(path, error.strerror or str(error)) from error
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file to read, or raise a `FileError` at once."""
+    with _naming(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    return regular(descriptor, path, "rb")
+
+
+def regular(descriptor: int, path: Path, mode: str) -> Any:
+    """The open file of a descriptor; where that is a folder's, FIFO's or device's, a `FileError`."""
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(kind):
+        return open(descriptor, mode)
+    os.close(descriptor)
+    raise FileError(path, "Is a directory" if stat.S_ISDIR(kind) else "not a regular file, but a FIFO or a device")
+
+
+def read_bytes(path: Path, *, most: int = MOST_BYTES, size: int | None = None) -> bytes:
+    """The content of a file.
+
+    Args:
+        path: The file.
+        most: How large it may be, in bytes.
+        size: How large it must be; None for any up to `most`.
+
+    Raises:
+        FileError: It cannot be read.
+        MalformedFileError: It has another size, and nothing was read.
+    """
+    with open_file(path) as file, _naming(path):
+        found = os.fstat(file.fileno()).st_size
+        if size is not None and found != size:
+            raise MalformedFileError(path, f"expected {size:,} bytes, found {found:,}")
+        if size is None and found > most:
+            raise MalformedFileError(path, f"expected at most {most:,} bytes, found {found:,}")
+        return file.read()
+
+
+def read_text(path: Path, *, most: int = MOST_BYTES) -> str:
+    """The content of a file of UTF-8, or a `FileError`."""
+    return decoded(read_bytes(path, most=most), path)
+
+
+def decoded(content: bytes, path: Path) -> str:
+    """The text of a file's content, or a `MalformedFileError` where that is not UTF-8."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedFileError(path, f"not UTF-8 (byte {error.start:,} is 0x{content[error.start]:02x})") from error
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file, or a `FileError`; see `parse_json`."""
+    return parse_json(read_text(path), path)
+
+
+def parse_json(text: str, path: Path) -> Any:
+    """The value of JSON text: with numbers that are finite and no longer than 64 bits, and names that are given once.
+
+    Raises:
+        MalformedFileError: It is not, or it is nested too deep.
+    """
+    try:
+        return _DECODER.decode(text)
+    except RecursionError as error:
+        raise MalformedFileError(path, "nested too deep") from error
+    except json.JSONDecodeError as error:
+        raise MalformedFileError(path, f"not JSON ({error})") from error
+    except ValueError as error:
+        raise MalformedFileError(path, str(error)) from error
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {shown(text)}, which is too large")
+    return value
+
+
+def _constant(text: str) -> NoReturn:
+    raise ValueError(f"{text}, which is no number of JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a name that is given twice")
+    return values
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_float, parse_constant=_constant, object_pairs_hook=_object)
+
+
+def read_json_lines(
+    path: Path, misfit: Callable[[Any], str | None], *, newest_first: bool = False
+) -> Iterator[tuple[bytes, Any]]:
+    """The lines of a file of JSON lines, each with its value; one at the end that was cut short is left out.
+
+    Args:
+        path: The file.
+        misfit: Says what is wrong with a value, or None.
+        newest_first: Read from the end, and no more than is asked for.
+
+    Raises:
+        FileError, MalformedFileError: The file cannot be read, or a line is not what it should be.
+    """
+    with open_file(path) as file, _naming(path):
+        lines = _backward(file) if newest_first else _forward(file)
+        for number, (line, ended) in enumerate(lines, start=1):
+            place = f"line {number:,}{' from the end' if newest_first else ''}"
+            if len(line) > MOST_LINE:
+                raise MalformedFileError(path, f"{place}: longer than {MOST_LINE:,} bytes")
+            if not line.strip():
+                continue
+            try:
+                value = parse_json(decoded(line, path), path)
+                fault = misfit(value)
+            except MalformedFileError as error:
+                if not ended and isinstance(error.__cause__, json.JSONDecodeError):
+                    continue
+                fault = error.fault
+            if fault is not None:
+                raise MalformedFileError(path, f"{place}: {fault}")
+            yield line, value
+
+
+def _forward(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    """The lines, each with whether it was ended; of one that is too long, its beginning."""
+    while line := file.readline(MOST_LINE + 2):
+        yield line.removesuffix(b"\n"), line.endswith(b"\n")
+
+
+def _backward(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    """The same from the last line to the first."""
+    place, rest, ended = file.seek(0, os.SEEK_END), b"", False
+    while place and len(rest) <= MOST_LINE:
+        size = min(_BLOCK, place)
+        place = file.seek(place - size)
+        rest, *lines = (file.read(size) + rest).split(b"\n")
+        for line in reversed(lines):
+            yield line, ended
+            ended = True
+    yield rest, ended
+
+
+def parse_yaml(text: str, path: Path) -> Any:
+    """The value of plain YAML, or a `MalformedFileError`; see `load_yaml`."""
+    try:
+        return load_yaml(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise MalformedFileError(path, f"not plain YAML ({' '.join(str(error).split())[:200]})") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a YAML file, or a `FileError`; see `parse_yaml`."""
+    return parse_yaml(read_text(path), path)
+
+
+def built(annotation: type[T], value: Any, path: Path) -> T:
+    """A dataclass from what a file holds; names that it does not have are left out.
+
+    Raises:
+        MalformedFileError: A field is missing, or of another type or range than the annotation's.
+    """
+    fault = misfit(value, annotation)
+    if fault is not None:
+        raise MalformedFileError(path, fault)
+    made: T = _made(value, annotation)
+    return made
+
+
+def _made(value: Any, annotation: Any) -> Any:
+    if not is_dataclass(annotation):
+        return value
+    hints, make = type_hints(annotation), cast("Callable[..., Any]", annotation)
+    return make(**{name: _made(value[name], hints[name]) for name in value if name in hints})
+
+
+def misfit(value: Any, annotation: Any, name: str = "") -> str | None:
+    """What is wrong with a value that should be of a type (numbers, text, lists, dicts, dataclasses), or None.
+
+    Args:
+        value: As JSON or YAML gave it.
+        annotation: The type; `Annotated` with a `Range` for the numbers that are allowed.
+        name: What to call it.
+    """
+    kind, inner = get_origin(annotation) or annotation, get_args(annotation)
+    if kind is Annotated:
+        in_range = misfit(value, inner[0]) is None and inner[1].least <= value <= inner[1].most
+        return None if in_range else _expected(annotation, value, name)
+    if not _is_of(value, kind, inner):
+        return _expected(annotation, value, name)
+    parts: Iterable[tuple[str, Any, Any]] = ()
+    if kind is dict:
+        parts = ((_inside(name, key), part, inner[1]) for key, part in value.items())
+    elif kind is list:
+        parts = ((f"{name}[{place}]", part, inner[0]) for place, part in enumerate(value))
+    elif is_dataclass(kind):
+        hints = type_hints(kind, include_extras=True)
+        for field in fields(kind):
+            if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
+                return f"{_inside(name, field.name)} is missing"
+        parts = ((_inside(name, key), part, hints[key]) for key, part in value.items() if key in hints)
+    return next(filter(None, (misfit(part, of, place) for place, part, of in parts)), None)
+
+
+def _is_of(value: Any, kind: Any, inner: tuple[Any, ...]) -> bool:
+    """Whether a value is of a type, whatever its parts are."""
+    if kind in (Union, UnionType):
+        return any(misfit(value, choice) is None for choice in inner)
+    if kind is Literal:
+        return type(value) is str and value in inner
+    if kind is str:
+        return type(value) is str and not any("\ud800" <= character <= "\udfff" for character in value)
+    if kind is float:
+        return type(value) in (int, float)
+    return kind is Any or type(value) is (dict if is_dataclass(kind) else kind)
+
+
+def _inside(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else shown(key)[1:-1]
+
+
+def _expected(annotation: Any, value: Any, name: str) -> str:
+    return f"{name}{': ' if name else ''}expected {_described(annotation)}, got {shown(value)}"
+
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    NoneType: "null",
+    list: "a list",
+}
+
+
+def _described(annotation: Any) -> str:
+    kind, inner = get_origin(annotation) or annotation, get_args(annotation)
+    if kind is Annotated:
+        return f"{_described(inner[0])} from {inner[1].least:g} to {inner[1].most:g}"
+    if kind in (Union, UnionType):
+        return " or ".join(map(_described, inner))
+    return f"one of {', '.join(map(repr, inner))}" if kind is Literal else _WORDS.get(kind, "an object")

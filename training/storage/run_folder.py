@@ -1,0 +1,268 @@
+"""The folder of a run: configuration, metrics, samples, curves and checkpoints."""
+
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from training.runtime.errors import InputError
+from training.storage.checkpoint import NAMES, Checkpoint, CheckpointError, CheckpointStore, named_checkpoint
+from training.storage.files import doing_without, replace_text, sync
+from training.storage.manifest import MANIFEST
+from training.storage.reading import Count, MissingFileError, misfit, read_json_lines, read_text, regular
+
+RUNS = Path("runs")
+
+
+class RunFolder:
+    """Names inside a run, and the writing of its small files.
+
+    Args:
+        path: The folder; `create` makes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self._lock: TextIO | None = None
+        self._unwritten = b""
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a run was started here."""
+        return self.config_file.exists() or self.checkpoints.exists() or self.metrics_file.exists()
+
+    @property
+    def resume_command(self) -> str:
+        """The command line that goes on with this run, on as many processes of this machine as now."""
+        processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes] if processes != "1" else []
+        return python_command(*launcher, sys.argv[0], "--output_dir", self.path, "--resume")
+
+    def claim(self) -> None:
+        """Make the folder, and keep other processes from writing to it until `release`.
+
+        Raises:
+            InputError: Another process is writing to it, or it cannot be made.
+        """
+        # Windows has none: imported above, it would end every command there before it could say so.
+        import fcntl
+
+        lock = self.path / ".lock"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = regular(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666), lock, "w")
+            with doing_without("locks", self.path):
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process is writing to {self.path}: wait for its end, or stop it") from error
+        except OSError as error:
+            raise InputError(f"cannot write to the run's folder {self.path}: {error.strerror}") from error
+
+    def release(self) -> None:
+        """Let other processes write to the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def create(self, config_yaml: str) -> None:
+        """Write the resolved configuration; older content stays."""
+        (self.path / "samples").mkdir(parents=True, exist_ok=True)
+        replace_text(self.config_file, config_yaml)
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of `metrics.jsonl` that a resumed run will write again, and a line that was cut short.
+
+        Raises:
+            FileError: The file cannot be read, or a line is not what it should be.
+        """
+        with suppress(MissingFileError):
+            kept = [line for line, metrics in self._metrics() if metrics["step"] <= step]
+            replace_text(self.metrics_file, "".join(f"{line.decode()}\n" for line in kept))
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """The lines of `metrics.jsonl`, without one at the end that was cut short; none where there is no such file.
+
+        Raises:
+            FileError: The file cannot be read, or a line is not what it should be.
+        """
+        return list(self.iterate_metrics())
+
+    def iterate_metrics(self, *, newest_first: bool = False) -> Iterator[dict[str, float]]:
+        """The same one by one; with `newest_first` no more of the file is read than is asked for."""
+        with suppress(MissingFileError):
+            for _, metrics in self._metrics(newest_first=newest_first):
+                yield metrics
+
+    def _metrics(self, *, newest_first: bool = False) -> Iterator[tuple[bytes, dict[str, float]]]:
+        return read_json_lines(self.metrics_file, _misfit, newest_first=newest_first)
+
+    def metrics_of(self, step: int) -> dict[str, float] | None:
+        """The line of `metrics.jsonl` of a step, or None."""
+        return next((line for line in self.iterate_metrics(newest_first=True) if line["step"] == step), None)
+
+    def append_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Add one line to `metrics.jsonl`, without what is not finite, for which JSON has no word.
+
+        Raises:
+            OSError: The disk refuses; the line is kept for the next call.
+        """
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self._unwritten += json.dumps(finite).encode() + b"\n"
+        self._write_metrics()
+
+    def sync_metrics(self) -> None:
+        """Flush all lines of `metrics.jsonl` to the disk.
+
+        Raises:
+            OSError: The disk refuses.
+        """
+        self._write_metrics()
+        if self.metrics_file.exists():
+            sync(self.metrics_file)
+
+    def _write_metrics(self) -> None:
+        with self.metrics_file.open("ab", buffering=0) as file:
+            try:
+                while self._unwritten:
+                    self._unwritten = self._unwritten[file.write(self._unwritten) :]
+            except OSError as error:
+                error.filename = str(self.metrics_file)
+                raise
+
+    def write_sample(self, step: int, text: str) -> None:
+        """Keep the text that was sampled at a step."""
+        self._sample_file(step).write_text(text, encoding="utf-8")
+
+    def read_sample(self, step: int) -> str | None:
+        """The text that was sampled at a step, or None."""
+        with suppress(MissingFileError):
+            return read_text(self._sample_file(step))
+        return None
+
+    def _sample_file(self, step: int) -> Path:
+        return self.path / "samples" / f"step-{step:08d}.txt"
+
+
+def _misfit(metrics: Any) -> str | None:
+    """What is wrong with a line of `metrics.jsonl`, or None."""
+    # The quick look first: a long run has hundreds of thousands of lines.
+    if type(metrics) is dict and {int, float}.issuperset(map(type, metrics.values())) and "step" in metrics:
+        return misfit(metrics["step"], Count, "step")
+    return misfit(metrics, dict[str, float]) or "step is missing"
+
+
+def choose_run_folder(name: str, output_dir: Path | None, *, resume: bool) -> RunFolder:
+    """The folder for a run that starts or goes on; a run is never overwritten.
+
+    Args:
+        name: Without `output_dir`: the next free runs/NAME-N, or to resume the newest one.
+        output_dir: Exactly this folder.
+        resume: Whether a run may be inside already.
+
+    Raises:
+        InputError: `output_dir` holds a run, and `resume` was not asked for.
+    """
+    if output_dir is None:
+        return (newest_run(name) if resume else None) or RunFolder(_free_folder(name))
+    run = RunFolder(output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise InputError(f"--output_dir {output_dir} is a file, not a folder")
+    if run.in_use and not resume:
+        raise InputError(
+            f"{output_dir} already holds a run: go on with it by adding --resume, or choose another --output_dir"
+        )
+    return run
+
+
+def newest_run(name: str) -> RunFolder | None:
+    """The newest runs/NAME-N that was started, or None."""
+    started = [number for number in _numbers(name) if RunFolder(RUNS / f"{name}-{number}").in_use]
+    return RunFolder(RUNS / f"{name}-{max(started)}") if started else None
+
+
+def _numbers(name: str) -> list[int]:
+    pattern = re.compile(re.escape(name) + r"-(\d+)")
+    found = [pattern.fullmatch(path.name) for path in RUNS.iterdir()] if RUNS.is_dir() else []
+    return [int(match[1]) for match in found if match]
+
+
+def _free_folder(name: str) -> Path:
+    number = max(_numbers(name), default=0) + 1
+    while True:
+        # Making the folder is what claims the number, against another run that starts at the same time.
+        folder = RUNS / f"{name}-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder of a run's best checkpoint (its last where none is best yet), or of the checkpoint that `path` is.
+
+    Raises:
+        CheckpointError: There is none.
+        FileError: What says which one is the best cannot be read.
+    """
+    if (path / "checkpoints").is_dir():
+        found = CheckpointStore(path / "checkpoints").best()
+        if found is None:
+            raise CheckpointError(f"{path} holds no checkpoint yet")
+        return found
+    if _is_name(path):
+        return _named(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: expected a run's folder or a checkpoint's")
+    if path.is_dir() and not (path / MANIFEST).exists():
+        names = (path / name for name in NAMES)
+        return CheckpointStore(path).best() or next((_named(name) for name in names if os.path.lexists(name)), path)
+    return path
+
+
+def _is_name(path: Path) -> bool:
+    """Whether a path is `best` or `last`, not what they lead to; a link that leads nowhere may have been one."""
+    own = path.is_file() or (path.is_symlink() and path.absolute().parent.name == "checkpoints")
+    return (path.name in NAMES and own) or (path.is_symlink() and not path.exists())
+
+
+def _named(place: Path) -> Path:
+    """The checkpoint that a name stands for, which must be there."""
+    found = named_checkpoint(place)
+    if not found.is_dir():
+        quoted = shlex.quote(str(place))
+        raise CheckpointError(
+            f"{place} is only the name of {found.name}, which is not beside it: a link was copied, not the checkpoint. "
+            f"With the run's folder for RUN, type: rm {quoted} && cp -r RUN/checkpoints/{found.name} {quoted}"
+        )
+    return found
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read the checkpoint that `find_checkpoint` finds.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    return Checkpoint(find_checkpoint(path))
+
+
+def python_command(*parts: object) -> str:
+    """A command line for this Python, as short as it can be typed in this folder."""
+    executable = Path(sys.executable)
+    on_path = shutil.which("python")
+    if executable.is_relative_to(Path.cwd()):
+        python = str(executable.relative_to(Path.cwd()))
+    else:
+        python = "python" if on_path and Path(on_path) == executable else sys.executable
+    return shlex.join([python, *map(str, parts)])

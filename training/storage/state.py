@@ -1,0 +1,167 @@
+"""The counters of a run: with weights and optimizer tensors, all that a resume needs."""
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from training.config.sections import RunConfig
+from training.runtime.errors import InputError
+from training.storage.checkpoint import STATE, Checkpoint
+from training.storage.reading import Amount, Count, MalformedFileError, Scalar, built
+
+if TYPE_CHECKING:
+    from training.task import Task
+
+NEUTRAL = {
+    "name",
+    "tracking",
+    "data.source",
+    "data.column",
+    "data.revision",
+    "data.subset",
+    "data.unknown",
+    "data.source_column",
+    "data.target_column",
+    "data.on_bad_row",
+    "data.val_samples",
+    "training.eval_interval",
+    "training.eval_batch_size",
+    "training.patience",
+    "training.log_interval",
+    "training.checkpoint_interval",
+    "training.keep_checkpoints",
+    "training.on_save_error",
+    "training.collective_timeout",
+}
+"""Options that change nothing in a step; the data is known by its content."""
+
+
+@dataclass(kw_only=True)
+class Counters:
+    """Where a run stands.
+
+    Attributes:
+        step: Optimizer steps done.
+        samples: Training sequences seen.
+        tokens: Training targets seen.
+        seconds: Time spent in steps, over all resumes; evaluation and writing are not in it.
+        val_loss: The newest validation loss, in nats per token.
+        val_step: When that was measured.
+        best_val_loss: The lowest one.
+        best_step: When that was.
+        stale_evaluations: Evaluations since then.
+        loss_scale: fp16's loss scale, None in other precisions.
+        loss_scale_streak: Steps since the loss scale last moved.
+        skipped_steps: Steps whose update was left out, because fp16 overflowed or a number was not finite.
+        nonfinite_streak: How many in a row up to now, for numbers that were not finite.
+        unreported: Metrics of the step, if its evaluation is still to be done.
+        wandb_id: The run's id at Weights & Biases, None before it was tracked there.
+    """
+
+    step: Count = 0
+    samples: Count = 0
+    tokens: Count = 0
+    seconds: Amount = 0.0
+    val_loss: float | None = None
+    val_step: Count | None = None
+    best_val_loss: float | None = None
+    best_step: Count | None = None
+    stale_evaluations: Count = 0
+    loss_scale: Amount | None = None
+    loss_scale_streak: Count = 0
+    skipped_steps: Count = 0
+    nonfinite_streak: Count = 0
+    unreported: dict[str, float] | None = None
+    wandb_id: str | None = None
+
+    @property
+    def reported_step(self) -> int:
+        """The last step whose metrics are written."""
+        return self.step if self.unreported is None else self.step - 1
+
+    def to_json(self, identity: dict[str, Any], setup: dict[str, Any]) -> dict[str, Any]:
+        """The content of state.json."""
+        return {"step": self.step, "counters": asdict(self), "identity": identity, "setup": setup}
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> "Counters":
+        """Read the counters back; see `saved_state`."""
+        return saved_state(checkpoint).counters
+
+
+@dataclass
+class SavedState:
+    """The content of state.json; counters that are unknown here are left out.
+
+    Attributes:
+        step: Of the checkpoint.
+        counters: Where the run stood.
+        identity: What must not change when it goes on.
+        setup: What it computed on.
+    """
+
+    step: Count
+    counters: Counters
+    identity: dict[str, Scalar]
+    setup: dict[str, Scalar] = field(default_factory=dict)
+
+
+def saved_state(checkpoint: Checkpoint) -> SavedState:
+    """Read the state of a run back.
+
+    Raises:
+        MalformedFileError: Something is missing, of another type or out of range.
+    """
+    file = checkpoint.folder / STATE
+    state = built(SavedState, checkpoint.state, file)
+    if state.counters.step != state.step:
+        raise MalformedFileError(file, f"step is {state.step}, counters.step is {state.counters.step}")
+    return state
+
+
+def run_identity(config: RunConfig, task: "Task") -> dict[str, Any]:
+    """What must not change when a run goes on, because its steps would not be those of one run any more."""
+    return {
+        "seed": config.seed,
+        "data_sha256": task.data_sha256,
+        "training.batch_size": config.training.batch_size,
+        "training.ema_decay": config.training.ema_decay,
+        "optimizer.name": config.optimizer.name,
+    } | {f"model.{name}": value for name, value in asdict(config.model).items()}
+
+
+def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
+    """Raise an `InputError` that names what differs from the run in the checkpoint."""
+    saved = saved_state(checkpoint).identity
+    names = sorted(name for name in saved.keys() & identity.keys() if saved[name] != identity[name])
+    if names:
+        changes = "; ".join(f"{name} was {saved[name]!r}, is now {identity[name]!r}" for name in names)
+        raise InputError(
+            f"cannot go on with {checkpoint.folder}: {changes}. Undo that, or start a run in another --output_dir"
+        )
+
+
+def changes(checkpoint: Checkpoint, config: RunConfig, setup: dict[str, Any]) -> list[str]:
+    """What differs from the run that wrote a checkpoint, and whether its steps go another way for that.
+
+    Args:
+        checkpoint: The checkpoint.
+        config: Of the run that goes on.
+        setup: What that one computes on.
+    """
+    file = checkpoint.folder / "config.yaml"
+    before = _flat(built(dict[str, Any], checkpoint.yaml("config.yaml"), file)) | saved_state(checkpoint).setup
+    now = _flat(asdict(config)) | setup
+    names = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+    note = {True: "the steps are the same", False: "the steps to come differ for it"}
+    return [f"{name} was {before[name]!r}, is now {now[name]!r}: {note[name in NEUTRAL]}" for name in names]
+
+
+def _flat(sections: dict[str, Any]) -> dict[str, Any]:
+    """Nested sections as `section.key`."""
+    flat: dict[str, Any] = {}
+    for name, value in sections.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat

@@ -30,7 +30,7 @@ nightly: $(VENV)/.installed-dev
 coverage: $(VENV)/.installed-dev
 	$(BIN)/coverage erase
 	$(BIN)/coverage run --data-file=$(CURDIR)/.coverage \
-	  --source=$(CURDIR)/layers,$(CURDIR)/training,$(CURDIR)/gpt,$(CURDIR)/seq2seq,$(CURDIR)/launch,$(CURDIR)/demo \
+	  --source=$(CURDIR)/layers,$(CURDIR)/training,$(CURDIR)/data,$(CURDIR)/decoding,$(CURDIR)/gpt,$(CURDIR)/seq2seq,$(CURDIR)/launch,$(CURDIR)/demo \
 	  -m pytest $(WORKERS) -m "not nightly and not gpu"
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report

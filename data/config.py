@@ -103,7 +103,7 @@ class PairConfig:
     val_samples: int = 1000
 
     def __post_init__(self) -> None:
-        check_counts(self, most=10**6)
+        check_counts(self, max_value=10**6)
         check(self, "symbols", is_line(self.symbols), "characters of one line")
         check(self, "symbols", len(set(self.symbols)) == len(self.symbols) >= 1, "different characters, at least one")
         check(self, "min_length", self.min_length >= 1, "at least 1")

@@ -11,7 +11,7 @@ from data.config import TEXT_SOURCES
 from data.encodings import NoText, read_text
 from training.runtime.errors import InputError
 
-MOST_NAMED = 3
+MAX_NAMED = 3
 
 
 class Texts(NamedTuple):
@@ -132,5 +132,5 @@ def _reason_to_leave(path: Path) -> str | None:
 
 
 def _list(names: list[str]) -> str:
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")

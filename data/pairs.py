@@ -19,7 +19,7 @@ from training.runtime.errors import InputError
 HUB_SPLITS: dict[str, Split] = {"train": "train", "validation": "val", "test": "test"}
 SPLIT_NAMES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
 DEFAULT_COLUMNS = (PairConfig.source_column, PairConfig.target_column)
-MOST_LISTED = 20
+MAX_LISTED = 20
 
 
 class FilePairs:
@@ -73,8 +73,8 @@ class FilePairs:
         guessed, count = ["; ".join(self.guesses)] if self.guesses else [], len(self.left_out)
         if not count:
             return guessed
-        more = f" and {count - MOST_LISTED:,} more" if count > MOST_LISTED else ""
-        return [*guessed, f"{count:,} row{'s' * (count > 1)} left out: {', '.join(self.left_out[:MOST_LISTED])}{more}"]
+        more = f" and {count - MAX_LISTED:,} more" if count > MAX_LISTED else ""
+        return [*guessed, f"{count:,} row{'s' * (count > 1)} left out: {', '.join(self.left_out[:MAX_LISTED])}{more}"]
 
     @property
     def sha256(self) -> str:
@@ -89,7 +89,7 @@ class FilePairs:
         texts = {split: [text for pair in pairs for text in pair[:2]] for split, pairs in self.splits.items()}
         learnt = Vocabulary.from_texts(texts.pop("train"), self.unit)
         others = learnt.unknown(chain.from_iterable(texts.values()))
-        return Vocabulary(sorted({*learnt.symbols, *others}), self.unit), describe(others, MOST_LISTED)
+        return Vocabulary(sorted({*learnt.symbols, *others}), self.unit), describe(others, MAX_LISTED)
 
     def check_lengths(self, max_len: int) -> None:
         """Treat a pair that does not fit into the context of a model as any row that is no pair."""

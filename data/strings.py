@@ -15,7 +15,7 @@ from training.seeds import derive_seed
 Split = Literal["train", "val", "test"]
 Task = Literal["copy", "reverse"]
 HELD_OUT_PERCENT = 10
-MOST_ATTEMPTS = 10_000
+MAX_ATTEMPTS = 10_000
 """Strings to draw before a split counts as empty, or as found in full."""
 
 
@@ -84,7 +84,7 @@ class GeneratedPairs:
     def _distinct(self, split: Split, count: int) -> Iterator[Pair]:
         seen: set[str] = set()
         index = last = 0
-        while len(seen) < count and index - last < MOST_ATTEMPTS:
+        while len(seen) < count and index - last < MAX_ATTEMPTS:
             pair = self.pair(split, index)
             if pair.source not in seen:
                 seen.add(pair.source)
@@ -94,7 +94,7 @@ class GeneratedPairs:
 
     def _draw(self, split: Split, index: int) -> str:
         dice = random.Random(derive_seed(self.seed, split, index))
-        for _ in range(MOST_ATTEMPTS):
+        for _ in range(MAX_ATTEMPTS):
             length = self.lengths[int(dice.random() * len(self.lengths))]
             text = "".join(self.symbols[int(dice.random() * len(self.symbols))] for _ in range(length))
             if split_of(text) == split:

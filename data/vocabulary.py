@@ -96,10 +96,10 @@ class Vocabulary:
         return cls(saved.symbols, saved.unit)
 
 
-def describe(symbols: Counter[str], most: int = 200) -> str:
+def describe(symbols: Counter[str], max_symbols: int = 200) -> str:
     """The most frequent symbols and how often they occur."""
-    shown = ", ".join(f"{_shown(symbol)} {count:,}" for symbol, count in symbols.most_common(most))
-    return shown + (f" and {len(symbols) - most:,} more" if len(symbols) > most else "")
+    shown = ", ".join(f"{_shown(symbol)} {count:,}" for symbol, count in symbols.most_common(max_symbols))
+    return shown + (f" and {len(symbols) - max_symbols:,} more" if len(symbols) > max_symbols else "")
 
 
 def _shown(symbol: str) -> str:

@@ -16,7 +16,7 @@ from training.runtime.errors import InputError
 from training.seeds import generator
 from training.task import IGNORED, Batch
 
-MOST_LISTED = 16
+MAX_LISTED = 16
 
 
 class TextData:
@@ -94,7 +94,7 @@ def encode_split(tokenizer: CharTokenizer, text: str, name: str, unknown: Unknow
 
 
 def _list_numbers(numbers_N: Tensor) -> str:
-    shown = [f"{number:,}" for number in numbers_N[:MOST_LISTED].tolist()]
+    shown = [f"{number:,}" for number in numbers_N[:MAX_LISTED].tolist()]
     more = len(numbers_N) - len(shown)
     return "; ".join(shown) + (f" and {more} more" if more else "")
 

@@ -22,9 +22,9 @@ from decoding.choices import ROWS, Mode, Precision
 from decoding.decoder import Decoder, convert
 from decoding.generation import generate
 from decoding.int8 import Int8Linear
+from decoding.models import LanguageModel
 from decoding.native.build import build, find_compiler
 from decoding.sampling import GREEDY
-from gpt.model import GPT
 from training.runtime.errors import require_finite
 
 FIRST_TOKEN_PROMPT = 400
@@ -70,7 +70,7 @@ class Contender:
 
 
 def contenders(
-    model: GPT, precisions: Sequence[Precision], modes: Sequence[Mode], batches: Sequence[int]
+    model: LanguageModel, precisions: Sequence[Precision], modes: Sequence[Mode], batches: Sequence[int]
 ) -> list[Contender]:
     """Our own ways: each precision in each mode; int8 only where the mode reads it as it is."""
     found = []
@@ -104,7 +104,7 @@ def _writer(decoder: Decoder) -> Callable[[Sequence[Sequence[int]], int], list[f
     return write
 
 
-def step_bytes(model: GPT) -> Callable[[int, float], float]:
+def step_bytes(model: LanguageModel) -> Callable[[int, float], float]:
     """What a step reads, given streams and their mean length: all matrices, and the filled part of the cache."""
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | Int8Linear)]
     weights = sum(t.nbytes for layer in layers for t in (*layer.parameters(), *layer.buffers()))
@@ -113,13 +113,13 @@ def step_bytes(model: GPT) -> Callable[[int, float], float]:
     return lambda streams, length: weights + streams * length * slot
 
 
-def token_flops(model: GPT) -> float:
+def token_flops(model: LanguageModel) -> float:
     """A product and a sum for each weight of a matrix."""
     weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear | Int8Linear))
     return 2.0 * (weights + (model.embedding.weight.numel() if model.head is None else 0))
 
 
-def cache_bytes(model: GPT) -> Callable[[int, int], int]:
+def cache_bytes(model: LanguageModel) -> Callable[[int, int], int]:
     """The memory of a cache, given streams and their length."""
     return lambda streams, length: model.new_cache(streams, length).bytes
 
@@ -192,7 +192,7 @@ def native_build_seconds() -> float:
         return time.perf_counter() - start
 
 
-def agreement(model: GPT, precision: Precision, tokens: int) -> float:
+def agreement(model: LanguageModel, precision: Precision, tokens: int) -> float:
     """How often the likeliest token in `precision` is that of `model`, after each beginning of the greedy text."""
     decoder = Decoder(model, "eager")
     prompt = random_prompt(model.vocab_size, PROMPT_TOKENS, 0)

@@ -19,7 +19,7 @@ from torch import Tensor
 from decoding.choices import ROWS, Mode
 from decoding.decoder import Decoder
 from decoding.machine import describe_machine, describe_model
-from gpt.model import GPT
+from decoding.models import LanguageModel
 from layers import KVCache
 from training.runtime.errors import require_finite
 from training.seeds import generator
@@ -102,7 +102,7 @@ class Reader:
             return self._forward(tokens_BT)[0, -1]
         if len(unread) > 1:
             return self._decoder.prefill(tokens_BT, self._cache)[0]
-        return self._decoder.read(tokens_BT, self._cache)[0, -1]
+        return self._decoder.decode_step(tokens_BT, self._cache)[0, -1]
 
     def close(self) -> None:
         """Let the cache be used again."""
@@ -111,7 +111,7 @@ class Reader:
 
 
 def measure_arms(
-    model: GPT,
+    model: LanguageModel,
     modes: Sequence[Mode],
     *,
     repeats: int,
@@ -196,7 +196,7 @@ def _time_pass(reader: Reader, tokens: Sequence[int], advance: Callable[[], None
     return seconds
 
 
-def describe(model: GPT, *, source: str, repeats: int) -> dict[str, Any]:
+def describe(model: LanguageModel, *, source: str, repeats: int) -> dict[str, Any]:
     """All that the figures depend on."""
     return describe_machine(model.embedding.weight.device) | {
         "model": describe_model(model, source),

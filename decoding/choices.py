@@ -4,8 +4,12 @@ from typing import Literal
 
 Mode = Literal["auto", "eager", "compiled", "native"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
+TargetMode = Literal["auto", "eager", "native"]
+"""Of an encoder-decoder."""
 WhenFull = Literal["stop", "slide"]
-WHEN_FULL: WhenFull = "slide"
+WHEN_FULL: TargetMode = Literal["auto", "eager", "native"]
+"""Of an encoder-decoder."""
+WhenFull = "slide"
 """What is done with a text unless told otherwise, by the command, the page and `decoding.writing.write` alike."""
 SAMPLE_LENGTH = 300
 DEFAULT_TEMPERATURE = 0.8

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpt.model import GPT
-from layers import KVCache, LayerCache, Place, Turn
+from decoding.models import LanguageModel
+from layers import CachePositions, KVCache, LayerCache, RotaryAngles
 
 
 class CompiledStep:
@@ -22,14 +22,14 @@ class CompiledStep:
         model: In evaluation mode.
     """
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         self._model = model
         self._on_gpu = model.embedding.weight.device.type == "cuda"
         # Only with this does inductor write products with one token itself, and fuse them with what is around.
         options: dict[str, Any] = {"options": {"coordinate_descent_tuning": True}} if self._on_gpu else {}
-        self._enter = torch.compile(_enter, fullgraph=True, **options)
-        self._through = torch.compile(_through, fullgraph=True, **options)
-        self._leave = torch.compile(_leave, fullgraph=True, **options)
+        self._embed = torch.compile(_embed, fullgraph=True, **options)
+        self._block = torch.compile(_block, fullgraph=True, **options)
+        self._head = torch.compile(_head, fullgraph=True, **options)
         self._graphs: dict[KVCache, _Graph] = {}
 
     def __call__(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
@@ -50,23 +50,27 @@ class CompiledStep:
 
     def run(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
         """The same of fixed shapes and addresses, without a question to the host, and without moving the cache on."""
-        x_BTM, rotary, place = self._enter(self._model, tokens_BT, cache)
-        for block, layer in zip(self._model.blocks, cache.layers, strict=True):
-            x_BTM = self._through(block, x_BTM, rotary, layer, place)
-        return self._leave(self._model, x_BTM)
+        x_BTM, rotary, cache_positions = self._embed(self._model, tokens_BT, cache)
+        for block, layer in zip(self._model.decoder_layers, cache.layers, strict=True):
+            x_BTM = self._block(block, x_BTM, rotary, layer, cache_positions)
+        return self._head(self._model, x_BTM)
 
 
-def _enter(model: GPT, tokens_BT: Tensor, cache: KVCache) -> tuple[Tensor, Turn | None, Place]:
-    place = cache.next_place(1, cache.max_len)
-    return *model.embed(tokens_BT, place), place
+def _embed(
+    model: LanguageModel, tokens_BT: Tensor, cache: KVCache
+) -> tuple[Tensor, RotaryAngles | None, CachePositions]:
+    cache_positions = cache.next_positions(1, cache.max_len)
+    return *model.embed(tokens_BT, cache_positions), cache_positions
 
 
-def _through(block: nn.Module, x_BTM: Tensor, rotary: Turn | None, layer: LayerCache, place: Place) -> Tensor:
-    return block(x_BTM, rotary, causal=True, cache=layer, place=place)
+def _block(
+    block: nn.Module, x_BTM: Tensor, rotary: RotaryAngles | None, layer: LayerCache, cache_positions: CachePositions
+) -> Tensor:
+    return block(x_BTM, rotary, causal=True, cache=layer, cache_positions=cache_positions)
 
 
-def _leave(model: GPT, x_BTM: Tensor) -> Tensor:
-    return model.predict(x_BTM)
+def _head(model: LanguageModel, x_BTM: Tensor) -> Tensor:
+    return model.logits(x_BTM)
 
 
 class _Graph:

@@ -7,7 +7,7 @@ Shapes: B batch, T tokens, M model size, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from decoding.choices import Mode, Precision
 from decoding.compiled import CompiledStep
 from decoding.int8 import Int8Linear
+from decoding.models import LanguageModel
 from decoding.native import NativeError, NativeStep
-from gpt.model import GPT
 from layers import KVCache
 from training.runtime.device import cpu_has_fast_bf16
 from training.runtime.errors import InputError
@@ -24,14 +24,15 @@ from training.runtime.errors import InputError
 CHUNK = 512
 """Tokens of a prompt that are read at once, which bounds the memory for it."""
 
-MOST_TOKENS = 32
+MAX_TOKENS = 32
 """With more tokens at once, torch's matrix products are faster than those of the native step."""
 
+Model = TypeVar("Model", bound=LanguageModel)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 
 
-def convert(model: GPT, precision: Precision) -> GPT:
-    """Change the numbers of a model in place, and return it; int8 means `Int8Linear` layers in a model of bf16."""
+def convert(model: Model, precision: Precision) -> Model:
+    """Change the dtype of a model in place, and return it; int8 means `Int8Linear` layers in a model of bf16."""
     if precision == "int8":
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
@@ -53,14 +54,14 @@ class Decoder:
         InputError: `mode` cannot be had; the message says why.
     """
 
-    def __init__(self, model: GPT, mode: Mode = "auto") -> None:
+    def __init__(self, model: LanguageModel, mode: Mode = "auto") -> None:
         if mode not in get_args(Mode):
             raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode}")
         self.model, self.mode = model, mode
         self._native: NativeStep | None = None
         if mode in ("auto", "native"):
             try:
-                self._native = NativeStep(model, GPT, model.blocks)
+                self._native = NativeStep(model)
             except NativeError as error:
                 if mode == "native":
                     raise InputError(f"there is no native step here: {error}") from error
@@ -114,8 +115,8 @@ class Decoder:
             chunk_BT = tokens_BT[:, start : start + CHUNK]
             here = [min(max(count - start, 0), chunk_BT.size(1)) for count in counts]
             whole = min(here) == chunk_BT.size(1)
-            place = cache.extend(chunk_BT.size(1), here)
-            hidden_BTM = self.model.read(chunk_BT, cache, place, last_only=whole)
+            cache_positions = cache.extend(chunk_BT.size(1), here)
+            hidden_BTM = self.model.hidden_states(chunk_BT, cache, cache_positions, last_only=whole)
             if whole:
                 last_BM = hidden_BTM[:, -1]
                 continue
@@ -123,16 +124,16 @@ class Decoder:
             ends_BM = hidden_BTM[torch.arange(len(here), device=tokens_BT.device), (here_B - 1).clamp(min=0)]
             last_BM = ends_BM if last_BM is None else torch.where(here_B[:, None] > 0, ends_BM, last_BM)
         assert last_BM is not None
-        return self.model.predict(last_BM[:, None])[:, 0]
+        return self.model.logits(last_BM[:, None])[:, 0]
 
     def _prefill_natively(self, step: NativeStep, tokens_BT: Tensor, cache: KVCache) -> Tensor:
         """The same in small pieces, where torch's products of many tokens are slow."""
         cache.check_room(tokens_BT.size(1))
-        pieces = torch.split(tokens_BT, max(MOST_TOKENS // len(tokens_BT), 1), 1)
+        pieces = torch.split(tokens_BT, max(MAX_TOKENS // len(tokens_BT), 1), 1)
         return [step(piece_BT, cache)[:, -1] for piece_BT in pieces][-1]
 
     @torch.inference_mode()
-    def read(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
+    def decode_step(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
         """Read a few more tokens of each sequence, by the mode's own way.
 
         Returns:
@@ -141,7 +142,7 @@ class Decoder:
         Raises:
             ValueError: They do not fit into the cache.
         """
-        if self._native is not None and tokens_BT.numel() <= MOST_TOKENS:
+        if self._native is not None and tokens_BT.numel() <= MAX_TOKENS:
             return self._native(tokens_BT, cache)
         if self._compiled is None or tokens_BT.size(1) > 1:
             return self.model(tokens_BT, cache)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from decoding.beam_search import Beam, beam_search
 from decoding.choices import WhenFull
-from decoding.decoder import MOST_TOKENS, Decoder
+from decoding.decoder import MAX_TOKENS, Decoder
 from decoding.sampling import GREEDY, NOISE_BLOCK, Chosen, Sampler, Sampling, seen_tokens
 from layers import KVCache
 from training.runtime.errors import InputError, require_finite
@@ -109,7 +109,7 @@ def generate(
             if full:
                 logits_BV = _slide(decoder, texts, written, cache, full)
             elif all(live):
-                logits_BV = decoder.read(chosen.tokens_B[:, None], cache)[:, -1]
+                logits_BV = decoder.decode_step(chosen.tokens_B[:, None], cache)[:, -1]
             else:
                 logits_BV = decoder.prefill(chosen.tokens_B[:, None], cache, [int(goes_on) for goes_on in live])
     finally:
@@ -169,8 +169,8 @@ def generate_with_lookup(
     Raises:
         InputError: An option is out of range, or the prompt is empty or too long.
     """
-    if not 1 <= draft < MOST_TOKENS:
-        raise InputError(f"lookup must be at least 1 and at most {MOST_TOKENS - 1}, got {draft}")
+    if not 1 <= draft < MAX_TOKENS:
+        raise InputError(f"lookup must be at least 1 and at most {MAX_TOKENS - 1}, got {draft}")
     context = decoder.model.config.max_len
     limit = new_token_limit(context, prompt, max_new_tokens, when_full)
     text, device = list(prompt), decoder.model.embedding.weight.device
@@ -197,19 +197,19 @@ def generate_with_lookup(
                 continue
             room = min(draft, left - 1, cache.max_len - cache.lengths[0] - 1)
             proposed = _look_up(text, room)
-            chosen = sampler.choose(decoder.read(_padded([[text[-1], *proposed]], device), cache)[0])
+            chosen = sampler.choose(decoder.decode_step(_padded([[text[-1], *proposed]], device), cache)[0])
     finally:
         decoder.give_back(cache)
 
 
-def _look_up(text: Sequence[int], most: int) -> list[int]:
+def _look_up(text: Sequence[int], max_tokens: int) -> list[int]:
     """What followed the last tokens where they stood before, most recently; again and again if that is little."""
     text = list(text[-LOOKUP_WINDOW:])
     last = text[-LOOKUP_LENGTH:]
     for start in range(len(text) - LOOKUP_LENGTH - 1, -1, -1):
         if text[start : start + LOOKUP_LENGTH] == last:
             following = text[start + LOOKUP_LENGTH :]
-            return [following[n % len(following)] for n in range(most)]
+            return [following[n % len(following)] for n in range(max_tokens)]
     return []
 
 
@@ -233,7 +233,7 @@ def search(
 
     def read(tokens: Sequence[int], origins: Sequence[int]) -> Tensor:
         cache.reorder(origins)
-        return decoder.read(torch.tensor(tokens, device=cache.lengths_B.device)[:, None], cache)[:, -1]
+        return decoder.decode_step(torch.tensor(tokens, device=cache.lengths_B.device)[:, None], cache)[:, -1]
 
     try:
         logits_BV = _read_prompts(decoder, [prompt], cache)

@@ -10,18 +10,16 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from data.pair_batches import check_source, frame_source, padded
-from data.vocabulary import END, PAD, START
 from decoding.beam_search import Beam, beam_search
+from decoding.choices import TargetMode
+from decoding.models import TranslationModel
 from decoding.native import NativeError, NativeStep
 from decoding.sampling import GREEDY, NOISE_BLOCK, Chosen, Sampler, Sampling, seen_tokens
 from layers import KVCache, Memory
-from seq2seq.choices import Mode
-from seq2seq.model import EncoderDecoder
 from training.runtime.errors import InputError, require_finite
 from training.seeds import noise_blocks
 
-MOST_BEAMS = 1024
+MAX_BEAMS = 1024
 FEW_TARGETS, NARROW = 32, 256
 """The native step is faster than torch for so many targets, or for any number in a model of such a d_model."""
 LOOK_EVERY = 8
@@ -44,7 +42,7 @@ class Decoded(NamedTuple):
 
 @torch.inference_mode()
 def decode_steps(
-    model: EncoderDecoder,
+    model: TranslationModel,
     sources: Sequence[Sequence[int]],
     *,
     max_new_tokens: int | None = None,
@@ -52,7 +50,7 @@ def decode_steps(
     seeds: Sequence[int] | None = None,
     alternatives: int = 0,
     use_cache: bool = True,
-    mode: Mode = "auto",
+    mode: TargetMode = "auto",
 ) -> Generator[Chosen, None, None]:
     """Write targets, a token of each at a time, up to the limit; closing the iterator ends the work.
 
@@ -73,35 +71,35 @@ def decode_steps(
         InputError: An option is out of range, a source is empty or too long, or the mode cannot be had.
     """
     limit = _limit(model, max_new_tokens)
-    memory = _read_sources(model, sources)
+    memory = model.encode_sources(sources)
     read = _reader(model, memory, model.new_cache(len(sources), limit), mode) if use_cache else None
     device = model.embedding.weight.device
-    tokens_BT = torch.full((len(sources), 1), START, device=device)
+    tokens_BT = torch.full((len(sources), 1), model.start_token, device=device)
     noise = noise_blocks(range(len(sources)) if seeds is None else seeds, NOISE_BLOCK)
     sampler = Sampler(sampling, noise, seen_tokens([[]] * len(sources), model.vocab_size, device), alternatives)
     for step in range(1, limit + 1):
-        logits_BV = read(tokens_BT) if read else model.predict(model.decode(tokens_BT, memory)[:, -1:])[:, 0]
-        chosen = sampler.choose(_without_start(logits_BV))
+        logits_BV = read(tokens_BT) if read else model.logits(model.hidden_states(tokens_BT, memory)[:, -1:])[:, 0]
+        chosen = sampler.choose(_without_start(model, logits_BV))
         yield chosen
         if step < limit:
             new_B1 = chosen.tokens_B[:, None]
             tokens_BT = new_B1 if read else torch.cat((tokens_BT, new_B1), 1)
 
 
-def native_step(model: EncoderDecoder) -> NativeStep:
+def native_step(model: TranslationModel) -> NativeStep:
     """The decoder in C++.
 
     Raises:
         NativeError: It cannot be had; the message says why.
     """
-    return NativeStep(model, EncoderDecoder, model.decoder_blocks)
+    return NativeStep(model)
 
 
-def _reader(model: EncoderDecoder, memory: Memory, cache: KVCache, mode: Mode) -> Callable[[Tensor], Tensor]:
+def _reader(model: TranslationModel, memory: Memory, cache: KVCache, mode: TargetMode) -> Callable[[Tensor], Tensor]:
     """What reads one more token of each target, (B, 1), for the logits after it, (B, V)."""
-    if mode not in get_args(Mode):
-        raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode}")
-    memory = model.remember(memory)
+    if mode not in get_args(TargetMode):
+        raise InputError(f"mode must be one of {', '.join(get_args(TargetMode))}, got {mode}")
+    memory = model.cache_cross_attention(memory)
     native_is_faster = cache.batch_size <= FEW_TARGETS or model.config.d_model <= NARROW
     if mode == "native" or (mode == "auto" and native_is_faster):
         try:
@@ -110,18 +108,18 @@ def _reader(model: EncoderDecoder, memory: Memory, cache: KVCache, mode: Mode) -
         except NativeError as error:
             if mode == "native":
                 raise InputError(f"there is no native step here: {error}") from error
-    return lambda tokens_B1: model.predict(model.decode(tokens_B1, memory, cache))[:, 0]
+    return lambda tokens_B1: model.logits(model.hidden_states(tokens_B1, memory, cache))[:, 0]
 
 
 def decode(
-    model: EncoderDecoder,
+    model: TranslationModel,
     sources: Sequence[Sequence[int]],
     *,
     max_new_tokens: int | None = None,
     sampling: Sampling = GREEDY,
     seeds: Sequence[int] | None = None,
     use_cache: bool = True,
-    mode: Mode = "auto",
+    mode: TargetMode = "auto",
 ) -> list[Decoded]:
     """Write whole targets; see `decode_steps`.
 
@@ -139,54 +137,47 @@ def decode(
         for step, chosen in enumerate(steps, start=1):
             tokens.append(chosen.tokens_B)
             log_probabilities.append(chosen.log_probabilities_B)
-            ended_B = ended_B | (chosen.tokens_B == END)
+            ended_B = ended_B | (chosen.tokens_B == model.end_token)
             if step % look_every == 0 and bool(ended_B.all()):
                 break
     pairs = zip(torch.stack(tokens, 1).tolist(), torch.stack(log_probabilities, 1).tolist(), strict=True)
-    decoded = [_up_to_end(row, likely) for row, likely in pairs]
+    decoded = [_up_to_end(row, likely, model.end_token) for row, likely in pairs]
     require_finite(target.log_probability for target in decoded)
     return decoded
 
 
-def _up_to_end(tokens: list[int], log_probabilities: list[float]) -> Decoded:
-    ended = END in tokens
-    length = tokens.index(END) if ended else len(tokens)
+def _up_to_end(tokens: list[int], log_probabilities: list[float], end: int) -> Decoded:
+    ended = end in tokens
+    length = tokens.index(end) if ended else len(tokens)
     return Decoded(tuple(tokens[:length]), sum(log_probabilities[: length + 1]), ended)
 
 
-def _limit(model: EncoderDecoder, max_new_tokens: int | None) -> int:
+def _limit(model: TranslationModel, max_new_tokens: int | None) -> int:
     """Most tokens of a target: the decoder reads its start, and never its last token."""
-    most = model.config.max_len
-    if max_new_tokens is not None and not 1 <= max_new_tokens <= most:
-        raise InputError(f"max_new_tokens must be at least 1 and at most {most} (model.max_len), got {max_new_tokens}")
-    return max_new_tokens or most
+    longest = model.config.max_len
+    if max_new_tokens is not None and not 1 <= max_new_tokens <= longest:
+        raise InputError(
+            f"max_new_tokens must be at least 1 and at most {longest} (model.max_len), got {max_new_tokens}"
+        )
+    return max_new_tokens or longest
 
 
-def _read_sources(model: EncoderDecoder, sources: Sequence[Sequence[int]]) -> Memory:
-    if not sources:
-        raise InputError("there is no source: give at least one")
-    for number, source in enumerate(sources, start=1):
-        check_source(source, model.config.max_len, "the source" if len(sources) == 1 else f"source {number}")
-    framed = [frame_source(source) for source in sources]
-    return model.encode(padded(framed, PAD).to(model.embedding.weight.device))
-
-
-def _without_start(logits_BV: Tensor) -> Tensor:
+def _without_start(model: TranslationModel, logits_BV: Tensor) -> Tensor:
     """No target goes on with padding or a second start, which training never asked for."""
     logits_BV = logits_BV.clone()
-    logits_BV[:, [PAD, START]] = -torch.inf
+    logits_BV[:, [model.pad_token, model.start_token]] = -torch.inf
     return logits_BV
 
 
 @torch.inference_mode()
 def search(
-    model: EncoderDecoder,
+    model: TranslationModel,
     source: Sequence[int],
     *,
     width: int,
     max_new_tokens: int | None = None,
     length_penalty: float = 1.0,
-    mode: Mode = "auto",
+    mode: TargetMode = "auto",
     on_step: Callable[[tuple[int, ...]], None] = lambda tokens: None,
 ) -> list[Beam]:
     """The likeliest targets of a source that a beam search finds, with their end tokens; see `decoding.beam_search`.
@@ -199,12 +190,12 @@ def search(
         NonFiniteError: The model's logits are not finite.
     """
     limit = _limit(model, max_new_tokens)
-    if not 1 <= width <= MOST_BEAMS:
-        raise InputError(f"beams must be at least 1 and at most {MOST_BEAMS}, got {width}")
+    if not 1 <= width <= MAX_BEAMS:
+        raise InputError(f"beams must be at least 1 and at most {MAX_BEAMS}, got {width}")
     if not 0 <= length_penalty <= 10:
         raise InputError(f"length_penalty must be at least 0 and at most 10, got {length_penalty}")
     cache = model.new_cache(width, limit)
-    read_next = _reader(model, _read_sources(model, [source] * width), cache, mode)
+    read_next = _reader(model, model.encode_sources([source] * width), cache, mode)
     device = model.embedding.weight.device
     beams: list[tuple[int, ...]] = [()] * width
 
@@ -213,10 +204,12 @@ def search(
         beams = [(*beams[origin], token) for token, origin in zip(tokens, origins, strict=True)]
         on_step(beams[0][1:])
         cache.reorder(origins)
-        return _without_start(read_next(torch.tensor(tokens, device=device)[:, None]))
+        return _without_start(model, read_next(torch.tensor(tokens, device=device)[:, None]))
 
-    first_BV = read([START] * width, range(width))
+    first_BV = read([model.start_token] * width, range(width))
     penalty = length_penalty if width > 1 else 0.0
-    found = beam_search(first_BV[0], read, width=width, max_new_tokens=limit, length_penalty=penalty, end=END)
+    found = beam_search(
+        first_BV[0], read, width=width, max_new_tokens=limit, length_penalty=penalty, end=model.end_token
+    )
     require_finite(beam.log_probability for beam in found)
     return found

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
-from data.characters import CharTokenizer
 from decoding.choices import SAMPLE_LENGTH, WHEN_FULL, WhenFull
 from decoding.decoder import Decoder
 from decoding.generation import generate, generate_with_lookup, new_token_limit
@@ -12,6 +11,16 @@ from decoding.sampling import Chosen, Sampling
 from training.runtime.errors import InputError, require_finite
 
 End = Literal["length", "stop", "context"]
+
+
+class Tokenizer(Protocol):
+    """From text to tokens and back."""
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """The tokens of a text to continue."""
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of tokens."""
 
 
 class Piece(NamedTuple):
@@ -35,7 +44,7 @@ class Piece(NamedTuple):
 
 def write(
     decoder: Decoder,
-    tokenizer: CharTokenizer,
+    tokenizer: Tokenizer,
     prompt: str | Sequence[str],
     *,
     max_new_tokens: int = SAMPLE_LENGTH,
@@ -107,7 +116,7 @@ def write(
 
 def _pieces(
     steps: Generator[Chosen, None, None],
-    tokenizer: CharTokenizer,
+    tokenizer: Tokenizer,
     limits: Sequence[int],
     asked: int,
     stop: Sequence[str],

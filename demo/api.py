@@ -9,7 +9,7 @@ import gradio as gr
 from gradio.events import api
 
 from decoding.choices import ROWS, WHEN_FULL, WhenFull
-from demo.limits import MOST_SEED
+from demo.limits import MAX_SEED
 from demo.session import Session
 from demo.tabs.common import MODEL, Updates, told
 from training.runtime.errors import InputError
@@ -59,7 +59,7 @@ def add_api(session: Session, concurrency: int) -> None:
 
     said = {
         generate: f"Continue a prompt with a GPT. when_full is one of {', '.join(get_args(WhenFull))}; a seed is "
-        f"at most {MOST_SEED}.",
+        f"at most {MAX_SEED}.",
         benchmark: "Seconds until 100, 200, 300 and 500 new tokens, without the key-value cache and with it.",
         transduce: "The target of a source, by a trained encoder-decoder: greedy, or with several beams.",
     }

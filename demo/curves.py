@@ -14,7 +14,7 @@ from training.runtime.errors import InputError
 from training.storage.reading import read_bytes
 from training.storage.run_folder import RunFolder
 
-MOST_POINTS = 300
+MAX_POINTS = 300
 SAMPLES = 3
 """The latest ones that are shown."""
 CURVES = {
@@ -72,7 +72,7 @@ def _points(rows: Rows, key: str) -> list[tuple[float, float]]:
     width = len(COLUMNS)
     values = rows[COLUMNS.index(key) :: width]
     measured = [n for n, value in enumerate(values) if not isnan(value)]
-    stride = -(-len(measured) // MOST_POINTS) or 1
+    stride = -(-len(measured) // MAX_POINTS) or 1
     kept = measured[::stride] + (measured[-1:] if measured and (len(measured) - 1) % stride else [])
     return [(int(rows[n * width]), values[n]) for n in kept]
 

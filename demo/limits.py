@@ -8,13 +8,13 @@ from typing import Any
 from training.runtime.errors import InputError
 
 TEMPERATURE = 0.0, 10.0
-MOST_TOP_K = 10**6
+MAX_TOP_K = 10**6
 SHARE = 0.0, 1.0
 """Of top-p and min-p."""
 PENALTY = 0.1, 10.0
-MOST_SEED = 2**53
+MAX_SEED = 2**53
 """A page's numbers are exact up to here."""
-MOST_NAME = 64
+MAX_NAME = 64
 """Characters of the name that a page gives its visitor."""
 
 
@@ -72,17 +72,17 @@ def switch(name: str, value: Any) -> bool:
     return value
 
 
-def text(name: str, value: Any, most: int) -> str:
-    """A text of up to `most` characters, or an `InputError`; nothing is taken for an empty one."""
+def text(name: str, value: Any, max_length: int) -> str:
+    """A text of up to `max_length` characters, or an `InputError`; nothing is taken for an empty one."""
     value = "" if value is None else value
     if not isinstance(value, str):
         raise InputError(f"{name} must be text, got {_shown(value)}")
-    if len(value) > most:
-        raise InputError(f"{name} has {len(value):,} characters, at most {most:,} are allowed")
+    if len(value) > max_length:
+        raise InputError(f"{name} has {len(value):,} characters, at most {max_length:,} are allowed")
     return value
 
 
-def _shown(value: Any, most: int = 40) -> str:
+def _shown(value: Any, max_length: int = 40) -> str:
     """A value in a message: short, on one line."""
     shown = repr(value)
-    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+    return shown if len(shown) <= max_length else f"{shown[: max_length - 1]}…"

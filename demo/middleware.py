@@ -14,7 +14,7 @@ from starlette.websockets import WebSocketClose
 
 from demo.visitors import Guesses, Places, visitor
 
-MOST_BODY = 1_000_000
+MAX_BODY = 1_000_000
 """Bytes of a request."""
 BEFORE_LOGIN = re.compile(
     r"/|/(login|config|theme\.css|favicon\.ico|robots\.txt)/?|/(assets|static)/.+|/gradio_api/login_check/?"
@@ -110,7 +110,7 @@ class Door:
         path, who = self._path(scope), visitor(scope)
         body = await _whole(receive)
         if body is None:
-            return PlainTextResponse(f"a request may have {MOST_BODY:,} bytes", 413)
+            return PlainTextResponse(f"a request may have {MAX_BODY:,} bytes", 413)
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"x-gradio-server"]
         again = _replay(body, receive)
         if scope["method"] == "GET" and (stream := LISTENS.fullmatch(path)):
@@ -118,8 +118,8 @@ class Door:
             with self._places.listening(stream[1] or asked[0]):
                 await self._app(scope, again, send)
         elif scope["method"] == "POST" and JOINS.fullmatch(path):
-            if self._places.taken(who) >= self._places.most:
-                return JSONResponse({"detail": f"{self._places.most} requests of yours are waiting already"}, 503)
+            if self._places.taken(who) >= self._places.max_places:
+                return JSONResponse({"detail": f"{self._places.max_places} requests of yours are waiting already"}, 503)
             with self._places.joining():
                 await self._app(scope, again, send)
         elif scope["method"] == "POST" and path.strip("/") == "login":
@@ -176,7 +176,7 @@ async def _whole(receive: Receive) -> bytes | None:
     while more:
         message = await receive()
         body += message.get("body", b"")
-        if len(body) > MOST_BODY:
+        if len(body) > MAX_BODY:
             return None
         more = message.get("more_body", False)
     return bytes(body)

@@ -13,7 +13,7 @@ from decoding.writing import Piece
 from demo.line_chart import Line, line_chart, short
 from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
 
-MOST_POINTS = 150
+MAX_POINTS = 150
 """Of one line of a chart: more cannot be seen, and cost the page."""
 SHADES = ("50% and more", "25%", "13%", "6%", "3%", "1.6%", "less")
 """Probabilities: each is half of the one before, so that each step of the colour is one bit of surprise."""
@@ -137,7 +137,7 @@ def benchmark_times(benchmark: Benchmark | None) -> tuple[list[Line], list[Line]
 
 
 def _line(name: str, start: int, values: Sequence[float], *, mean: bool = False) -> Line:
-    size = -(-len(values) // MOST_POINTS) or 1
+    size = -(-len(values) // MAX_POINTS) or 1
     points = [(start + n, statistics.median(values[n : n + size])) for n in range(0, len(values), size)]
     return Line(name, COLOURS[name], points, value=f"mean {short(fmean(values))}" if mean and values else None)
 

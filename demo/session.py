@@ -24,7 +24,7 @@ from decoding.writing import write
 from demo import limits as check
 from demo.catalogue import Catalogue
 from demo.jobs import Job, Jobs, Result
-from demo.limits import MOST_SEED, MOST_TOP_K, PENALTY, SHARE, TEMPERATURE, Limits
+from demo.limits import MAX_SEED, MAX_TOP_K, PENALTY, SHARE, TEMPERATURE, Limits
 from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
 from gpt.model import GPT
 from gpt.task import LoadedGPT
@@ -230,7 +230,7 @@ class _Asked:
 
 def _asked(prompt: Any, options: dict[str, Any], limits: Limits) -> _Asked:
     when_full = check.choice("when_full", options.get("when_full", WHEN_FULL), get_args(WhenFull))
-    seed = check.integer("seed", options.get("seed", 0), 0, MOST_SEED)
+    seed = check.integer("seed", options.get("seed", 0), 0, MAX_SEED)
     texts = check.integer("num_samples", options.get("num_samples", 1), 1, limits.texts)
     compare = check.switch("compare", options.get("compare", False))
     if compare and texts > 1:
@@ -261,7 +261,7 @@ def _sampling(options: dict[str, Any]) -> Sampling:
     try:
         return Sampling(
             temperature=check.number("temperature", options.get("temperature", 0.8), *TEMPERATURE),
-            top_k=None if top_k is None else check.integer("top_k", top_k, 0, MOST_TOP_K) or None,
+            top_k=None if top_k is None else check.integer("top_k", top_k, 0, MAX_TOP_K) or None,
             top_p=optional("top_p"),
             min_p=optional("min_p"),
             repetition_penalty=check.number("repetition_penalty", options.get("repetition_penalty", 1.0), *PENALTY),

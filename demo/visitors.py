@@ -14,7 +14,7 @@ FREE_GUESSES = 5
 """Wrong passwords in a row before the next one has to wait; the wait doubles with each."""
 LONGEST_WAIT = 300.0
 """Seconds."""
-MOST_REMEMBERED = 10_000
+MAX_REMEMBERED = 10_000
 """Visitors whose guesses are remembered."""
 UNHEARD = 5.0
 """Seconds after which a request ends whose visitor does not listen to its answer."""
@@ -47,7 +47,7 @@ class Guesses:
             wrong += 1
             until = now + (min(2.0 ** (wrong - FREE_GUESSES), LONGEST_WAIT) if wrong >= FREE_GUESSES else 0.0)
         self._of[who] = wrong, until
-        while len(self._of) > MOST_REMEMBERED:
+        while len(self._of) > MAX_REMEMBERED:
             self._of.popitem(last=False)
         return max(left, 0.0)
 
@@ -61,11 +61,11 @@ class Places:
 
     Args:
         queue: Of the page.
-        most: Places that one visitor may have at a time.
+        max_places: Places that one visitor may have at a time.
     """
 
-    def __init__(self, queue: Any, most: int) -> None:
-        self._queue, self.most = queue, most
+    def __init__(self, queue: Any, max_places: int) -> None:
+        self._queue, self.max_places = queue, max_places
         self._listening: Counter[str] = Counter()
         self._watches: set[asyncio.Task[None]] = set()
 

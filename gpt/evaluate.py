@@ -216,19 +216,21 @@ def measure(options: Namespace) -> None:
     int8 = options.precision == "int8"
     if int8:
         convert(loaded.model, "int8")
-    setup = make_accelerator("fp32" if int8 else options.precision or loaded.config.training.precision)
-    if setup.precision == "fp64":
+    runtime = make_accelerator("fp32" if int8 else options.precision or loaded.config.training.precision)
+    if runtime.precision == "fp64":
         loaded.model.double()
     given = {name: value for name, value in vars(options.data).items() if value is not None}
     unknown = given.pop("unknown", None)
-    measured = measure_split(setup.accelerator, loaded, options.split, TextConfig(**given) if given else None, unknown)
+    measured = measure_split(
+        runtime.accelerator, loaded, options.split, TextConfig(**given) if given else None, unknown
+    )
     metrics = text_metrics(measured.loss)
-    setup.accelerator.end_training()
-    if not setup.accelerator.is_main_process:
+    runtime.accelerator.end_training()
+    if not runtime.accelerator.is_main_process:
         return
     # What accelerate calls fp32 computes in the numbers of the weights themselves.
     described = (
-        setup.description.rpartition(", ")[0] + ", int8 weights, the rest in bf16" if int8 else setup.description
+        runtime.description.rpartition(", ")[0] + ", int8 weights, the rest in bf16" if int8 else runtime.description
     )
     print(f"device              {described}", file=sys.stderr)
     print(f"text                {measured.description}")

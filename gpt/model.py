@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt.config import ModelConfig
-from layers import Block, KVCache, Place, RMSNorm, Turn, build_positions, init_weights
+from layers import Block, CachePositions, KVCache, RMSNorm, RotaryAngles, build_positions, init_weights
 
 
 class GPT(nn.Module):
@@ -29,6 +29,8 @@ class GPT(nn.Module):
         config: The shape of the model.
         vocab_size: Number of different tokens V.
     """
+
+    has_native_step = True
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -60,13 +62,15 @@ class GPT(nn.Module):
         """Draw all weights anew, on the CPU, from `generator`; see `layers.init_weights`."""
         init_weights(self, embedding=self.embedding, head=self.head, generator=generator)
 
-    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None, place: Place | None = None) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, cache: KVCache | None = None, cache_positions: CachePositions | None = None
+    ) -> Tensor:
         """Predict the token after each of `tokens_BT`.
 
         Args:
             tokens_BT: Token ids, (B, T).
             cache: What earlier calls computed of the same sequences; the tokens continue there.
-            place: Where the tokens stand in the cache; None for `cache.extend(T)`.
+            cache_positions: Where the tokens stand in the cache; None for `cache.extend(T)`.
 
         Returns:
             Logits of shape (B, T, V).
@@ -74,11 +78,21 @@ class GPT(nn.Module):
         Raises:
             ValueError: The sequences are longer than `max_len` or than the cache.
         """
-        hidden_BTM = self.read(tokens_BT, cache, place)
-        return self.predict(hidden_BTM)
+        hidden_BTM = self.hidden_states(tokens_BT, cache, cache_positions)
+        return self.logits(hidden_BTM)
 
-    def read(
-        self, tokens_BT: Tensor, cache: KVCache | None = None, place: Place | None = None, *, last_only: bool = False
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """All blocks."""
+        return self.blocks
+
+    def hidden_states(
+        self,
+        tokens_BT: Tensor,
+        cache: KVCache | None = None,
+        cache_positions: CachePositions | None = None,
+        *,
+        last_only: bool = False,
     ) -> Tensor:
         """All of `forward` but the head: what the model makes of each token, of shape (B, T, M).
 
@@ -86,26 +100,28 @@ class GPT(nn.Module):
         """
         if tokens_BT.size(1) > self.config.max_len:
             raise ValueError(f"expected at most {self.config.max_len} tokens, got {tokens_BT.size(1)}")
-        if cache is not None and place is None:
-            place = cache.extend(tokens_BT.size(1))
-        x_BTM, rotary = self.embed(tokens_BT, place)
+        if cache is not None and cache_positions is None:
+            cache_positions = cache.extend(tokens_BT.size(1))
+        x_BTM, rotary = self.embed(tokens_BT, cache_positions)
         for index, block in enumerate(self.blocks):
             own = None if cache is None else cache.layers[index]
             is_last = index == len(self.blocks) - 1
-            x_BTM = block(x_BTM, rotary, causal=True, cache=own, place=place, last_only=last_only and is_last)
+            x_BTM = block(
+                x_BTM, rotary, causal=True, cache=own, cache_positions=cache_positions, last_only=last_only and is_last
+            )
         return x_BTM
 
-    def embed(self, tokens_BT: Tensor, place: Place | None) -> tuple[Tensor, Turn | None]:
+    def embed(self, tokens_BT: Tensor, cache_positions: CachePositions | None) -> tuple[Tensor, RotaryAngles | None]:
         """What the first block takes: embeddings, (B, T, M), and how queries and keys turn."""
-        positions_BT = None if place is None else place.positions_BT
+        positions_BT = None if cache_positions is None else cache_positions.positions_BT
         x_BTM = self.embedding(tokens_BT) * math.sqrt(self.config.d_model)
         if self.positions is not None:
             x_BTM = self.positions(x_BTM, positions_BT)
         rotary = None if self.rotary is None else self.rotary(tokens_BT.size(1), positions_BT)
         return self.dropout(x_BTM), rotary
 
-    def predict(self, hidden_BTM: Tensor) -> Tensor:
-        """Logits of shape (B, T, V) from what `read` returned."""
+    def logits(self, hidden_BTM: Tensor) -> Tensor:
+        """Logits of shape (B, T, V) from what `hidden_states` returned."""
         normed_BTM = self.norm(hidden_BTM)
         return F.linear(normed_BTM, self.embedding.weight) if self.head is None else self.head(normed_BTM)
 

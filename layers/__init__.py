@@ -9,25 +9,25 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 from layers.attention import MultiHeadAttention
 from layers.block import Block, Memory
-from layers.cache import KVCache, LayerCache, Place
+from layers.cache import CachePositions, KVCache, LayerCache
 from layers.feed_forward import SwiGLU
 from layers.initialisation import init_weights
 from layers.norm import RMSNorm
-from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, Turn, build_positions
+from layers.positions import LearnedPositions, RotaryAngles, RotaryPositions, SinusoidalPositions, build_positions
 
 __all__ = [
     "Block",
+    "CachePositions",
     "KVCache",
     "LayerCache",
     "LearnedPositions",
     "Memory",
     "MultiHeadAttention",
-    "Place",
     "RMSNorm",
+    "RotaryAngles",
     "RotaryPositions",
     "SinusoidalPositions",
     "SwiGLU",
-    "Turn",
     "build_positions",
     "init_weights",
 ]

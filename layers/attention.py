@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layers.cache import LayerCache, Place
+from layers.cache import CachePositions, LayerCache
 from layers.norm import RMSNorm
-from layers.positions import Turn, turn
+from layers.positions import RotaryAngles, apply_rotary
 
 # A constant for torch.compile, whose own word for one would load all of it here. Older versions of torch do not tell.
 CPU_HAS_AMX: bool = getattr(torch.cpu, "get_capabilities", dict[str, bool])().get("amx_bf16", False)
@@ -106,10 +106,10 @@ class MultiHeadAttention(nn.Module):
         *,
         causal: bool = False,
         mask_BTS: Tensor | None = None,
-        rotary: Turn | None = None,
-        memory_rotary: Turn | None = None,
+        rotary: RotaryAngles | None = None,
+        memory_rotary: RotaryAngles | None = None,
         cache: LayerCache | None = None,
-        place: Place | None = None,
+        cache_positions: CachePositions | None = None,
     ) -> Tensor:
         """Let each token of `x_BTM` gather from the tokens it may see.
 
@@ -120,22 +120,22 @@ class MultiHeadAttention(nn.Module):
             mask_BTS: True where a query may see a key, broadcast over heads; (B, 1, S) serves for padding.
             rotary: How queries turn, and in self-attention keys.
             memory_rotary: How the keys of `memory_BSM` turn.
-            cache: Keys and values of earlier tokens of the same sequences; see `place`.
-            place: Where the tokens stand in the cache, to which their keys and values are added; it then says who
-                sees whom. None for a cache that is only read: the first S tokens of `mask_BTS`, in cross-attention
-                over what `remember` stored.
+            cache: Keys and values of earlier tokens of the same sequences; see `cache_positions`.
+            cache_positions: Where the tokens stand in the cache, to which their keys and values are added; they say
+                who sees whom; None for a cache that is only read: the first S tokens of `mask_BTS`, in cross-attention
+                over what `cache_memory` stored.
 
         Returns:
             A tensor of shape (B, T, M).
         """
         q_BHTD = self._queries(x_BTM, rotary)
-        if cache is None or place is not None:
+        if cache is None or cache_positions is not None:
             source = (x_BTM, rotary) if memory_BSM is None else (memory_BSM, memory_rotary)
             k_BHSD, v_BHSD = self._keys(*source), self._heads(self.value(source[0]))
         if cache is not None:
-            if place is not None:
-                cache.store(k_BHSD, v_BHSD, place)
-                slots, causal, mask_BTS = place.slots, place.causal, place.mask_BTS
+            if cache_positions is not None:
+                cache.store(k_BHSD, v_BHSD, cache_positions)
+                slots, causal, mask_BTS = cache_positions.slots, cache_positions.causal, cache_positions.mask_BTS
             elif mask_BTS is None:
                 raise ValueError("expected a mask of the tokens in a cache that is only read")
             else:
@@ -158,9 +158,15 @@ class MultiHeadAttention(nn.Module):
         y_BTM = y_BHTD.transpose(1, 2).flatten(2)
         return self.out(y_BTM if cache is None else y_BTM.to(x_BTM.dtype))
 
-    def remember(self, memory_BSM: Tensor, cache: LayerCache, place: Place, memory_rotary: Turn | None = None) -> None:
+    def cache_memory(
+        self,
+        memory_BSM: Tensor,
+        cache: LayerCache,
+        cache_positions: CachePositions,
+        memory_rotary: RotaryAngles | None = None,
+    ) -> None:
         """Store the keys and values of `memory_BSM` for cross-attention that reads `cache` alone."""
-        cache.store(self._keys(memory_BSM, memory_rotary), self._heads(self.value(memory_BSM)), place)
+        cache.store(self._keys(memory_BSM, memory_rotary), self._heads(self.value(memory_BSM)), cache_positions)
 
     def weights(
         self,
@@ -168,8 +174,8 @@ class MultiHeadAttention(nn.Module):
         memory_BSM: Tensor,
         *,
         mask_BTS: Tensor | None = None,
-        rotary: Turn | None = None,
-        memory_rotary: Turn | None = None,
+        rotary: RotaryAngles | None = None,
+        memory_rotary: RotaryAngles | None = None,
     ) -> Tensor:
         """How much each token of `x_BTM` takes from each of `memory_BSM`, for people to look at: (B, H, T, S), sums 1.
 
@@ -182,13 +188,13 @@ class MultiHeadAttention(nn.Module):
             scores_BHTS = scores_BHTS.masked_fill(~mask_BTS.unsqueeze(1), -torch.inf)
         return scores_BHTS.softmax(-1)
 
-    def _queries(self, x_BTM: Tensor, rotary: Turn | None) -> Tensor:
+    def _queries(self, x_BTM: Tensor, rotary: RotaryAngles | None) -> Tensor:
         q_BHTD = self.query_norm(self._heads(self.query(x_BTM)))
-        return q_BHTD if rotary is None else turn(q_BHTD, rotary)
+        return q_BHTD if rotary is None else apply_rotary(q_BHTD, rotary)
 
-    def _keys(self, source_BSM: Tensor, rotary: Turn | None) -> Tensor:
+    def _keys(self, source_BSM: Tensor, rotary: RotaryAngles | None) -> Tensor:
         k_BHSD = self.key_norm(self._heads(self.key(source_BSM)))
-        return k_BHSD if rotary is None else turn(k_BHSD, rotary)
+        return k_BHSD if rotary is None else apply_rotary(k_BHSD, rotary)
 
     def _heads(self, x_BTM: Tensor) -> Tensor:
         """Split (B, T, H * D) into (B, H, T, D)."""

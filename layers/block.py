@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from layers.attention import MultiHeadAttention
-from layers.cache import KVCache, LayerCache, Place
+from layers.cache import CachePositions, KVCache, LayerCache
 from layers.feed_forward import SwiGLU
 from layers.norm import RMSNorm
-from layers.positions import Turn
+from layers.positions import RotaryAngles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Memory:
 
     states_BSM: Tensor
     mask_B1S: Tensor
-    rotary: Turn | None
+    rotary: RotaryAngles | None
     cache: KVCache | None = None
 
 
@@ -72,12 +72,12 @@ class Block(nn.Module):
     def forward(
         self,
         x_BTM: Tensor,
-        rotary: Turn | None,
+        rotary: RotaryAngles | None,
         *,
         causal: bool = False,
         mask_BTS: Tensor | None = None,
         cache: LayerCache | None = None,
-        place: Place | None = None,
+        cache_positions: CachePositions | None = None,
         memory: Memory | None = None,
         memory_cache: LayerCache | None = None,
         last_only: bool = False,
@@ -87,7 +87,7 @@ class Block(nn.Module):
         Args:
             x_BTM: The tokens.
             rotary: How queries and keys turn.
-            causal, mask_BTS, cache, place: As in `MultiHeadAttention`, of the tokens among themselves.
+            causal, mask_BTS, cache, cache_positions: As in `MultiHeadAttention`, of the tokens among themselves.
             memory: What cross-attention looks at.
             memory_cache: This block's part of `memory.cache`.
             last_only: Whether only the last of the tokens is wanted; all of them join the cache, if there is one.
@@ -101,7 +101,7 @@ class Block(nn.Module):
         if last_only:
             others_BSM, normed_BTM, x_BTM = normed_BTM, normed_BTM[:, -1:], x_BTM[:, -1:]
             rotary = None if rotary is None else rotary.last()
-            place = None if place is None else place.seen_by_last()
+            cache_positions = None if cache_positions is None else cache_positions.seen_by_last()
         attended_BTM = self.attention(
             normed_BTM,
             others_BSM,
@@ -110,7 +110,7 @@ class Block(nn.Module):
             rotary=rotary,
             memory_rotary=others_rotary,
             cache=cache,
-            place=place,
+            cache_positions=cache_positions,
         )
         x_BTM = x_BTM + self.dropout(attended_BTM)
         if memory is not None:

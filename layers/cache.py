@@ -8,7 +8,7 @@ The sequences of a batch may differ in length. New tokens are padded at their en
 and moves no length, so that every later token stands where it would stand alone, and attention never sees padding.
 
 Shapes: L layers, B batch, T new tokens of a sequence, S slots of a sequence, H key-value heads, D head size, N = B H S
-rows of one layer's memory, and in `Place` the N = B H T that are written.
+rows of one layer's memory, and in `CachePositions` the N = B H T that are written.
 """
 
 from collections.abc import Sequence
@@ -18,24 +18,24 @@ import torch
 from torch import Tensor
 
 
-class Place(NamedTuple):
+class CachePositions(NamedTuple):
     """Where the new tokens of one reading stand; the same for all layers.
 
     Attributes:
         positions_BT: Positions in their sequences.
-        rows_N: Where the keys and values of each head are written.
+        slot_mapping_N: Where the keys and values of each head are written.
         slots: The number S of slots that attention looks at.
         causal: Whether the new tokens are the only ones, and each sees those before it.
         mask_BTS: Otherwise, which slots each token sees; None where each sees all S.
     """
 
     positions_BT: Tensor
-    rows_N: Tensor
+    slot_mapping_N: Tensor
     slots: int
     causal: bool
     mask_BTS: Tensor | None
 
-    def seen_by_last(self) -> "Place":
+    def seen_by_last(self) -> "CachePositions":
         """The same, where only the last of the new tokens looks: it sees all of them."""
         return self._replace(causal=False, mask_BTS=None if self.mask_BTS is None else self.mask_BTS[:, -1:])
 
@@ -63,10 +63,10 @@ class LayerCache:
         """The values in all slots."""
         return self.rows[1][:-1].view(self._shape)
 
-    def store(self, keys_BHTD: Tensor, values_BHTD: Tensor, place: Place) -> None:
+    def store(self, keys_BHTD: Tensor, values_BHTD: Tensor, cache_positions: CachePositions) -> None:
         """Write the keys and values of new tokens."""
         for rows_ND, new_BHTD in zip(self.rows, (keys_BHTD, values_BHTD), strict=True):
-            rows_ND.index_copy_(0, place.rows_N, new_BHTD.flatten(0, 2).to(rows_ND.dtype))
+            rows_ND.index_copy_(0, cache_positions.slot_mapping_N, new_BHTD.flatten(0, 2).to(rows_ND.dtype))
 
     def read(self, slots: int) -> tuple[Tensor, Tensor]:
         """Keys and values in the first slots, of shape (B, H, S, D)."""
@@ -123,7 +123,7 @@ class KVCache:
         """Of the keys and values."""
         return self.layers[0].rows[0].dtype
 
-    def extend(self, new: int, counts: Sequence[int] | None = None) -> Place:
+    def extend(self, new: int, counts: Sequence[int] | None = None) -> CachePositions:
         """Make room for new tokens at the end of each sequence.
 
         Args:
@@ -141,27 +141,27 @@ class KVCache:
         fresh, after = max(self.lengths) == 0, self._after(new, counts)
         longest = max(after)
         sees_all = new == 1 and min(after) == longest
-        place = self.next_place(new, None if fresh or sees_all else longest)
-        place = place._replace(slots=new if fresh else longest, causal=fresh)
+        cache_positions = self.next_positions(new, None if fresh or sees_all else longest)
+        cache_positions = cache_positions._replace(slots=new if fresh else longest, causal=fresh)
         if counts is not None and min(counts) < new:
             counts_B = torch.tensor(counts, device=self.lengths_B.device)
             padding_BT = torch.arange(new, device=self.lengths_B.device) >= counts_B[:, None]
-            place = place._replace(
-                positions_BT=place.positions_BT.masked_fill(padding_BT, 0),
-                rows_N=place.rows_N.masked_fill(self._for_heads(padding_BT), self._spare_row),
+            cache_positions = cache_positions._replace(
+                positions_BT=cache_positions.positions_BT.masked_fill(padding_BT, 0),
+                slot_mapping_N=cache_positions.slot_mapping_N.masked_fill(self._for_heads(padding_BT), self._spare_row),
             )
             self.lengths_B += counts_B
         else:
             self.lengths_B += new
         self.lengths = after
-        return place
+        return cache_positions
 
     def check_room(self, new: int) -> None:
         """Raise a `ValueError` if so many new tokens of each sequence do not fit."""
         self._after(new, None)
 
     def advance(self, new: int) -> None:
-        """Count new tokens of each sequence that are written where `next_place` says.
+        """Count new tokens of each sequence that are written where `next_positions` says.
 
         Raises:
             ValueError: They do not fit.
@@ -176,7 +176,7 @@ class KVCache:
             raise ValueError(f"the cache holds {self.max_len} tokens of a sequence, {max(after)} were asked for")
         return after
 
-    def next_place(self, new: int, masked: int | None) -> Place:
+    def next_positions(self, new: int, masked: int | None) -> CachePositions:
         """Where the next tokens of each sequence stand, computed on the device alone, without a change or a check.
 
         Args:
@@ -186,9 +186,9 @@ class KVCache:
         device, slots = self.lengths_B.device, masked or self.max_len
         positions_BT = self.lengths_B[:, None] + torch.arange(new, device=device)
         first_BH1 = self.max_len * torch.arange(self.batch_size * self._num_kv_heads, device=device)[:, None]
-        rows_N = (first_BH1 + self._for_heads(positions_BT).view(len(first_BH1), new)).flatten()
+        slot_mapping_N = (first_BH1 + self._for_heads(positions_BT).view(len(first_BH1), new)).flatten()
         mask_BTS = None if masked is None else torch.arange(slots, device=device) <= positions_BT[..., None]
-        return Place(positions_BT, rows_N, slots, False, mask_BTS)
+        return CachePositions(positions_BT, slot_mapping_N, slots, False, mask_BTS)
 
     def _for_heads(self, values_BT: Tensor) -> Tensor:
         """Repeat what belongs to a token for its heads: from (B, T) to (B H T,)."""

@@ -61,19 +61,19 @@ class LearnedPositions(nn.Module):
         return x_BTM + _rows(self.embedding.weight, x_BTM.size(1), positions_BT)
 
 
-class Turn(NamedTuple):
+class RotaryAngles(NamedTuple):
     """Cosines and sines that turn queries and keys: of shape (T, D), (B, 1, T, D) or (B, H, T, D)."""
 
     cos: Tensor
     sin: Tensor
 
-    def last(self) -> "Turn":
+    def last(self) -> "RotaryAngles":
         """How the last token turns."""
-        return Turn(self.cos[..., -1:, :], self.sin[..., -1:, :])
+        return RotaryAngles(self.cos[..., -1:, :], self.sin[..., -1:, :])
 
 
-def turn(x_BHTD: Tensor, angles: Turn) -> Tensor:
-    """Turn queries or keys."""
+def apply_rotary(x_BHTD: Tensor, angles: RotaryAngles) -> Tensor:
+    """RotaryAngles queries or keys."""
     cos, sin = angles.cos.to(x_BHTD.dtype), angles.sin.to(x_BHTD.dtype)
     first, second = x_BHTD.chunk(2, dim=-1)
     return x_BHTD * cos + torch.cat((-second, first), dim=-1) * sin
@@ -100,14 +100,14 @@ class RotaryPositions(nn.Module):
         self.register_buffer("cos_TD", angles.cos().to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("sin_TD", angles.sin().to(torch.get_default_dtype()), persistent=False)
 
-    def forward(self, length: int, positions_BT: Tensor | None = None) -> Turn:
+    def forward(self, length: int, positions_BT: Tensor | None = None) -> RotaryAngles:
         """How tokens at `positions_BT`, or at 0 to `length` - 1, are turned.
 
         Positions may be of shape (B, H, T), where each head has its own.
         """
         tables = [_rows(table_TD, length, positions_BT) for table_TD in (self.cos_TD, self.sin_TD)]
         for_all_heads = positions_BT is not None and positions_BT.ndim == 2
-        return Turn(*(table.unsqueeze(1) if for_all_heads else table for table in tables))
+        return RotaryAngles(*(table.unsqueeze(1) if for_all_heads else table for table in tables))
 
 
 def build_positions(

@@ -19,7 +19,7 @@ from seq2seq.model import EncoderDecoder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_LABELS = 40
+MAX_LABELS = 40
 """Above so many tokens their names would run into each other."""
 
 
@@ -87,7 +87,7 @@ def attention_figure(
             image = axes.imshow(weights_HTS[head].numpy(), vmin=0, vmax=1, cmap="viridis", aspect="auto")
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
             for axis, labels in ((axes.xaxis, columns), (axes.yaxis, rows)):
-                if len(labels) <= MOST_LABELS:
+                if len(labels) <= MAX_LABELS:
                     axis.set_ticks(range(len(labels)), labels, fontsize=6)
             if head == 0:
                 axes.set_ylabel("target", fontsize=8)

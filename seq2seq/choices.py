@@ -1,8 +1,5 @@
 """Names that commands and the encoder-decoder share; no torch."""
 
-from typing import Literal
-
-Mode = Literal["auto", "eager", "native"]
 VOCABULARY_FILE = "vocabulary.json"
 """In a checkpoint; that it is there tells an encoder-decoder's."""
 RECIPES = {

@@ -20,9 +20,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data.vocabulary import PAD
-from layers import Block, KVCache, Memory, MultiHeadAttention, Place, RMSNorm, Turn, build_positions, init_weights
+from data.pair_batches import check_source, frame_source, padded
+from data.vocabulary import END, PAD, START
+from layers import (
+    Block,
+    CachePositions,
+    KVCache,
+    Memory,
+    MultiHeadAttention,
+    RMSNorm,
+    RotaryAngles,
+    build_positions,
+    init_weights,
+)
 from seq2seq.config import ModelConfig
+from training.runtime.errors import InputError
 
 
 def _blocks(config: ModelConfig, *, cross: bool = False) -> nn.ModuleList:
@@ -48,6 +60,9 @@ class EncoderDecoder(nn.Module):
         vocab_size: Number of different tokens V, special ones included.
     """
 
+    pad_token, start_token, end_token = PAD, START, END
+    has_native_step = True
+
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
@@ -67,13 +82,13 @@ class EncoderDecoder(nn.Module):
         """Draw all weights anew, on the CPU, from `generator`; see `layers.init_weights`."""
         init_weights(self, embedding=self.embedding, head=self.head, generator=generator)
 
-    def forward(self, source_BS: Tensor, target_BT: Tensor, places_BP: Tensor | None = None) -> Tensor:
+    def forward(self, source_BS: Tensor, target_BT: Tensor, positions_BP: Tensor | None = None) -> Tensor:
         """Predict the token after each of `target_BT`.
 
         Args:
             source_BS: Token ids of each source, from start to end, padded with `PAD`.
             target_BT: Token ids of each target, from its start on.
-            places_BP: Places, of which both take the first; None for those from 0 on. See `config.random_positions`.
+            positions_BP: Places, of which both take the first; None for those from 0 on. See `config.random_positions`.
 
         Returns:
             Logits of shape (B, T, V).
@@ -81,40 +96,60 @@ class EncoderDecoder(nn.Module):
         Raises:
             ValueError: A sequence is longer than `max_len`.
         """
-        return self.predict(self.decode(target_BT, self.encode(source_BS, places_BP), places_BP=places_BP))
+        return self.logits(
+            self.hidden_states(target_BT, self.encode(source_BS, positions_BP), positions_BP=positions_BP)
+        )
 
-    def encode(self, source_BS: Tensor, places_BP: Tensor | None = None) -> Memory:
-        """Read sources, padded with `PAD`, whose tokens stand at the first of `places_BP`, or from 0 on."""
+    def encode(self, source_BS: Tensor, positions_BP: Tensor | None = None) -> Memory:
+        """Read sources, padded with `PAD`, whose tokens stand at the first of `positions_BP`, or from 0 on."""
         mask_BS = source_BS != PAD
-        x_BSM, rotary = self._embed(source_BS, _first(places_BP, source_BS.size(1)))
+        x_BSM, rotary = self._embed(source_BS, _first(positions_BP, source_BS.size(1)))
         for block in self.encoder_blocks:
             x_BSM = block(x_BSM, rotary, mask_BTS=mask_BS[:, None])
         return Memory(
             states_BSM=self.encoder_norm(x_BSM),
             mask_B1S=mask_BS[:, None],
-            rotary=self._memory_rotary(mask_BS, places_BP),
+            rotary=self._memory_rotary(mask_BS, positions_BP),
         )
 
-    def _memory_rotary(self, mask_BS: Tensor, places_BP: Tensor | None) -> Turn | None:
+    def encode_sources(self, sources: Sequence[Sequence[int]]) -> Memory:
+        """Read sources of different lengths, without special tokens.
+
+        Raises:
+            InputError: There is none, or one is empty or too long.
+        """
+        if not sources:
+            raise InputError("there is no source: give at least one")
+        for number, source in enumerate(sources, start=1):
+            check_source(source, self.config.max_len, "the source" if len(sources) == 1 else f"source {number}")
+        source_BS = padded([frame_source(source) for source in sources], PAD)
+        return self.encode(source_BS.to(self.embedding.weight.device))
+
+    def _memory_rotary(self, mask_BS: Tensor, positions_BP: Tensor | None) -> RotaryAngles | None:
         if self.rotary is None or self.config.crossing == "content":
             return None
         if self.config.crossing == "start":
-            return self.rotary(mask_BS.size(1), _first(places_BP, mask_BS.size(1)))
+            return self.rotary(mask_BS.size(1), _first(positions_BP, mask_BS.size(1)))
         from_start_S = torch.arange(mask_BS.size(1), device=mask_BS.device)
         from_end_BS = (mask_BS.sum(1, keepdim=True) - 1 - from_start_S).clamp(min=0)
         half = self.config.kv_heads // 2
         both_BHS = torch.stack((from_start_S.expand_as(from_end_BS), from_end_BS), 1).repeat_interleave(half, 1)
-        if places_BP is not None:
-            both_BHS = places_BP[:, None].expand(-1, both_BHS.size(1), -1).gather(2, both_BHS)
+        if positions_BP is not None:
+            both_BHS = positions_BP[:, None].expand(-1, both_BHS.size(1), -1).gather(2, both_BHS)
         return self.rotary(mask_BS.size(1), both_BHS)
 
-    def decode(
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The blocks of the decoder."""
+        return self.decoder_blocks
+
+    def hidden_states(
         self,
         target_BT: Tensor,
         memory: Memory,
         cache: KVCache | None = None,
-        place: Place | None = None,
-        places_BP: Tensor | None = None,
+        cache_positions: CachePositions | None = None,
+        positions_BP: Tensor | None = None,
     ) -> Tensor:
         """All of the decoder but the head, of shape (B, T, M).
 
@@ -122,24 +157,34 @@ class EncoderDecoder(nn.Module):
             target_BT: Token ids.
             memory: Of the sources.
             cache: What earlier calls computed of the same targets; the tokens continue there.
-            place: Where the tokens stand in the cache; None for `cache.extend(T)`.
-            places_BP: Without a cache, places of which the tokens take the first; None for those from 0 on.
+            cache_positions: Where the tokens stand in the cache; None for `cache.extend(T)`.
+            positions_BP: Without a cache, places of which the tokens take the first; None for those from 0 on.
         """
-        if cache is not None and place is None:
-            place = cache.extend(target_BT.size(1))
-        positions_BT = _first(places_BP, target_BT.size(1)) if place is None else place.positions_BT
+        if cache is not None and cache_positions is None:
+            cache_positions = cache.extend(target_BT.size(1))
+        positions_BT = (
+            _first(positions_BP, target_BT.size(1)) if cache_positions is None else cache_positions.positions_BT
+        )
         x_BTM, rotary = self._embed(target_BT, positions_BT)
         for index, block in enumerate(self.decoder_blocks):
             own, of_memory = (None if c is None else c.layers[index] for c in (cache, memory.cache))
-            x_BTM = block(x_BTM, rotary, causal=True, cache=own, place=place, memory=memory, memory_cache=of_memory)
+            x_BTM = block(
+                x_BTM,
+                rotary,
+                causal=True,
+                cache=own,
+                cache_positions=cache_positions,
+                memory=memory,
+                memory_cache=of_memory,
+            )
         return x_BTM
 
-    def predict(self, hidden_BTM: Tensor) -> Tensor:
-        """Logits of shape (B, T, V) from what `decode` returned."""
+    def logits(self, hidden_BTM: Tensor) -> Tensor:
+        """Logits of shape (B, T, V) from what `hidden_states` returned."""
         normed_BTM = self.norm(hidden_BTM)
         return F.linear(normed_BTM, self.embedding.weight) if self.head is None else self.head(normed_BTM)
 
-    def _embed(self, tokens_BT: Tensor, positions_BT: Tensor | None) -> tuple[Tensor, Turn | None]:
+    def _embed(self, tokens_BT: Tensor, positions_BT: Tensor | None) -> tuple[Tensor, RotaryAngles | None]:
         length = tokens_BT.size(1)
         if length > self.config.max_len:
             raise ValueError(f"expected at most {self.config.max_len} tokens, got {length}")
@@ -148,15 +193,15 @@ class EncoderDecoder(nn.Module):
             x_BTM = self.positions(x_BTM, positions_BT)
         return self.dropout(x_BTM), None if self.rotary is None else self.rotary(length, positions_BT)
 
-    def remember(self, memory: Memory) -> Memory:
+    def cache_cross_attention(self, memory: Memory) -> Memory:
         """The same memory with the keys and values of cross-attention in a cache; gradients do not pass through it."""
         states_BSM, counts = memory.states_BSM, memory.mask_B1S.sum((1, 2)).tolist()
         cache = self.new_cache(len(counts), states_BSM.size(1))
-        place = cache.extend(states_BSM.size(1), counts)
+        cache_positions = cache.extend(states_BSM.size(1), counts)
         for block, layer in zip(self.decoder_blocks, cache.layers, strict=True):
             crossing = block.get_submodule("cross_attention")
             assert isinstance(crossing, MultiHeadAttention)
-            crossing.remember(states_BSM, layer, place, memory.rotary)
+            crossing.cache_memory(states_BSM, layer, cache_positions, memory.rotary)
         return Memory(states_BSM=states_BSM, mask_B1S=memory.mask_B1S, rotary=memory.rotary, cache=cache)
 
     def new_cache(self, batch_size: int = 1, max_len: int | None = None) -> KVCache:
@@ -192,8 +237,8 @@ class EncoderDecoder(nn.Module):
         return 6.0 * (weights + (self.embedding.weight.numel() if self.head is None else 0))
 
 
-def _first(places_BP: Tensor | None, count: int) -> Tensor | None:
-    return None if places_BP is None else places_BP[:, :count]
+def _first(positions_BP: Tensor | None, count: int) -> Tensor | None:
+    return None if positions_BP is None else positions_BP[:, :count]
 
 
 def _weights(linears: Sequence[nn.Module]) -> int:

@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 
 from data.config import OnBadRow
 from data.strings import Split
-from seq2seq.choices import Mode
+from decoding.choices import TargetMode
 from seq2seq.config import Seq2SeqConfig
 from training.config.command_line import StrictParser, add_checkpoint_options, refuse
 from training.plots import check_output
@@ -108,7 +108,7 @@ def _add_writing(parser: StrictParser) -> None:
     )
     parser.add_argument(
         "--mode",
-        choices=get_args(Mode),
+        choices=get_args(TargetMode),
         default="auto",
         help="How a token is read: by the model as it stands (eager), or in C++ on a CPU (native). Default: the faster "
         "of them.",

@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+MODELS = {"layers", "training", "data", "decoding"}
 MAY_IMPORT = {
     "layers": set(),
     "training": set(),
-    "gpt": {"layers", "training"},
-    "seq2seq": {"layers", "training"},
-    "demo": {"layers", "training", "gpt", "seq2seq"},
-    "launch": {"layers", "training", "gpt", "seq2seq"},
+    "data": {"training"},
+    "decoding": {"layers", "training"},
+    "gpt": MODELS,
+    "seq2seq": MODELS,
+    "demo": MODELS | {"gpt", "seq2seq"},
+    "launch": MODELS | {"gpt", "seq2seq"},
 }
 HEAVY = {"gradio", "wandb", "datasets", "tensorboard", "matplotlib"}
 FILES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]

@@ -83,7 +83,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_every_file_of_the_packages_stands_in_the_tree() -> None:
     tree = README.split("## What is where")[1].split("```")[1]
-    for package in ("layers", "training", "gpt", "seq2seq", "launch"):
+    for package in ("layers", "training", "data", "decoding", "gpt", "seq2seq", "launch"):
         for path in (ROOT / package).glob("*.py"):
             if package != "layers" and path.name != "__init__.py":
                 assert path.stem in tree, path

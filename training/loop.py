@@ -23,7 +23,7 @@ from training.config.sections import RunConfig
 from training.evaluation import Interrupted, validation_loss
 from training.optimizer import MuonAdamW, build_optimizer, optimizer_tensors
 from training.reporting import Reporter
-from training.runtime.device import Setup
+from training.runtime.device import Runtime
 from training.runtime.errors import CommandError, InputError, NonFiniteError, SaveError, StoppedBySignal
 from training.runtime.processes import in_main_process
 from training.runtime.progress import Progress
@@ -45,24 +45,24 @@ class Trainer:
     """Trains a task, from the beginning or from a checkpoint.
 
     Args:
-        setup: What to compute on.
+        runtime: What to compute on.
         task: The model and its data.
         config: The configuration.
         run: Where to write.
     """
 
-    def __init__(self, setup: Setup, task: Task, config: RunConfig, run: RunFolder) -> None:
-        accelerator = setup.accelerator
+    def __init__(self, runtime: Runtime, task: Task, config: RunConfig, run: RunFolder) -> None:
+        accelerator = runtime.accelerator
         self.accelerator, self.task, self.config, self.run = accelerator, task, config, run
-        self._peak_flops = setup.peak_flops
+        self._peak_flops = runtime.peak_flops
         self.num_steps = count_steps(config, task)
         self.counters = Counters()
         self.changes: list[str] = []
         self._identity = run_identity(config, task)
-        self._setup = {"processes": accelerator.num_processes, "precision": setup.precision}
+        self._setup = {"processes": accelerator.num_processes, "precision": runtime.precision}
         self.store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
-        task.model.to(accelerator.device, torch.float64 if setup.precision == "fp64" else torch.float32)
-        optimizer = build_optimizer(task.model, config.optimizer, bf16=setup.precision == "bf16")
+        task.model.to(accelerator.device, torch.float64 if runtime.precision == "fp64" else torch.float32)
+        optimizer = build_optimizer(task.model, config.optimizer, bf16=runtime.precision == "bf16")
         self._parallel_model, self._accelerated_optimizer = accelerator.prepare(task.model, optimizer)
         decay = config.training.ema_decay
         self._average = WeightAverage(task.model, decay) if decay else None
@@ -131,7 +131,7 @@ class Trainer:
         self._reported = replace(self.counters)
         with StopSignals() as signals:
             try:
-                self._settle_gradient_buckets()
+                self._warm_up_ddp_buckets()
                 if self.counters.unreported is not None:
                     self._finish_step(self.counters.unreported, signals, reporter, stopping=False)
                 while not self._is_over:
@@ -141,7 +141,7 @@ class Trainer:
             finally:
                 reporter.close()
 
-    def leave(self) -> None:
+    def shutdown(self) -> None:
         """Leave the process group; all processes do, after `fit`.
 
         DDP goes first: where it is the last to hold the group, it waits for gloo's threads while Python stands still,
@@ -219,7 +219,7 @@ class Trainer:
             counters.skipped_steps += skipped
             counters.nonfinite_streak = 0
         else:
-            self._leave_out(step, losses, loss_total, norm, reporter)
+            self._skip_step(step, losses, loss_total, norm, reporter)
         self._accelerated_optimizer.zero_grad()
         counters.step, counters.samples = step, counters.samples + config.training.batch_size
         counters.tokens += num_targets
@@ -267,7 +267,7 @@ class Trainer:
             losses.append(loss.detach())
         return torch.stack(losses), num_targets
 
-    def _settle_gradient_buckets(self) -> None:
+    def _warm_up_ddp_buckets(self) -> None:
         """Let DDP rebuild its buckets before the first step, so that a resumed run adds gradients in the same order."""
         if self.accelerator.num_processes > 1:
             for _ in range(2):
@@ -280,18 +280,20 @@ class Trainer:
         may_help = scaler is not None and scaler.get_scale() > LOSS_SCALE_FLOOR
         return math.isfinite(loss_total) and (math.isfinite(grad_norm) or may_help)
 
-    def _leave_out(self, step: int, losses: Tensor, loss_total: float, grad_norm: float, reporter: Reporter) -> None:
+    def _skip_step(self, step: int, losses: Tensor, loss_total: float, grad_norm: float, reporter: Reporter) -> None:
         """Count a step whose numbers are not finite, or stop the run for it."""
-        counters, most = self.counters, self.config.training.max_nonfinite_steps
+        counters, max_streak = self.counters, self.config.training.max_nonfinite_steps
         cause = f"gradient norm is {grad_norm}" if math.isfinite(loss_total) else f"loss is {loss_total}"
         cause = f"at step {step} the {cause} {self._origin(step, losses)}"
-        if counters.nonfinite_streak >= most:
+        if counters.nonfinite_streak >= max_streak:
             self._stop_for(cause, reporter)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.update()  # It must hear of the end of each step.
         counters.nonfinite_streak += 1
         counters.skipped_steps += 1
-        reporter.say(f"warning     {cause}; the step is left out ({counters.nonfinite_streak} of {most} in a row)")
+        reporter.say(
+            f"warning     {cause}; the step is left out ({counters.nonfinite_streak} of {max_streak} in a row)"
+        )
 
     def _origin(self, step: int, losses: Tensor) -> str:
         """Which ranks and samples a loss that is not finite comes from; called by all processes."""

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from training.config.command_line import config_to_yaml
 from training.config.sections import RunConfig
 from training.loop import Trainer, check_batch_size
-from training.runtime.device import Setup, make_accelerator
+from training.runtime.device import Runtime, make_accelerator
 from training.runtime.errors import CommandError, InputError, is_out_of_memory, memory_asked
 from training.runtime.processes import in_main_process, naming_lost_processes
 from training.storage.checkpoint import Checkpoint, CheckpointStore
@@ -49,29 +49,29 @@ def train(
         StoppedBySignal, NonFiniteError, SaveError: As `Trainer.fit`.
     """
     training = config.training
-    setup = make_accelerator(
+    runtime = make_accelerator(
         training.precision, deterministic=training.deterministic, timeout=training.collective_timeout
     )
-    accelerator = setup.accelerator
+    accelerator = runtime.accelerator
     run = None
     try:
         check_batch_size(config, accelerator.num_processes)
         if accelerator.is_main_process:  # At once: reading the data and loading what trains takes seconds.
-            _say({"device": setup.description})
+            _say({"device": runtime.description})
         task = make_task()
         run, checkpoint = _choose_start(accelerator, config, output_dir, resume=resume)
-        trainer = Trainer(setup, task, config, run)
+        trainer = Trainer(runtime, task, config, run)
         if checkpoint is not None:
             trainer.restore(checkpoint)
             del checkpoint  # Its bytes are as large as the model and its optimizer.
-        trackers = in_main_process(accelerator, lambda: _prepare(setup, trainer))
+        trackers = in_main_process(accelerator, lambda: _prepare(runtime, trainer))
         with naming_lost_processes(accelerator):
             trainer.fit(trackers or [])
-        trainer.leave()
+        trainer.shutdown()
     except CommandError as error:
         # Leaving the process group takes all processes: one that fails alone must not wait for the others.
         if error.shared:
-            trainer.leave()
+            trainer.shutdown()
         raise
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -117,7 +117,7 @@ def _newest_sound(run: RunFolder) -> Checkpoint | None:
     return checkpoint
 
 
-def _prepare(setup: Setup, trainer: Trainer) -> list[Tracker]:
+def _prepare(runtime: Runtime, trainer: Trainer) -> list[Tracker]:
     """Take back what lies after the step that the run goes on from, start the trackers, and say what the run is."""
     run, counters, config = trainer.run, trainer.counters, trainer.config
     store = trainer.store
@@ -127,13 +127,13 @@ def _prepare(setup: Setup, trainer: Trainer) -> list[Tracker]:
     store.go_back_to(counters.step, counters.best_step)
     trackers = start_trackers(config, run, counters)
     run.create(config_to_yaml(config))
-    _introduce(setup, trainer, space, trackers)
+    _introduce(runtime, trainer, space, trackers)
     if warning:
         print(f"warning     {warning}: the run will go as far as it can", flush=True)
     return trackers
 
 
-def _introduce(setup: Setup, trainer: Trainer, space: str, trackers: list[Tracker]) -> None:
+def _introduce(runtime: Runtime, trainer: Trainer, space: str, trackers: list[Tracker]) -> None:
     """Say what the run is, before the first step; the device was said."""
     task, training, step = trainer.task, trainer.config.training, trainer.counters.step
     parameters = sum(p.numel() for p in task.model.parameters())
@@ -151,7 +151,7 @@ def _introduce(setup: Setup, trainer: Trainer, space: str, trackers: list[Tracke
         "tracking": "\ntracking    ".join(tracker.description for tracker in trackers),
         "resuming": f"after step {step:,}" if step else None,
         "changed": "\nchanged     ".join(trainer.changes),
-        "warning": "\nwarning     ".join(setup.warnings),
+        "warning": "\nwarning     ".join(runtime.warnings),
     }
     _say(lines)
 

@@ -1,12 +1,12 @@
 """A step of a decoder in C++ (`step.cpp`), over the model's own weights and cache."""
 
 import ctypes
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from decoding.int8 import Int8Linear
+from decoding.models import CachedModel
 from decoding.native.build import NativeError, library
 from layers.attention import MultiHeadAttention
 from layers.block import Block, Memory
@@ -22,16 +22,6 @@ _KNOWN = (
     *(nn.Linear, nn.Embedding, nn.Identity, nn.Dropout),
 )
 _ADDRESS, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-
-
-class DecoderModel(Protocol):
-    """What both models have around their blocks."""
-
-    embedding: nn.Embedding
-    positions: nn.Module | None
-    rotary: RotaryPositions | None
-    norm: RMSNorm
-    head: nn.Linear | None
 
 
 class _Matrix(ctypes.Structure):
@@ -85,17 +75,16 @@ class NativeStep:
 
     Args:
         model: On the CPU, in evaluation mode, its matrices in fp32, bf16 or int8. They are read where they are, norms
-            and positions are copied.
-        kind: The class whose decoder this is known to do; a subclass may do anything.
-        blocks: Of the decoder.
+            and positions are copied. Its very class must say `has_native_step`: a subclass may do anything.
 
     Raises:
         NativeError: There is no library, or the model has parts that it does not know.
     """
 
-    def __init__(self, model: DecoderModel, kind: type, blocks: nn.ModuleList) -> None:
+    def __init__(self, model: CachedModel) -> None:
+        blocks = model.decoder_layers
         parts = (model.embedding, model.positions, model.rotary, *blocks, model.norm, model.head)
-        _check(model, kind, [part for part in parts if part is not None])
+        _check(model, [part for part in parts if part is not None])
         self._library = library()
         self._vocab_size, d_model = model.embedding.weight.shape
         self._kept: list[Tensor] = []
@@ -199,9 +188,9 @@ class NativeStep:
         return self._kept[-1].data_ptr()
 
 
-def _check(model: DecoderModel, kind: type, parts: list[nn.Module]) -> None:
+def _check(model: CachedModel, parts: list[nn.Module]) -> None:
     unknown = {type(module).__name__ for part in parts for module in part.modules() if type(module) not in _KNOWN}
-    if type(model) is not kind:
+    if not vars(type(model)).get("has_native_step"):
         unknown.add(type(model).__name__)
     if unknown:
         raise NativeError(f"the model has parts that it does not know: {', '.join(sorted(unknown))}")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from demo.limits import MOST_NAME
+from demo.limits import MAX_NAME
 from demo.rendering import message_html
 from demo.session import Session
 from training.runtime.errors import InputError
@@ -88,7 +88,7 @@ def offer_examples(
 
 def owner_of(request: gr.Request) -> str:
     """Who asks: one for each page that is open."""
-    return str(request.session_hash)[:MOST_NAME]
+    return str(request.session_hash)[:MAX_NAME]
 
 
 def start_and_stop(start: str, name: str) -> tuple[gr.Button, gr.Button]:

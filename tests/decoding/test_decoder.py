@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import decoding.decoder
-from decoding.decoder import MOST_TOKENS, Decoder, Mode, Precision, convert
+from decoding.decoder import MAX_TOKENS, Decoder, Mode, Precision, convert
 from decoding.generation import generate
 from decoding.int8 import Int8Linear
 from decoding.native import NativeError, library
@@ -78,7 +78,7 @@ def assert_reads_like(
     assert_near(logits_BV, expected_BTV[rows_B, ends_B - 1], tolerance)
     for piece in pieces:
         places_BT = ends_B[:, None] + torch.arange(piece)
-        logits_BTV = decoder.read(tokens_BT.gather(1, places_BT), cache)
+        logits_BTV = decoder.decode_step(tokens_BT.gather(1, places_BT), cache)
         assert_near(logits_BTV, expected_BTV[rows_B[:, None], places_BT], tolerance)
         ends_B += piece
     assert cache.lengths == cache.lengths_B.tolist() == ends_B.tolist()
@@ -132,7 +132,7 @@ def test_the_native_step_rounds_nothing_but_weights_and_cache(
     tokens_BT = random_tokens(model)
     with torch.inference_mode():
         expected_BTV, cache = whole(tokens_BT), poisoned(decoder.take_cache(3, 33))
-        read = [decoder.read(part_BT, cache) for part_BT in tokens_BT[:, :33].split([10, 1, 1, 9, 1, 10, 1], 1)]
+        read = [decoder.decode_step(part_BT, cache) for part_BT in tokens_BT[:, :33].split([10, 1, 1, 9, 1, 10, 1], 1)]
     assert_near(torch.cat(read, 1), expected_BTV[:, :33], tolerance)
     # The first layer's keys and values come from the weights alone: the nearest that the cache can hold.
     with torch.inference_mode():
@@ -195,7 +195,7 @@ def test_a_prompt_read_in_chunks_is_read_whole(
         if end:
             assert_near(logits_BV[row], expected_BTV[row, end - 1])
     next_B1 = tokens_BT.gather(1, ends_B[:, None])
-    assert_near(decoder.read(next_B1, cache)[:, 0], expected_BTV[torch.arange(3), ends_B])
+    assert_near(decoder.decode_step(next_B1, cache)[:, 0], expected_BTV[torch.arange(3), ends_B])
 
 
 @torch.inference_mode()
@@ -237,21 +237,21 @@ def test_what_does_not_fit_into_the_cache_is_an_error_and_changes_nothing(decode
     cache = decoder.take_cache(3, 36)
     decoder.prefill(tokens_BT[:, :35], cache)
     with pytest.raises(ValueError, match="the cache holds 36 tokens of a sequence, 38 were asked for"):
-        decoder.read(tokens_BT[:, :3], cache)
-    last_BV = decoder.read(tokens_BT[:, 35:], cache)[:, 0]
+        decoder.decode_step(tokens_BT[:, :3], cache)
+    last_BV = decoder.decode_step(tokens_BT[:, 35:], cache)[:, 0]
     assert_near(last_BV, decoder.model(tokens_BT)[:, -1])
     stored = [layer.keys_BHSD.clone() for layer in cache.layers]
     with pytest.raises(ValueError, match="the cache holds 36 tokens of a sequence, 37 were asked for"):
-        decoder.read(tokens_BT[:, :1], cache)
+        decoder.decode_step(tokens_BT[:, :1], cache)
     assert cache.lengths == cache.lengths_B.tolist() == [36] * 3
     assert all(torch.equal(layer.keys_BHSD, before) for layer, before in zip(cache.layers, stored, strict=True))
 
 
 @torch.inference_mode()
 def test_more_tokens_than_the_native_step_takes_are_read_too(decoder: Decoder) -> None:
-    tokens_BT = random_tokens(decoder.model, MOST_TOKENS + 1)
-    cache = decoder.take_cache(MOST_TOKENS + 1)
-    read = [decoder.read(part_BT, cache) for part_BT in tokens_BT[:, :4].split([1, 2, 1], 1)]
+    tokens_BT = random_tokens(decoder.model, MAX_TOKENS + 1)
+    cache = decoder.take_cache(MAX_TOKENS + 1)
+    read = [decoder.decode_step(part_BT, cache) for part_BT in tokens_BT[:, :4].split([1, 2, 1], 1)]
     assert_near(torch.cat(read, 1), decoder.model(tokens_BT)[:, :4])
 
 
@@ -332,7 +332,7 @@ def test_a_step_recorded_as_a_cuda_graph_equals_the_model(precision: Precision) 
             reader.prefill(tokens_BT[:, :7], into, COUNTS)
         for token in range(7, 40):
             new_BT = tokens_BT[:, token : token + 1]
-            kept.append((decoder.read(new_BT, cache), eager.read(new_BT, plain).float()))
+            kept.append((decoder.decode_step(new_BT, cache), eager.decode_step(new_BT, plain).float()))
         for recorded_BTV, expected_BTV in kept:  # None was overwritten by a later replay.
             assert_near(recorded_BTV, expected_BTV, 1e-4 if precision == "fp32" else 8 * BF16)
         decoder.give_back(cache)
@@ -358,7 +358,7 @@ def test_the_native_step_reads_prompts_where_torch_is_slow_at_bf16(
     assert bool(calls) != natively
     if natively:
         again = decoder.take_cache(3)
-        singles = [decoder.read(tokens_BT[:, place : place + 1], again) for place in range(50)]
+        singles = [decoder.decode_step(tokens_BT[:, place : place + 1], again) for place in range(50)]
         assert torch.equal(logits_BV, singles[-1][:, 0]), "to the last bit, as any other reading of it"
         assert cache.lengths == [50] * 3
     with pytest.raises(ValueError, match="the cache holds 72 tokens of a sequence, 73 were asked for"):

@@ -57,11 +57,11 @@ class CountingDecoder(Decoder):
         self.out.remove(cache)
         super().give_back(cache)
 
-    def read(self, tokens_BT: torch.Tensor, cache: KVCache) -> torch.Tensor:
+    def decode_step(self, tokens_BT: torch.Tensor, cache: KVCache) -> torch.Tensor:
         self.readings += 1
         if self.readings == self.fails_at:
             raise MemoryError
-        return super().read(tokens_BT, cache)
+        return super().decode_step(tokens_BT, cache)
 
 
 def texts(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int, **options: object) -> list[list[int]]:
@@ -173,8 +173,8 @@ def test_of_what_lookup_proposes_only_what_is_right_is_kept(
     # It knows what follows, to beyond the end.
     truth = [1, 2, 3, 4, *without_cache(model, [1, 2, 3, 4], count + 9, "slide", 1.0)]
 
-    def partly_right(text: Sequence[int], most: int) -> list[int]:
-        following = truth[len(text) :][:most]
+    def partly_right(text: Sequence[int], max_tokens: int) -> list[int]:
+        following = truth[len(text) :][:max_tokens]
         return [*following[:right], *((token + 1) % VOCABULARY for token in following[right:])]
 
     monkeypatch.setattr("decoding.generation._look_up", partly_right)

@@ -65,7 +65,7 @@ def test_a_texts_logits_are_the_same_to_the_last_bit_whatever_is_read_with_them(
     size: str, precision: Precision
 ) -> None:
     model = convert(random_model(SIZES[size]), precision)
-    step = NativeStep(model, GPT, model.blocks)
+    step = NativeStep(model)
     tokens_BT = torch.randint(19, (16, 40), generator=torch.Generator().manual_seed(1))
     before = torch.get_num_threads()
     try:
@@ -100,13 +100,13 @@ def test_a_texts_logits_are_the_same_to_the_last_bit_whatever_is_read_with_them(
 @torch.inference_mode()
 def test_a_targets_logits_are_the_same_to_the_last_bit_whatever_is_decoded_with_it() -> None:
     model = random_encoder_decoder(num_kv_heads=2)
-    step = NativeStep(model, EncoderDecoder, model.decoder_blocks)
+    step = NativeStep(model)
     drawn = torch.Generator().manual_seed(2)
     sources = [torch.randint(3, 9, (length,), generator=drawn).tolist() for length in (7, 20, 1, 12, 7)]
     target_BT = torch.randint(3, 9, (5, 10), generator=drawn)
     # Sources are read alone, so that what is compared is the step.
-    memories = [model.remember(model.encode(torch.tensor([frame_source(source)]))) for source in sources]
-    together = model.remember(model.encode(padded([frame_source(source) for source in sources], PAD)))
+    memories = [model.cache_cross_attention(model.encode(torch.tensor([frame_source(source)]))) for source in sources]
+    together = model.cache_cross_attention(model.encode(padded([frame_source(source) for source in sources], PAD)))
     assert together.cache is not None
     for row, memory in enumerate(memories):
         assert memory.cache is not None
@@ -136,7 +136,7 @@ def read_targets(
 @torch.inference_mode()
 def test_the_number_of_threads_changes_no_bit(size: str) -> None:
     model = random_model(SIZES[size])
-    step, tokens_BT = NativeStep(model, GPT, model.blocks), torch.randint(19, (1, 8))
+    step, tokens_BT = NativeStep(model), torch.randint(19, (1, 8))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -182,7 +182,7 @@ def test_a_model_with_parts_of_its_own_is_read_as_it_stands() -> None:
     with torch.inference_mode():
         decoder, expected_BTV = Decoder(own), own(tokens_BT)
         cache = decoder.take_cache()
-        read = [decoder.read(part_BT, cache) for part_BT in tokens_BT.split(1, 1)]
+        read = [decoder.decode_step(part_BT, cache) for part_BT in tokens_BT.split(1, 1)]
     torch.testing.assert_close(torch.cat(read, 1), expected_BTV)
 
 
@@ -286,7 +286,7 @@ def test_a_second_process_uses_what_the_first_has_built(
 @torch.inference_mode()
 def test_weights_live_as_long_as_the_step() -> None:
     model = random_model(SIZES["wide"])
-    step, tokens_BT = NativeStep(model, GPT, model.blocks), torch.randint(19, (1, 6))
+    step, tokens_BT = NativeStep(model), torch.randint(19, (1, 6))
     before = read(step, model, tokens_BT, [6])
     caches = random_model(SIZES["wide"])
     for parameter in model.parameters():
@@ -299,14 +299,12 @@ def test_weights_live_as_long_as_the_step() -> None:
 @pytest.mark.usefixtures("built")
 def test_a_token_that_is_not_of_the_vocabulary_is_an_error_and_changes_nothing() -> None:
     model = random_model(SIZES["wide"])
-    step, cache = NativeStep(model, GPT, model.blocks), model.new_cache()
+    step, cache = NativeStep(model), model.new_cache()
     for token in (-1, model.vocab_size):
         with pytest.raises(IndexError, match=f"expected tokens from 0 to {model.vocab_size - 1}"):
             step(torch.tensor([[token]]), cache)
     assert cache.lengths == [0]
-    assert torch.equal(
-        step(torch.tensor([[3]], dtype=torch.int32), cache), NativeStep(model, GPT, model.blocks)(*fresh(model, 3))
-    )
+    assert torch.equal(step(torch.tensor([[3]], dtype=torch.int32), cache), NativeStep(model)(*fresh(model, 3)))
 
 
 def fresh(model: GPT, token: int) -> tuple[Tensor, KVCache]:

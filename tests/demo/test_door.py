@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from demo import visitors
-from demo.middleware import MOST_BODY
+from demo.middleware import MAX_BODY
 from demo.serving import Page, listen, serve
 from demo.visitors import Guesses, visitor
 
@@ -165,11 +165,11 @@ def test_a_body_has_a_limit_before_the_login_too(url: str, locked: str, chunked:
         return iter([b" " * 100_000] * (size // 100_000)) if chunked else b" " * size
 
     for path in ("gradio_api/queue/join", "gradio_api/run/echo", "login", "config"):
-        answer = http.post(f"{url}{path}", content=body(MOST_BODY + 100_000))
+        answer = http.post(f"{url}{path}", content=body(MAX_BODY + 100_000))
         assert (answer.status_code, answer.text) == (413, "a request may have 1,000,000 bytes"), path
-        assert http.post(f"{locked}{path}", content=body(MOST_BODY + 100_000)).status_code in (401, 413)
-    assert http.post(f"{locked}login", content=body(MOST_BODY + 100_000)).status_code == 413
-    assert http.post(f"{url}gradio_api/run/echo", content=body(MOST_BODY)).status_code == 422
+        assert http.post(f"{locked}{path}", content=body(MAX_BODY + 100_000)).status_code in (401, 413)
+    assert http.post(f"{locked}login", content=body(MAX_BODY + 100_000)).status_code == 413
+    assert http.post(f"{url}gradio_api/run/echo", content=body(MAX_BODY)).status_code == 422
 
 
 def test_a_file_in_a_prompt_is_refused_and_not_fetched(url: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from demo import visitors
 from demo.jobs import Job, Jobs
-from demo.limits import MOST_SEED, Limits
-from demo.middleware import MOST_BODY, Door
+from demo.limits import MAX_SEED, Limits
+from demo.middleware import MAX_BODY, Door
 from demo.results import Growing
 from demo.session import _asked
 from demo.visitors import FREE_GUESSES, LONGEST_WAIT, Guesses, Places, visitor
@@ -78,7 +78,7 @@ def test_a_visitor_guesses_five_times_and_then_waits_twice_as_long_each_time(mon
 
 
 def test_of_too_many_visitors_the_one_who_was_away_longest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visitors, "MOST_REMEMBERED", 2)
+    monkeypatch.setattr(visitors, "MAX_REMEMBERED", 2)
     guesses = Guesses()
     for who in ("a", "b", "c"):
         for _ in range(FREE_GUESSES):
@@ -115,7 +115,7 @@ def status(path: str, body: Sequence[bytes] = (b"",), host: str = "192.0.2.1", w
         answers.extend([message["status"]] if "status" in message else [])
 
     gradio = SimpleNamespace(cookie_id="x", auth=None, tokens={})
-    door = Door(page, gradio, Places(queue, most=2), "", {"my.site"})
+    door = Door(page, gradio, Places(queue, max_places=2), "", {"my.site"})
     headers = [(b"host", b"my.site"), (b"x-gradio-server", b"http://elsewhere")]
     scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
     asyncio.run(door({**scope, "client": (host, 1)}, receive, send))
@@ -124,7 +124,7 @@ def status(path: str, body: Sequence[bytes] = (b"",), host: str = "192.0.2.1", w
 
 @pytest.mark.parametrize("pieces", [1, 2, 50])
 def test_a_body_has_a_limit_in_however_many_pieces_it_comes(pieces: int) -> None:
-    part = b"x" * (MOST_BODY // pieces)
+    part = b"x" * (MAX_BODY // pieces)
     assert status("/gradio_api/queue/join", [part] * pieces) == 200
     assert status("/gradio_api/queue/join", [*[part] * pieces, b"x"]) == 413
 
@@ -139,7 +139,7 @@ def test_a_visitor_has_so_many_places_in_the_queue_and_no_more() -> None:
 
 def test_each_text_of_a_request_has_a_seed_of_its_own() -> None:
     assert list(_asked("a", {"seed": 7, "num_samples": 3}, Limits()).seeds) == [7, 8, 9]
-    assert list(_asked("a", {"seed": MOST_SEED}, Limits()).seeds) == [MOST_SEED]
+    assert list(_asked("a", {"seed": MAX_SEED}, Limits()).seeds) == [MAX_SEED]
 
 
 @pytest.mark.parametrize(
@@ -150,12 +150,12 @@ def test_each_text_of_a_request_has_a_seed_of_its_own() -> None:
         ({"max_new_tokens": 6}, "max_new_tokens must be at least 1 and at most 5, got 6"),
         ({"prompt": "abc"}, "the prompt has 3 characters, at most 2 are allowed"),
         ({"stop": "ab"}, "stop has 2 characters, at most 1 are allowed"),
-        ({"seed": MOST_SEED + 1}, "seed must be at least 0 and at most 9,007,199,254,740,992"),
+        ({"seed": MAX_SEED + 1}, "seed must be at least 0 and at most 9,007,199,254,740,992"),
     ],
 )
 def test_a_request_keeps_to_the_limits(options: dict[str, Any], message: str) -> None:
     limits = Limits(texts=3, new_tokens=5, prompt_characters=2, stop_characters=1)
-    allowed: dict[str, Any] = {"num_samples": 3, "max_new_tokens": 5, "prompt": "ab", "stop": "a", "seed": MOST_SEED}
+    allowed: dict[str, Any] = {"num_samples": 3, "max_new_tokens": 5, "prompt": "ab", "stop": "a", "seed": MAX_SEED}
     _asked(allowed["prompt"], allowed, limits)
     with pytest.raises(InputError, match=f"^{message}"):
         _asked((allowed | options)["prompt"], allowed | options, limits)

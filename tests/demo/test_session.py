@@ -110,13 +110,13 @@ def test_comparing_reads_the_same_tokens_without_the_cache(session: Session, mon
 
 def slow(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.02) -> None:
     """Every token takes so long."""
-    read = Decoder.read
+    read = Decoder.decode_step
 
     def slowly(self: Decoder, *arguments: Any) -> torch.Tensor:
         time.sleep(seconds)
         return read(self, *arguments)
 
-    monkeypatch.setattr(Decoder, "read", slowly)
+    monkeypatch.setattr(Decoder, "decode_step", slowly)
 
 
 def caches() -> int:
@@ -128,7 +128,7 @@ def test_what_is_compiled_is_compiled_once_and_its_memory_used_again(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Any] = []
-    read = Decoder.read
+    read = Decoder.decode_step
 
     def compiled(function: Any, **options: Any) -> Any:
         made.append(function)
@@ -144,7 +144,7 @@ def test_what_is_compiled_is_compiled_once_and_its_memory_used_again(
     asked: dict[str, Any] = {"max_new_tokens": 12, "seed": 3}
     expected = last(Session(runs).write("me", "small", "7 times", **asked)).text
     monkeypatch.setattr(decoding.compiled.torch, "compile", compiled)
-    monkeypatch.setattr(Decoder, "read", slow_at_first)
+    monkeypatch.setattr(Decoder, "decode_step", slow_at_first)
     session = Session(runs, mode="compiled")
     looks = session.write("me", "small", "7 times", **asked)
     assert next(looks).phase == "compiling"
@@ -162,7 +162,7 @@ def test_what_is_compiled_is_compiled_once_and_its_memory_used_again(
 def test_what_is_compiled_is_used_by_one_request_at_a_time(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inside: list[int] = []
     met: list[bool] = []
-    read = Decoder.read
+    read = Decoder.decode_step
 
     def slowly(self: Decoder, *arguments: Any) -> torch.Tensor:
         here = get_ident()
@@ -172,7 +172,7 @@ def test_what_is_compiled_is_used_by_one_request_at_a_time(runs: Path, monkeypat
         return read(self, *arguments)
 
     monkeypatch.setattr(decoding.compiled.torch, "compile", lambda function, **options: function)
-    monkeypatch.setattr(Decoder, "read", slowly)
+    monkeypatch.setattr(Decoder, "decode_step", slowly)
     session = Session(runs, mode="compiled")
     ended = session.write("me", "small", "7 times", max_new_tokens=5)
     assert next(ended).phase == "compiling"
@@ -255,7 +255,7 @@ def test_a_request_can_be_ended_while_its_model_is_loaded(session: Session, monk
         return gpt(self, name, precision)
 
     monkeypatch.setattr(Catalogue, "gpt", slowly)
-    monkeypatch.setattr(Decoder, "read", lambda *_: begun.append(1))
+    monkeypatch.setattr(Decoder, "decode_step", lambda *_: begun.append(1))
     monkeypatch.setattr(demo.jobs, "STOPPING", 0.0)
     for end in (session.jobs.stop, session.jobs.ask):
         loading.clear(), load.clear()
@@ -452,7 +452,7 @@ def test_long_lines_are_thinned_and_axes_seldom_change() -> None:
     assert show.token_times(writing) == []
     writing.milliseconds = [50.0] + [1.0] * 2000
     (line,) = show.token_times(writing)
-    assert len(line.points) <= show.MOST_POINTS
+    assert len(line.points) <= show.MAX_POINTS
     assert {y for _, y in line.points} == {1.0}
     assert line.points[-1][0] <= 2 + 2001
     assert axis_top([line]) == 2.0

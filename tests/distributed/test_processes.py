@@ -160,12 +160,12 @@ def test_work_that_is_under_way_at_the_end_does_not_hold_a_process_up(config: GP
         "import torch\n"
         "from training.loop import Trainer\n"
         "from launch.train_gpt import main\n"
-        "leave = Trainer.leave\n"
+        "leave = Trainer.shutdown\n"
         "def leave_late(trainer):\n"
         "    time.sleep(1.0 if os.environ['RANK'] == '0' else 0.0)\n"
         "    torch.distributed.all_reduce(torch.ones(1), async_op=True)\n"
         "    leave(trainer)\n"
-        "Trainer.leave = leave_late\n"
+        "Trainer.shutdown = leave_late\n"
         "main()\n"
     )
     train = ["--config", write(config, tmp_path), "--output_dir", "run"]

@@ -64,7 +64,7 @@ def test_a_place_says_where_tokens_stand_and_prediction_follows_reading(position
     # The second text has two tokens less: what pads it counts for nothing, and its next token stands where they end.
     model(tokens[:, :5], cache, cache.extend(5, [5, 3]))
     following = torch.stack((tokens[0, 5:9], tokens[1, 3:7]))
-    logits = model.predict(model.read(following, cache, cache.extend(4)))
+    logits = model.logits(model.hidden_states(following, cache, cache.extend(4)))
     whole = model(tokens)
     expected = torch.stack((whole[0, 5:9], whole[1, 3:7]))
     assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "accelerate", "datasets", "gradio", "transformers", "matplotlib", "tensorboard", "wandb", "pandas"}
-PACKAGES = ("layers", "training", "gpt", "seq2seq", "launch", "demo")
+PACKAGES = ("layers", "training", "data", "decoding", "gpt", "seq2seq", "launch", "demo")
 FILES = [path.relative_to(ROOT) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 MAINS = [path for path in FILES if '__name__ == "__main__"' in (ROOT / path).read_text()]
 INTERNAL = Path("data/hub.py")  # Started by ourselves, with a request in JSON.

@@ -156,7 +156,7 @@ def test_a_text_that_diverges_on_its_way_shows_what_came_before(
         return read(self, *arguments) * (float("nan") if len(steps) > 4 else 1.0)
 
     monkeypatch.setattr(evaluate_gpt, "load_gpt", lambda path, device, weights: sound)
-    monkeypatch.setattr(Decoder, "read", diverging)
+    monkeypatch.setattr(Decoder, "decode_step", diverging)
     monkeypatch.setattr("sys.argv", ["evaluate.py", "--checkpoint", "x", "--prompt", "7"])
     assert exit_code(main) == 4
     assert len(capsys.readouterr().out) == len("7") + 5

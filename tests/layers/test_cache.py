@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layers import KVCache, MultiHeadAttention, Place, RotaryPositions
+from layers import CachePositions, KVCache, MultiHeadAttention, RotaryPositions
 
 D_MODEL, NUM_HEADS, HEAD_SIZE, NUM_LAYERS, MAX_LEN = 16, 4, 4, 2, 12
 HUGE = 1e30
@@ -43,7 +43,7 @@ class Stack(nn.Module):
         return x_BTM
 
     @torch.no_grad()
-    def forward(self, x_BTM: Tensor, cache: KVCache, place: Place) -> Tensor:
+    def forward(self, x_BTM: Tensor, cache: KVCache, place: CachePositions) -> Tensor:
         rotary = self.rotary(x_BTM.size(1), place.positions_BT)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
             x_BTM = x_BTM + layer(x_BTM, rotary=rotary, cache=layer_cache, place=place)
@@ -126,7 +126,7 @@ def test_any_history_of_the_cache_reads_as_each_sequence_alone(seed: int) -> Non
             texts = [torch.cat(pair) for pair in zip(texts, fresh, strict=True)]
             poison(cache)
             if act == "compiled step" and min(counts) == 1:
-                y_BTM = stack(padded(fresh, 1), cache, cache.next_place(1, MAX_LEN))
+                y_BTM = stack(padded(fresh, 1), cache, cache.next_positions(1, MAX_LEN))
                 cache.advance(1)
             else:
                 y_BTM = stack.read(padded(fresh, size), cache, None if min(counts) == size else counts)
@@ -298,7 +298,7 @@ def test_cross_attention_over_a_remembered_memory_equals_that_over_each_memory_a
     memories = [torch.randn(length, D_MODEL) for length in (5, 2, 3)]
     cache = KVCache(num_layers=1, batch_size=3, num_kv_heads=num_kv_heads, max_len=7, head_size=HEAD_SIZE)
     poison(cache)
-    layer.remember(padded(memories, 6), cache.layers[0], cache.extend(6, [5, 2, 3]))
+    layer.cache_memory(padded(memories, 6), cache.layers[0], cache.extend(6, [5, 2, 3]))
     mask_B1S = cache.filled_mask()
     assert mask_B1S.tolist() == [[[True] * 5], [[True] * 2 + [False] * 3], [[True] * 3 + [False] * 2]]
     for size in (1, 4, 5, 9):  # Reading changes nothing, however many queries there are.
@@ -322,7 +322,7 @@ def test_the_place_of_a_compiled_step_reads_as_that_of_extend(prefill: list[int]
         new = torch.randn(2, size, D_MODEL)
         before = list(one.lengths)
         for _ in range(2):  # A place taken without advancing changes nothing that is looked at.
-            place = one.next_place(size, MAX_LEN)
+            place = one.next_positions(size, MAX_LEN)
             y_BTM = stack(new, one, place)
         assert one.lengths == one.lengths_B.tolist() == before
         assert place.mask_BTS is not None

@@ -14,17 +14,17 @@ from layers import (
     Memory,
     MultiHeadAttention,
     RMSNorm,
+    RotaryAngles,
     RotaryPositions,
     SinusoidalPositions,
     SwiGLU,
-    Turn,
     attention,
 )
-from layers.positions import turn
+from layers.positions import apply_rotary
 
 
 def attention_by_hand(
-    layer: MultiHeadAttention, x: Tensor, memory: Tensor, allowed_TS: Tensor, angles: Turn | None = None
+    layer: MultiHeadAttention, x: Tensor, memory: Tensor, allowed_TS: Tensor, angles: RotaryAngles | None = None
 ) -> Tensor:
     """Attention one head at a time."""
     size = layer.head_size
@@ -36,7 +36,7 @@ def attention_by_hand(
         q_h = layer.query_norm(q[..., h * size : (h + 1) * size])
         k_h = layer.key_norm(k[..., kv * size : (kv + 1) * size])
         if angles is not None:
-            q_h, k_h = turn(q_h, angles), turn(k_h, angles)
+            q_h, k_h = apply_rotary(q_h, angles), apply_rotary(k_h, angles)
         scores = q_h @ k_h.mT / math.sqrt(size)
         weights = scores.masked_fill(~allowed_TS, -torch.inf).softmax(-1)
         heads.append(weights @ v[..., kv * size : (kv + 1) * size])
@@ -146,7 +146,7 @@ def test_positions_count_from_0_where_none_are_given(kind: type[SinusoidalPositi
 
 def at(rotary: RotaryPositions, x_D: Tensor, position: int) -> Tensor:
     """One query or key, turned for a position."""
-    return turn(x_D.view(1, 1, 1, -1), rotary(1, torch.tensor([[position]]))).flatten()
+    return apply_rotary(x_D.view(1, 1, 1, -1), rotary(1, torch.tensor([[position]]))).flatten()
 
 
 def test_rotary_products_depend_on_distance_alone_and_keep_lengths() -> None:
@@ -168,11 +168,11 @@ def test_rotary_turns_each_pair_by_its_angle() -> None:
 def test_rotary_turns_each_token_of_each_sequence_in_all_heads() -> None:
     rotary, places = RotaryPositions(20, 4), torch.tensor([[3, 4, 0], [19, 0, 7]])
     x = torch.randn(2, 5, 3, 4)
-    turned = turn(x, rotary(3, places))
+    turned = apply_rotary(x, rotary(3, places))
     for b, h, t in itertools.product(range(2), range(5), range(3)):
         torch.testing.assert_close(turned[b, h, t], at(rotary, x[b, h, t], int(places[b, t])))
-    assert torch.equal(turn(x, rotary(3)), turn(x, rotary(3, torch.arange(3).expand(2, 3))))
-    assert turn(x.bfloat16(), rotary(3, places)).dtype == torch.bfloat16
+    assert torch.equal(apply_rotary(x, rotary(3)), apply_rotary(x, rotary(3, torch.arange(3).expand(2, 3))))
+    assert apply_rotary(x.bfloat16(), rotary(3, places)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("has_amx", [True, False])

@@ -26,7 +26,7 @@ from training.runtime.threads import WAITS, set_cpu_threads
 from training.seeds import generator
 
 SECONDS = 2.0
-MOST_SECONDS = 12.0
+MAX_SECONDS = 12.0
 STEPS = 40
 OWN_SPIN = "300000"
 """What GNU's OpenMP takes where nothing is set, in turns."""
@@ -79,10 +79,10 @@ def tokens_per_second(config: str, precision: str, mode: str, streams: int) -> f
                 break
         return written
 
-    write(10, time.perf_counter() + MOST_SECONDS)
+    write(10, time.perf_counter() + MAX_SECONDS)
     start, written = time.perf_counter(), 0
     while time.perf_counter() - start < SECONDS:
-        written += write(100, start + MOST_SECONDS)
+        written += write(100, start + MAX_SECONDS)
     return written / (time.perf_counter() - start)
 
 

@@ -45,17 +45,19 @@ def test_what_the_decoder_looks_at_is_normalised(model: EncoderDecoder) -> None:
 def test_with_the_caches_the_logits_are_those_without(model: EncoderDecoder) -> None:
     target_BT = torch.tensor(TARGETS)
     memory = model.encode(framed(SOURCES))
-    whole_BTV = model.predict(model.decode(target_BT, memory))
-    remembered, cache = model.remember(memory), model.new_cache(3, 5)
+    whole_BTV = model.logits(model.hidden_states(target_BT, memory))
+    remembered, cache = model.cache_cross_attention(memory), model.new_cache(3, 5)
     for pieces in ([1] * 5, [2, 3], [5]):
         cache.reset()
-        parts = [model.predict(model.decode(part_BT, remembered, cache)) for part_BT in target_BT.split(pieces, 1)]
+        parts = [
+            model.logits(model.hidden_states(part_BT, remembered, cache)) for part_BT in target_BT.split(pieces, 1)
+        ]
         assert close(torch.cat(parts, 1), whole_BTV)
 
 
 @torch.inference_mode()
 def test_keys_and_values_of_the_source_are_computed_once(model: EncoderDecoder) -> None:
-    remembered, cache = model.remember(model.encode(framed(SOURCES))), model.new_cache(3, 5)
+    remembered, cache = model.cache_cross_attention(model.encode(framed(SOURCES))), model.new_cache(3, 5)
 
     def forbidden(*_: object) -> None:
         raise AssertionError("computed again")
@@ -63,7 +65,7 @@ def test_keys_and_values_of_the_source_are_computed_once(model: EncoderDecoder) 
     for block in model.decoder_blocks:
         for name in ("key", "value"):
             getattr(block.cross_attention, name).register_forward_hook(forbidden)
-    assert model.decode(torch.tensor(TARGETS), remembered, cache).isfinite().all()
+    assert model.hidden_states(torch.tensor(TARGETS), remembered, cache).isfinite().all()
 
 
 @torch.inference_mode()
@@ -118,12 +120,12 @@ def test_tokens_at_the_first_places_are_read_as_ever(model: EncoderDecoder) -> N
 def test_each_pair_of_a_batch_has_its_own_places(model: EncoderDecoder) -> None:
     source_BS, target_BT = framed(SOURCES), torch.tensor(TARGETS)
     length = max(source_BS.size(1), target_BT.size(1))
-    places_BP = torch.stack(
+    positions_BP = torch.stack(
         [torch.randperm(24, generator=generator(row))[:length].sort().values for row in range(len(SOURCES))]
     )
-    together = model(source_BS, target_BT, places_BP)
+    together = model(source_BS, target_BT, positions_BP)
     for row, source in enumerate(SOURCES):
-        alone = model(framed([source]), target_BT[row : row + 1], places_BP[row : row + 1])
+        alone = model(framed([source]), target_BT[row : row + 1], positions_BP[row : row + 1])
         assert close(together[row : row + 1], alone)
     assert not torch.allclose(together, model(source_BS, target_BT), atol=1e-3)
 
@@ -161,7 +163,7 @@ def test_a_sequence_beyond_the_context_is_an_error(model: EncoderDecoder) -> Non
     with pytest.raises(ValueError, match="expected at most 24 tokens, got 25"):
         model(framed([[3] * 23]), torch.tensor(TARGETS[:1]))
     with pytest.raises(ValueError, match="the cache holds 2 tokens of a sequence, 3 were asked for"):
-        model.decode(torch.tensor([[1, 3, 4]]), model.encode(framed([[3]])), model.new_cache(1, 2))
+        model.hidden_states(torch.tensor([[1, 3, 4]]), model.encode(framed([[3]])), model.new_cache(1, 2))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from training import loop
 from training.config.command_line import config_to_yaml
 from training.evaluation import validation_loss
 from training.optimizer import MuonAdamW
-from training.runtime.device import Setup
+from training.runtime.device import Runtime
 from training.runtime.errors import InputError, NonFiniteError, StoppedBySignal
 from training.schedule import learning_rate_scale
 from training.storage import checkpoint
@@ -458,7 +458,7 @@ def test_the_learning_rate_follows_the_schedule_and_gradients_keep_to_their_norm
 def test_utilisation_is_the_share_of_the_peak(config: GPTConfig, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.create(config_to_yaml(config))
-    trainer = loop.Trainer(Setup(Accelerator(cpu=True), "fp32", "", [], 1e12), GPTTask(config), config, run)
+    trainer = loop.Trainer(Runtime(Accelerator(cpu=True), "fp32", "", [], 1e12), GPTTask(config), config, run)
     trainer.fit([])
     # Six per weight of blocks and head, twelve per layer, width and token of the context.
     flops = 6 * (2 * (4 * 16**2 + 3 * 16 * 32) + 16 * len(trainer.task.data.tokenizer)) + 12 * 2 * 16 * 16
@@ -483,7 +483,7 @@ def test_the_loss_scale_of_fp16_is_saved_and_restored(config: GPTConfig, tmp_pat
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
         run = RunFolder(tmp_path / folder)
         run.create(config_to_yaml(config))
-        return loop.Trainer(Setup(accelerator, "fp32", "", [], None), GPTTask(config), config, run)
+        return loop.Trainer(Runtime(accelerator, "fp32", "", [], None), GPTTask(config), config, run)
 
     first = trainer("run")
     first.accelerator.scaler.load_state_dict(
@@ -697,7 +697,7 @@ def test_a_tracker_whose_disk_is_full_ends_and_the_run_goes_on(
 
     run, tracker = RunFolder(tmp_path / "run"), Full()
     run.create(config_to_yaml(config))
-    trainer = loop.Trainer(Setup(Accelerator(cpu=True), "fp32", "", [], None), GPTTask(config), config, run)
+    trainer = loop.Trainer(Runtime(Accelerator(cpu=True), "fp32", "", [], None), GPTTask(config), config, run)
     trainer.fit([tracker])
     assert tracker.calls == 3
     assert "warning     curves: No space left on device; it ends here" in capsys.readouterr().out
@@ -716,7 +716,7 @@ def test_a_step_left_out_under_fp16_does_not_disturb_the_next(
     )
     run = RunFolder(tmp_path / "run")
     run.create(config_to_yaml(config))
-    trainer = loop.Trainer(Setup(accelerator, "fp32", "", [], None), GPTTask(config), config, run)
+    trainer = loop.Trainer(Runtime(accelerator, "fp32", "", [], None), GPTTask(config), config, run)
     trainer.fit([])
     assert trainer.counters.skipped_steps == 2
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, 13))

@@ -21,7 +21,7 @@ from training import loop
 from training.config.command_line import config_to_yaml
 from training.evaluation import Interrupted, validation_loss
 from training.reporting import Reporter
-from training.runtime.device import Setup
+from training.runtime.device import Runtime
 from training.runtime.errors import InputError, SaveError
 from training.runtime.signals import StopSignals
 from training.storage.checkpoint import Checkpoint, CheckpointError, CheckpointStore
@@ -66,7 +66,7 @@ class Rank:
 def trainer_of(config: GPTConfig, rank: Rank, folder: Path) -> loop.Trainer:
     run = RunFolder(folder)
     run.create(config_to_yaml(config))
-    setup = Setup(cast(Accelerator, rank), config.training.precision, "", [], None)
+    setup = Runtime(cast(Accelerator, rank), config.training.precision, "", [], None)
     trainer = loop.Trainer(setup, GPTTask(config), config, run)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():

@@ -189,14 +189,14 @@ def _described(annotation: Any) -> str:
 def _shown(value: Any) -> str:
     """A value as YAML has it."""
     text = dump_yaml(value, default_flow_style=True, allow_unicode=True, width=math.inf)
-    return _one_line(text.removesuffix("\n...\n"), most=80)
+    return _one_line(text.removesuffix("\n...\n"), max_length=80)
 
 
-def _one_line(message: str, most: int = 300) -> str:
+def _one_line(message: str, max_length: int = 300) -> str:
     """Put a message into one line of printable characters, without its middle where it is too long."""
     message = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", " ".join(message.split()))
     message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-    return message if len(message) <= most else f"{message[: most - 43]} … {message[-40:]}"
+    return message if len(message) <= max_length else f"{message[: max_length - 43]} … {message[-40:]}"
 
 
 def parse_config_text(config_class: type[Config], text: str) -> Config:

@@ -35,11 +35,11 @@ def check(section: object, name: str, valid: bool, allowed: str) -> None:
         raise InputError(f"{prefix}.{name} must be {allowed}, got {shown(getattr(section, name))}")
 
 
-def check_counts(section: object, most: int = MAX_COUNT) -> None:
-    """Raise an `InputError` that names the field unless all whole numbers of a section are at most `most`."""
+def check_counts(section: object, max_value: int = MAX_COUNT) -> None:
+    """Raise an `InputError` that names the field unless all whole numbers of a section are at most `max_value`."""
     for field in fields(section):  # type: ignore[arg-type]
         value = getattr(section, field.name)
-        check(section, field.name, not isinstance(value, int) or value <= most, f"at most {most}")
+        check(section, field.name, not isinstance(value, int) or value <= max_value, f"at most {max_value}")
 
 
 def is_line(text: str) -> bool:
@@ -74,7 +74,7 @@ class TransformerConfig:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        check_counts(self, most=10**6)
+        check_counts(self, max_value=10**6)
         for name in ("d_model", "num_heads", "d_ff", "max_len"):
             check(self, name, getattr(self, name) >= 1, "at least 1")
         check(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")

@@ -95,7 +95,7 @@ def _wanted(asked: AsWritten, launched: str, devices: Sequence[ProcessDevice]) -
     return ("fp32", f"{slow[0]} is not fast at bf16") if slow else ("bf16", "fast here")
 
 
-class Setup(NamedTuple):
+class Runtime(NamedTuple):
     """What a run computes on.
 
     Attributes:
@@ -113,7 +113,7 @@ class Setup(NamedTuple):
     peak_flops: float | None
 
 
-def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: float = 600.0) -> Setup:
+def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: float = 600.0) -> Runtime:
     """Set up processes, device and mixed precision.
 
     Args:
@@ -162,7 +162,7 @@ def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: 
     warnings = (idle_gpus_warning(processes), unequal_devices_warning(devices), *ignored_settings())
     peaks = [peak_flops(each.name, precision) for each in devices]
     known = [peak for peak in peaks if peak is not None]
-    return Setup(
+    return Runtime(
         accelerator=accelerator,
         precision=precision,
         description=description,

@@ -114,7 +114,7 @@ def named_checkpoint(place: Path) -> Path:
         CheckpointError: It names something else, or something outside the run.
         FileError: It cannot be read.
     """
-    target = os.readlink(place) if place.is_symlink() else read_text(place, most=200).strip()
+    target = os.readlink(place) if place.is_symlink() else read_text(place, max_bytes=200).strip()
     found = place.parent / target
     if not _NAME.fullmatch(found.name) or found.resolve().parent != place.parent.resolve():
         raise CheckpointError(
@@ -226,9 +226,9 @@ class CheckpointStore:
             raise CheckpointError(
                 f"no space for a checkpoint in {place}: {line}; free some, or choose another --output_dir"
             )
-        most = self.keep + 2  # The best one, and one that is being written.
-        if free < (most - len(self.steps())) * size:
-            return line, f"up to {most} checkpoints of {_gigabytes(size)} will not fit into {_gigabytes(free)}"
+        max_folders = self.keep + 2  # The best one, and one that is being written.
+        if free < (max_folders - len(self.steps())) * size:
+            return line, f"up to {max_folders} checkpoints of {_gigabytes(size)} will not fit into {_gigabytes(free)}"
         return line, None
 
     def newest_sound(self) -> tuple[Checkpoint | None, list[str]]:

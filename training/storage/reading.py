@@ -21,9 +21,9 @@ from training.config.plain_yaml import load_yaml
 from training.config.sections import shown
 from training.runtime.errors import InputError
 
-MOST_BYTES = 16 * 2**20
+MAX_BYTES = 16 * 2**20
 """Of a JSON, YAML or text file: far more than one of ours takes."""
-MOST_LINE = 2**16
+MAX_LINE = 2**16
 """Bytes of a line of JSON."""
 _BLOCK = 2**16
 _MOST_DIGITS = 19
@@ -90,13 +90,13 @@ def regular(descriptor: int, path: Path, mode: str) -> Any:
     raise FileError(path, "Is a directory" if stat.S_ISDIR(kind) else "not a regular file, but a FIFO or a device")
 
 
-def read_bytes(path: Path, *, most: int = MOST_BYTES, size: int | None = None) -> bytes:
+def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, size: int | None = None) -> bytes:
     """The content of a file.
 
     Args:
         path: The file.
-        most: How large it may be, in bytes.
-        size: How large it must be; None for any up to `most`.
+        max_bytes: How large it may be, in bytes.
+        size: How large it must be; None for any up to `max_bytes`.
 
     Raises:
         FileError: It cannot be read.
@@ -106,14 +106,14 @@ def read_bytes(path: Path, *, most: int = MOST_BYTES, size: int | None = None) -
         found = os.fstat(file.fileno()).st_size
         if size is not None and found != size:
             raise MalformedFileError(path, f"expected {size:,} bytes, found {found:,}")
-        if size is None and found > most:
-            raise MalformedFileError(path, f"expected at most {most:,} bytes, found {found:,}")
+        if size is None and found > max_bytes:
+            raise MalformedFileError(path, f"expected at most {max_bytes:,} bytes, found {found:,}")
         return file.read()
 
 
-def read_text(path: Path, *, most: int = MOST_BYTES) -> str:
+def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
     """The content of a file of UTF-8, or a `FileError`."""
-    return decoded(read_bytes(path, most=most), path)
+    return decoded(read_bytes(path, max_bytes=max_bytes), path)
 
 
 def decoded(content: bytes, path: Path) -> str:
@@ -189,8 +189,8 @@ def read_json_lines(
         lines = _backward(file) if newest_first else _forward(file)
         for number, (line, ended) in enumerate(lines, start=1):
             place = f"line {number:,}{' from the end' if newest_first else ''}"
-            if len(line) > MOST_LINE:
-                raise MalformedFileError(path, f"{place}: longer than {MOST_LINE:,} bytes")
+            if len(line) > MAX_LINE:
+                raise MalformedFileError(path, f"{place}: longer than {MAX_LINE:,} bytes")
             if not line.strip():
                 continue
             try:
@@ -207,14 +207,14 @@ def read_json_lines(
 
 def _forward(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
     """The lines, each with whether it was ended; of one that is too long, its beginning."""
-    while line := file.readline(MOST_LINE + 2):
+    while line := file.readline(MAX_LINE + 2):
         yield line.removesuffix(b"\n"), line.endswith(b"\n")
 
 
 def _backward(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
     """The same from the last line to the first."""
     place, rest, ended = file.seek(0, os.SEEK_END), b"", False
-    while place and len(rest) <= MOST_LINE:
+    while place and len(rest) <= MAX_LINE:
         size = min(_BLOCK, place)
         place = file.seek(place - size)
         rest, *lines = (file.read(size) + rest).split(b"\n")

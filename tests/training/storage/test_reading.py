@@ -67,9 +67,9 @@ def test_what_the_system_refuses_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_sizes_are_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
-    assert read_bytes(tmp_path / "file", most=5) == read_bytes(tmp_path / "file", size=5) == b"12345"
+    assert read_bytes(tmp_path / "file", max_bytes=5) == read_bytes(tmp_path / "file", size=5) == b"12345"
     with pytest.raises(MalformedFileError, match="file: expected at most 4 bytes, found 5"):
-        read_bytes(tmp_path / "file", most=4)
+        read_bytes(tmp_path / "file", max_bytes=4)
     with pytest.raises(MalformedFileError, match="file: expected 6 bytes, found 5"):
         read_bytes(tmp_path / "file", size=6)
 

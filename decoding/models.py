@@ -1,0 +1,86 @@
+"""What a model must have to be decoded from: the models of `gpt` and `seq2seq` do, and nothing here imports them.
+
+Shapes: B batch, T tokens, S source tokens, M model size, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from layers import CachePositions, KVCache, Memory, RMSNorm, RotaryAngles, RotaryPositions
+
+
+class Shape(Protocol):
+    """What is read of a model's configuration."""
+
+    @property
+    def max_len(self) -> int:
+        """Tokens of the context."""
+
+    @property
+    def d_model(self) -> int:
+        """Model size M."""
+
+
+class CachedModel(Protocol):
+    """What any decoder has. `head` is None where the embedding serves as one."""
+
+    vocab_size: int
+    embedding: nn.Embedding
+    positions: nn.Module | None
+    rotary: RotaryPositions | None
+    norm: RMSNorm
+    head: nn.Linear | None
+
+    @property
+    def config(self) -> Shape:
+        """Its shape."""
+
+    @property
+    def decoder_layers(self) -> nn.ModuleList:
+        """The blocks that a new token passes."""
+
+    def logits(self, hidden_BTM: Tensor) -> Tensor:
+        """Logits, (B, T, V), of hidden states."""
+
+    def new_cache(self, batch_size: int = 1, max_len: int | None = None) -> KVCache:
+        """An empty cache."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """As of any `torch.nn.Module`."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As of any `torch.nn.Module`."""
+
+
+class LanguageModel(CachedModel, Protocol):
+    """Continues texts."""
+
+    def __call__(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits, (B, T, V)."""
+
+    def hidden_states(
+        self, tokens_BT: Tensor, cache: KVCache | None, cache_positions: CachePositions | None, *, last_only: bool
+    ) -> Tensor:
+        """All of it but the head, (B, T, M); with `last_only`, (B, 1, M)."""
+
+    def embed(self, tokens_BT: Tensor, cache_positions: CachePositions | None) -> tuple[Tensor, RotaryAngles | None]:
+        """What the first block takes."""
+
+
+class TranslationModel(CachedModel, Protocol):
+    """Writes the target of a source, from `start_token` to `end_token`."""
+
+    pad_token: int
+    start_token: int
+    end_token: int
+
+    def encode_sources(self, sources: Sequence[Sequence[int]]) -> Memory:
+        """Read sources of different lengths, without special tokens."""
+
+    def cache_cross_attention(self, memory: Memory) -> Memory:
+        """The same memory with the keys and values of cross-attention, computed once."""
+
+    def hidden_states(self, target_BT: Tensor, memory: Memory, cache: KVCache | None = None) -> Tensor:
+        """All of the decoder but the head, (B, T, M)."""

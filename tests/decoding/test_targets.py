@@ -12,7 +12,7 @@ from data.pair_batches import frame_source, padded
 from data.vocabulary import END, PAD, START
 from decoding.native import NativeError, library
 from decoding.sampling import Sampling
-from decoding.targets import Decoded, Mode, decode, decode_steps, search
+from decoding.targets import Decoded, TargetMode, decode, decode_steps, search
 from seq2seq.model import EncoderDecoder
 from training.runtime.errors import InputError
 
@@ -31,7 +31,7 @@ def tokens_of(found: list[Decoded]) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("mode", ["eager", NATIVE])
 @pytest.mark.parametrize("sampling", [Sampling(temperature=0), DRAW, Sampling(temperature=1.0, top_k=3)])
-def test_with_the_caches_targets_are_those_without(model: EncoderDecoder, sampling: Sampling, mode: Mode) -> None:
+def test_with_the_caches_targets_are_those_without(model: EncoderDecoder, sampling: Sampling, mode: TargetMode) -> None:
     with_caches = decode(model, SOURCES, sampling=sampling, mode=mode)
     without = decode(model, SOURCES, sampling=sampling, use_cache=False)
     assert tokens_of(with_caches) == tokens_of(without)
@@ -40,7 +40,7 @@ def test_with_the_caches_targets_are_those_without(model: EncoderDecoder, sampli
 
 
 @pytest.mark.parametrize("mode", ["eager", NATIVE])
-def test_a_batch_gives_what_each_source_gives_alone(model: EncoderDecoder, mode: Mode) -> None:
+def test_a_batch_gives_what_each_source_gives_alone(model: EncoderDecoder, mode: TargetMode) -> None:
     together = decode(model, SOURCES, sampling=DRAW, seeds=[4, 5, 6, 7], mode=mode)
     for source, seed, found in zip(SOURCES, (4, 5, 6, 7), together, strict=True):
         (alone,) = decode(model, [source], sampling=DRAW, seeds=[seed], mode=mode)
@@ -50,7 +50,7 @@ def test_a_batch_gives_what_each_source_gives_alone(model: EncoderDecoder, mode:
 
 @pytest.mark.parametrize("mode", ["eager", NATIVE])
 @torch.inference_mode()
-def test_each_step_gives_the_logits_of_the_whole_model(model: EncoderDecoder, mode: Mode) -> None:
+def test_each_step_gives_the_logits_of_the_whole_model(model: EncoderDecoder, mode: TargetMode) -> None:
     source_BS = padded([frame_source(source) for source in SOURCES], PAD)
     target_BT = torch.randint(3, 9, (len(SOURCES), 12), generator=torch.Generator().manual_seed(2))
     expected_BTV = model(source_BS, target_BT)
@@ -162,7 +162,7 @@ def test_a_wide_beam_finds_what_an_exhaustive_search_finds(length_penalty: float
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 @pytest.mark.parametrize("mode", ["eager", NATIVE])
-def test_one_beam_is_greedy(model: EncoderDecoder, mode: Mode, length_penalty: float) -> None:
+def test_one_beam_is_greedy(model: EncoderDecoder, mode: TargetMode, length_penalty: float) -> None:
     for source in [*SOURCES, *([first, second, 3] for first in range(3, 9) for second in range(3, 9))]:
         (greedy,) = decode(model, [source], mode=mode)
         (beam,) = search(model, source, width=1, length_penalty=length_penalty, mode=mode)

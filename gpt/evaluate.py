@@ -4,11 +4,10 @@ import math
 import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-
-from jsonargparse import Namespace
 
 from data.config import TextConfig
 from data.encodings import decode_text, read_text
@@ -23,24 +22,11 @@ from training.runtime.threads import set_cpu_threads
 
 
 def evaluate(options: Namespace) -> None:
-    """Write texts, or measure a loss, as the options of `gpt.options.parse_evaluation` ask for it."""
+    """Write texts, or measure a loss, as the options of `decoding.options.parse` ask for it."""
     if options.split is None:
         compose(options)
     else:
         measure(options)
-
-
-def sampling_of(options: Namespace) -> Sampling:
-    """How to choose a character.
-
-    Raises:
-        InputError: An option is out of range.
-    """
-    names = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
-    try:
-        return Sampling(**{name: options[name] for name in names})
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def read_prompts(options: Namespace, loaded: LoadedGPT) -> list[str]:
@@ -65,9 +51,9 @@ def read_prompts(options: Namespace, loaded: LoadedGPT) -> list[str]:
 
 def compose(options: Namespace) -> None:
     """Write texts, as the options ask for it."""
-    sampling_of(options)
+    Sampling.of(options)  # What is wrong with it is said before a model is loaded.
     set_cpu_threads()
-    loaded = load_gpt(Path(options.checkpoint), inference_device(), weights=options.weights)
+    loaded = load_gpt(options.checkpoint, inference_device(), weights=options.weights)
     convert(loaded.model, options.precision or "fp32")
     decoder = Decoder(loaded.model, options.mode)
     if options.interactive:
@@ -87,7 +73,7 @@ def pieces_of(
         loaded.tokenizer,
         prompts,
         max_new_tokens=options.max_new_tokens,
-        sampling=sampling_of(options),
+        sampling=Sampling.of(options),
         seed=options.seed,
         num_samples=options.num_samples,
         stop=options.stop or (),
@@ -212,14 +198,14 @@ def noted_interrupts() -> Iterator[Callable[[], bool]]:
 
 def measure(options: Namespace) -> None:
     """Print the loss over every target of a split, in the precision of the run."""
-    loaded = load_gpt(Path(options.checkpoint), weights=options.weights)
+    loaded = load_gpt(options.checkpoint, weights=options.weights)
     int8 = options.precision == "int8"
     if int8:
         convert(loaded.model, "int8")
     runtime = make_accelerator("fp32" if int8 else options.precision or loaded.config.training.precision)
     if runtime.precision == "fp64":
         loaded.model.double()
-    given = {name: value for name, value in vars(options.data).items() if value is not None}
+    given = {name: value for name, value in options.data.items() if value is not None}
     unknown = given.pop("unknown", None)
     measured = measure_split(
         runtime.accelerator, loaded, options.split, TextConfig(**given) if given else None, unknown

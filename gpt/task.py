@@ -1,4 +1,4 @@
-"""The GPT as a task for the training loop, and the way back from a checkpoint."""
+"""The GPT as a task for the training loop, and loading it from a checkpoint."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -22,9 +22,7 @@ from training.evaluation import mean_loss
 from training.run import Result, train
 from training.runtime.errors import InputError, require_finite
 from training.seeds import generator
-from training.storage.loading import Weights, load_weights, saved_config
-from training.storage.run_folder import open_checkpoint
-from training.storage.state import saved_state
+from training.storage.loading import Weights, load_model
 from training.task import Batch
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -38,6 +36,7 @@ class GPTTask:
     """
 
     model_class: type[GPT] = GPT
+    model_type = "gpt"
     shows_samples = False
     sample_length = SAMPLE_LENGTH
 
@@ -154,32 +153,15 @@ class LoadedGPT(NamedTuple):
 
 
 def load_gpt(
-    path: Path,
+    path: Path | str,
     device: torch.device | str = "cpu",
     *,
     weights: Weights | None = None,
     model_class: type[GPT] = GPT,
 ) -> LoadedGPT:
-    """Load the best checkpoint of a run, or one checkpoint.
-
-    Args:
-        path: The folder of a run or of a checkpoint.
-        device: Where the model goes.
-        weights: "ema" for the average of the weights, "raw" for those of the step; None for the average where the
-            checkpoint has one.
-        model_class: What was trained.
-
-    Raises:
-        CheckpointError: There is no checkpoint, it is damaged, or it has no average.
-        InputError: It is not a GPT's.
-    """
-    checkpoint = open_checkpoint(path)
-    tokenizer = CharTokenizer.from_json(checkpoint.text(TOKENIZER_FILE), checkpoint.folder / TOKENIZER_FILE)
-    config = saved_config(GPTConfig, checkpoint)
-    model = model_class(config.model, len(tokenizer))
-    weights = load_weights(model, checkpoint, weights, TOKENIZER_FILE)
-    sha256 = str(saved_state(checkpoint).identity.get("data_sha256"))
-    return LoadedGPT(model.to(device).float().eval(), tokenizer, config, weights, sha256)
+    """The GPT of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`."""
+    reader = GPTConfig, TOKENIZER_FILE, CharTokenizer.from_json, "GPT"
+    return LoadedGPT(*load_model(path, device, weights, model_class, *reader))
 
 
 class Measured(NamedTuple):

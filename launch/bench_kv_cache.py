@@ -4,16 +4,19 @@ With those of an encoder-decoder: how targets are.
 """
 
 import sys
+from pathlib import Path
 
 import gpt.options
 import seq2seq.options
-from seq2seq.kind import is_seq2seq
+from decoding.model_type import checkpoint_model_type, config_model_type, value_of
 from training.runtime.errors import exit_code
 
 
 def main() -> None:
     """Parse, and only then load torch and what the model's package does with the options."""
-    if is_seq2seq(sys.argv[1:]):
+    checkpoint, config = (value_of(option, sys.argv[1:]) for option in ("--checkpoint", "--config"))
+    asked = checkpoint_model_type(Path(checkpoint)) if checkpoint else config and config_model_type(Path(config))
+    if asked == "seq2seq":
         of_targets = seq2seq.options.parse_benchmark()
         from seq2seq.bench import bench as bench_targets
 

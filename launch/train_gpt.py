@@ -37,11 +37,11 @@ def train(task: "type[GPTTask] | None", config: GPTConfig, **options: Any) -> "R
 
 def show(task: "type[GPTTask] | None", result: "Result", config: GPTConfig) -> None:
     """Print the losses, the best checkpoint, a sample from it, and what to type next."""
-    from gpt.model import GPT
-    from gpt.task import GPTTask, default_prompt, load_gpt, sample_text
+    from gpt import GPT, GPTTask, load
+    from gpt.task import default_prompt, sample_text
 
     run, model_class = result.run.path, (task or GPTTask).model_class
-    best = load_gpt(run, model_class=model_class)
+    best = load(run, model_class=model_class)
     show_losses(result, "character")
     for piece in sample_text(best.model, best.tokenizer, default_prompt(best.tokenizer)):
         print(piece, end="", flush=True)

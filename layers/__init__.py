@@ -14,6 +14,7 @@ from layers.feed_forward import SwiGLU
 from layers.initialisation import init_weights
 from layers.norm import RMSNorm
 from layers.positions import LearnedPositions, RotaryAngles, RotaryPositions, SinusoidalPositions, build_positions
+from layers.transformer import Transformer
 
 __all__ = [
     "Block",
@@ -28,6 +29,7 @@ __all__ = [
     "RotaryPositions",
     "SinusoidalPositions",
     "SwiGLU",
+    "Transformer",
     "build_positions",
     "init_weights",
 ]

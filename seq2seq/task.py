@@ -1,4 +1,4 @@
-"""The encoder-decoder as a task for the training loop, and the way back from a checkpoint."""
+"""The encoder-decoder as a task for the training loop, and loading it from a checkpoint."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,17 +11,14 @@ from data.pair_batches import PairData
 from data.strings import Pair
 from data.vocabulary import Vocabulary
 from seq2seq.accuracy import exact_match, predict, token_accuracy
-from seq2seq.choices import VOCABULARY_FILE
 from seq2seq.config import Seq2SeqConfig
 from seq2seq.model import EncoderDecoder
 from training.run import Result, train
-from training.runtime.errors import InputError
 from training.seeds import generator
-from training.storage.loading import Weights, load_weights, saved_config
-from training.storage.run_folder import open_checkpoint
-from training.storage.state import saved_state
+from training.storage.loading import Weights, load_model
 from training.task import Batch
 
+VOCABULARY_FILE = "vocabulary.json"
 SAMPLES = 5
 WIDEST = 40
 """Characters of a text that the table of samples shows."""
@@ -35,6 +32,7 @@ class Seq2SeqTask:
     """
 
     model_class: type[EncoderDecoder] = EncoderDecoder
+    model_type = "seq2seq"
     shows_samples = True
 
     def __init__(self, config: Seq2SeqConfig) -> None:
@@ -141,31 +139,12 @@ class LoadedSeq2Seq(NamedTuple):
 
 
 def load_seq2seq(
-    path: Path,
+    path: Path | str,
     device: torch.device | str = "cpu",
     *,
     weights: Weights | None = None,
     model_class: type[EncoderDecoder] = EncoderDecoder,
 ) -> LoadedSeq2Seq:
-    """Load the best checkpoint of a run, or one checkpoint.
-
-    Args:
-        path: The folder of a run or of a checkpoint.
-        device: Where the model goes.
-        weights: "ema" for the average of the weights, "raw" for those of the step; None for the average where the
-            checkpoint has one.
-        model_class: What was trained.
-
-    Raises:
-        CheckpointError: There is no checkpoint, it is damaged, or it has no average.
-        InputError: It is not an encoder-decoder's.
-    """
-    checkpoint = open_checkpoint(path)
-    if VOCABULARY_FILE not in checkpoint.files:
-        raise InputError(f"{checkpoint.folder} is no encoder-decoder's: it has no {VOCABULARY_FILE}")
-    vocabulary = Vocabulary.from_json(checkpoint.text(VOCABULARY_FILE), checkpoint.folder / VOCABULARY_FILE)
-    config = saved_config(Seq2SeqConfig, checkpoint)
-    model = model_class(config.model, len(vocabulary))
-    weights = load_weights(model, checkpoint, weights, VOCABULARY_FILE)
-    sha256 = str(saved_state(checkpoint).identity.get("data_sha256"))
-    return LoadedSeq2Seq(model.to(device).float().eval(), vocabulary, config, weights, sha256)
+    """The model of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`."""
+    reader = Seq2SeqConfig, VOCABULARY_FILE, Vocabulary.from_json, "encoder-decoder"
+    return LoadedSeq2Seq(*load_model(path, device, weights, model_class, *reader))

@@ -37,6 +37,7 @@ class Task(Protocol):
     """A model with its data. The model maps `Batch.inputs` to logits of shape (B, T, V).
 
     Attributes:
+        model_type: What a checkpoint says of itself: which model's it is.
         samples_per_epoch: Training sequences in one pass over the data.
         tokens_per_sample: Targets in one of them, in the mean.
         flops_per_token: Floating point operations of one target's forward and backward pass.
@@ -46,6 +47,7 @@ class Task(Protocol):
         shows_samples: Whether samples are for the terminal as well.
     """
 
+    model_type: str
     samples_per_epoch: int
     tokens_per_sample: float
     flops_per_token: float

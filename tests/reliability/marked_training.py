@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from decoding.model_type import config_model_type, value_of
 from gpt.task import GPTTask
 from launch import train_gpt, train_seq2seq
-from seq2seq.kind import is_seq2seq
 from seq2seq.task import Seq2SeqTask
 from training import loop
 from training.runtime.errors import exit_code
@@ -47,7 +47,8 @@ class MarkedSeq2Seq(MarkedEvaluations, Seq2SeqTask):
 
 
 def main() -> None:
-    if is_seq2seq(sys.argv[1:]):
+    config = value_of("--config", sys.argv)
+    if config is not None and config_model_type(Path(config)) == "seq2seq":
         train_seq2seq.main(MarkedSeq2Seq)
     else:
         train_gpt.main(MarkedGPT)

@@ -10,9 +10,9 @@ from data.config import PairConfig
 from data.pairs import FilePairs
 from data.strings import split_of
 from data.vocabulary import Vocabulary
+from decoding.options import parse
 from decoding.sampling import Sampling
 from seq2seq.evaluate import held_out_pairs, write
-from seq2seq.options import parse_evaluation as parse
 from seq2seq.task import LoadedSeq2Seq
 from training.runtime.errors import InputError
 

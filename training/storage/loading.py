@@ -1,6 +1,7 @@
-"""The way back from a checkpoint to a model."""
+"""Loading: from a checkpoint to a model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sized
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
@@ -10,9 +11,12 @@ from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint, CheckpointError
+from training.storage.run_folder import open_checkpoint
 from training.storage.state import saved_state
 
 Config = TypeVar("Config", bound=RunConfig)
+Model = TypeVar("Model", bound=nn.Module)
+Vocabulary = TypeVar("Vocabulary", bound=Sized)
 EMBEDDING = "embedding.weight"
 """What the models call their table with a row for each symbol of the vocabulary."""
 Weights = Literal["ema", "raw"]
@@ -93,3 +97,44 @@ def load_weights(
             f"that was trained (model_class=…); {error}"
         ) from error
     return weights
+
+
+def load_model(
+    path: Path | str,
+    device: torch.device | str,
+    weights: Weights | None,
+    model_class: type[Model],
+    config_class: type[Config],
+    vocabulary_file: str,
+    read_vocabulary: Callable[[str, Path], Vocabulary],
+    kind: str,
+) -> tuple[Model, Vocabulary, Config, Weights, str]:
+    """Load the best checkpoint of a run, or one checkpoint.
+
+    Args:
+        path: The folder of a run or of a checkpoint.
+        device: Where the model goes.
+        weights: As in `load_weights`.
+        model_class: What was trained: made of the model's configuration and the size of the vocabulary.
+        config_class: Of its run.
+        vocabulary_file: The file of the checkpoint with the vocabulary.
+        read_vocabulary: Reads that, given its content and its path.
+        kind: What such a model is called, for an error.
+
+    Returns:
+        The model in evaluation mode and in fp32, its vocabulary, the configuration of its run, which weights it has,
+        and the SHA-256 of the data that it was trained on.
+
+    Raises:
+        CheckpointError: There is no checkpoint, it is damaged, or it has no average.
+        InputError: It is another model's.
+    """
+    checkpoint = open_checkpoint(Path(path))
+    if vocabulary_file not in checkpoint.files:
+        raise InputError(f"{checkpoint.folder} is no {kind}'s: it has no {vocabulary_file}")
+    vocabulary = read_vocabulary(checkpoint.text(vocabulary_file), checkpoint.folder / vocabulary_file)
+    config = saved_config(config_class, checkpoint)
+    model = model_class(config.model, len(vocabulary))
+    loaded = load_weights(model, checkpoint, weights, vocabulary_file)
+    sha256 = str(saved_state(checkpoint).identity.get("data_sha256"))
+    return model.to(device).float().eval(), vocabulary, config, loaded, sha256

@@ -121,6 +121,7 @@ def saved_state(checkpoint: Checkpoint) -> SavedState:
 def run_identity(config: RunConfig, task: "Task") -> dict[str, Any]:
     """What must not change when a run goes on, because its steps would not be those of one run any more."""
     return {
+        "model_type": task.model_type,
         "seed": config.seed,
         "data_sha256": task.data_sha256,
         "training.batch_size": config.training.batch_size,

@@ -1,0 +1,50 @@
+"""Which model a checkpoint or a configuration is of, before any of it is loaded; no torch."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import zip_longest
+from pathlib import Path
+from typing import Literal, get_args
+
+from training.runtime.errors import InputError
+from training.storage.reading import read_json, read_yaml
+from training.storage.run_folder import find_checkpoint
+
+ModelType = Literal["gpt", "seq2seq"]
+OLDER: dict[str, ModelType] = {"vocabulary.json": "seq2seq", "tokenizer.json": "gpt"}
+"""Files that tell the model of a checkpoint which does not say it."""
+
+
+def checkpoint_model_type(path: Path) -> ModelType | None:
+    """Which model the best checkpoint of a run, or one checkpoint, is of.
+
+    None where it cannot be read, or is of no model here: whoever loads it says why.
+    """
+    try:
+        folder = find_checkpoint(path)
+    except (InputError, OSError):
+        return None
+    with suppress(InputError, LookupError, TypeError):
+        said = read_json(folder / "state.json")["identity"]["model_type"]
+        return next((model_type for model_type in get_args(ModelType) if model_type == said), None)
+    return next((model_type for name, model_type in OLDER.items() if (folder / name).exists()), None)
+
+
+def config_model_type(path: Path) -> ModelType | None:
+    """Which model a configuration file is for; None where it cannot be read: whoever parses it says why."""
+    try:
+        values = read_yaml(path)
+    except InputError:
+        return None
+    data = values.get("data") if isinstance(values, dict) else None
+    return "seq2seq" if isinstance(data, dict) and "task" in data else "gpt"
+
+
+def value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """What a command line gives an option, while it is not yet known which others there are."""
+    for argument, following in zip_longest(arguments, arguments[1:]):
+        if argument == option:
+            return following
+        if argument.startswith(f"{option}="):
+            return argument.partition("=")[2]
+    return None

@@ -40,8 +40,15 @@ def config_model_type(path: Path) -> ModelType | None:
     return "seq2seq" if isinstance(data, dict) and "task" in data else "gpt"
 
 
-def value_of(option: str, arguments: Sequence[str]) -> str | None:
-    """What a command line gives an option, while it is not yet known which others there are."""
+def asked_model_type(arguments: Sequence[str]) -> ModelType | None:
+    """Which model a command line is about: that of its --checkpoint or its --config, which it is asked for first."""
+    checkpoint, config = (_value_of(option, arguments) for option in ("--checkpoint", "--config"))
+    if checkpoint is not None:
+        return checkpoint_model_type(Path(checkpoint))
+    return None if config is None else config_model_type(Path(config))
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
     for argument, following in zip_longest(arguments, arguments[1:]):
         if argument == option:
             return following

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, WHEN_FULL, Mode, Precision, TargetMode, WhenFull
-from decoding.model_type import ModelType, checkpoint_model_type, value_of
+from decoding.model_type import ModelType, asked_model_type
 from training.config.command_line import StrictParser
 from training.plots import check_output
 from training.runtime.errors import InputError
@@ -195,8 +195,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
     Raises:
         InputError: One is unknown, has a bad value, or does not go with another.
     """
-    path = value_of("--checkpoint", arguments)
-    model_type = None if path is None else checkpoint_model_type(Path(path))
+    model_type = asked_model_type(arguments)
     rows = rows_of(model_type)
     parser = StrictParser(
         prog="evaluate.py",
@@ -219,10 +218,10 @@ def _check(options: Namespace, rows: Sequence[Option]) -> None:
     of_pairs = options.model_type == "seq2seq"
     if of_pairs and (options.source is None) == (options.split is None):
         raise InputError("give either --source TEXT, to see its target, or --split, to measure")
-    for row in rows:
-        row.check(options, options.model_type)
     if options.num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {options.num_samples}")
+    for row in rows:
+        row.check(options, options.model_type)
     if of_pairs and options.attention:
         if len(options.source) > 1:
             raise InputError(f"--attention draws one source, got {len(options.source)}")

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
 from accelerate import Accelerator
 
 from data.characters import CharTokenizer
@@ -22,21 +21,18 @@ from training.evaluation import mean_loss
 from training.run import Result, train
 from training.runtime.errors import InputError, require_finite
 from training.seeds import generator
-from training.storage.loading import Weights, load_model
-from training.task import Batch
+from training.storage.loading import Device, Loaded, Weights, load_model
+from training.task import DataTask
 
 TOKENIZER_FILE = "tokenizer.json"
 
 
-class GPTTask:
-    """A fresh GPT and its text. Subclasses may bring another model, another text, or more metrics.
+class GPTTask(DataTask):
+    """A fresh GPT and its text. Subclasses may bring another model, another text, or more metrics."""
 
-    Args:
-        config: The configuration.
-    """
-
-    model_class: type[GPT] = GPT
     model_type = "gpt"
+    model_class: type[GPT] = GPT
+    data: TextData
     shows_samples = False
     sample_length = SAMPLE_LENGTH
 
@@ -55,18 +51,6 @@ class GPTTask:
     def load_source(self) -> Source:
         """The text to learn."""
         return load_source(self.config.data)
-
-    def training_batch(self, first: int, count: int) -> Batch:
-        """Windows of the training text; see `TextData`."""
-        return self.data.training_batch(first, count)
-
-    def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterator[Batch]:
-        """Windows of the validation text; see `TextData`."""
-        return self.data.validation_batches(batch_size, rank, num_ranks)
-
-    def describe_samples(self, first: int, count: int) -> str:
-        """Where samples of the training stream begin in the text."""
-        return self.data.describe_samples(first, count)
 
     def sample(self, seed: int) -> str:
         """`sample_length` characters that follow a line break."""
@@ -134,32 +118,19 @@ def train_gpt(
     return train(lambda: task(config), config, output_dir=output_dir, resume=resume)
 
 
-class LoadedGPT(NamedTuple):
-    """A trained model, ready to sample from.
+class LoadedGPT(Loaded[GPT, CharTokenizer, GPTConfig]):
+    """A trained GPT, ready to sample from."""
 
-    Attributes:
-        model: In evaluation mode, in fp32.
-        tokenizer: Its vocabulary.
-        config: Of its run.
-        weights: Which ones it has: "ema" or "raw".
-        data_sha256: Of the text that it was trained on.
-    """
-
-    model: GPT
-    tokenizer: CharTokenizer
-    config: GPTConfig
-    weights: Weights
-    data_sha256: str
+    @property
+    def tokenizer(self) -> CharTokenizer:
+        """Its vocabulary."""
+        return self.vocabulary
 
 
 def load_gpt(
-    path: Path | str,
-    device: torch.device | str = "cpu",
-    *,
-    weights: Weights | None = None,
-    model_class: type[GPT] = GPT,
+    path: Path | str, device: Device = "cpu", *, weights: Weights | None = None, model_class: type[GPT] = GPT
 ) -> LoadedGPT:
-    """The GPT of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`."""
+    """Load the GPT of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`."""
     reader = GPTConfig, TOKENIZER_FILE, CharTokenizer.from_json, "GPT"
     return LoadedGPT(*load_model(path, device, weights, model_class, *reader))
 

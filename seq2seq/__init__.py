@@ -13,17 +13,7 @@ if TYPE_CHECKING:
     from seq2seq.task import train_seq2seq as train
 
 __all__ = ["EncoderDecoder", "LoadedSeq2Seq", "ModelConfig", "Seq2SeqConfig", "Seq2SeqTask", "load", "train"]
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "EncoderDecoder": "model.EncoderDecoder",
-        "LoadedSeq2Seq": "task.LoadedSeq2Seq",
-        "ModelConfig": "config.ModelConfig",
-        "Seq2SeqConfig": "config.Seq2SeqConfig",
-        "Seq2SeqTask": "task.Seq2SeqTask",
-        "load": "task.load_seq2seq",
-        "train": "task.train_seq2seq",
-    },
-)
-
+_OF_TASK = {"LoadedSeq2Seq": "task", "Seq2SeqTask": "task", "load": "task.load_seq2seq", "train": "task.train_seq2seq"}
+_OF_CONFIG = {"ModelConfig": "config", "Seq2SeqConfig": "config"}
+__getattr__ = lazy_names(__name__, {"EncoderDecoder": "model"} | _OF_CONFIG | _OF_TASK)
 let_waiting_threads_sleep()

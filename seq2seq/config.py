@@ -4,7 +4,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.config import FRAME, PairConfig
-from training.config.sections import RunConfig, TransformerConfig, check
+from training.config.sections import (
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainingConfig,
+    TransformerConfig,
+    check,
+)
 from training.runtime.errors import InputError
 
 
@@ -50,11 +57,28 @@ class ModelConfig(TransformerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Seq2SeqConfig(RunConfig):
-    """One experiment."""
+    """One experiment.
+
+    Attributes:
+        name: The run's folder is the next free runs/NAME-N.
+        seed: Every random draw follows from it.
+        tracking: Where curves go besides metrics.jsonl: tensorboard, wandb (Weights & Biases; offline without an
+            account), both, or none.
+        model: The model.
+        data: The task.
+        training: The loop.
+        optimizer: The optimizer.
+        schedule: The learning rate.
+    """
 
     name: str = "seq2seq"
+    seed: int = 1
+    tracking: Literal["tensorboard", "wandb", "both", "none"] = "tensorboard"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: PairConfig = field(default_factory=PairConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

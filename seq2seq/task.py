@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -15,8 +14,8 @@ from seq2seq.config import Seq2SeqConfig
 from seq2seq.model import EncoderDecoder
 from training.run import Result, train
 from training.seeds import generator
-from training.storage.loading import Weights, load_model
-from training.task import Batch
+from training.storage.loading import Device, Loaded, Weights, load_model
+from training.task import DataTask
 
 VOCABULARY_FILE = "vocabulary.json"
 SAMPLES = 5
@@ -24,15 +23,12 @@ WIDEST = 40
 """Characters of a text that the table of samples shows."""
 
 
-class Seq2SeqTask:
-    """A fresh encoder-decoder and its pairs. Subclasses may bring another model or more metrics.
+class Seq2SeqTask(DataTask):
+    """A fresh encoder-decoder and its pairs. Subclasses may bring another model or more metrics."""
 
-    Args:
-        config: The configuration.
-    """
-
-    model_class: type[EncoderDecoder] = EncoderDecoder
     model_type = "seq2seq"
+    model_class: type[EncoderDecoder] = EncoderDecoder
+    data: PairData
     shows_samples = True
 
     def __init__(self, config: Seq2SeqConfig) -> None:
@@ -46,18 +42,6 @@ class Seq2SeqTask:
         self.data_origin = self.data.pairs.origin
         self.data_notes = self.data.notes
         self.data_sha256 = self.data.pairs.sha256
-
-    def training_batch(self, first: int, count: int) -> Batch:
-        """Pairs of the endless stream; see `PairData`."""
-        return self.data.training_batch(first, count)
-
-    def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterator[Batch]:
-        """Pairs of the validation split; see `PairData`."""
-        return self.data.validation_batches(batch_size, rank, num_ranks)
-
-    def describe_samples(self, first: int, count: int) -> str:
-        """Which pairs stand at a place of the stream."""
-        return self.data.describe_samples(first, count)
 
     def sample(self, seed: int) -> str:
         """A table of validation pairs with what the model makes of them."""
@@ -120,31 +104,17 @@ def train_seq2seq(
     return train(lambda: task(config), config, output_dir=output_dir, resume=resume)
 
 
-class LoadedSeq2Seq(NamedTuple):
-    """A trained model, ready to decode with.
-
-    Attributes:
-        model: In evaluation mode, in fp32.
-        vocabulary: Its symbols.
-        config: Of its run.
-        weights: Which ones it has: "ema" or "raw".
-        data_sha256: Of the pairs that it was trained on.
-    """
-
-    model: EncoderDecoder
-    vocabulary: Vocabulary
-    config: Seq2SeqConfig
-    weights: Weights
-    data_sha256: str
+class LoadedSeq2Seq(Loaded[EncoderDecoder, Vocabulary, Seq2SeqConfig]):
+    """A trained encoder-decoder, ready to write targets."""
 
 
 def load_seq2seq(
     path: Path | str,
-    device: torch.device | str = "cpu",
+    device: Device = "cpu",
     *,
     weights: Weights | None = None,
     model_class: type[EncoderDecoder] = EncoderDecoder,
 ) -> LoadedSeq2Seq:
-    """The model of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`."""
+    """Load the model of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`."""
     reader = Seq2SeqConfig, VOCABULARY_FILE, Vocabulary.from_json, "encoder-decoder"
     return LoadedSeq2Seq(*load_model(path, device, weights, model_class, *reader))

@@ -3,8 +3,8 @@
 Shapes: B batch, T target tokens, V vocabulary.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +76,24 @@ class Task(Protocol):
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """Names and contents of text files that a checkpoint needs besides weights: vocabulary and the like."""
+
+
+class DataTask:
+    """The part of a task that its data does. Subclasses are made of a configuration, and set `data` and the rest."""
+
+    data: Any
+
+    def training_batch(self, first: int, count: int) -> Batch:
+        """Samples of the training stream."""
+        return self.data.training_batch(first, count)
+
+    def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterator[Batch]:
+        """Samples of the validation split."""
+        return self.data.validation_batches(batch_size, rank, num_ranks)
+
+    def describe_samples(self, first: int, count: int) -> str:
+        """Where samples of the training stream come from."""
+        return self.data.describe_samples(first, count)
 
 
 def loss_sum(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from decoding.model_type import config_model_type, value_of
+from decoding.model_type import asked_model_type
 from gpt.task import GPTTask
 from launch import train_gpt, train_seq2seq
 from seq2seq.task import Seq2SeqTask
@@ -47,8 +47,7 @@ class MarkedSeq2Seq(MarkedEvaluations, Seq2SeqTask):
 
 
 def main() -> None:
-    config = value_of("--config", sys.argv)
-    if config is not None and config_model_type(Path(config)) == "seq2seq":
+    if asked_model_type(sys.argv[1:]) == "seq2seq":
         train_seq2seq.main(MarkedSeq2Seq)
     else:
         train_gpt.main(MarkedGPT)

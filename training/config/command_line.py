@@ -213,19 +213,3 @@ def parse_config_text(config_class: type[Config], text: str) -> Config:
 def config_to_yaml(config: RunConfig) -> str:
     """A configuration as YAML, every field written out."""
     return dump_yaml(asdict(config))
-
-
-def add_checkpoint_options(parser: StrictParser) -> None:
-    """Options for which trained weights a command takes."""
-    parser.add_argument("--checkpoint", type=str, required=True, help="A run (its best checkpoint) or one checkpoint.")
-    parser.add_argument(
-        "--weights", choices=["ema", "raw"], help="The weights' average or themselves. Default: ema where there is one."
-    )
-
-
-def refuse(options: Namespace, parser: StrictParser, names: Sequence[str], purpose: str) -> None:
-    """Raise an `InputError` for the first of some options that was given, since it would do nothing."""
-    defaults = parser.get_defaults()
-    for name in names:
-        if options[name] != defaults[name]:
-            raise InputError(f"--{name} is for {purpose}")

@@ -1,7 +1,7 @@
 """The sections of a configuration that every model shares. A bad value names its field, itself and what is allowed."""
 
 import unicodedata
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from math import inf
 from reprlib import Repr
 from typing import Any, Literal
@@ -37,9 +37,9 @@ def check(section: object, name: str, valid: bool, allowed: str) -> None:
 
 def check_counts(section: object, max_value: int = MAX_COUNT) -> None:
     """Raise an `InputError` that names the field unless all whole numbers of a section are at most `max_value`."""
-    for each in fields(section):  # type: ignore[arg-type]
-        value = getattr(section, each.name)
-        check(section, each.name, not isinstance(value, int) or value <= max_value, f"at most {max_value}")
+    for field in fields(section):  # type: ignore[arg-type]
+        value = getattr(section, field.name)
+        check(section, field.name, not isinstance(value, int) or value <= max_value, f"at most {max_value}")
 
 
 def is_line(text: str) -> bool:
@@ -236,28 +236,16 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One experiment, as the loop reads it. Each model derives its own, with a name, a model and data.
-
-    Attributes:
-        name: The run's folder is the next free runs/NAME-N.
-        seed: Every random draw follows from it.
-        tracking: Where curves go besides metrics.jsonl: tensorboard, wandb (Weights & Biases; offline without an
-            account), both, or none.
-        model: The model.
-        data: The data.
-        training: The loop.
-        optimizer: The optimizer.
-        schedule: The learning rate.
-    """
+    """What the loop reads of a whole configuration. Each model derives its own, with defaults and help."""
 
     name: str
-    seed: int = 1
-    tracking: Literal["tensorboard", "wandb", "both", "none"] = "tensorboard"
+    seed: int
+    tracking: Literal["tensorboard", "wandb", "both", "none"]
     model: Any
     data: Any
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    training: TrainingConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
 
     def __post_init__(self) -> None:
         if self.name in ("", ".", "..") or "/" in self.name or not is_line(self.name):

@@ -10,13 +10,13 @@ def lazy_names(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
 
     Args:
         package: Its name.
-        places: Where each name is: `MODULE.NAME`, from the package on.
+        places: The module of each name, with `.NAME` where it is called otherwise there.
     """
 
     def find(name: str) -> Any:
         if name not in places:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module, _, own_name = places[name].rpartition(".")
-        return getattr(import_module(f"{package}.{module}"), own_name)
+        module, _, own_name = places[name].partition(".")
+        return getattr(import_module(f"{package}.{module}"), own_name or name)
 
     return find

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ Vocabulary = TypeVar("Vocabulary", bound=Sized)
 EMBEDDING = "embedding.weight"
 """What the models call their table with a row for each symbol of the vocabulary."""
 Weights = Literal["ema", "raw"]
+Device = torch.device | str
 
 
 def saved_config(config_class: type[Config], checkpoint: Checkpoint) -> Config:
@@ -99,16 +100,34 @@ def load_weights(
     return weights
 
 
+class Loaded(NamedTuple, Generic[Model, Vocabulary, Config]):
+    """A trained model.
+
+    Attributes:
+        model: In evaluation mode, in fp32.
+        vocabulary: What its tokens stand for.
+        config: Of its run.
+        weights: Which ones it has: "ema" or "raw".
+        data_sha256: Of what it was trained on.
+    """
+
+    model: Model
+    vocabulary: Vocabulary
+    config: Config
+    weights: Weights
+    data_sha256: str
+
+
 def load_model(
     path: Path | str,
-    device: torch.device | str,
+    device: Device,
     weights: Weights | None,
     model_class: type[Model],
     config_class: type[Config],
     vocabulary_file: str,
     read_vocabulary: Callable[[str, Path], Vocabulary],
     kind: str,
-) -> tuple[Model, Vocabulary, Config, Weights, str]:
+) -> Loaded[Model, Vocabulary, Config]:
     """Load the best checkpoint of a run, or one checkpoint.
 
     Args:
@@ -120,10 +139,6 @@ def load_model(
         vocabulary_file: The file of the checkpoint with the vocabulary.
         read_vocabulary: Reads that, given its content and its path.
         kind: What such a model is called, for an error.
-
-    Returns:
-        The model in evaluation mode and in fp32, its vocabulary, the configuration of its run, which weights it has,
-        and the SHA-256 of the data that it was trained on.
 
     Raises:
         CheckpointError: There is no checkpoint, it is damaged, or it has no average.
@@ -137,4 +152,4 @@ def load_model(
     model = model_class(config.model, len(vocabulary))
     loaded = load_weights(model, checkpoint, weights, vocabulary_file)
     sha256 = str(saved_state(checkpoint).identity.get("data_sha256"))
-    return model.to(device).float().eval(), vocabulary, config, loaded, sha256
+    return Loaded(model.to(device).float().eval(), vocabulary, config, loaded, sha256)

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -64,25 +64,6 @@ def compose(options: Namespace) -> None:
         stream(options, decoder, loaded, read_prompts(options, loaded))
 
 
-def pieces_of(
-    options: Namespace, decoder: Decoder, loaded: LoadedGPT, prompts: Sequence[str]
-) -> Generator[Piece, None, None]:
-    """What is written."""
-    return write(
-        decoder,
-        loaded.tokenizer,
-        prompts,
-        max_new_tokens=options.max_new_tokens,
-        sampling=Sampling.of(options),
-        seed=options.seed,
-        num_samples=options.num_samples,
-        stop=options.stop or (),
-        when_full=options.when_full,
-        alternatives=options.alternatives,
-        lookup=options.lookup,
-    )
-
-
 def stream(
     options: Namespace,
     decoder: Decoder,
@@ -101,7 +82,10 @@ def stream(
             print(f"--- {number + 1} of {len(texts)}, seed {seed} ---")
         print(prompt, end="\n" if options.alternatives else "", flush=True)
 
-    with closing(pieces_of(options, decoder, loaded, prompts)) as pieces:
+    names = ("max_new_tokens", "seed", "num_samples", "when_full", "alternatives", "lookup")
+    asked = {name: getattr(options, name) for name in names}
+    sampling, stop = Sampling.of(options), options.stop or ()
+    with closing(write(decoder, loaded.tokenizer, prompts, sampling=sampling, stop=stop, **asked)) as pieces:
         for piece in pieces:
             if interrupted():
                 raise KeyboardInterrupt
@@ -121,23 +105,24 @@ def stream(
         for piece in waiting[number]:
             show(piece, options.alternatives)
         print()
-    total = sum(characters)
-    rate = (total - len(texts)) / seconds
-    speed = f", {rate:,.0f} tokens/s after the first" if total > len(texts) else ""
+    rate = (sum(characters) - len(texts)) / seconds
+    speed = f", {rate:,.0f} tokens/s after the first" if sum(characters) > len(texts) else ""
     several = f"{len(texts)} texts, " if len(texts) > 1 else ""
     where = f"{inference_device().type}, {options.precision or 'fp32'}, {decoder.mode}"
-    print(f"{several}{total:,} tokens{speed}, on {where}", file=sys.stderr)
-    context = loaded.config.model.max_len
-    longest = max(len(prompt) for prompt in prompts)
+    print(f"{several}{sum(characters):,} tokens{speed}, on {where}", file=sys.stderr)
+    tell_of_context(loaded.config.model.max_len, [prompt for prompt, _ in texts], characters, full="context" in ends)
+
+
+def tell_of_context(context: int, prompts: Sequence[str], characters: Sequence[int], *, full: bool) -> None:
+    """Say what the model did not see of texts, and whether they ended as its context was full."""
+    longest = max(map(len, prompts))
     if longest > context:
         print(f"the prompt has {longest:,} tokens: the model sees the last {context} of them", file=sys.stderr)
     # The last token is never read.
-    if any(min(len(prompt), context) + n - 1 > context for (prompt, _), n in zip(texts, characters, strict=True)):
-        print(
-            f"the context of {context} tokens was full: its newer half was kept (--when_full stop ends)",
-            file=sys.stderr,
-        )
-    if "context" in ends:
+    if any(min(len(prompt), context) + n - 1 > context for prompt, n in zip(prompts, characters, strict=True)):
+        slid = f"the context of {context} tokens was full: its newer half was kept (--when_full stop ends)"
+        print(slid, file=sys.stderr)
+    if full:
         print(f"the context of {context} tokens is full: --when_full slide goes on", file=sys.stderr)
 
 

@@ -22,7 +22,7 @@ from training.run import Result, train
 from training.runtime.errors import InputError, require_finite
 from training.seeds import generator
 from training.storage.loading import Device, Loaded, Weights, load_model
-from training.task import DataTask
+from training.task import DataTask, evaluating
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -94,9 +94,7 @@ def sample_text(
 
     `decoding.writing.write` is faster and can do more, with a model that no longer changes.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         pieces = write(
             Decoder(model, "eager"),
             tokenizer,
@@ -107,8 +105,6 @@ def sample_text(
             when_full="slide",
         )
         yield from (piece.text for piece in pieces)
-    finally:
-        model.train(was_training)
 
 
 def train_gpt(

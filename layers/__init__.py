@@ -11,7 +11,6 @@ from layers.attention import MultiHeadAttention
 from layers.block import Block, Memory
 from layers.cache import CachePositions, KVCache, LayerCache
 from layers.feed_forward import SwiGLU
-from layers.initialisation import init_weights
 from layers.norm import RMSNorm
 from layers.positions import LearnedPositions, RotaryAngles, RotaryPositions, SinusoidalPositions, build_positions
 from layers.transformer import Transformer
@@ -31,5 +30,4 @@ __all__ = [
     "SwiGLU",
     "Transformer",
     "build_positions",
-    "init_weights",
 ]

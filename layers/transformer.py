@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layers.attention import MultiHeadAttention
 from layers.block import Block
 from layers.cache import KVCache
-from layers.initialisation import init_weights
+from layers.feed_forward import SwiGLU
 from layers.norm import RMSNorm
-from layers.positions import RotaryAngles, build_positions
+from layers.positions import LearnedPositions, RotaryAngles, build_positions
 
 
 class Transformer(nn.Module):
@@ -61,9 +62,32 @@ class Transformer(nn.Module):
         tied = self.config.tie_embeddings
         self.head = None if tied else nn.Linear(self.config.d_model, self.vocab_size, bias=False)
 
+    @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew, on the CPU, from `generator`; see `layers.init_weights`."""
-        init_weights(self, embedding=self.embedding, head=self.head, generator=generator)
+        """Draw all weights anew, on the CPU, from `generator`.
+
+        - Embeddings: normal, deviation 1 / sqrt(M). They are multiplied by sqrt(M) (Vaswani et al. 2017, section 3.4),
+          so that tokens enter with size 1, next to positions of the same size. Learned positions: deviation 0.02.
+        - Matrices inside blocks: normal, deviation 1 / sqrt(inputs), which keeps the size of what passes through.
+        - Matrices that write to the residual stream: zero, so that every block starts as the identity.
+        - Head: zero when it has its own weights: the first loss is then ln V exactly.
+        - Norms: one.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(0.0, module.in_features**-0.5, generator=generator)
+            elif isinstance(module, RMSNorm):
+                module.weight.fill_(1.0)
+        self.embedding.weight.normal_(0.0, self.embedding.embedding_dim**-0.5, generator=generator)
+        for module in self.modules():
+            if isinstance(module, LearnedPositions):
+                module.embedding.weight.normal_(0.0, 0.02, generator=generator)
+            elif isinstance(module, MultiHeadAttention):
+                module.out.weight.zero_()
+            elif isinstance(module, SwiGLU):
+                module.down.weight.zero_()
+        if self.head is not None:
+            self.head.weight.zero_()
 
     def embed(self, tokens_BT: Tensor, positions_BT: Tensor | None) -> tuple[Tensor, RotaryAngles | None]:
         """What the first block takes: embeddings, (B, T, M), and the rotary angles, at `positions_BT` or from 0 on.

@@ -1,7 +1,6 @@
 """The encoder-decoder as a task for the training loop, and loading it from a checkpoint."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from seq2seq.model import EncoderDecoder
 from training.run import Result, train
 from training.seeds import generator
 from training.storage.loading import Device, Loaded, Weights, load_model
-from training.task import DataTask
+from training.task import DataTask, evaluating
 
 VOCABULARY_FILE = "vocabulary.json"
 SAMPLES = 5
@@ -62,17 +61,6 @@ class Seq2SeqTask(DataTask):
     def checkpoint_files(self) -> Mapping[str, str]:
         """The vocabulary."""
         return {VOCABULARY_FILE: self.data.vocabulary.to_json()}
-
-
-@contextmanager
-def evaluating(model: EncoderDecoder) -> Iterator[None]:
-    """The model in evaluation mode, for a while."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def sample_table(pairs: Sequence[Pair], predictions: Sequence[str | None], vocabulary: Vocabulary) -> str:

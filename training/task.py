@@ -4,6 +4,7 @@ Shapes: B batch, T target tokens, V vocabulary.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -94,6 +95,17 @@ class DataTask:
     def describe_samples(self, first: int, count: int) -> str:
         """Where samples of the training stream come from."""
         return self.data.describe_samples(first, count)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def loss_sum(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:

@@ -136,8 +136,7 @@ def load_model(
         weights: As in `load_weights`.
         model_class: What was trained: made of the model's configuration and the size of the vocabulary.
         config_class: Of its run.
-        vocabulary_file: The file of the checkpoint with the vocabulary.
-        read_vocabulary: Reads that, given its content and its path.
+        vocabulary_file, read_vocabulary: The file with the vocabulary, and what reads its content, given its path too.
         kind: What such a model is called, for an error.
 
     Raises:

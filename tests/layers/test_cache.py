@@ -43,10 +43,10 @@ class Stack(nn.Module):
         return x_BTM
 
     @torch.no_grad()
-    def forward(self, x_BTM: Tensor, cache: KVCache, cache_positions: CachePositions) -> Tensor:
-        rotary = self.rotary(x_BTM.size(1), cache_positions.positions_BT)
+    def forward(self, x_BTM: Tensor, cache: KVCache, place: CachePositions) -> Tensor:
+        rotary = self.rotary(x_BTM.size(1), place.positions_BT)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            x_BTM = x_BTM + layer(x_BTM, rotary=rotary, cache=layer_cache, cache_positions=cache_positions)
+            x_BTM = x_BTM + layer(x_BTM, rotary=rotary, cache=layer_cache, cache_positions=place)
         return x_BTM
 
     def read(self, x_BTM: Tensor, cache: KVCache, counts: Sequence[int] | None = None) -> Tensor:

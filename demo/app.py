@@ -5,13 +5,11 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from jsonargparse import Namespace
-
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `python demo/app.py` finds the packages beside it.
 
 from decoding.choices import ROWS, Mode
 from demo import limits as check
-from training.config.command_line import StrictParser
+from training.config.command_line import Namespace, StrictParser
 from training.runtime.errors import InputError, exit_code
 
 

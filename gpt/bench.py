@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
-
 from decoding.benchmark import (
     COMPUTED,
     Contender,
@@ -26,6 +24,7 @@ from gpt.baselines import transformers_contenders
 from gpt.config import GPTConfig
 from gpt.model import GPT
 from gpt.task import load_gpt
+from training.config.command_line import Namespace
 from training.runtime.device import inference_device
 from training.runtime.progress import Progress
 from training.runtime.threads import set_cpu_threads

@@ -8,8 +8,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from jsonargparse import Namespace
-
 from data.config import TextConfig
 from data.encodings import decode_text, read_text
 from decoding.decoder import Decoder, convert
@@ -17,6 +15,7 @@ from decoding.generation import search
 from decoding.sampling import Sampling
 from decoding.writing import Piece, write
 from gpt.task import LoadedGPT, default_prompt, load_gpt, measure_split, text_metrics
+from training.config.command_line import Namespace
 from training.runtime.device import inference_device, make_accelerator
 from training.runtime.errors import InputError
 from training.runtime.threads import set_cpu_threads

@@ -4,12 +4,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
-from jsonargparse import Namespace
-
 from data.config import Unknown
 from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, WHEN_FULL, Mode, Precision, WhenFull
 from gpt.config import GPTConfig
-from training.config.command_line import StrictParser, add_checkpoint_options, refuse
+from training.config.command_line import Namespace, StrictParser, add_checkpoint_options, refuse
 from training.plots import check_output
 from training.runtime.errors import InputError
 

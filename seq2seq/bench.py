@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
 
 from data.config import FRAME
 from data.vocabulary import Vocabulary
@@ -14,6 +13,7 @@ from seq2seq.benchmark import bart_arm, measure, our_arms, random_sources, rows_
 from seq2seq.config import Seq2SeqConfig
 from seq2seq.model import EncoderDecoder
 from seq2seq.task import load_seq2seq
+from training.config.command_line import Namespace
 from training.runtime.device import inference_device
 from training.runtime.errors import InputError
 from training.runtime.threads import set_cpu_threads

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
-
 from data.config import FRAME
 from data.pair_batches import by_length, check_source, load_pairs
 from data.pairs import FilePairs
@@ -20,6 +18,7 @@ from seq2seq.accuracy import LengthAccuracy, accuracy_by_length
 from seq2seq.attention_map import cross_attention, plot_attention
 from seq2seq.options import SAMPLING
 from seq2seq.task import LoadedSeq2Seq, load_seq2seq
+from training.config.command_line import Namespace
 from training.runtime.device import inference_device
 from training.runtime.errors import InputError
 from training.runtime.progress import Progress

@@ -5,13 +5,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
-from jsonargparse import Namespace
-
 from data.config import OnBadRow
 from data.strings import Split
 from decoding.choices import TargetMode
 from seq2seq.config import Seq2SeqConfig
-from training.config.command_line import StrictParser, add_checkpoint_options, refuse
+from training.config.command_line import Namespace, StrictParser, add_checkpoint_options, refuse
 from training.plots import check_output
 from training.runtime.errors import InputError
 

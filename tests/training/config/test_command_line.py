@@ -98,7 +98,7 @@ def test_bad_files_are_one_clear_line(tmp_path: Path, text: str, message: str) -
 
 def test_a_file_that_is_no_text_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_bytes(b"name: caf\xe9")
-    with pytest.raises(InputError, match="the configuration file is not UTF-8"):
+    with pytest.raises(InputError, match=r"bad.yaml: not UTF-8 \(byte 9 is 0xe9\)"):
         parse("--config", str(tmp_path / "bad.yaml"))
 
 

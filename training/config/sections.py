@@ -118,9 +118,9 @@ class TrainingConfig(Section):
         epochs: Passes over the training data; null for as many as `max_steps` needs.
         batch_size: Sequences in one optimizer step, over all processes and all accumulation steps.
         accumulation_steps: Parts in which a process works through its share of a batch, to save memory.
-        precision: Numbers to compute in. auto takes what the launch configuration says, else bf16 where the devices
+        precision: The dtype to compute in. auto takes what the launch configuration says, else bf16 where the devices
             of all processes are fast at it, else fp32. Weights are kept in fp32 (fp64 under fp64, which is for checking
-            numbers).
+            results).
         ema_decay: Decay of a moving average of the weights, which is then evaluated, sampled and chosen by in place of
             the weights; 0 for none. 0.999 follows about a thousand steps.
         label_smoothing: Share of each target that training spreads over all tokens alike (Szegedy et al. 2015, section

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, fields
 from functools import reduce
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, TypeVar, get_type_hints
@@ -19,9 +19,9 @@ import yaml
 
 from training.config.fields import Kind, one_line, options_of, shown
 from training.config.plain_yaml import dump_yaml, load_yaml
-from training.config.sections import RunConfig
+from training.config.sections import RunConfig, Section
 from training.runtime.errors import InputError
-from training.storage.reading import read_text
+from training.storage.reading import FileError, read_text
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -52,7 +52,7 @@ class StrictParser(argparse.ArgumentParser):
         """Raise the message as an `InputError`."""
         raise InputError(one_line(re.sub(r"^argument (?:-h/)?--", "", message)))
 
-    def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """Add an option, as argparse does. The action "config" reads a file of options, and adds --print_config."""
         if "choices" in options:
             options["type"] = Literal[tuple(options.pop("choices"))]
@@ -67,7 +67,7 @@ class StrictParser(argparse.ArgumentParser):
             self._kinds[action.dest] = Kind(bool)
         return action
 
-    def add_class_arguments(self, config_class: type, skip: Collection[str] = ()) -> None:
+    def add_class_arguments(self, config_class: type[Section], skip: Collection[str] = ()) -> None:
         """Add the fields of a configuration as options, those of a section as a group."""
         wanted = (option for option in options_of(config_class) if option.name not in skip)
         for owner, options in groupby(wanted, lambda option: option.owner):
@@ -92,23 +92,24 @@ class StrictParser(argparse.ArgumentParser):
             self.print_help()
             self.exit()
         if "print_config" in values and values.print_config:
-            sections = {name.partition(".")[0]: None for name in self._kinds}
-            tree = {name: values[name] for name in sections}
-            print(dump_yaml({name: vars(v) if isinstance(v, Namespace) else v for name, v in tree.items()}), end="")
+            tops = dict.fromkeys(name.partition(".")[0] for name in self._kinds)
+            tree = {name: vars(v) if isinstance(v := values[name], Namespace) else v for name in tops}
+            print(dump_yaml(tree), end="")
             self.exit()
         return values
 
     def parse_only(self, args: Sequence[str]) -> Namespace:
         """Parse; whether --help and --print_config are asked for is among the values. Errors as of `parse_args`."""
-        required = [action for action in self._actions if action.required]
-        for action in required:  # But for the help.
-            action.required = not {"-h", "--help"} & set(args)
+        for argument in takewhile(lambda argument: argument != "--", args):
+            name = argument.partition("=")[0]
+            if name.startswith("--") and " " not in name and name not in self._option_string_actions:
+                self._refuse(name[2:])
+        required = [action for action in self._actions if action.required and {"-h", "--help"} & set(args)]
+        for action in required:
+            action.required = False  # For the help, that is.
         values, others = self.parse_known_args(args)
         for action in required:
             action.required = True
-        for other in others:
-            if other.startswith("--") and other != "--":
-                self._refuse(other[2:].partition("=")[0])
         if others:  # Which the shell may have made of one value.
             hint = "put a value with spaces, or a pattern such as '*.txt', in quotes"
             self.error(f"unrecognized arguments: {' '.join(others)}: {hint}")
@@ -144,8 +145,8 @@ class StrictParser(argparse.ArgumentParser):
         Raises:
             InputError: A value is out of range.
         """
-        parts, classes = vars(values), get_type_hints(config_class)
-        parts = {field.name: parts[field.name] for field in fields(config_class)}
+        classes = get_type_hints(config_class)
+        parts = {field.name: values[field.name] for field in fields(config_class)}
         built = {name: classes[name](**vars(part)) for name, part in parts.items() if isinstance(part, Namespace)}
         return config_class(**(parts | built))
 
@@ -178,13 +179,12 @@ class StrictParser(argparse.ArgumentParser):
 class _ReadConfig(argparse.Action):
     """Reads a configuration file; options after it change what it says."""
 
-    def __call__(self, parser: Any, values: argparse.Namespace, file: Any, option: str | None = None) -> None:
-        text = read_text(Path(file))
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         try:
-            vars(values).update(parser.read_config(text))
+            vars(namespace).update(parser.read_config(read_text(Path(values))))
         except InputError as error:
-            raise InputError(f"{file}: {error}") from error
-        setattr(values, self.dest, [*(getattr(values, self.dest) or []), file])
+            parser.error(str(error) if isinstance(error, FileError) else f"{values}: {error}")
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), values])
 
 
 def _typed(name: str, kind: Kind, **options: Any) -> dict[str, Any]:
@@ -192,10 +192,11 @@ def _typed(name: str, kind: Kind, **options: Any) -> dict[str, Any]:
     nullable = NoneType in kind.types
     choices = kind.words or ("true", "false") * (bool in kind.types)
     metavar = f"{{{','.join(choices)}{',null' * nullable}}}" if choices else re.split("[-.]", name)[-1].upper()
-    has_default = nullable or options.get("default") is not None
-    notes = f"{'' if choices else f'type: {kind}, '}{'default: %(default)s' if has_default else ''}".removesuffix(", ")
+    notes = [] if choices else [f"type: {kind}"]
+    if nullable or options.get("default") is not None:
+        notes.append("default: %(default)s")
     meaning = options.pop("help", "").replace("%", "%%")
-    return {"type": kind, "metavar": metavar, "help": f"{meaning} ({notes})" if notes else meaning} | options
+    return {"type": kind, "metavar": metavar, "help": f"{meaning} ({', '.join(notes)})" if notes else meaning} | options
 
 
 def parse_config_text(config_class: type[Config], text: str) -> Config:

@@ -6,14 +6,14 @@ import re
 from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from training.config.plain_yaml import dump_yaml, load_yaml
-from training.config.sections import OnResume
+from training.config.sections import OnResume, Section
 
 
 class Kind:
@@ -51,23 +51,23 @@ class Option(NamedTuple):
     """An option of a configuration: its name (section.field), the class that it is a field of, and what that says."""
 
     name: str
-    owner: type
+    owner: type[Section]
     kind: Kind
     default: Any
     meaning: str
     on_resume: OnResume
 
 
-def options_of(owner: type, prefix: str = "") -> Iterator[Option]:
+def options_of(owner: type[Section], prefix: str = "") -> Iterator[Option]:
     """The options of a configuration's class, or of a section's, each section's together."""
     annotations, meanings = get_type_hints(owner), _meanings(owner)
     for field in fields(owner):
         annotation, name = annotations[field.name], prefix + field.name
-        if is_dataclass(annotation):
+        if isinstance(annotation, type) and issubclass(annotation, Section):
             yield from options_of(annotation, f"{name}.")
         else:
             default = field.default if field.default_factory is MISSING else field.default_factory()
-            on_resume = field.metadata.get("on_resume", getattr(owner, "on_resume", "differs"))
+            on_resume = field.metadata.get("on_resume", owner.on_resume)
             yield Option(name, owner, Kind(annotation), default, meanings.get(field.name, ""), on_resume)
 
 

@@ -31,21 +31,23 @@ def setting(default: T, on_resume: OnResume) -> T:
     return field(default=default, metadata={"on_resume": on_resume})
 
 
+@dataclass(frozen=True, kw_only=True)
 class Section:
-    """A part of a configuration, under a name.
+    """A part of a configuration, under a name; the whole of one has none.
 
     Attributes:
         section: The name.
         on_resume: What a change of its fields does to a run that goes on, where they do not say it themselves.
     """
 
-    section: ClassVar[str]
+    section: ClassVar[str] = ""
     on_resume: ClassVar[OnResume] = "differs"
 
     def check(self, name: str, valid: bool, allowed: str) -> None:
         """Raise an `InputError` that names the field, and what is allowed in words, unless its value is `valid`."""
         if not valid:
-            raise InputError(f"{self.section}.{name} must be {allowed}, got {shown(getattr(self, name))}")
+            full_name = f"{self.section}.{name}".removeprefix(".")
+            raise InputError(f"{full_name} must be {allowed}, got {shown(getattr(self, name))}")
 
     def check_counts(self, max_value: int = MAX_COUNT) -> None:
         """Raise an `InputError` that names the field unless all whole numbers are at most `max_value`."""
@@ -251,7 +253,7 @@ class ScheduleConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Section):
     """One experiment. Each model derives its own, with a name, and its sections `model` and `data`.
 
     Attributes:
@@ -259,11 +261,6 @@ class RunConfig:
         seed: Every random draw follows from it.
         tracking: Where curves go besides metrics.jsonl: tensorboard, wandb (Weights & Biases; offline without an
             account), both, or none.
-        model: The model.
-        data: The data.
-        training: The loop.
-        optimizer: The optimizer.
-        schedule: The learning rate.
     """
 
     name: str = setting("run", on_resume="same")
@@ -276,11 +273,9 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
-        if self.name in ("", ".", "..") or "/" in self.name or not is_line(self.name):
-            raise InputError(f"name must be a plain folder name, got {shown(self.name)}")
-        if len(self.name.encode()) > 200:
-            raise InputError(f"name must be at most 200 bytes long, got {shown(self.name)}")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed must be at least 0 and below 2^63, got {shown(self.seed)}")
+        is_plain = self.name not in ("", ".", "..") and "/" not in self.name and is_line(self.name)
+        self.check("name", is_plain, "a plain folder name")
+        self.check("name", len(self.name.encode()) <= 200, "at most 200 bytes long")
+        self.check("seed", 0 <= self.seed < 2**63, "at least 0 and below 2^63")
         if self.training.max_steps is None and self.training.epochs is None:
             raise InputError("training.max_steps or training.epochs must say when to end, got null for both")

@@ -9,7 +9,7 @@ from options_page import PAGE, page
 from gpt.config import GPTConfig, ModelConfig
 from seq2seq.config import Seq2SeqConfig
 from training.config.fields import options_of
-from training.config.sections import RunConfig, Section, TrainingConfig, setting
+from training.config.sections import RunConfig, TrainingConfig, setting
 
 CONFIGS = pytest.mark.parametrize("config", [GPTConfig, Seq2SeqConfig])
 
@@ -71,8 +71,7 @@ def test_every_option_has_a_meaning_and_a_default_of_its_type(config: type[RunCo
 @CONFIGS
 def test_a_section_has_the_name_under_which_it_stands(config: type[RunConfig]) -> None:
     for option in options_of(config):
-        section = option.name.rpartition(".")[0]
-        assert not section or (issubclass(option.owner, Section) and option.owner.section == section)
+        assert option.owner.section == option.name.rpartition(".")[0]
 
 
 def test_the_page_of_options_says_what_the_classes_say() -> None:

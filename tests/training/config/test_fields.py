@@ -1,6 +1,6 @@
 """Fields say what they mean, and what a change of them does to a run that goes on."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import pytest
@@ -66,6 +66,13 @@ def test_every_option_has_a_meaning_and_a_default_of_its_type(config: type[RunCo
         assert option.meaning, option.name
         assert option.kind.checked(option.default) == option.default
         assert option.on_resume in ("same", "differs", "refused")
+
+
+@CONFIGS
+def test_what_makes_a_run_another_one_is_refused(config: type[RunConfig]) -> None:
+    refused = {option.name for option in options_of(config) if option.on_resume == "refused"}
+    of_model = {f"model.{field.name}" for field in fields(config(training=TrainingConfig(max_steps=5)).model)}
+    assert refused == of_model | {"seed", "training.batch_size", "training.ema_decay", "optimizer.name"}
 
 
 @CONFIGS

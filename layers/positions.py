@@ -73,7 +73,7 @@ class RotaryAngles(NamedTuple):
 
 
 def apply_rotary(x_BHTD: Tensor, angles: RotaryAngles) -> Tensor:
-    """RotaryAngles queries or keys."""
+    """Rotate queries or keys by their angles (Su et al. 2021, equation 34)."""
     cos, sin = angles.cos.to(x_BHTD.dtype), angles.sin.to(x_BHTD.dtype)
     first, second = x_BHTD.chunk(2, dim=-1)
     return x_BHTD * cos + torch.cat((-second, first), dim=-1) * sin

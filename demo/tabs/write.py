@@ -1,4 +1,4 @@
-"""Text that streams next to a chart of what a token costs."""
+"""Text that streams next to a chart of what each token costs."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -86,7 +86,7 @@ def _options(session: Session) -> list[Any]:
 
 
 def _results() -> list[Any]:
-    """The text, and what stands below it: the fewer, the less an update costs."""
+    """The text, and what stands below it in one widget: fewer widgets make an update cheaper."""
     box: Any = {"min_height": 400, "max_height": 400, "autoscroll": True, "padding": False}
     text = gr.HTML(NOTHING, elem_id="text", **box)
     with gr.Row(elem_classes="taken"):

@@ -57,9 +57,11 @@ def options() -> dict[str, set[str]]:
     helps = {f"launch/{path.name}": command(path, "--help", cwd=ROOT).stdout for path in (ROOT / "launch").glob("*.py")}
     for module in ("data.text", "data.dates"):
         helps[f"-m {module}"] = command("-m", module, "--help", cwd=ROOT).stdout
-    for script, parse in (("evaluate", "parse_evaluation"), ("bench_kv_cache", "parse_benchmark")):
-        more = f"from seq2seq.options import {parse}; {parse}(['--help'])"  # Those of the encoder-decoder.
-        helps[f"launch/{script}.py"] += command("-c", more, cwd=ROOT).stdout
+    # Those of the encoder-decoder.
+    more = "from seq2seq.options import parse_evaluation; parse_evaluation(['--help'])"
+    helps["launch/evaluate.py"] += command("-c", more, cwd=ROOT).stdout
+    bench = "launch/bench_kv_cache.py"
+    helps[bench] += command(ROOT / bench, "--config", "configs/seq2seq/copy.yaml", "--help", cwd=ROOT).stdout
     return {name: set(re.findall(r"--[\w.]+", text)) for name, text in helps.items()}
 
 

@@ -7,7 +7,7 @@ slow for each. `gpt/baselines.py` and `seq2seq/baselines.py` make the variants o
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from decoding.machine import Costs, MachineSpeed, machine_speed
+from decoding.machine import Costs, machine_speed
 from decoding.sampling import Chosen
 from training.runtime.errors import require_finite
 from training.runtime.progress import Progress
@@ -28,7 +28,8 @@ COMPUTED = ("bytes_per_step", "bandwidth_share", "arithmetic_share", "cache_byte
 """What is computed from the shape of a model, and not measured; a share has a measured rate and speed in it."""
 
 Prompts = Sequence[Sequence[int]]
-Write = Callable[[Prompts, int], Iterator[float]]
+Seconds = Generator[float, None, None]
+Write = Callable[[Prompts, int], Seconds]
 """Continues prompts by a number of tokens; yields the seconds after which the next token of each could be read."""
 
 
@@ -66,7 +67,7 @@ def random_tokens(vocab_size: int, length: int, *purpose: str | int, lowest: int
     return drawn
 
 
-def timed(steps: Iterable[Chosen]) -> Iterator[float]:
+def timed(steps: Iterable[Chosen]) -> Seconds:
     """The seconds until each step's tokens were seen on the host; what is done between two of them does not count.
 
     Raises:
@@ -92,7 +93,7 @@ class Benchmark:
     rows: Sequence[int]  # New tokens of each row of the table; the last one is the length of a pass.
     long_prompt: Sequence[int] = ()  # Its first token is timed by itself, and rates leave the first one out then.
     device: torch.device | str = "cpu"
-    speeds: list[MachineSpeed] = field(default_factory=list)  # Before each pass, where a step's costs are known.
+    speeds: list[tuple[float, float]] = field(default_factory=list)  # Before each pass, where a step's costs are known.
 
     def run(self, repeats: int) -> None:
         """Time all variants in turn, so many passes of each, after a short text of each that does not count."""
@@ -173,12 +174,13 @@ def cache_rows(variants: Sequence[Variant], lengths: Sequence[int]) -> list[dict
 
     The first of them stands by itself as well.
     """
-    until, rows = {variant.name: variant.curves()[0] for variant in variants}, []
+    until = {variant.name: variant.curves()[0] for variant in variants}
+    rows = []
     for length in lengths:
         arms = {name: curve[length - 1] for name, curve in until.items()}
         both = {name: (arms[name + NO_CACHE], arms[name]) for name in arms if name + NO_CACHE in arms}
         speedups = {name: slow / fast for name, (slow, fast) in both.items()}
-        (name, speedup), row = next(iter(speedups.items())), {"new_tokens": length}
-        row |= dict(zip(("no_cache_seconds", "cache_seconds"), both[name], strict=True))
-        rows.append(row | {"speedup": speedup, "speedups": speedups, "arms": arms})
+        (slow, fast), *_ = both.values()
+        row: dict[str, Any] = {"new_tokens": length, "no_cache_seconds": slow, "cache_seconds": fast}
+        rows.append(row | {"speedup": slow / fast, "speedups": speedups, "arms": arms})
     return rows

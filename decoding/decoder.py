@@ -28,7 +28,7 @@ CHUNK = 512
 MAX_TOKENS = 32
 """With more tokens at once, torch's matrix products are faster than those of the native step."""
 
-Model = TypeVar("Model", bound=LanguageModel)
+Model = TypeVar("Model", bound=nn.Module)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 
 

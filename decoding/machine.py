@@ -25,7 +25,7 @@ READS = 9
 
 def with_random_weights(model: Model, seed: int, device: torch.device) -> Model:
     """A fresh model's weights, none at zero, on a device and in evaluation mode."""
-    model.init_weights(generator(seed, "weights"))
+    model.init_weights(generator(seed, "weights"))  # type: ignore[operator]
     fill_zero_weights(model)
     return model.to(device).eval()
 
@@ -70,19 +70,11 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-class MachineSpeed(NamedTuple):
-    """How fast memory is read, and fp32 matrices are multiplied by torch."""
-
-    bytes_per_second: float
-    flops: float
-
-
-def machine_speed(device: torch.device | str) -> MachineSpeed:
-    """Measure it."""
+def machine_speed(device: torch.device | str) -> tuple[float, float]:
+    """Bytes of memory that are read in a second, and operations in products of fp32 matrices by torch."""
     memory = torch.ones(READ_BYTES // 4, device=device)
     matrix = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, device=device)
-    bytes_per_second = memory.nbytes / _seconds(memory.sum)
-    return MachineSpeed(bytes_per_second, 2 * PRODUCT_SIZE**3 / _seconds(lambda: (matrix @ matrix)[0, 0]))
+    return memory.nbytes / _seconds(memory.sum), 2 * PRODUCT_SIZE**3 / _seconds(lambda: (matrix @ matrix)[0, 0])
 
 
 def _seconds(compute: Callable[[], Tensor]) -> float:
@@ -96,29 +88,24 @@ def _seconds(compute: Callable[[], Tensor]) -> float:
 
 
 class Costs(NamedTuple):
-    """What writing with a cache costs, computed from a model's shape.
+    """What writing with a cache costs, computed from a model's shape."""
 
-    Attributes:
-        step_bytes: What a step reads, in the mean over a text: all matrices, and the filled part of the cache.
-        token_flops: A product and a sum for each weight of a matrix.
-        cache_bytes: The memory of the cache.
-    """
-
-    step_bytes: int
-    token_flops: float
+    step_bytes: int  # That a step reads, in the mean over a text: all matrices, and the filled part of the cache.
+    token_flops: float  # A product and a sum for each weight of a matrix.
     cache_bytes: int
 
 
 def costs(model: LanguageModel, streams: int, prompt: int, new_tokens: int) -> Costs:
     """Of so many streams, of so many tokens each."""
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | Int8Linear)]
-    head = model.embedding.weight if model.head is None else torch.empty(0)
-    weights = head.nbytes + sum(t.nbytes for layer in layers for t in (*layer.parameters(), *layer.buffers()))
+    parts = [*model.decoder_layers.modules(), model.head]
+    layers = [part for part in parts if isinstance(part, nn.Linear | Int8Linear)]
+    tied = model.embedding.weight if model.head is None else torch.empty(0)
+    weights = tied.nbytes + sum(t.nbytes for layer in layers for t in (*layer.parameters(), *layer.buffers()))
     # The first token is not timed; the last one is not read.
     length = statistics.fmean(context_used(prompt + n, model.config.max_len) for n in range(1, new_tokens))
     slot = model.new_cache(1, 2).bytes - model.new_cache(1, 1).bytes
     return Costs(
         step_bytes=round(weights + streams * length * slot),
-        token_flops=2.0 * (head.numel() + sum(layer.weight.numel() for layer in layers)),
+        token_flops=2.0 * (tied.numel() + sum(layer.weight.numel() for layer in layers)),
         cache_bytes=model.new_cache(streams, prompt + new_tokens - 1).bytes,
     )

@@ -13,7 +13,7 @@ import torch
 
 from data.pair_batches import check_source
 from data.vocabulary import END
-from decoding.benchmark import WARM_UP_TOKENS, timed
+from decoding.benchmark import WARM_UP_TOKENS
 from decoding.choices import ROWS, WHEN_FULL, Mode, Precision, WhenFull
 from decoding.decoder import Decoder
 from decoding.generation import generate, new_token_limit
@@ -26,7 +26,7 @@ from demo.catalogue import Catalogue
 from demo.jobs import Job, Jobs, Result
 from demo.limits import MAX_SEED, MAX_TOP_K, PENALTY, SHARE, TEMPERATURE, Limits
 from demo.results import Benchmark, Transduction, Writing
-from gpt.baselines import PROMPT_TOKENS, random_prompts, steps_without_cache, variants
+from gpt.baselines import PROMPT_TOKENS, random_prompts, variants, write_without_cache
 from gpt.model import GPT
 from gpt.task import LoadedGPT
 from seq2seq.attention_map import cross_attention
@@ -112,7 +112,8 @@ class Session:
         def work(job: Job[Benchmark]) -> None:
             model = self.catalogue.gpt(run, dtype).model
             eager, (fastest, _) = Decoder(model, "eager"), self._decoder(model)
-            ways = variants([eager, *([fastest] if fastest.mode != "eager" else [])], dtype, [1], uncached=["eager"])
+            decoders = [eager, fastest] if fastest.mode != "eager" else [eager]
+            ways = variants([(dtype, decoder) for decoder in decoders], [1], ["eager"])
             for way in ways:
                 way.passes.append([])
             about = describe(model, str(run)) | {"precision": dtype, "prompt_tokens": PROMPT_TOKENS}
@@ -290,7 +291,7 @@ def _read_without_cache(job: Job[Writing], writing: Writing, decoder: Decoder, l
     prompt = loaded.tokenizer.encode_prompt(writing.prompt)
     new = loaded.tokenizer.encode(writing.text).tolist()
     before = 0.0
-    for passed in timed(steps_without_cache(decoder.model, decoder.model, [prompt], len(new), new)):
+    for passed in write_without_cache(decoder.model, decoder.model, [prompt], len(new), known=new):
         writing.uncached.append(1000 * (passed - before))
         before = passed
         job.check()

@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 from decoding.baselines import transformers_variants
-from decoding.benchmark import Benchmark, Prompts, Variant, random_tokens, timed
+from decoding.benchmark import Benchmark, Prompts, Seconds, Variant, random_tokens, timed
 from decoding.choices import ROWS, Mode, Precision
 from decoding.decoder import Decoder, convert
 from decoding.generation import context_used, generate
@@ -31,6 +31,7 @@ from training.runtime.errors import require_finite
 VOCAB_SIZE = 65
 PROMPT_TOKENS = 8
 LONG_PROMPT = 400
+BASELINE_PRECISIONS: Sequence[Precision] = ("fp32", "bf16")
 
 
 def prepare(options: Namespace, config: GPTConfig | None) -> Benchmark:
@@ -45,17 +46,20 @@ def prepare(options: Namespace, config: GPTConfig | None) -> Benchmark:
     else:
         model = with_random_weights(GPT(config.model, VOCAB_SIZE), config.seed, device)
         source = f"{options.config[0]}, random weights"
-    modes = options.mode or ["eager", "compiled" if device.type == "cuda" else Decoder(model).mode]
-    precisions = options.precision or ["fp32", *(("bf16", "int8") if set(modes) != {"eager"} else ())]
+    uncached = options.uncached == "yes"
+    fastest = "compiled" if device.type == "cuda" else Decoder(model).mode
+    modes = list(dict.fromkeys(options.mode or ["eager", fastest]))
+    precisions = options.precision or ["fp32", *(("bf16", "int8") if modes != ["eager"] else ())]
     models = {precision: convert(deepcopy(model), precision) for precision in precisions}
     about = describe(model, source) | {"precision": precisions[0], "prompt_tokens": PROMPT_TOKENS}
+    decoders = decoders_of(models, modes, uncached=uncached)
     rounded = {precision: other for precision, other in models.items() if precision != "fp32"}
     about["greedy_agreement"] = agreement(model, rounded, ROWS[-1]) if rounded else {}
     if "native" in modes:
         about["native_build_seconds"] = _native_build_seconds()
     return Benchmark(
         about=about | {"task": f"after a prompt of {PROMPT_TOKENS} tokens"},
-        variants=all_variants(models, modes, options.batch, uncached=options.uncached == "yes"),
+        variants=variants(decoders, options.batch, ("eager", "compiled") if uncached else ()),
         baselines=_baselines(model, options, compiled="compiled" in modes) if options.peer else [],
         prompts=lambda streams: random_prompts(model.vocab_size, streams),
         rows=ROWS,
@@ -69,36 +73,36 @@ def random_prompts(vocab_size: int, streams: int) -> list[list[int]]:
     return [random_tokens(vocab_size, PROMPT_TOKENS, "prompt", number) for number in range(streams)]
 
 
-def all_variants(
-    models: Mapping[Precision, GPT], modes: Sequence[Mode], streams: Sequence[int], *, uncached: bool
-) -> list[Variant]:
-    """Each precision in each mode, but int8 only where the mode reads it as it is.
+def decoders_of(
+    models: Mapping[Precision, GPT], modes: Sequence[Mode], *, uncached: bool
+) -> list[tuple[Precision, Decoder]]:
+    """Each precision in each mode, int8 only where the mode reads it as it is; the first one eager, too, if `uncached`.
 
-    With `uncached`, the first precision also without the cache, and eager whatever the modes.
+    So the table compares something with and without the cache, whatever was asked for.
     """
     found = []
-    for precision, model in models.items():
-        tabled = uncached and precision == next(iter(models))
-        wanted: list[Mode] = [mode for mode in modes if (precision, mode) != ("int8", "eager") or len(modes) == 1]
-        decoders = [Decoder(model, mode) for mode in dict.fromkeys(["eager", *wanted] if tabled else wanted)]
-        found += variants(decoders, precision, streams, uncached=("eager", "compiled") if tabled else ())
+    for number, (precision, model) in enumerate(models.items()):
+        if number == 0 and uncached:
+            wanted: Sequence[Mode] = ["eager", *modes]
+        else:
+            wanted = [mode for mode in modes if (precision, mode) != ("int8", "eager") or len(modes) == 1]
+        found += [(precision, Decoder(model, mode)) for mode in dict.fromkeys(wanted)]
     return found
 
 
 def variants(
-    decoders: Sequence[Decoder], precision: Precision, streams: Sequence[int], *, uncached: Collection[Mode]
+    decoders: Sequence[tuple[Precision, Decoder]], streams: Sequence[int], uncached: Collection[Mode]
 ) -> list[Variant]:
-    """What decoders write; in some modes also without the cache, for the first number of streams."""
+    """What decoders write; in some modes, the first precision and number of streams also without the cache."""
     found = []
-    for decoder in decoders:
+    for precision, decoder in decoders:
         model, mode = decoder.model, decoder.mode
-        variant = partial(Variant, precision=precision, mode=mode)
-        if mode in uncached:
+        variant, write = partial(Variant, precision=precision, mode=mode), partial(_write, decoder)
+        if mode in uncached and precision == decoders[0][0]:
             forward = torch.compile(model, dynamic=True) if mode == "compiled" else model
-            write = partial(_write_without_cache, model, forward)
-            found.append(variant(streams=streams[0], use_cache=False, write=write))
-        for count in streams:
-            found.append(variant(streams=count, write=partial(_write, decoder), costs=_costs(model, count)))
+            plain = partial(write_without_cache, model, forward)
+            found.append(variant(streams=streams[0], use_cache=False, write=plain))
+        found += [variant(streams=count, write=write, costs=_costs(model, count)) for count in streams]
     return found
 
 
@@ -106,25 +110,18 @@ def _costs(model: LanguageModel, streams: int) -> Costs:
     return costs(model, streams, PROMPT_TOKENS, ROWS[-1])
 
 
-def _write(decoder: Decoder, prompts: Prompts, new_tokens: int) -> Iterator[float]:
+def _write(decoder: Decoder, prompts: Prompts, new_tokens: int) -> Seconds:
     options: dict[str, Any] = {"sampling": GREEDY, "seeds": [0] * len(prompts), "when_full": "slide"}
     return timed(generate(decoder, prompts, max_new_tokens=new_tokens, **options))
 
 
-def _write_without_cache(
-    model: LanguageModel, forward: Callable[[Tensor], Tensor], prompts: Prompts, new_tokens: int
-) -> Iterator[float]:
-    return timed(steps_without_cache(model, forward, prompts, new_tokens))
-
-
-@torch.inference_mode()
-def steps_without_cache(
+def write_without_cache(
     model: LanguageModel,
     forward: Callable[[Tensor], Tensor],
     prompts: Prompts,
     new_tokens: int,
     known: Sequence[int] = (),
-) -> Iterator[Chosen]:
+) -> Seconds:
     """Continue prompts of one length greedily, with a pass over all that is seen of the text for each token.
 
     Args:
@@ -136,17 +133,22 @@ def steps_without_cache(
     context, device = model.config.max_len, model.embedding.weight.device
     sampler = Sampler(GREEDY, lambda row, block: torch.empty(0), seen_tokens(prompts, model.vocab_size, device))
     texts = [list(prompt[-context:]) for prompt in prompts]
-    for n in range(new_tokens):
-        used = context_used(len(texts[0]), context)
-        chosen = sampler.choose(forward(torch.tensor([text[-used:] for text in texts], device=device))[:, -1])
-        yield chosen
-        for text, token in zip(texts, known[n : n + 1] or chosen.tokens_B.tolist(), strict=True):
-            text.append(token)
+
+    @torch.inference_mode()
+    def steps() -> Iterator[Chosen]:
+        for n in range(new_tokens):
+            used = context_used(len(texts[0]), context)
+            chosen = sampler.choose(forward(torch.tensor([text[-used:] for text in texts], device=device))[:, -1])
+            yield chosen
+            for text, token in zip(texts, known[n : n + 1] or chosen.tokens_B.tolist(), strict=True):
+                text.append(token)
+
+    return timed(steps())
 
 
 def _baselines(model: GPT, options: Namespace, *, compiled: bool) -> list[Variant]:
     """transformers with the same weights; on a GPU also with its static cache, for which it compiles itself."""
-    device = model.embedding.weight.device
+    device, found = model.embedding.weight.device, []
 
     def inputs(prompts: Prompts) -> dict[str, Tensor]:
         prompt_BT = torch.tensor(prompts, device=device)
@@ -155,12 +157,10 @@ def _baselines(model: GPT, options: Namespace, *, compiled: bool) -> list[Varian
     ways: dict[str, dict[str, Any]] = {"": {}}
     if compiled and device.type == "cuda":
         ways[", compiled"] = {"cache_implementation": "static", "max_cache_len": model.config.max_len}
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
-    found = []
-    for precision in precisions:
+    for precision in BASELINE_PRECISIONS:
         converted = convert(deepcopy(model), precision)
-        theirs = to_transformers(converted)
-        found += transformers_variants(theirs, precision, inputs, options, ways, partial(_costs, converted))
+        theirs, of_model = to_transformers(converted), partial(_costs, converted)
+        found += transformers_variants(theirs, precision, inputs, ways, options, of_model)
     return found
 
 

@@ -6,6 +6,7 @@ With those of an encoder-decoder: how targets are.
 import json
 import sys
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
@@ -100,11 +101,7 @@ def main() -> None:
     from training.runtime.threads import set_cpu_threads
 
     set_cpu_threads()
-    if of_pairs:
-        from seq2seq.baselines import prepare
-    else:
-        from gpt.baselines import prepare
-    benchmark = prepare(options, config)
+    benchmark = import_module(f"{'seq2seq' if of_pairs else 'gpt'}.baselines").prepare(options, config)
     benchmark.run(options.repeats)
     figures = benchmark.figures()
     show(figures)

@@ -1,6 +1,6 @@
 """What is timed of an encoder-decoder: its own ways to write, and another library's model of the same size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from data.config import FRAME
 from data.pair_batches import frame_source, padded
 from data.vocabulary import END, PAD, SPECIAL, START, Vocabulary
 from decoding.baselines import transformers_variants
-from decoding.benchmark import Benchmark, Prompts, Variant, random_tokens, timed
+from decoding.benchmark import Benchmark, Prompts, Seconds, Variant, random_tokens, timed
 from decoding.choices import TargetMode
 from decoding.machine import count_parameters, describe, with_random_weights
 from decoding.native import NativeError
@@ -60,18 +60,24 @@ def prepare(options: Namespace, config: Seq2SeqConfig | None) -> Benchmark:
 def variants(
     model: EncoderDecoder, modes: Sequence[TargetMode], streams: Sequence[int], *, uncached: bool
 ) -> list[Variant]:
-    """Each mode with the caches; with `uncached`, eager whatever the modes, and without, for the first number."""
-    variant = partial(Variant, precision="fp32", parameters=count_parameters(model))
-    found = []
-    if uncached:
-        write = partial(_write, model, {"use_cache": False})
-        found.append(variant(mode="eager", use_cache=False, streams=streams[0], write=write))
-    for mode in dict.fromkeys(["eager", *modes] if uncached else modes):
-        found += [variant(mode=mode, streams=count, write=partial(_write, model, {"mode": mode})) for count in streams]
-    return found
+    """Each mode with the caches; with `uncached`, eager whatever the modes, and for the first number also without."""
+    ways = [("eager", False, streams[:1])] if uncached else []
+    ways += [(mode, True, streams) for mode in dict.fromkeys(["eager", *modes] if uncached else modes)]
+    return [
+        Variant(
+            precision="fp32",
+            mode=mode,
+            use_cache=use_cache,
+            streams=count,
+            write=partial(_write, model, {"mode": mode, "use_cache": use_cache}),
+            parameters=count_parameters(model),
+        )
+        for mode, use_cache, counts in ways
+        for count in counts
+    ]
 
 
-def _write(model: EncoderDecoder, options: dict[str, Any], sources: Prompts, new_tokens: int) -> Iterator[float]:
+def _write(model: EncoderDecoder, options: dict[str, Any], sources: Prompts, new_tokens: int) -> Seconds:
     return timed(decode_steps(model, sources, max_new_tokens=new_tokens, **options))
 
 
@@ -90,7 +96,7 @@ def _bart(model: EncoderDecoder, options: Namespace) -> list[Variant]:
     shape, device = model.config, model.embedding.weight.device
     of_both = {"layers": shape.num_layers, "attention_heads": shape.num_heads, "ffn_dim": shape.d_ff * 3 // 2}
     sizes: dict[str, Any] = {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in of_both.items()}
-    special = {"pad_token_id": PAD, "eos_token_id": END, "decoder_start_token_id": START}
+    special: dict[str, Any] = {"pad_token_id": PAD, "eos_token_id": END, "decoder_start_token_id": START}
     config = transformers.BartConfig(
         vocab_size=model.vocab_size,
         d_model=shape.d_model,
@@ -106,4 +112,4 @@ def _bart(model: EncoderDecoder, options: Namespace) -> list[Variant]:
         source_BS = padded([frame_source(source) for source in sources], PAD).to(device)
         return {"inputs": source_BS, "attention_mask": (source_BS != PAD).long()}
 
-    return transformers_variants(theirs.to(device).eval(), "fp32", inputs, options, {", BART": special})
+    return transformers_variants(theirs.to(device).eval(), "fp32", inputs, {", BART": special}, options)

@@ -9,7 +9,7 @@ import torch
 
 from decoding import benchmark
 from decoding.benchmark import FIRST_TOKENS, Benchmark, Prompts, Variant, cache_rows, random_tokens, timed
-from decoding.machine import Costs, MachineSpeed, describe_machine, machine_speed
+from decoding.machine import Costs, describe_machine, machine_speed
 from decoding.report import plot, show
 from decoding.sampling import Chosen
 from training.runtime.errors import NonFiniteError
@@ -39,7 +39,7 @@ def of(variants: list[Variant], **options: object) -> Benchmark:
 
 
 def test_variants_take_turns_and_figures_follow_from_their_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "machine_speed", lambda device: MachineSpeed(4e9, 12e9))
+    monkeypatch.setattr(benchmark, "machine_speed", lambda device: (4e9, 12e9))
     log: list[tuple[str, int, int]] = []
     spent = Costs(step_bytes=10**9, token_flops=3e9, cache_bytes=77)
     both = [variant("a", 0.5, log=log, streams=n, costs=spent) for n in (1, 4)]

@@ -10,8 +10,8 @@ from torch import Tensor
 from decoding.decoder import Decoder, convert
 from decoding.generation import context_used, generate
 from decoding.machine import costs, with_random_weights
-from decoding.sampling import GREEDY
-from gpt.baselines import agreement, all_variants, random_prompts, steps_without_cache, variants
+from decoding.sampling import Chosen, Sampler
+from gpt.baselines import agreement, decoders_of, random_prompts, variants, write_without_cache
 from gpt.config import ModelConfig
 from gpt.model import GPT
 from layers import KVCache
@@ -23,11 +23,22 @@ def model() -> GPT:
     return with_random_weights(GPT(config, 7), 0, torch.device("cpu"))
 
 
-def test_without_the_cache_the_text_is_the_same_past_the_context(model: GPT) -> None:
-    prompts = random_prompts(7, 2)
-    options = {"max_new_tokens": 150, "sampling": GREEDY, "seeds": [0, 0], "when_full": "slide"}
-    cached = [step.tokens_B.tolist() for step in generate(Decoder(model, "eager"), prompts, **options)]  # type: ignore[arg-type]
-    assert [step.tokens_B.tolist() for step in steps_without_cache(model, model, prompts, 150)] == cached
+def test_without_the_cache_the_text_is_the_same_past_the_context(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[list[int]] = []
+    choose = Sampler.choose
+
+    def noted(sampler: Sampler, logits_BV: Tensor) -> Chosen:
+        found = choose(sampler, logits_BV)
+        chosen.append(found.tokens_B.tolist())
+        return found
+
+    monkeypatch.setattr(Sampler, "choose", noted)
+    for variant in variants([("fp32", Decoder(model, "eager"))], [2], ["eager"]):
+        seconds = list(variant.write(random_prompts(7, 2), 150))
+        assert len(seconds) == 150
+        assert all(earlier < later for earlier, later in pairwise(seconds))
+    assert chosen[:150] == chosen[150:]
+    assert len(set(map(tuple, chosen))) > 3
 
 
 def test_a_known_text_is_read_as_it_is_and_a_long_prompt_from_its_end(model: GPT) -> None:
@@ -38,14 +49,14 @@ def test_a_known_text_is_read_as_it_is_and_a_long_prompt_from_its_end(model: GPT
         return model(tokens_BT)
 
     prompt = list(range(7)) * 10
-    list(steps_without_cache(model, forward, [prompt], 3, [6, 5, 4]))
+    list(write_without_cache(model, forward, [prompt], 3, [6, 5, 4]))
     last = prompt[-64:]
     assert read == [last, [*last, 6][-32:], [*last, 6, 5][-33:]], "the older half of a full context goes"
 
 
 def test_each_precision_in_each_mode_and_the_first_without_the_cache(model: GPT) -> None:
     models = {precision: convert(deepcopy(model), precision) for precision in ("fp32", "int8")}
-    found = all_variants(models, ["eager", "compiled"], [2, 3], uncached=True)
+    found = variants(decoders_of(models, ["eager", "compiled"], uncached=True), [2, 3], ["eager", "compiled"])
     assert [(variant.name, variant.streams) for variant in found] == [
         ("fp32 eager, without cache", 2),
         *[("fp32 eager", 2), ("fp32 eager", 3)],
@@ -53,17 +64,10 @@ def test_each_precision_in_each_mode_and_the_first_without_the_cache(model: GPT)
         *[("fp32 compiled", 2), ("fp32 compiled", 3)],
         *[("int8 compiled", 2), ("int8 compiled", 3)],
     ], "int8 is left to what reads it as it is"
-    eager_too = all_variants({"int8": models["int8"]}, ["compiled"], [1], uncached=True)
-    assert [variant.name for variant in eager_too][:2] == ["int8 eager, without cache", "int8 eager"]
-    alone = all_variants(models, ["eager"], [1], uncached=False)
+    eager_too = decoders_of({"int8": models["int8"]}, ["compiled"], uncached=True)
+    assert [decoder.mode for _, decoder in eager_too] == ["eager", "compiled"]
+    alone = variants(decoders_of(models, ["eager"], uncached=False), [1], ())
     assert [variant.name for variant in alone] == ["fp32 eager", "int8 eager"]
-
-
-def test_variants_write_past_the_context(model: GPT) -> None:
-    for variant in variants([Decoder(model, "eager"), Decoder(model)], "fp32", [2], uncached=["eager"]):
-        seconds = list(variant.write([[1, 2], [3, 4]], 70))
-        assert len(seconds) == 70
-        assert all(earlier < later for earlier, later in pairwise(seconds))
 
 
 def test_the_cache_holds_what_is_said_of_it(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:

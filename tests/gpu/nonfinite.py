@@ -160,7 +160,7 @@ for kind in ("nan", "inf", "all"):
 for kind in ("nan", "inf"):
     model = poison(fresh_gpt(), kind)
 
-    for variant in variants([Decoder(model, "eager")], "fp32", [1], uncached=["eager"]):
+    for variant in variants([("fp32", Decoder(model, "eager"))], [1], ["eager"]):
         case(f"benchmark of {variant.name} {kind}", lambda v=variant: list(v.write([[1, 2]], 12)))
 
     def measured(m: GPT = model) -> None:

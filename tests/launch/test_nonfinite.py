@@ -115,7 +115,7 @@ def test_an_encoder_decoder(
 
 
 def test_benchmarks(gpt: LoadedGPT, pairs: LoadedSeq2Seq) -> None:
-    texts = of_text.all_variants({"fp32": gpt.model}, ["eager"], [2], uncached=True)
+    texts = of_text.variants([("fp32", Decoder(gpt.model, "eager"))], [2], ["eager"])
     targets = of_pairs.variants(pairs.model, ["eager"], [1], uncached=True)
     measures: list[Callable[[], Any]] = [
         *(lambda v=variant: list(v.write([[1, 2], [3, 4]], 8)) for variant in texts),

@@ -30,8 +30,8 @@ def test_variants_decode_with_and_without_caches_in_the_mode_of_their_name(monke
         seconds = list(variant.write([[3, 4], [5, 6]][: variant.streams], 4))
         assert len(seconds) == 4
         assert all(earlier < later for earlier, later in pairwise(seconds))
-    ways = [{"use_cache": False}, *[{"mode": "eager"}] * 2, *[{"mode": "native"}] * 2]
-    assert asked == [way | {"max_new_tokens": 4} for way in ways]
+    ways = [("eager", False), *[("eager", True)] * 2, *[("native", True)] * 2]
+    assert asked == [{"max_new_tokens": 4, "mode": mode, "use_cache": use_cache} for mode, use_cache in ways]
     assert [variant.name for variant in variants(random_model(), ["native"], [1], uncached=False)] == ["fp32 native"]
 
 

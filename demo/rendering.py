@@ -83,7 +83,7 @@ def writing_figures(writing: Writing) -> str:
             "first token": first,
             "cache": f"{writing.cache_bytes / 1e6:,.2f} MB",
             "context": f"{writing.context_used:,} of {writing.context:,}, {at_end}",
-            "read by": f"{writing.mode}, {writing.precision}",
+            "mode": f"{writing.mode}, {writing.precision}",
             "what the cache saves": _saved(writing),
             "tokens": f"{len(writing.milliseconds):,} of {writing.limit:,}: {state}",
         }

@@ -36,12 +36,12 @@ class Writing(Growing):
     Attributes:
         run: Whose model.
         prompt: What it continues.
-        mode: How tokens are read.
-        context: Tokens that the model sees at most.
+        mode: How a step is computed.
+        context: Tokens of the model's context.
         when_full: What happens at its end.
         limit: Tokens that will be written at most, of each text.
         cache_bytes: Memory of the key-value cache.
-        precision: Numbers that the model computes in.
+        precision: What the model computes in.
         seeds: Of each text.
         pieces: The texts so far.
         milliseconds: What each token took, with the cache; the first one with the reading of the prompt. Of several

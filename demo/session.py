@@ -44,7 +44,7 @@ class Session:
         runs: The folder of the runs.
         device: Where models go.
         limits: What a request may ask for.
-        mode: How tokens are read; what is compiled serves one request at a time.
+        mode: How a step is computed; a compiled one serves one request at a time.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Session:
         yield from self.jobs.run(owner, Job(in_turn, self.limits.seconds))
 
     def _decoder(self, model: GPT) -> tuple[Decoder, bool]:
-        """What reads tokens, and whether it has to be compiled first; what is compiled is kept for the next request."""
+        """A model's decoder, and whether it has to be compiled first; a compiled one is kept for the next request."""
         if self._mode != "compiled":
             return Decoder(model, self._mode), False
         is_new = self._compiled is None or self._compiled.model is not model

@@ -26,7 +26,7 @@ def init_weights(
         model: The model.
         embedding: Its embedding of tokens, of model size M.
         head: What makes logits; None where that is the embedding.
-        generator: Where the numbers come from.
+        generator: Source of the random numbers.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

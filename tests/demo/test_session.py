@@ -510,14 +510,14 @@ def test_the_quick_model_trains_in_a_process_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("to be or not to be " * 200)
     options = ("--training.max_steps", "6", "--training.log_interval", "1", "--data.source", str(tmp_path / "text.txt"))
     training = QuickTraining(tmp_path / "runs", options)
-    assert training.runtime.progress() == (0, 0, "")
+    assert training.progress() == (0, 0, "")
     training.start()
     training.start()
     words = []
     while training.running:
-        words.append(training.runtime.progress()[2])
+        words.append(training.progress()[2])
         time.sleep(0.2)
-    assert training.runtime.progress() == (6, 6, "gpt-quick-1 is trained: press Generate")
+    assert training.progress() == (6, 6, "gpt-quick-1 is trained: press Generate")
     assert words[0] == "training the quick model: starting: the first steps take some seconds"
     assert [entry.name for entry in Catalogue(tmp_path / "runs").entries()] == ["gpt-quick-1"]
 
@@ -528,14 +528,14 @@ def test_a_quick_training_that_fails_says_why_and_one_that_is_stopped_keeps_its_
     training.start()
     while training.running:
         time.sleep(0.1)
-    assert training.runtime.progress()[2].startswith("the training ended early (exit code 2): error: ")
+    assert training.progress()[2].startswith("the training ended early (exit code 2): error: ")
     (tmp_path / "text.txt").write_text("to be or not to be " * 200)
     options = ("--training.log_interval", "1", "--data.source", str(tmp_path / "text.txt"))
     training = QuickTraining(tmp_path / "runs", options)
     training.start()
-    while training.runtime.progress()[0] < 2:
+    while training.progress()[0] < 2:
         time.sleep(0.1)
     training.stop()
     assert not training.running
-    assert "exit code 3" in training.runtime.progress()[2]
+    assert "exit code 3" in training.progress()[2]
     assert len(Catalogue(tmp_path / "runs").entries()) == 1

@@ -46,7 +46,7 @@ class Stack(nn.Module):
     def forward(self, x_BTM: Tensor, cache: KVCache, place: CachePositions) -> Tensor:
         rotary = self.rotary(x_BTM.size(1), place.positions_BT)
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            x_BTM = x_BTM + layer(x_BTM, rotary=rotary, cache=layer_cache, place=place)
+            x_BTM = x_BTM + layer(x_BTM, rotary=rotary, cache=layer_cache, cache_positions=place)
         return x_BTM
 
     def read(self, x_BTM: Tensor, cache: KVCache, counts: Sequence[int] | None = None) -> Tensor:

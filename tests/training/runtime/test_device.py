@@ -146,7 +146,7 @@ def test_everything_imports_without_what_windows_lacks(tmp_path: Path) -> None:
     )
     done = command(script, ROOT / "launch", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert done.stderr == "error: Windows itself is not supported: run this inside WSL2 (README.md, Platforms)\n"
+    assert done.stderr == "error: Windows itself is not supported: run this inside WSL2 (docs/platforms.md)\n"
 
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, built: str, *capabilities: tuple[int, int]) -> None:

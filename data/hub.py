@@ -68,12 +68,6 @@ class HubRows(NamedTuple):
     commit: str
 
 
-def hub_name(source: str) -> str | None:
-    """OWNER/NAME of a source hub:OWNER/NAME, else None."""
-    named = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)", source, re.ASCII)
-    return named[1] if named else None
-
-
 def load_hub_rows(request: Request) -> HubRows:
     """Load rows from the hub, or, in offline mode (HF_HUB_OFFLINE=1), from its cache.
 

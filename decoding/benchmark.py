@@ -1,248 +1,186 @@
-"""How near each way to decode comes to the memory's own speed, and how other libraries do with the same weights.
+"""How fast a model writes: without its key-value cache and with it, by each way to take a step, and by other libraries.
 
-Text is greedy, by `generate`, and each token is looked at on the host, as who reads a stream would.
-All are measured in turn, again and again, so that a machine that others use as well is equally fast or slow for each.
+What is timed is a `Variant`. All write the same number of tokens, greedily, and each token is looked at on the host, as
+who reads a stream would. They take turns pass by pass, so that a machine that others use as well is equally fast or
+slow for each. `gpt/baselines.py` and `seq2seq/baselines.py` make the variants of a model.
 """
 
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import product
-from pathlib import Path
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from decoding.cache_benchmark import PROMPT_TOKENS, WARM_UP_TOKENS, Say, random_prompt
-from decoding.choices import ROWS, Mode, Precision
-from decoding.decoder import Decoder, convert
-from decoding.generation import generate
-from decoding.int8 import Int8Linear
-from decoding.models import LanguageModel
-from decoding.native.build import build, find_compiler
-from decoding.sampling import GREEDY
+from decoding.machine import Costs, machine_speed
+from decoding.sampling import Chosen
 from training.runtime.errors import require_finite
+from training.runtime.progress import Progress
+from training.seeds import generator
 
-FIRST_TOKEN_PROMPT = 400
-FIRST_TOKENS = 15
-READ_BYTES = 2**29
-PRODUCT_SIZE = 1024
-READS = 9
-"""A median, as the rates are that it is compared with: a shared machine is not always at its best."""
+WARM_UP_TOKENS = 16
+FIRST_TOKENS = 9
+NO_CACHE = ", without cache"
+COMPUTED = ("bytes_per_step", "bandwidth_share", "arithmetic_share", "cache_bytes")
+"""What is computed from the shape of a model, and not measured; a share has a measured rate and speed in it."""
 
-
-class Machine(NamedTuple):
-    """What a step is measured against: how fast memory is read, and fp32 matrices are multiplied by torch."""
-
-    gigabytes_per_second: float
-    gigaflops: float
+Prompts = Sequence[Sequence[int]]
+Seconds = Generator[float, None, None]
+Write = Callable[[Prompts, int], Seconds]
+"""Continues prompts by a number of tokens; yields the seconds after which the next token of each could be read."""
 
 
 @dataclass(kw_only=True)
-class Contender:
-    """One way to write text: ours in a mode and precision, or a peer's.
+class Variant:
+    """One way to write: a model in a precision and a mode, with its cache or without, for a number of streams."""
 
-    Attributes:
-        mode: Its name, which begins with the precision.
-        write: Continues prompts by a number of tokens; returns after how many seconds each could be read.
-        batches: Numbers of streams to measure.
-        step_bytes: Given streams and their mean length, the bytes that a step reads; computed, not measured.
-        token_flops: Floating point operations of a token in the products with all matrices; computed.
-        cache_bytes: Given streams and their length, the memory of the cache.
-        compile_seconds: What was spent before the first token of the first text, once.
-        seconds: For each number of streams, seconds from the first token to the last of each repeat.
-        first: Seconds to the first token of one long prompt, of each repeat.
+    precision: str
+    mode: str  # How a step is taken; of a baseline, by which library.
+    use_cache: bool = True
+    streams: int
+    write: Write
+    parameters: int = 0  # Told where they are not those of the model as it stands.
+    costs: Costs | None = None  # Of a step, where they can be computed.
+    passes: list[list[float]] = field(default_factory=list)  # Seconds until each new token.
+    first: list[float] = field(default_factory=list)  # Seconds to the first token after a long prompt, again and again.
+    compile_seconds: float = 0.0  # What the first text took longer than the second.
+
+    @property
+    def name(self) -> str:
+        """In tables, pictures and files."""
+        return f"{self.precision} {self.mode}{'' if self.use_cache else NO_CACHE}"
+
+    def curves(self) -> tuple[list[float], list[float]]:
+        """Medians of the passes so far: seconds until each new token, and milliseconds of each but the first."""
+        passes = [list(seconds) for seconds in self.passes]  # They may grow meanwhile.
+        steps = [[1000 * (later - earlier) for earlier, later in pairwise(seconds)] for seconds in passes]
+        until, single = ([statistics.median(at) for at in zip(*each, strict=False)] for each in (passes, steps))
+        return until, single
+
+
+def random_tokens(vocab_size: int, length: int, *purpose: str | int, lowest: int = 0) -> list[int]:
+    """Tokens that anybody can draw again."""
+    drawn: list[int] = torch.randint(lowest, vocab_size, (length,), generator=generator(0, *purpose)).tolist()
+    return drawn
+
+
+def timed(steps: Iterable[Chosen]) -> Seconds:
+    """The seconds until each step's tokens were seen on the host; what is done between two of them does not count.
+
+    Raises:
+        NonFiniteError: In the end, if the model's logits are not finite.
     """
-
-    mode: str
-    write: Callable[[Sequence[Sequence[int]], int], list[float]]
-    batches: Sequence[int]
-    step_bytes: Callable[[int, float], float]
-    token_flops: float
-    cache_bytes: Callable[[int, int], int]
-    compile_seconds: float = 0.0
-    seconds: dict[int, list[float]] = field(default_factory=dict)
-    first: list[float] = field(default_factory=list)
+    passed, start = 0.0, time.perf_counter()
+    for chosen in steps:
+        chosen.tokens_B.tolist()  # Waits for the device.
+        passed += time.perf_counter() - start
+        yield passed
+        start = time.perf_counter()
+    require_finite(chosen.log_probabilities_B.tolist())
 
 
-def contenders(
-    model: LanguageModel, precisions: Sequence[Precision], modes: Sequence[Mode], batches: Sequence[int]
-) -> list[Contender]:
-    """Our own ways: each precision in each mode; int8 only where the mode reads it as it is."""
-    found = []
-    for precision, mode in product(precisions, modes):
-        if precision == "int8" and mode == "eager" and len(modes) > 1:
-            continue
-        decoder = Decoder(convert(deepcopy(model), precision), mode)
-        contender = Contender(
-            mode=f"{precision} {mode}",
-            write=_writer(decoder),
-            batches=batches,
-            step_bytes=step_bytes(decoder.model),
-            token_flops=token_flops(decoder.model),
-            cache_bytes=cache_bytes(decoder.model),
-        )
-        found.append(contender)
-    return found
+@dataclass(kw_only=True)
+class Benchmark:
+    """Variants of a model and baselines, and what all of them write."""
+
+    about: dict[str, Any]  # What the figures depend on.
+    variants: Sequence[Variant]  # Those of the table come first.
+    baselines: Sequence[Variant]
+    prompts: Callable[[int], Prompts]  # For a number of streams: what they continue, or the sources that they read.
+    rows: Sequence[int]  # New tokens of each row of the table; the last one is the length of a pass.
+    long_prompt: Sequence[int] = ()  # Its first token is timed by itself, and rates leave the first one out then.
+    device: torch.device | str = "cpu"
+    speeds: list[tuple[float, float]] = field(default_factory=list)  # Before each pass, where a step's costs are known.
+
+    def run(self, repeats: int) -> None:
+        """Time all variants in turn, so many passes of each, after a short text of each that does not count."""
+        everyone, length = [*self.variants, *self.baselines], self.rows[-1]
+        for variant in everyone:
+            prompts, few = self.prompts(variant.streams), min(WARM_UP_TOKENS, length)
+            cold, warm = (list(variant.write(prompts, few))[-1] for _ in range(2))
+            variant.compile_seconds = max(cold - warm, 0.0)
+        for turn in range(1 + FIRST_TOKENS if self.long_prompt else 0):  # One more to warm up.
+            for variant in everyone[:: 1 if turn % 2 == 0 else -1]:
+                variant.first += variant.write([self.long_prompt], 1)
+        with closing(Progress(0, repeats * len(everyone) * length, visible=True, unit="token")) as progress:
+            for repeat in range(repeats):
+                for variant in everyone[:: 1 if repeat % 2 == 0 else -1]:
+                    if variant.costs:
+                        self.speeds.append(machine_speed(self.device))
+                    variant.passes.append([])
+                    for seconds in variant.write(self.prompts(variant.streams), length):
+                        variant.passes[-1].append(seconds)
+                        progress.advance()
+                    name, rate = f"{variant.name}, {variant.streams} streams", self._rates(variant)[-1]
+                    progress.say(f"pass {repeat + 1} of {repeats} {name}: {rate:,.1f} tokens/s")
+
+    def _rates(self, variant: Variant) -> list[float]:
+        """Tokens per second of all streams, in each pass."""
+        untimed = 1 if self.long_prompt else 0
+        count = variant.streams * (self.rows[-1] - untimed)
+        return [count / (passed[-1] - untimed * passed[0]) for passed in variant.passes]
+
+    def tabled(self) -> list[Variant]:
+        """The variants of the table: of the first precision and number of streams, if one of them has no cache."""
+        first = self.variants[0]
+        found = [v for v in self.variants if (v.precision, v.streams) == (first.precision, first.streams)]
+        return [] if all(variant.use_cache for variant in found) else found
+
+    def figures(self) -> dict[str, Any]:
+        """What the JSON file holds."""
+        found = self.about | {"repeats": len(self.variants[0].passes), "new_tokens": self.rows[-1]}
+        if self.speeds:
+            read, multiplied = (statistics.median(speeds) / 1e9 for speeds in zip(*self.speeds, strict=True))
+            found |= {"read_gigabytes_per_second": read, "multiply_gigaflops": multiplied, "computed": COMPUTED}
+        if tabled := self.tabled():
+            found["rows"] = cache_rows(tabled, self.rows)
+            found["seconds"] = {v.name: [[passed[n - 1] for n in self.rows] for passed in v.passes] for v in tabled}
+        for key, variants in (("decode", self.variants), ("peers", self.baselines)):
+            found[key] = [self._row(variant, found) for variant in variants]
+        if self.long_prompt:
+            found["first_token_seconds"] = min(row["first_token_seconds"] for row in found["decode"])
+        return found
+
+    def _row(self, variant: Variant, figures: dict[str, Any]) -> dict[str, Any]:
+        """How fast a variant writes, and how near it comes to the machine's speed."""
+        rates, streams, costs = sorted(self._rates(variant)), variant.streams, variant.costs
+        rate = statistics.median(rates)
+        row: dict[str, Any] = {
+            "mode": variant.name,
+            "batch": streams,
+            "seconds": statistics.median(passed[-1] for passed in variant.passes),
+            "tokens_per_second": rate,
+            "slowest": rates[0],
+            "fastest": rates[-1],
+            "milliseconds_per_step": 1000 * streams / rate,
+            "compile_seconds": round(variant.compile_seconds, 3),
+        }
+        if variant.parameters:
+            row["parameters"] = variant.parameters
+        if variant.first:
+            row["first_token_seconds"] = statistics.median(variant.first[1:])
+        if costs:
+            memory, arithmetic = figures["read_gigabytes_per_second"] * 1e9, figures["multiply_gigaflops"] * 1e9
+            shares = (rate / streams * costs.step_bytes / memory, rate * costs.token_flops / arithmetic)
+            row |= dict(zip(COMPUTED, (costs.step_bytes, *shares, costs.cache_bytes), strict=True))
+        return row
 
 
-def _writer(decoder: Decoder) -> Callable[[Sequence[Sequence[int]], int], list[float]]:
-    def write(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[float]:
-        start, seconds, seeds = time.perf_counter(), [], [0] * len(prompts)
-        for chosen in generate(
-            decoder, prompts, max_new_tokens=new_tokens, sampling=GREEDY, seeds=seeds, when_full="slide"
-        ):
-            chosen.tokens_B.tolist()
-            seconds.append(time.perf_counter() - start)
-        require_finite(chosen.log_probabilities_B.tolist())
-        return seconds
+def cache_rows(variants: Sequence[Variant], lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """What the cache saves: seconds until so many new tokens. A speed-up is of one mode, without the cache and with it.
 
-    return write
-
-
-def step_bytes(model: LanguageModel) -> Callable[[int, float], float]:
-    """What a step reads, given streams and their mean length: all matrices, and the filled part of the cache."""
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | Int8Linear)]
-    weights = sum(t.nbytes for layer in layers for t in (*layer.parameters(), *layer.buffers()))
-    weights += model.embedding.weight.nbytes if model.head is None else 0
-    slot = model.new_cache(1, 2).bytes - model.new_cache(1, 1).bytes
-    return lambda streams, length: weights + streams * length * slot
-
-
-def token_flops(model: LanguageModel) -> float:
-    """A product and a sum for each weight of a matrix."""
-    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear | Int8Linear))
-    return 2.0 * (weights + (model.embedding.weight.numel() if model.head is None else 0))
-
-
-def cache_bytes(model: LanguageModel) -> Callable[[int, int], int]:
-    """The memory of a cache, given streams and their length."""
-    return lambda streams, length: model.new_cache(streams, length).bytes
-
-
-def measure_decoding(
-    contenders: Sequence[Contender],
-    vocab_size: int,
-    context: int,
-    *,
-    repeats: int,
-    new_tokens: int = ROWS[-1],
-    device: torch.device | str = "cpu",
-    advance: Callable[[], None] = lambda: None,
-    say: Say = lambda text: None,
-) -> Machine:
-    """Time all contenders in turn, into their `seconds` and `first`; returns how fast the machine was meanwhile.
-
-    Args:
-        contenders: Whom.
-        vocab_size, context: Of the model.
-        repeats: Passes of each.
-        new_tokens: Tokens of each stream in a pass.
-        device: The machine that is measured.
-        advance: Called after each pass.
-        say: Called with a line after each pass.
+    The first of them stands by itself as well.
     """
-    long = random_prompt(vocab_size, min(FIRST_TOKEN_PROMPT, context), 1)
-    for contender in contenders:
-        for streams in contender.batches:
-            prompts = [random_prompt(vocab_size, PROMPT_TOKENS, n) for n in range(streams)]
-            cold, warm = (contender.write(prompts, WARM_UP_TOKENS)[-1] for _ in range(2))
-            contender.compile_seconds += max(cold - warm, 0.0)
-            contender.seconds[streams] = []
-        contender.write([long], 1)
-    for turn in range(FIRST_TOKENS):
-        for contender in contenders if turn % 2 == 0 else reversed(contenders):
-            contender.first += contender.write([long], 1)
-    memory = torch.ones(READ_BYTES // 4, device=device)
-    matrix = torch.ones(PRODUCT_SIZE, PRODUCT_SIZE, device=device)
-    reads, products = [], []
-    for repeat in range(repeats):
-        for contender in contenders if repeat % 2 == 0 else reversed(contenders):
-            reads.append(memory.nbytes / _seconds(memory.sum) / 1e9)
-            products.append(2 * PRODUCT_SIZE**3 / _seconds(lambda: (matrix @ matrix)[0, 0]) / 1e9)
-            for streams in contender.batches:
-                prompts = [random_prompt(vocab_size, PROMPT_TOKENS, n) for n in range(streams)]
-                first, *_, last = contender.write(prompts, new_tokens)
-                contender.seconds[streams].append(last - first)
-                advance()
-                rate = streams * (new_tokens - 1) / contender.seconds[streams][-1]
-                say(f"pass {repeat + 1} of {repeats} {contender.mode}, {streams} streams: {rate:,.1f} tokens/s")
-    return Machine(statistics.median(reads), statistics.median(products))
-
-
-def _seconds(compute: Callable[[], Tensor]) -> float:
-    """How long it takes to compute one number, the median of some."""
-    seconds = []
-    for _ in range(READS):
-        start = time.perf_counter()
-        compute().item()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
-
-
-def native_build_seconds() -> float:
-    """How long the native step takes to build, once for a machine."""
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        build(find_compiler(), Path(folder, "native.so"))
-        return time.perf_counter() - start
-
-
-def agreement(model: LanguageModel, precision: Precision, tokens: int) -> float:
-    """How often the likeliest token in `precision` is that of `model`, after each beginning of the greedy text."""
-    decoder = Decoder(model, "eager")
-    prompt = random_prompt(model.vocab_size, PROMPT_TOKENS, 0)
-    steps = generate(decoder, [prompt], max_new_tokens=min(tokens, model.config.max_len - len(prompt)), sampling=GREEDY)
-    chosen = list(steps)
-    require_finite([float(chosen[-1].log_probabilities_B)])
-    text = torch.tensor([prompt + [int(step.tokens_B) for step in chosen]], device=model.embedding.weight.device)
-    rounded = convert(deepcopy(model), precision)
-    with torch.inference_mode():
-        same = (model(text).argmax(-1) == rounded(text).argmax(-1)).float()
-    return float(same[0, PROMPT_TOKENS - 1 :].mean())
-
-
-def mean_length(new_tokens: int, context: int) -> float:
-    """Tokens in the cache, in the mean over the steps of a pass: a full one keeps its newer half."""
-    length, lengths = PROMPT_TOKENS, []
-    for _ in range(new_tokens - 1):  # The first token is not timed; the last one is not read.
-        length = length + 1 if length < context else max(context // 2, 1)
-        lengths.append(length)
-    return statistics.fmean(lengths)
-
-
-def decode_rows(
-    contenders: Sequence[Contender], new_tokens: int, context: int, machine: Machine
-) -> list[dict[str, Any]]:
-    """What the JSON file and the table hold of each contender and number of streams."""
+    until = {variant.name: variant.curves()[0] for variant in variants}
     rows = []
-    for contender in contenders:
-        for streams, seconds in contender.seconds.items():
-            rates = sorted(streams * (new_tokens - 1) / passed for passed in seconds)
-            rate = statistics.median(rates)
-            step_bytes = round(contender.step_bytes(streams, mean_length(new_tokens, context)))
-            rows.append(
-                {
-                    "mode": contender.mode,
-                    "batch": streams,
-                    "tokens_per_second": rate,
-                    "slowest": rates[0],
-                    "fastest": rates[-1],
-                    "milliseconds_per_step": 1000 * streams / rate,
-                    "first_token_seconds": statistics.median(contender.first),
-                    "compile_seconds": round(contender.compile_seconds, 3),
-                    "bytes_per_step": step_bytes,
-                    "bandwidth_share": rate / streams * step_bytes / machine.gigabytes_per_second / 1e9,
-                    "arithmetic_share": rate * contender.token_flops / machine.gigaflops / 1e9,
-                    "cache_bytes": contender.cache_bytes(streams, PROMPT_TOKENS + new_tokens - 1),
-                }
-            )
+    for length in lengths:
+        arms = {name: curve[length - 1] for name, curve in until.items()}
+        both = {name: (arms[name + NO_CACHE], arms[name]) for name in arms if name + NO_CACHE in arms}
+        speedups = {name: slow / fast for name, (slow, fast) in both.items()}
+        (slow, fast), *_ = both.values()
+        row: dict[str, Any] = {"new_tokens": length, "no_cache_seconds": slow, "cache_seconds": fast}
+        rows.append(row | {"speedup": slow / fast, "speedups": speedups, "arms": arms})
     return rows
-
-
-COMPUTED = ("bytes_per_step", "bandwidth_share", "arithmetic_share", "cache_bytes")
-"""What is computed from the shape of the model, and not measured; a share has a measured rate and speed in it."""

@@ -6,6 +6,7 @@ of the whole step, so that a token costs one launch.
 Shapes: B batch, T = 1 token, M model size, V vocabulary.
 """
 
+from threading import Lock
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from layers import CachePositions, KVCache, LayerCache, RotaryAngles
 
 class CompiledStep:
     """Reads a token of each sequence; compiles for the first number of sequences that it sees, and once more for any.
+
+    Several threads may, each with caches of its own: a graph belongs to one cache.
 
     Args:
         model: In evaluation mode.
@@ -31,6 +34,7 @@ class CompiledStep:
         self._block = torch.compile(_block, fullgraph=True, **options)
         self._head = torch.compile(_head, fullgraph=True, **options)
         self._graphs: dict[KVCache, _Graph] = {}
+        self._recording = Lock()
 
     def __call__(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
         """Logits after the tokens, (B, T, V).
@@ -43,7 +47,8 @@ class CompiledStep:
             logits_BTV = self.run(tokens_BT, cache)
         else:
             if cache not in self._graphs:
-                self._graphs[cache] = _Graph(self, cache)
+                with self._recording:  # Of several threads one compiles, and only one at a time can record.
+                    self._graphs[cache] = _Graph(self, cache)
             logits_BTV = self._graphs[cache](tokens_BT)
         cache.advance(1)
         return logits_BTV
@@ -85,7 +90,8 @@ class _Graph:
                 step.run(self._tokens_BT, cache)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # Other threads may go on meanwhile: only what this one does can spoil what is recorded.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._logits_BTV = step.run(self._tokens_BT, cache)
 
     def __call__(self, tokens_BT: Tensor) -> Tensor:

@@ -6,6 +6,7 @@
 Shapes: B batch, T tokens, M model size, V vocabulary.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TypeVar, get_args
 
@@ -27,7 +28,7 @@ CHUNK = 512
 MAX_TOKENS = 32
 """With more tokens at once, torch's matrix products are faster than those of the native step."""
 
-Model = TypeVar("Model", bound=LanguageModel)
+Model = TypeVar("Model", bound=nn.Module)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 
 
@@ -44,7 +45,7 @@ def convert(model: Model, precision: Precision) -> Model:
 
 
 class Decoder:
-    """Reads sequences with a model and a cache.
+    """Reads sequences with a model and a cache; several threads may, each with caches of its own.
 
     Args:
         model: In evaluation mode.
@@ -69,7 +70,8 @@ class Decoder:
         # Without instructions for bf16, torch multiplies its matrices at a sixth of the speed of fp32.
         self._native_is_faster = model.embedding.weight.dtype == torch.bfloat16 and not cpu_has_fast_bf16()
         self._compiled = CompiledStep(model) if mode == "compiled" else None
-        self._free: list[KVCache] = []
+        # By their number of sequences. A thread takes one out of a list in a single step, so no other can have it too.
+        self._free: defaultdict[int, list[KVCache]] = defaultdict(list)
 
     @torch.inference_mode()
     def take_cache(self, batch_size: int = 1, max_len: int | None = None) -> KVCache:
@@ -79,17 +81,17 @@ class Decoder:
         """
         if self._compiled is None:
             return self.model.new_cache(batch_size, max_len)
-        for cache in self._free:
-            if cache.batch_size == batch_size:
-                self._free.remove(cache)
-                cache.reset()
-                return cache
-        return self.model.new_cache(batch_size)
+        try:
+            cache = self._free[batch_size].pop()
+        except IndexError:
+            return self.model.new_cache(batch_size)
+        cache.reset()
+        return cache
 
     def give_back(self, cache: KVCache) -> None:
         """Allow `take_cache` to hand out a cache again."""
         if self._compiled is not None:
-            self._free.append(cache)
+            self._free[cache.batch_size].append(cache)
 
     @torch.inference_mode()
     def prefill(self, tokens_BT: Tensor, cache: KVCache, counts: Sequence[int] | None = None) -> Tensor:

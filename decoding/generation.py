@@ -55,6 +55,14 @@ def new_token_limit(context: int, prompt: Sequence[int], max_new_tokens: int, wh
     return min(max_new_tokens, context - len(prompt) + 1)
 
 
+def context_used(tokens: int, context: int) -> int:
+    """How many tokens of a text are seen: from a full context the older half goes, again and again."""
+    if tokens <= context:
+        return tokens
+    half = max(context // 2, 1)
+    return half + (tokens - context - 1) % (context - half + 1)
+
+
 @torch.inference_mode()
 def generate(
     decoder: Decoder,

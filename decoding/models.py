@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, S source tokens, M model size, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -17,10 +17,6 @@ class Shape(Protocol):
     @property
     def max_len(self) -> int:
         """Tokens of the context."""
-
-    @property
-    def d_model(self) -> int:
-        """Model size M."""
 
 
 class CachedModel(Protocol):
@@ -46,12 +42,6 @@ class CachedModel(Protocol):
 
     def new_cache(self, batch_size: int = 1, max_len: int | None = None) -> KVCache:
         """An empty cache."""
-
-    def modules(self) -> Iterator[nn.Module]:
-        """As of any `torch.nn.Module`."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """As of any `torch.nn.Module`."""
 
 
 class LanguageModel(CachedModel, Protocol):

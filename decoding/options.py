@@ -3,7 +3,6 @@
 A row is an option of one model or of both; a name has two rows where the models differ.
 """
 
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple, get_args
 
 from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, WHEN_FULL, Mode, Precision, TargetMode, WhenFull
 from decoding.model_type import ModelType, asked_model_type
-from training.config.command_line import StrictParser
+from training.config.command_line import Namespace, StrictParser
 from training.plots import check_output
 from training.runtime.errors import InputError
 
@@ -47,7 +46,7 @@ TO_MEASURE = Need(
     "{} is for --split, to measure",
 )
 TO_MEASURE_OR_USUAL = TO_MEASURE._replace(met=lambda o: o.split is not None or o.precision in get_args(Precision))
-OTHER_PAIRS = Need(lambda o: o.data["source"] is not None, None, "{} is for --data.source, other pairs than the run's")
+OTHER_PAIRS = Need(lambda o: o.data.source is not None, None, "{} is for --data.source, other pairs than the run's")
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,6 @@ class Option:
     help: str
     nargs: str | int | None = None
 
-    def value(self, options: Namespace) -> Any:
-        """What it is among parsed options."""
-        section, _, name = self.name.rpartition(".")
-        return options.data[name] if section else getattr(options, name)
-
     def add_to(self, parser: StrictParser) -> None:
         """Make a parser take it."""
         kind: dict[str, Any] = {"type": self.values} if isinstance(self.values, type) else {"choices": self.values}
@@ -89,7 +83,7 @@ class Option:
 
     def check(self, options: Namespace, model_type: ModelType) -> None:
         """Raise an `InputError` where it is given without what it goes with."""
-        if self.value(options) == self.default:
+        if options[self.name] == self.default:
             return
         for need in self.needs:
             refusal: str | None = getattr(need, model_type)
@@ -190,7 +184,7 @@ def rows_of(model_type: ModelType | None) -> list[Option]:
 
 
 def parse(arguments: Sequence[str]) -> Namespace:
-    """The options of `launch/evaluate.py` by name, those of the section data in a dictionary, and the `model_type`.
+    """The options of `launch/evaluate.py`, and the `model_type`.
 
     Raises:
         InputError: One is unknown, has a bad value, or does not go with another.
@@ -205,11 +199,8 @@ def parse(arguments: Sequence[str]) -> Namespace:
     )
     for row in rows:
         row.add_to(parser)
-    values = parser.parse_args(arguments)
-    options = Namespace(model_type=model_type or "gpt", data={})
-    for row in rows:
-        section, _, name = row.name.rpartition(".")
-        (options.data if section else vars(options))[name] = values[row.name]
+    options = parser.parse_args(arguments)
+    options.model_type = model_type or "gpt"
     _check(options, rows)
     return options
 

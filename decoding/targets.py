@@ -100,7 +100,7 @@ def _reader(model: TranslationModel, memory: Memory, cache: KVCache, mode: Targe
     if mode not in get_args(TargetMode):
         raise InputError(f"mode must be one of {', '.join(get_args(TargetMode))}, got {mode}")
     memory = model.cache_cross_attention(memory)
-    native_is_faster = cache.batch_size <= FEW_TARGETS or model.config.d_model <= NARROW
+    native_is_faster = cache.batch_size <= FEW_TARGETS or model.embedding.embedding_dim <= NARROW
     if mode == "native" or (mode == "auto" and native_is_faster):
         try:
             step = native_step(model)

@@ -1,4 +1,4 @@
-"""The same work for programs."""
+"""What the page does, for programs: its API."""
 
 from collections.abc import Callable, Generator
 from contextlib import closing

@@ -5,13 +5,11 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from jsonargparse import Namespace
-
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `python demo/app.py` finds the packages beside it.
 
 from decoding.choices import ROWS, Mode
 from demo import limits as check
-from training.config.command_line import StrictParser
+from training.config.command_line import Namespace, StrictParser
 from training.runtime.errors import InputError, exit_code
 
 
@@ -50,14 +48,14 @@ def parse() -> Namespace:
         "--mode",
         choices=get_args(Mode),
         default="auto",
-        help="How a token is read, as in evaluate.py: compiled waits for torch.compile once for each model. Default: "
-        "native where it can be had, else eager.",
+        help="How a step is computed, as in evaluate.py; compiled waits for torch.compile once for each model. "
+        "Default: native where it can be had, else eager.",
     )
     parser.add_argument("--concurrency", type=int, default=1, help="Requests that run a model at once.")
-    parser.add_argument("--waiting", type=int, default=16, help="Requests that may wait for their turn.")
-    parser.add_argument("--places", type=int, default=8, help="Of them, those of one visitor, the running included.")
-    parser.add_argument("--seconds", type=float, default=120.0, help="Most seconds that a request may take.")
-    parser.add_argument("--new_tokens", type=int, default=2000, help="Most tokens that a request may ask for.")
+    parser.add_argument("--waiting", type=int, default=16, help="Requests that may wait in the queue.")
+    parser.add_argument("--places", type=int, default=8, help="Requests of one visitor, waiting and running.")
+    parser.add_argument("--seconds", type=float, default=120.0, help="Longest time of a request, in seconds.")
+    parser.add_argument("--new_tokens", type=int, default=2000, help="Tokens that a request may ask for.")
     return parser.parse_args()
 
 

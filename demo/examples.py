@@ -6,8 +6,8 @@ from training.runtime.errors import InputError
 from training.storage.reading import open_file
 from training.storage.run_folder import RunFolder
 
-MOST = 4
-LONGEST = 30
+MAX_EXAMPLES = 4
+MAX_PROMPT = 30
 """Characters of a prompt."""
 READ = 10_000
 """Bytes of a sample that are looked at."""
@@ -19,10 +19,10 @@ def prompts(run: RunFolder) -> list[str]:
     for sample in _samples(run):
         for paragraph in filter(str.strip, sample.split("\n\n")):
             first, newline, rest = paragraph.lstrip("\n").partition("\n")
-            short = first if len(first) <= LONGEST else first[:LONGEST].rpartition(" ")[0] or first[:LONGEST]
+            short = first if len(first) <= MAX_PROMPT else first[:MAX_PROMPT].rpartition(" ")[0] or first[:MAX_PROMPT]
             if rest or short != first:  # Else it may be cut short.
                 found[short + newline if short == first else short] = None
-    return list(found)[:MOST] or ["\n"]
+    return list(found)[:MAX_EXAMPLES] or ["\n"]
 
 
 def sources(run: RunFolder) -> list[str]:
@@ -32,14 +32,14 @@ def sources(run: RunFolder) -> list[str]:
         width = head.find("prediction")
         found = [row[:width].rstrip() for row in rows if width > 0]
         if whole := [source for source in dict.fromkeys(found) if source and "…" not in source]:
-            return whole[:MOST]
+            return whole[:MAX_EXAMPLES]
     return []
 
 
 def _samples(run: RunFolder) -> list[str]:
     """Its samples, the newest first; what cannot be read is left out."""
     samples = []
-    for file in sorted((run.path / "samples").glob("step-*.txt"), reverse=True)[:MOST]:
+    for file in sorted((run.path / "samples").glob("step-*.txt"), reverse=True)[:MAX_EXAMPLES]:
         with suppress(OSError, InputError), open_file(file) as stream:
             samples.append(stream.read(READ).decode(errors="replace"))
     return [sample for sample in samples if sample.strip()]

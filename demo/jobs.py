@@ -48,7 +48,7 @@ class Job(Generic[Result]):
         self._thread = threading.Thread(target=self._run, name="job", daemon=True)
 
     def check(self) -> None:
-        """Raise `Stopped` if the work is to end: asked to, out of time, or forsaken by who wanted it."""
+        """Raise `Stopped` if the work is to end: it was asked to, is out of time, or nobody looks at it any more."""
         now = time.monotonic()
         if self._asked is None and now - self._started > self._seconds:
             self._asked = f"ended after {self._seconds:g} seconds, the most that a request may take"
@@ -106,7 +106,7 @@ class Job(Generic[Result]):
 
 
 class Jobs:
-    """The requests of each visitor: a new one ends the running one, and takes the place of one that waits."""
+    """The requests of each visitor: a new one ends the running one, and replaces one that waits."""
 
     def __init__(self) -> None:
         self._running: dict[str, Job[Any]] = {}
@@ -115,7 +115,7 @@ class Jobs:
         self._lock = threading.Lock()
 
     def ask(self, owner: str) -> int:
-        """Note a request that will have to wait for its turn, and end its visitor's running one; its number."""
+        """Note a request that will wait in the queue, and end its visitor's running one; return its number."""
         with self._lock:
             number = self._awaited[owner] = next(self._numbers)
             running = self._running.get(owner)
@@ -124,7 +124,7 @@ class Jobs:
         return number
 
     def begin(self, owner: str, number: Any) -> bool:
-        """Whether the request whose turn has come is the one that its visitor still waits for."""
+        """Whether a request that leaves the queue is the one that its visitor still waits for."""
         with self._lock:
             awaited = owner in self._awaited and self._awaited[owner] == number
             if awaited:

@@ -13,7 +13,7 @@ SHARE = 0.0, 1.0
 """Of top-p and min-p."""
 PENALTY = 0.1, 10.0
 MAX_SEED = 2**53
-"""A page's numbers are exact up to here."""
+"""Integers of JavaScript are exact up to here."""
 MAX_NAME = 64
 """Characters of the name that a page gives its visitor."""
 
@@ -25,10 +25,10 @@ class Limits:
     Attributes:
         prompt_characters: Longest prompt or source.
         stop_characters: Longest stop string.
-        new_tokens: Most tokens of a text, and of a pass of the benchmark.
-        texts: Most texts at once.
+        new_tokens: Tokens of a text at most, and of a pass of the benchmark.
+        texts: Texts of a request at most.
         beams: Widest beam search.
-        runs: Most runs whose curves are shown at once.
+        runs: Runs whose curves are shown at once, at most.
         seconds: Time that a request may take before it ends with what it has.
     """
 

@@ -1,7 +1,7 @@
 """A chart of lines as HTML and SVG that takes the page's colours and any width.
 
 It is drawn anew several times a second next to a model that is running, and so has to cost next to nothing: names and
-numbers are text that the page lays out, and only the lines are a picture, stretched to the room there is.
+values are text that the page lays out, and only the lines are a picture, stretched to the room there is.
 """
 
 from collections.abc import Sequence
@@ -83,7 +83,7 @@ def line_chart(
 
 def _polyline(line: Line, x_axis: Axis, y_axis: Axis) -> str:
     points = [f"{x_axis.share(x):.2f},{100 - y_axis.share(y):.2f}" for x, y in line.points]
-    points += points if len(points) == 1 else []  # One place is a line of no length, which has round ends.
+    points += points if len(points) == 1 else []  # One point is a line of no length, which has round ends.
     return f'<polyline {line.kind} points="{" ".join(points)}"/>'
 
 
@@ -120,7 +120,7 @@ def value_range(lines: Sequence[Line], *, log: bool = False) -> tuple[float, flo
 
 
 def short(value: float) -> str:
-    """A number with about three digits."""
+    """A value with about three digits."""
     if abs(value) >= 1000:
         return f"{value / 1000:.3g}k" if abs(value) < 1e6 else f"{value / 1e6:.3g}M"
     return f"{value:.0e}" if 0 < abs(value) < 0.001 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""The numbers of runs, kept: a `metrics.jsonl` that has grown is read from its end, as far back as it is new."""
+"""The metrics of runs, cached: a `metrics.jsonl` that has grown is read from its end, as far back as it is new."""
 
 import threading
 from array import array
@@ -15,7 +15,7 @@ KEPT = 64
 """Runs; one with 200,000 lines takes 8 MB."""
 
 Rows: TypeAlias = "array[float]"
-"""One row after the other, a number for each column, and NaN for one that was not measured."""
+"""One row after the other, a value for each column, and NaN for one that was not measured."""
 
 
 class _Held(NamedTuple):

@@ -48,7 +48,7 @@ class Door:
     Args:
         app: What is behind it.
         gradio: The page's own app, whose logins count.
-        places: Of the queue.
+        places: The requests of each visitor in the queue.
         prefix: Under which a proxy shows the page.
         hosts: Names and addresses under which the page may be asked for, or *. More may be added.
     """
@@ -192,7 +192,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 class FewerFrames:
-    """Puts `frames.js` into the page before all scripts of Gradio, whose own option for scripts runs them too late."""
+    """Puts `frames.js` into the page before all scripts of Gradio. Gradio's own option runs scripts too late."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

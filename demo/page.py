@@ -92,7 +92,7 @@ def run(runs: Path, limits: Limits, mode: Mode, *, host: str, port: int, concurr
     Args:
         runs: Folder of the runs.
         limits: Of a request.
-        mode: How a token is read.
+        mode: How a step is computed.
         host, port: Where to listen.
         concurrency: Requests that run a model at once.
         options: More of `demo.serving.serve`.

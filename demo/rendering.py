@@ -5,7 +5,6 @@ import statistics
 from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
-from itertools import pairwise
 from math import exp, log
 from statistics import fmean
 
@@ -20,7 +19,8 @@ SHADES = ("50% and more", "25%", "13%", "6%", "3%", "1.6%", "less")
 REFERENCE = ((100, 0.90, 0.62), (200, 1.66, 1.25), (300, 2.71, 1.86), (500, 5.14, 3.05))
 """New tokens, seconds without and with the cache: 12 layers, 768 wide, on an RTX 5070 Ti."""
 EMPTY = "-"
-COLOURS = {WITH: "#2563eb", WITHOUT: "#ea580c", f"{WITH}, native": "#059669", f"{WITH}, compiled": "#059669"}
+COLOURS = ("#ea580c", "#2563eb", "#059669")
+"""Without the cache, with it, and with it by the fastest way."""
 
 
 def text_html(writing: Writing, *, coloured: bool) -> str:
@@ -83,7 +83,7 @@ def writing_figures(writing: Writing) -> str:
             "first token": first,
             "cache": f"{writing.cache_bytes / 1e6:,.2f} MB",
             "context": f"{writing.context_used:,} of {writing.context:,}, {at_end}",
-            "read by": f"{writing.mode}, {writing.precision}",
+            "mode": f"{writing.mode}, {writing.precision}",
             "what the cache saves": _saved(writing),
             "tokens": f"{len(writing.milliseconds):,} of {writing.limit:,}: {state}",
         }
@@ -121,25 +121,24 @@ def progress_html(step: int, steps: int, words: str) -> str:
 def token_times(writing: Writing) -> list[Line]:
     """Milliseconds of each token against its position; the first one, which reads the prompt, is told apart."""
     start = len(writing.prompt) + 1
-    lines = {WITH: writing.milliseconds, WITHOUT: writing.uncached}
-    return [_line(name, start + 1, values[1:], mean=True) for name, values in lines.items() if values]
+    lines = ((WITH, COLOURS[1], writing.milliseconds), (WITHOUT, COLOURS[0], writing.uncached))
+    return [_line(name, colour, start + 1, values[1:], mean=True) for name, colour, values in lines if values]
 
 
 def benchmark_times(benchmark: Benchmark | None) -> tuple[list[Line], list[Line]]:
     """Milliseconds of each new token, and seconds until it."""
     single, until = [], []
-    for name, growing in benchmark.seconds.items() if benchmark else ():
-        seconds = list(growing)  # It grows while it is looked at.
-        steps = [1000 * (b - a) for a, b in pairwise(seconds)]
-        single.append(_line(name, 2, steps, mean=True))
-        until.append(_line(name, 1, seconds))
+    for variant, colour in zip(benchmark.variants if benchmark else (), COLOURS, strict=False):
+        seconds, milliseconds = variant.curves()
+        single.append(_line(variant.name, colour, 2, milliseconds, mean=True))
+        until.append(_line(variant.name, colour, 1, seconds))
     return single, until
 
 
-def _line(name: str, start: int, values: Sequence[float], *, mean: bool = False) -> Line:
+def _line(name: str, colour: str, start: int, values: Sequence[float], *, mean: bool = False) -> Line:
     size = -(-len(values) // MAX_POINTS) or 1
     points = [(start + n, statistics.median(values[n : n + size])) for n in range(0, len(values), size)]
-    return Line(name, COLOURS[name], points, value=f"mean {short(fmean(values))}" if mean and values else None)
+    return Line(name, colour, points, value=f"mean {short(fmean(values))}" if mean and values else None)
 
 
 def growing_chart(lines: Sequence[Line], x_title: str, y_title: str, x_most: float, top: float) -> str:
@@ -150,15 +149,15 @@ def growing_chart(lines: Sequence[Line], x_title: str, y_title: str, x_most: flo
 def reference_table(benchmark: Benchmark | None) -> str:
     """The rows measured here next to those of the reference."""
     here = {row["new_tokens"]: row for row in benchmark.rows()} if benchmark else {}
-    others = [name for name in benchmark.seconds if name not in (WITH, WITHOUT)] if benchmark else []
-    head = ["new tokens", "no cache", "with cache", "speed-up", *(name.split(", ")[1] for name in others)]
+    others = benchmark.variants[2:] if benchmark else ()
+    head = ["new tokens", "no cache", "with cache", "speed-up", *(variant.mode for variant in others)]
     lines = []
     for length, slow, fast in REFERENCE:
         row = here.get(length)
         cells = [f"{length}"]
         cells += [f"{row['no_cache_seconds']:.2f} s", f"{row['cache_seconds']:.2f} s"] if row else [EMPTY, EMPTY]
         cells += [f"{row['speedup']:.1f} x"] if row else [EMPTY]
-        cells += [f"{row['arms'][name]:.2f} s" if row else EMPTY for name in others]
+        cells += [f"{row['arms'][variant.name]:.2f} s" if row else EMPTY for variant in others]
         cells += [f"{slow:.2f} s", f"{fast:.2f} s", f"{slow / fast:.1f} x"]
         lines.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
     names = "".join(f"<th>{escape(name)}</th>" for name in (*head, "no cache", "with cache", "speed-up"))
@@ -170,8 +169,7 @@ def reference_table(benchmark: Benchmark | None) -> str:
 def benchmark_figures(benchmark: Benchmark) -> str:
     """What the figures depend on, and how far it is."""
     about, model = benchmark.about, benchmark.about["model"]
-    done = min(map(len, benchmark.seconds.values()))
-    state = {"choosing": "choosing the tokens …", "measuring": f"{done:,} tokens of each …"}
+    state = {"warming up": "warming up …", "measuring": f"{benchmark.tokens:,} tokens of each …"}
     return figures_html(
         {
             "device": f"{about['device']}, {about['threads']} threads",

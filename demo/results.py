@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from decoding.benchmark import Variant, cache_rows
 from decoding.choices import ROWS, WhenFull
+from decoding.generation import context_used
 from decoding.writing import Piece
 from seq2seq.task import LoadedSeq2Seq
 
@@ -34,12 +36,12 @@ class Writing(Growing):
     Attributes:
         run: Whose model.
         prompt: What it continues.
-        mode: How tokens are read.
-        context: Tokens that the model sees at most.
+        mode: How a step is computed.
+        context: Tokens of the model's context.
         when_full: What happens at its end.
         limit: Tokens that will be written at most, of each text.
         cache_bytes: Memory of the key-value cache.
-        precision: Numbers that the model computes in.
+        precision: What the model computes in.
         seeds: Of each text.
         pieces: The texts so far.
         milliseconds: What each token took, with the cache; the first one with the reading of the prompt. Of several
@@ -101,11 +103,8 @@ class Writing(Growing):
     def context_used(self) -> int:
         """Tokens of the context that are taken: once it was full, half of it and what came since."""
         # Of the prompt no more than fits; the newest token is not read yet.
-        used = min(len(self.prompt), self.context) + max(len(self.milliseconds) - 1, 0)
-        if used <= self.context:
-            return used
-        half = max(self.context // 2, 1)
-        return half + (used - self.context - 1) % (self.context - half + 1)
+        read = min(len(self.prompt), self.context) + max(len(self.milliseconds) - 1, 0)
+        return context_used(read, self.context)
 
     def figures(self) -> dict[str, Any]:
         """What an API tells besides the text."""
@@ -129,32 +128,27 @@ class Benchmark(Growing):
 
     Attributes:
         about: Device, model, and all else that the figures depend on.
-        seconds: For each arm, seconds until each new token.
-        phase: choosing (the tokens that all arms read), measuring or done.
+        variants: What is timed, in one pass.
+        phase: warming up, measuring or done.
     """
 
     about: dict[str, Any]
-    seconds: dict[str, list[float]]
-    phase: str = "choosing"
+    variants: Sequence[Variant]
+    phase: str = "warming up"
+
+    @property
+    def tokens(self) -> int:
+        """How many all variants have written."""
+        return min(len(variant.passes[0]) for variant in self.variants)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows that all arms have reached."""
-        slow, fast = self.seconds[WITHOUT], self.seconds[WITH]
-        return [
-            {
-                "new_tokens": length,
-                "no_cache_seconds": slow[length - 1],
-                "cache_seconds": fast[length - 1],
-                "speedup": slow[length - 1] / fast[length - 1],
-                "arms": {name: seconds[length - 1] for name, seconds in self.seconds.items()},
-            }
-            for length in ROWS
-            if all(len(seconds) >= length for seconds in self.seconds.values())
-        ]
+        """The rows that all variants have reached."""
+        return cache_rows(self.variants, [length for length in ROWS if length <= self.tokens])
 
     def figures(self) -> dict[str, Any]:
         """What the JSON file holds."""
-        return self.about | {"rows": self.rows(), "seconds": self.seconds, "end": self.why or self.phase}
+        seconds = {variant.name: variant.passes[0] for variant in self.variants}
+        return self.about | {"rows": self.rows(), "seconds": seconds, "end": self.why or self.phase}
 
 
 @dataclass(kw_only=True)

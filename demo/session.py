@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -12,12 +13,11 @@ import torch
 
 from data.pair_batches import check_source
 from data.vocabulary import END
-from decoding.benchmark import cache_bytes
-from decoding.cache_benchmark import PROMPT_TOKENS, Reader, likeliest, random_prompt
+from decoding.benchmark import WARM_UP_TOKENS
 from decoding.choices import ROWS, WHEN_FULL, Mode, Precision, WhenFull
 from decoding.decoder import Decoder
-from decoding.generation import new_token_limit
-from decoding.machine import describe_machine, describe_model
+from decoding.generation import generate, new_token_limit
+from decoding.machine import describe
 from decoding.sampling import Sampling
 from decoding.targets import decode_steps, search
 from decoding.writing import write
@@ -25,7 +25,8 @@ from demo import limits as check
 from demo.catalogue import Catalogue
 from demo.jobs import Job, Jobs, Result
 from demo.limits import MAX_SEED, MAX_TOP_K, PENALTY, SHARE, TEMPERATURE, Limits
-from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
+from demo.results import Benchmark, Transduction, Writing
+from gpt.baselines import PROMPT_TOKENS, random_prompts, variants, write_without_cache
 from gpt.model import GPT
 from gpt.task import LoadedGPT
 from seq2seq.attention_map import cross_attention
@@ -33,7 +34,7 @@ from training.runtime.errors import InputError, require_finite
 
 ALTERNATIVES = 4
 BLOCK = 10
-"""Tokens that an arm of the benchmark reads before the next one's turn."""
+"""Tokens that a variant of the benchmark writes before the next one's turn."""
 
 
 class Session:
@@ -43,7 +44,7 @@ class Session:
         runs: The folder of the runs.
         device: Where models go.
         limits: What a request may ask for.
-        mode: How tokens are read; what is compiled serves one request at a time.
+        mode: How a step is computed; a compiled one serves one request at a time.
     """
 
     def __init__(
@@ -88,14 +89,13 @@ class Session:
                 context=context,
                 when_full=asked.when_full,
                 limit=limit,
-                cache_bytes=cache_bytes(loaded.model)(len(asked.seeds), slots),
+                cache_bytes=loaded.model.new_cache(len(asked.seeds), slots).bytes,
                 precision=asked.precision,
                 seeds=asked.seeds,
                 phase="compiling" if is_new else "writing",
             )
             if is_new:
-                with closing(Reader(decoder, use_cache=True)) as reader:
-                    reader.read([0])
+                list(generate(decoder, [[0]], max_new_tokens=2))
                 job.check()
                 job.result.phase = "writing"
             _write(job, job.result, decoder, loaded, asked)
@@ -106,47 +106,30 @@ class Session:
         self, owner: str, run: Any, new_tokens: Any = ROWS[-1], precision: Any = "fp32"
     ) -> Generator[Benchmark, None, None]:
         """Measure the reference's table with the model of a run; see `write`."""
-        numbers = _precision(precision)
+        dtype = _precision(precision)
         length = check.integer("new_tokens", new_tokens, ROWS[0], self.limits.new_tokens)
 
         def work(job: Job[Benchmark]) -> None:
-            model = self.catalogue.gpt(run, numbers).model
+            model = self.catalogue.gpt(run, dtype).model
             eager, (fastest, _) = Decoder(model, "eager"), self._decoder(model)
-            arms = {WITHOUT: (eager, False), WITH: (eager, True)}
-            if fastest.mode != "eager":
-                arms[f"{WITH}, {fastest.mode}"] = (fastest, True)
-            about = describe_machine(model.embedding.weight.device) | {
-                "model": describe_model(model, str(run)),
-                "precision": numbers,
-                "prompt_tokens": PROMPT_TOKENS,
-            }
+            decoders = [eager, fastest] if fastest.mode != "eager" else [eager]
+            ways = variants([(dtype, decoder) for decoder in decoders], [1], ["eager"])
+            for way in ways:
+                way.passes.append([])
+            about = describe(model, str(run)) | {"precision": dtype, "prompt_tokens": PROMPT_TOKENS}
             job.check()
-            result = job.result = Benchmark(about=about, seconds={name: [] for name in arms})
-            tokens = random_prompt(model.vocab_size, PROMPT_TOKENS, 0)
-            with closing(Reader(fastest, use_cache=True)) as chooser:
-                logits_V = chooser.read(tokens)
-                while len(tokens) < PROMPT_TOKENS + length - 1:
-                    tokens.append(likeliest(logits_V))
-                    logits_V = chooser.read(tokens[-1:])
+            result = job.result = Benchmark(about=about, variants=ways)
+            prompts = random_prompts(model.vocab_size, 1)
+            for way in ways:
+                for _ in way.write(prompts, WARM_UP_TOKENS):
                     job.check()
-            for decoder, cached in arms.values():  # The first call of anything takes longer.
-                with closing(Reader(decoder, use_cache=cached)) as reader:
-                    reader.read(tokens[:PROMPT_TOKENS])
+            result.phase = "measuring"
             with ExitStack() as stack:
-                readers = {
-                    name: stack.enter_context(closing(Reader(decoder, use_cache=cached)))
-                    for name, (decoder, cached) in arms.items()
-                }
-                result.phase = "measuring"
-                for first in range(0, length, BLOCK):
-                    for name, reader in readers.items():
-                        for n in range(first, min(first + BLOCK, length)):
-                            place = PROMPT_TOKENS + n
-                            unread = tokens[:place] if n == 0 else tokens[place - 1 : place]
-                            start = time.perf_counter()
-                            int(reader.read(unread).argmax())
-                            passed = time.perf_counter() - start
-                            result.seconds[name].append(passed + (result.seconds[name][-1] if n else 0.0))
+                writing = [stack.enter_context(closing(way.write(prompts, length))) for way in ways]
+                while result.tokens < length:
+                    for way, seconds in zip(ways, writing, strict=True):
+                        for passed in islice(seconds, BLOCK):
+                            way.passes[0].append(passed)
                             job.check()
 
         yield from self._run(owner, work)
@@ -197,7 +180,7 @@ class Session:
         yield from self.jobs.run(owner, Job(in_turn, self.limits.seconds))
 
     def _decoder(self, model: GPT) -> tuple[Decoder, bool]:
-        """What reads tokens, and whether it has to be compiled first; what is compiled is kept for the next request."""
+        """A model's decoder, and whether it has to be compiled first; a compiled one is kept for the next request."""
         if self._mode != "compiled":
             return Decoder(model, self._mode), False
         is_new = self._compiled is None or self._compiled.model is not model
@@ -307,11 +290,10 @@ def _read_without_cache(job: Job[Writing], writing: Writing, decoder: Decoder, l
     """Time the same tokens with a pass over all of them for each."""
     prompt = loaded.tokenizer.encode_prompt(writing.prompt)
     new = loaded.tokenizer.encode(writing.text).tolist()
-    reader = Reader(decoder, use_cache=False)
-    for n in range(len(new)):
-        start = time.perf_counter()
-        int(reader.read(prompt if n == 0 else new[n - 1 : n]).argmax())
-        writing.uncached.append(1000 * (time.perf_counter() - start))
+    before = 0.0
+    for passed in write_without_cache(decoder.model, decoder.model, [prompt], len(new), known=new):
+        writing.uncached.append(1000 * (passed - before))
+        before = passed
         job.check()
 
 

@@ -1,4 +1,4 @@
-"""Who visits: known by an address, which no new session changes; how often one may guess, and wait in the queue."""
+"""Visitors, known by their address, which no new session changes: their guesses of the password, their requests."""
 
 import asyncio
 import time
@@ -39,7 +39,7 @@ class Guesses:
         self._of: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def wait(self, who: str) -> float:
-        """Seconds until a visitor may try again; 0 lets this one through, and takes it for wrong until `right`."""
+        """Seconds until a visitor may try again; 0 lets this guess through, which counts as wrong until `right`."""
         wrong, until = self._of.pop(who, (0, 0.0))
         now = time.monotonic()
         left = until - now
@@ -57,11 +57,11 @@ class Guesses:
 
 
 class Places:
-    """Places in Gradio's queue, waiting and running.
+    """The requests in Gradio's queue, waiting and running, counted by visitor.
 
     Args:
         queue: Of the page.
-        max_places: Places that one visitor may have at a time.
+        max_places: Requests that one visitor may have at a time.
     """
 
     def __init__(self, queue: Any, max_places: int) -> None:
@@ -74,7 +74,7 @@ class Places:
         return waiting + [event for events in self._queue.active_jobs for event in events or ()]
 
     def taken(self, who: str) -> int:
-        """How many a visitor has."""
+        """How many requests a visitor has."""
         return sum(visitor(event.request.scope) == who for event in self._events())
 
     @contextmanager
@@ -89,7 +89,7 @@ class Places:
 
     @contextmanager
     def joining(self) -> Iterator[None]:
-        """Around a request that takes a place: it loses it again if nobody listens soon."""
+        """Around a request that joins the queue: it is taken out again if nobody listens soon."""
         before = set(map(id, self._events()))
         yield
         for event in self._events():

@@ -1,85 +1,185 @@
-"""Other libraries that write with the same weights, to be timed beside ours."""
+"""What is timed of a GPT: its own ways to write, and another library with the same weights."""
 
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from decoding.benchmark import Contender, cache_bytes, step_bytes, token_flops
-from decoding.choices import Precision
-from decoding.decoder import convert
+from decoding.baselines import transformers_variants
+from decoding.benchmark import Benchmark, Prompts, Seconds, Variant, random_tokens, timed
+from decoding.choices import ROWS, Mode, Precision
+from decoding.decoder import Decoder, convert
+from decoding.generation import context_used, generate
+from decoding.machine import Costs, costs, describe, with_random_weights
+from decoding.models import LanguageModel
+from decoding.native.build import build, find_compiler
+from decoding.sampling import GREEDY, Chosen, Sampler, seen_tokens
+from gpt.config import GPTConfig
 from gpt.model import GPT
+from gpt.task import load_gpt
 from gpt.to_transformers import to_transformers
+from training.config.command_line import Namespace
+from training.runtime.device import inference_device
+from training.runtime.errors import require_finite
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+VOCAB_SIZE = 65
+PROMPT_TOKENS = 8
+LONG_PROMPT = 400
+BASELINE_PRECISIONS: Sequence[Precision] = ("fp32", "bf16")
 
 
-def transformers_contenders(model: GPT, batches: Sequence[int], *, compiled: bool, uncached: bool) -> list[Contender]:
-    """transformers' `generate`, as its users call it, in each precision.
-
-    Args:
-        model: Whose weights to take.
-        batches: Numbers of streams to measure.
-        compiled: Also `generate` with its static cache, for which it compiles its forward pass by itself on a GPU.
-        uncached: Also `generate` without a cache.
+def prepare(options: Namespace, config: GPTConfig | None) -> Benchmark:
+    """What `launch/bench_kv_cache.py` measures of a GPT, whose weights are random unless it comes from a checkpoint.
 
     Raises:
-        InputError: transformers is not installed, or has no such model.
+        InputError: A mode cannot be had, or a baseline has no such model.
     """
-    import transformers
+    device, source = inference_device(), options.checkpoint
+    if config is None:
+        model = load_gpt(Path(source), device).model
+    else:
+        model = with_random_weights(GPT(config.model, VOCAB_SIZE), config.seed, device)
+        source = f"{options.config[0]}, random weights"
+    uncached = options.uncached == "yes"
+    fastest = "compiled" if device.type == "cuda" else Decoder(model).mode
+    modes = list(dict.fromkeys(options.mode or ["eager", fastest]))
+    precisions = options.precision or ["fp32", *(("bf16", "int8") if modes != ["eager"] else ())]
+    models = {precision: convert(deepcopy(model), precision) for precision in precisions}
+    about = describe(model, source) | {"precision": precisions[0], "prompt_tokens": PROMPT_TOKENS}
+    decoders = decoders_of(models, modes, uncached=uncached)
+    rounded = {precision: other for precision, other in models.items() if precision != "fp32"}
+    about["greedy_agreement"] = agreement(model, rounded, ROWS[-1]) if rounded else {}
+    if "native" in modes:
+        about["native_build_seconds"] = _native_build_seconds()
+    return Benchmark(
+        about=about | {"task": f"after a prompt of {PROMPT_TOKENS} tokens"},
+        variants=variants(decoders, options.batch, ("eager", "compiled") if uncached else ()),
+        baselines=_baselines(model, options, compiled="compiled" in modes) if options.peer else [],
+        prompts=lambda streams: random_prompts(model.vocab_size, streams),
+        rows=ROWS,
+        long_prompt=random_tokens(model.vocab_size, min(LONG_PROMPT, model.config.max_len), "prompt", 1),
+        device=device,
+    )
 
+
+def random_prompts(vocab_size: int, streams: int) -> list[list[int]]:
+    """Short ones, that anybody can draw again."""
+    return [random_tokens(vocab_size, PROMPT_TOKENS, "prompt", number) for number in range(streams)]
+
+
+def decoders_of(
+    models: Mapping[Precision, GPT], modes: Sequence[Mode], *, uncached: bool
+) -> list[tuple[Precision, Decoder]]:
+    """Each precision in each mode, int8 only where the mode reads it as it is; the first one eager, too, if `uncached`.
+
+    So the table compares something with and without the cache, whatever was asked for.
+    """
     found = []
-    for precision in PRECISIONS:
-        converted = convert(deepcopy(model), precision)
-        theirs = to_transformers(converted)
-        ways: dict[str, dict[str, Any]] = {"": {}}
-        if compiled:
-            ways[", compiled"] = {"cache_implementation": "static", "max_cache_len": model.config.max_len}
-        if uncached:
-            ways[", without cache"] = {"use_cache": False}
-        for name, options in ways.items():
-            found.append(
-                Contender(
-                    mode=f"{precision} transformers {transformers.__version__}{name}",
-                    write=_generate(theirs, **options),
-                    batches=batches,
-                    step_bytes=step_bytes(converted),
-                    token_flops=token_flops(converted),
-                    cache_bytes=cache_bytes(converted),
-                )
-            )
+    for number, (precision, model) in enumerate(models.items()):
+        if number == 0 and uncached:
+            wanted: Sequence[Mode] = ["eager", *modes]
+        else:
+            wanted = [mode for mode in modes if (precision, mode) != ("int8", "eager") or len(modes) == 1]
+        found += [(precision, Decoder(model, mode)) for mode in dict.fromkeys(wanted)]
     return found
 
 
-class _Clock:
-    """A streamer that notes when tokens come; the first thing that it is given is the prompt."""
+def variants(
+    decoders: Sequence[tuple[Precision, Decoder]], streams: Sequence[int], uncached: Collection[Mode]
+) -> list[Variant]:
+    """What decoders write; in some modes, the first precision and number of streams also without the cache."""
+    found = []
+    for precision, decoder in decoders:
+        model, mode = decoder.model, decoder.mode
+        variant, write = partial(Variant, precision=precision, mode=mode), partial(_write, decoder)
+        if mode in uncached and precision == decoders[0][0]:
+            forward = torch.compile(model, dynamic=True) if mode == "compiled" else model
+            plain = partial(write_without_cache, model, forward)
+            found.append(variant(streams=streams[0], use_cache=False, write=plain))
+        found += [variant(streams=count, write=write, costs=_costs(model, count)) for count in streams]
+    return found
 
-    def __init__(self) -> None:
-        self._stamps: list[float] = []
 
-    def put(self, value: torch.Tensor) -> None:
-        self._stamps.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
-
-    def since(self, start: float) -> list[float]:
-        return [stamp - start for stamp in self._stamps[1:]]
+def _costs(model: LanguageModel, streams: int) -> Costs:
+    return costs(model, streams, PROMPT_TOKENS, ROWS[-1])
 
 
-def _generate(theirs: Any, **options: Any) -> Callable[[Sequence[Sequence[int]], int], list[float]]:
-    from transformers import GenerationConfig
+def _write(decoder: Decoder, prompts: Prompts, new_tokens: int) -> Seconds:
+    options: dict[str, Any] = {"sampling": GREEDY, "seeds": [0] * len(prompts), "when_full": "slide"}
+    return timed(generate(decoder, prompts, max_new_tokens=new_tokens, **options))
+
+
+def write_without_cache(
+    model: LanguageModel,
+    forward: Callable[[Tensor], Tensor],
+    prompts: Prompts,
+    new_tokens: int,
+    known: Sequence[int] = (),
+) -> Seconds:
+    """Continue prompts of one length greedily, with a pass over all that is seen of the text for each token.
+
+    Args:
+        model, forward: The model, and what reads a text: itself, or what it was compiled to.
+        prompts: Their tokens.
+        new_tokens: How many to write.
+        known: Tokens that a single text goes on with, whatever is chosen.
+    """
+    context, device = model.config.max_len, model.embedding.weight.device
+    sampler = Sampler(GREEDY, lambda row, block: torch.empty(0), seen_tokens(prompts, model.vocab_size, device))
+    texts = [list(prompt[-context:]) for prompt in prompts]
 
     @torch.inference_mode()
-    def write(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[float]:
-        prompt = torch.tensor(prompts, device=theirs.device)
-        asked = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=new_tokens, do_sample=False, **options
-        )
-        clock, start = _Clock(), time.perf_counter()
-        theirs.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=asked, streamer=clock)
-        return clock.since(start)
+    def steps() -> Iterator[Chosen]:
+        for n in range(new_tokens):
+            used = context_used(len(texts[0]), context)
+            chosen = sampler.choose(forward(torch.tensor([text[-used:] for text in texts], device=device))[:, -1])
+            yield chosen
+            for text, token in zip(texts, known[n : n + 1] or chosen.tokens_B.tolist(), strict=True):
+                text.append(token)
 
-    return write
+    return timed(steps())
+
+
+def _baselines(model: GPT, options: Namespace, *, compiled: bool) -> list[Variant]:
+    """transformers with the same weights; on a GPU also with its static cache, for which it compiles itself."""
+    device, found = model.embedding.weight.device, []
+
+    def inputs(prompts: Prompts) -> dict[str, Tensor]:
+        prompt_BT = torch.tensor(prompts, device=device)
+        return {"inputs": prompt_BT, "attention_mask": torch.ones_like(prompt_BT)}
+
+    ways: dict[str, dict[str, Any]] = {"": {}}
+    if compiled and device.type == "cuda":
+        ways[", compiled"] = {"cache_implementation": "static", "max_cache_len": model.config.max_len}
+    for precision in BASELINE_PRECISIONS:
+        converted = convert(deepcopy(model), precision)
+        theirs, of_model = to_transformers(converted), partial(_costs, converted)
+        found += transformers_variants(theirs, precision, inputs, ways, options, of_model)
+    return found
+
+
+def agreement(model: GPT, rounded: Mapping[Precision, GPT], tokens: int) -> dict[str, float]:
+    """How often the likeliest token of others is that of `model`, after each beginning of its greedy text."""
+    prompt = random_tokens(model.vocab_size, PROMPT_TOKENS, "prompt", 0)
+    limit = min(tokens, model.config.max_len - len(prompt))
+    chosen = list(generate(Decoder(model, "eager"), [prompt], max_new_tokens=limit, sampling=GREEDY))
+    require_finite([float(chosen[-1].log_probabilities_B)])
+    text_BT = torch.tensor([prompt + [int(step.tokens_B) for step in chosen]], device=model.embedding.weight.device)
+    with torch.inference_mode():
+        likeliest = {name: other(text_BT)[0, PROMPT_TOKENS - 1 :].argmax(-1) for name, other in rounded.items()}
+        expected_T = model(text_BT)[0, PROMPT_TOKENS - 1 :].argmax(-1)
+    return {name: float((tokens_T == expected_T).float().mean()) for name, tokens_T in likeliest.items()}
+
+
+def _native_build_seconds() -> float:
+    """How long the native step takes to build, once for a machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        build(find_compiler(), Path(folder, "native.so"))
+        return time.perf_counter() - start

@@ -4,7 +4,6 @@ import math
 import signal
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from decoding.generation import search
 from decoding.sampling import Sampling
 from decoding.writing import Piece, write
 from gpt.task import LoadedGPT, default_prompt, load_gpt, measure_split, text_metrics
+from training.config.command_line import Namespace
 from training.runtime.device import inference_device, make_accelerator
 from training.runtime.errors import InputError
 from training.runtime.threads import set_cpu_threads
@@ -190,7 +190,7 @@ def measure(options: Namespace) -> None:
     runtime = make_accelerator("fp32" if int8 else options.precision or loaded.config.training.precision)
     if runtime.precision == "fp64":
         loaded.model.double()
-    given = {name: value for name, value in options.data.items() if value is not None}
+    given = {name: value for name, value in vars(options.data).items() if value is not None}
     unknown = given.pop("unknown", None)
     measured = measure_split(
         runtime.accelerator, loaded, options.split, TextConfig(**given) if given else None, unknown

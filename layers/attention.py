@@ -14,12 +14,12 @@ from layers.cache import CachePositions, LayerCache
 from layers.norm import RMSNorm
 from layers.positions import RotaryAngles, apply_rotary
 
-# A constant for torch.compile, whose own word for one would load all of it here. Older versions of torch do not tell.
+# A constant, because torch.compile cannot trace the question. Older versions of torch have no answer.
 CPU_HAS_AMX: bool = getattr(torch.cpu, "get_capabilities", dict[str, bool])().get("amx_bf16", False)
 
 
 def _attend(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, **options: Any) -> Tensor:
-    """torch's fused attention, in the numbers that the device is fast at; for a compiled step on a GPU, our own.
+    """torch's fused attention, in the dtype that the device is fast at; for a compiled step on a GPU, our own.
 
     On a CPU without AMX, bf16 attention has a slow backward pass: with all else in bf16, attention in fp32 takes a
     quarter off a training step (docs/results/README.md).
@@ -45,7 +45,7 @@ def attend_with_one_query(q_BH1D: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, mask_B
         mask_B11S: True for keys that are seen; None for all.
 
     Returns:
-        A tensor of shape (B, H, 1, D), in the numbers of the queries.
+        A tensor of shape (B, H, 1, D), of the queries' dtype.
     """
     q_BHG1D = q_BH1D.view(k_BHSD.size(0), k_BHSD.size(1), -1, 1, q_BH1D.size(-1))
     scores_BHGS = (q_BHG1D.float() * k_BHSD[:, :, None].float()).sum(-1) / q_BH1D.size(-1) ** 0.5
@@ -118,11 +118,11 @@ class MultiHeadAttention(nn.Module):
             memory_BSM: Where keys and values come from in cross-attention.
             causal: Token t sees tokens 0 to t only.
             mask_BTS: True where a query may see a key, broadcast over heads; (B, 1, S) serves for padding.
-            rotary: How queries turn, and in self-attention keys.
-            memory_rotary: How the keys of `memory_BSM` turn.
+            rotary: Angles by which queries, and in self-attention keys, are rotated; None for no rotation.
+            memory_rotary: Angles of the keys of `memory_BSM`.
             cache: Keys and values of earlier tokens of the same sequences; see `cache_positions`.
-            cache_positions: Where the tokens stand in the cache, to which their keys and values are added; they say
-                who sees whom; None for a cache that is only read: the first S tokens of `mask_BTS`, in cross-attention
+            cache_positions: Where the new tokens stand in the cache, which stores their keys and values, and what they
+                see. None for a cache that is only read: its first S tokens, as `mask_BTS` says, in cross-attention
                 over what `cache_memory` stored.
 
         Returns:
@@ -177,7 +177,7 @@ class MultiHeadAttention(nn.Module):
         rotary: RotaryAngles | None = None,
         memory_rotary: RotaryAngles | None = None,
     ) -> Tensor:
-        """How much each token of `x_BTM` takes from each of `memory_BSM`, for people to look at: (B, H, T, S), sums 1.
+        """The attention weights of `x_BTM` over `memory_BSM`, for people to look at: (B, H, T, S), with sums of 1.
 
         The arguments are those of `forward` in cross-attention, which never holds these weights itself.
         """

@@ -21,8 +21,8 @@ class Memory:
     Attributes:
         states_BSM: Their tokens.
         mask_B1S: False for padding; None where there is none.
-        rotary: How the keys turn, if they do.
-        cache: Keys and values of all blocks, computed once for all steps; None to compute them at each step.
+        rotary: Angles of the keys; None for no rotation.
+        cache: Keys and values of cross-attention in all blocks, computed once; None to compute them at each step.
     """
 
     states_BSM: Tensor
@@ -37,9 +37,9 @@ class Block(nn.Module):
 
     Args:
         d_model: Model size M.
-        num_heads, num_kv_heads, qk_norm: As in `MultiHeadAttention`, which drops out as well.
+        num_heads, num_kv_heads, qk_norm: As in `MultiHeadAttention`, which has the same dropout.
         d_ff: Hidden size of the feed-forward layer.
-        dropout: Probability that a number is dropped in training before it is added to x.
+        dropout: Probability that an activation is dropped in training before it is added to x.
         cross: Whether the block has cross-attention.
     """
 
@@ -86,7 +86,7 @@ class Block(nn.Module):
 
         Args:
             x_BTM: The tokens.
-            rotary: How queries and keys turn.
+            rotary: Angles of queries and keys; None for no rotation.
             causal, mask_BTS, cache, cache_positions: As in `MultiHeadAttention`, of the tokens among themselves.
             memory: What cross-attention looks at.
             memory_cache: This block's part of `memory.cache`.

@@ -1,4 +1,4 @@
-"""The key-value cache: what attention has already computed, so that a new token costs one token.
+"""The key-value cache: the keys and values of earlier tokens, so that a step computes those of the new one only.
 
 It is allocated once and written by index, at positions that stand in a tensor: a step over it has fixed shapes and
 addresses, as a compiled step or a captured graph wants them. How many tokens each sequence holds is known on the host
@@ -19,11 +19,11 @@ from torch import Tensor
 
 
 class CachePositions(NamedTuple):
-    """Where the new tokens of one reading stand; the same for all layers.
+    """Where the new tokens of one call stand in the cache; the same for all layers.
 
     Attributes:
         positions_BT: Positions in their sequences.
-        slot_mapping_N: Where the keys and values of each head are written.
+        slot_mapping_N: The row of a layer's memory that takes the key and the value of each token and head.
         slots: The number S of slots that attention looks at.
         causal: Whether the new tokens are the only ones, and each sees those before it.
         mask_BTS: Otherwise, which slots each token sees; None where each sees all S.
@@ -74,7 +74,7 @@ class LayerCache:
 
 
 class KVCache:
-    """Keys and values of all layers: 2 L (B H S + 1) D numbers.
+    """Keys and values of all layers: 2 L (B H S + 1) D elements.
 
     Each layer has tensors of its own. What shares memory with others, torch.compile can hardly take for an input.
 
@@ -82,7 +82,7 @@ class KVCache:
         num_layers: Number of attention layers L.
         batch_size: Number of sequences B.
         num_kv_heads: Key-value heads H.
-        max_len: Most tokens S that a sequence may hold.
+        max_len: Slots S of a sequence: its tokens at most.
         head_size: Head size D.
         device, dtype: Of the stored keys and values.
 
@@ -217,7 +217,7 @@ class KVCache:
             self.lengths_B[row] = 0
 
     def reorder(self, rows: Sequence[int]) -> None:
-        """Put a copy of sequence `rows[b]` into the place of each sequence b, as beam search does.
+        """Replace each sequence b by a copy of sequence `rows[b]`, as beam search does.
 
         Raises:
             ValueError: There are more or fewer rows than sequences.

@@ -1,6 +1,6 @@
-"""Three ways to tell a model where a token stands.
+"""Three kinds of positions, by which a model knows the order of its tokens.
 
-Sinusoidal and learned positions are added to the embeddings; rotary positions turn queries and keys inside attention.
+Sinusoidal and learned positions are added to the embeddings; rotary ones rotate queries and keys inside attention.
 
 Shapes: B batch, T tokens, H heads, D head size, M model size.
 """
@@ -62,18 +62,18 @@ class LearnedPositions(nn.Module):
 
 
 class RotaryAngles(NamedTuple):
-    """Cosines and sines that turn queries and keys: of shape (T, D), (B, 1, T, D) or (B, H, T, D)."""
+    """Cosines and sines by which queries and keys are rotated: of shape (T, D), (B, 1, T, D) or (B, H, T, D)."""
 
     cos: Tensor
     sin: Tensor
 
     def last(self) -> "RotaryAngles":
-        """How the last token turns."""
+        """The angles of the last token."""
         return RotaryAngles(self.cos[..., -1:, :], self.sin[..., -1:, :])
 
 
 def apply_rotary(x_BHTD: Tensor, angles: RotaryAngles) -> Tensor:
-    """RotaryAngles queries or keys."""
+    """Rotate queries or keys by their angles (Su et al. 2021, equation 34)."""
     cos, sin = angles.cos.to(x_BHTD.dtype), angles.sin.to(x_BHTD.dtype)
     first, second = x_BHTD.chunk(2, dim=-1)
     return x_BHTD * cos + torch.cat((-second, first), dim=-1) * sin
@@ -82,7 +82,7 @@ def apply_rotary(x_BHTD: Tensor, angles: RotaryAngles) -> Tensor:
 class RotaryPositions(nn.Module):
     """Rotary positions (Su et al. 2021, "RoFormer", equation 34).
 
-    Each pair of columns (i, i + D/2) of a query or key is turned by `position / base^(2i / D)`, so that the product
+    Each pair of columns (i, i + D/2) of a query or key is rotated by `position / base^(2i / D)`, so that the product
     of a query and a key depends on their distance alone.
 
     Args:
@@ -101,7 +101,7 @@ class RotaryPositions(nn.Module):
         self.register_buffer("sin_TD", angles.sin().to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, length: int, positions_BT: Tensor | None = None) -> RotaryAngles:
-        """How tokens at `positions_BT`, or at 0 to `length` - 1, are turned.
+        """The angles of tokens at `positions_BT`, or at 0 to `length` - 1.
 
         Positions may be of shape (B, H, T), where each head has its own.
         """
@@ -113,7 +113,7 @@ class RotaryPositions(nn.Module):
 def build_positions(
     kind: Literal["sinusoidal", "learned", "rotary"], *, max_len: int, d_model: int, head_size: int
 ) -> tuple[nn.Module | None, RotaryPositions | None]:
-    """The positions of a model: what is added to its embeddings, or else None, and what turns inside attention."""
+    """The positions of a model: what is added to its embeddings or None, and rotary positions or None."""
     if kind == "rotary":
         return None, RotaryPositions(max_len, head_size)
     added = LearnedPositions if kind == "learned" else SinusoidalPositions

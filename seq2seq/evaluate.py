@@ -2,7 +2,6 @@
 
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from decoding.targets import decode, search
 from seq2seq.accuracy import LengthAccuracy, accuracy_by_length
 from seq2seq.attention_map import cross_attention, plot_attention
 from seq2seq.task import LoadedSeq2Seq, load_seq2seq
+from training.config.command_line import Namespace
 from training.runtime.device import inference_device
 from training.runtime.errors import InputError
 from training.runtime.progress import Progress
@@ -42,7 +42,7 @@ def write(options: Namespace, loaded: LoadedSeq2Seq, sampling: Sampling) -> None
     sources = []
     for number, text in enumerate(options.source, start=1):
         name = "--source" if len(options.source) == 1 else f"source {number}"
-        sources.append(_tokens(text, name, loaded.vocabulary, options.data["unknown"]))
+        sources.append(_tokens(text, name, loaded.vocabulary, options.data.unknown))
         check_source(sources[-1], loaded.config.model.max_len, name)
     written: list[tuple[int, ...]] = []
     for number, source in enumerate(sources, start=1):
@@ -144,7 +144,7 @@ def held_out_pairs(options: Namespace, loaded: LoadedSeq2Seq) -> tuple[list[Pair
                 f"lengths must rise from 1 at least to {room} at most (model.max_len), got {low} and {high}"
             )
         data = replace(data, min_length=low, max_length=high)
-    other = {name: value for name, value in options.data.items() if name != "unknown" and value is not None}
+    other = {name: value for name, value in vars(options.data).items() if name != "unknown" and value is not None}
     if other:
         data = replace(data, **{"revision": None, "subset": None, **other})
     pairs = load_pairs(data, config.seed)
@@ -157,7 +157,7 @@ def held_out_pairs(options: Namespace, loaded: LoadedSeq2Seq) -> tuple[list[Pair
         )
     for note in pairs.notes if isinstance(pairs, FilePairs) else ():
         print(f"note         {note}", file=sys.stderr)
-    found = _known(pairs.distinct(options.split, options.count), loaded.vocabulary, options.data["unknown"])
+    found = _known(pairs.distinct(options.split, options.count), loaded.vocabulary, options.data.unknown)
     return by_length(found, loaded.vocabulary), pairs
 
 

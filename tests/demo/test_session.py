@@ -338,11 +338,15 @@ def test_bad_requests_are_named(session: Session, options: dict[str, Any], messa
     assert session.jobs.count == 0
 
 
-def test_the_benchmark_reads_the_same_tokens_with_every_arm(session: Session) -> None:
-    looks = list(session.benchmark("me", "small", 200))
-    result = looks[-1]
-    assert {WITH, WITHOUT} <= set(result.seconds)
-    assert all(len(seconds) == 200 and seconds == sorted(seconds) for seconds in result.seconds.values())
+def test_the_benchmark_times_every_variant_and_grows(session: Session) -> None:
+    looks = session.benchmark("me", "small", 200)
+    assert len(next(looks).rows()) <= 1, "it can be looked at from the beginning on"
+    result = list(looks)[-1]
+    assert [variant.name for variant in result.variants[:2]] == ["fp32 eager, without cache", "fp32 eager"]
+    for variant in result.variants:
+        (seconds,) = variant.passes
+        assert len(seconds) == 200
+        assert seconds == sorted(seconds)
     assert [row["new_tokens"] for row in result.rows()] == [100, 200]
     for row in result.rows():
         assert row["speedup"] == pytest.approx(row["no_cache_seconds"] / row["cache_seconds"])
@@ -506,14 +510,14 @@ def test_the_quick_model_trains_in_a_process_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("to be or not to be " * 200)
     options = ("--training.max_steps", "6", "--training.log_interval", "1", "--data.source", str(tmp_path / "text.txt"))
     training = QuickTraining(tmp_path / "runs", options)
-    assert training.runtime.progress() == (0, 0, "")
+    assert training.progress() == (0, 0, "")
     training.start()
     training.start()
     words = []
     while training.running:
-        words.append(training.runtime.progress()[2])
+        words.append(training.progress()[2])
         time.sleep(0.2)
-    assert training.runtime.progress() == (6, 6, "gpt-quick-1 is trained: press Generate")
+    assert training.progress() == (6, 6, "gpt-quick-1 is trained: press Generate")
     assert words[0] == "training the quick model: starting: the first steps take some seconds"
     assert [entry.name for entry in Catalogue(tmp_path / "runs").entries()] == ["gpt-quick-1"]
 
@@ -524,14 +528,14 @@ def test_a_quick_training_that_fails_says_why_and_one_that_is_stopped_keeps_its_
     training.start()
     while training.running:
         time.sleep(0.1)
-    assert training.runtime.progress()[2].startswith("the training ended early (exit code 2): error: ")
+    assert training.progress()[2].startswith("the training ended early (exit code 2): error: ")
     (tmp_path / "text.txt").write_text("to be or not to be " * 200)
     options = ("--training.log_interval", "1", "--data.source", str(tmp_path / "text.txt"))
     training = QuickTraining(tmp_path / "runs", options)
     training.start()
-    while training.runtime.progress()[0] < 2:
+    while training.progress()[0] < 2:
         time.sleep(0.1)
     training.stop()
     assert not training.running
-    assert "exit code 3" in training.runtime.progress()[2]
+    assert "exit code 3" in training.progress()[2]
     assert len(Catalogue(tmp_path / "runs").entries()) == 1

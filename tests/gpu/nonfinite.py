@@ -12,21 +12,19 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from data.characters import CharTokenizer
-from decoding.benchmark import _writer
-from decoding.cache_benchmark import Reader, likeliest
 from decoding.decoder import Decoder, convert
 from decoding.generation import search
 from decoding.sampling import Sampler, Sampling, seen_tokens
 from decoding.targets import decode
 from decoding.targets import search as search_pairs
 from decoding.writing import write
+from gpt.baselines import variants
 from gpt.config import ModelConfig
 from gpt.model import GPT
 from layers import KVCache
@@ -139,7 +137,7 @@ for mode in modes:
 
 # A text that is sound at first: the numbers turn bad in the middle, and in one of several texts.
 sound = Decoder(fresh_gpt(), "eager")
-read, count = sound.read, [0]
+read, count = sound.decode_step, [0]
 
 
 def turning(tokens_BT: torch.Tensor, cache: KVCache) -> torch.Tensor:
@@ -148,7 +146,7 @@ def turning(tokens_BT: torch.Tensor, cache: KVCache) -> torch.Tensor:
     return logits.index_fill(0, torch.tensor([1], device=DEVICE), float("nan")) if count[0] == 10 else logits
 
 
-sound.read = turning
+sound.decode_step = turning
 case("gpt eager fp32: one of 3 texts turns NaN at its 10th token", written(sound, num_samples=3))
 
 sources = [[5, 6, 7], [8], [9, 10]]
@@ -162,12 +160,8 @@ for kind in ("nan", "inf", "all"):
 for kind in ("nan", "inf"):
     model = poison(fresh_gpt(), kind)
 
-    def read_benchmark(m: GPT = model) -> None:
-        with closing(Reader(Decoder(m, "eager"), use_cache=True)) as reader:
-            likeliest(reader.read([1, 2, 3]))
-
-    case(f"benchmark's choice {kind}", read_benchmark)
-    case(f"benchmark's writer {kind}", lambda m=model: _writer(Decoder(m, "eager"))([[1, 2]], 12))
+    for variant in variants([("fp32", Decoder(model, "eager"))], [1], ["eager"]):
+        case(f"benchmark of {variant.name} {kind}", lambda v=variant: list(v.write([[1, 2]], 12)))
 
     def measured(m: GPT = model) -> None:
         accelerator = Accelerator()

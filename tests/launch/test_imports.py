@@ -121,7 +121,7 @@ def test_the_model_loads_torch_alone_and_a_training_says_its_device_before_it_lo
     code, text, said, [with_model, at_first_line] = run(TRAIN, str(ROOT / "launch/train_gpt.py"), cwd=tmp_path)
     assert (code, said) == (0, "")
     assert text.startswith("device      ")
-    assert with_model & (late | {"torch", "accelerate", "jsonargparse"}) == {"torch"}
+    assert with_model & (late | {"torch", "accelerate"}) == {"torch"}
     assert "accelerate" in at_first_line
     assert not at_first_line & late
 

@@ -9,16 +9,15 @@ import torch
 
 import seq2seq.evaluate
 from data.strings import Pair
-from decoding.benchmark import agreement, contenders, measure_decoding
-from decoding.cache_benchmark import measure_arms
 from decoding.decoder import Decoder
 from decoding.native import NativeError, library
 from demo.session import Session
+from gpt import baselines as of_text
 from gpt import evaluate as evaluate_gpt
 from gpt.task import LoadedGPT, load_gpt
 from launch.evaluate import main
+from seq2seq import baselines as of_pairs
 from seq2seq.accuracy import token_accuracy
-from seq2seq.benchmark import measure, our_arms
 from seq2seq.task import LoadedSeq2Seq, load_seq2seq
 from training.runtime.errors import NonFiniteError, exit_code
 
@@ -116,15 +115,15 @@ def test_an_encoder_decoder(
 
 
 def test_benchmarks(gpt: LoadedGPT, pairs: LoadedSeq2Seq) -> None:
-    model, vocab, context = gpt.model, gpt.model.vocab_size, gpt.model.config.max_len
-    ways = contenders(model, ["fp32"], ["eager"], [2])
+    texts = of_text.variants([("fp32", Decoder(gpt.model, "eager"))], [2], ["eager"])
+    targets = of_pairs.variants(pairs.model, ["eager"], [1], uncached=True)
     measures: list[Callable[[], Any]] = [
-        lambda: measure_arms(model, [], repeats=1, new_tokens=100),
-        lambda: measure_decoding(ways, vocab, context, repeats=1, new_tokens=8),
-        lambda: agreement(model, "bf16", 8),
-        lambda: measure(our_arms(pairs.model), [[3, 4]], 3, 1),
+        *(lambda v=variant: list(v.write([[1, 2], [3, 4]], 8)) for variant in texts),
+        *(lambda v=variant: list(v.write([[3, 4]], 3)) for variant in targets),
+        lambda: of_text.agreement(gpt.model, {"bf16": gpt.model}, 8),
         lambda: token_accuracy(pairs.model, pairs.vocabulary, [Pair("ab", "ab")], 1),
     ]
+    assert len(measures) == 6
     for measured in measures:
         with pytest.raises(NonFiniteError, match=WORDS):
             measured()

@@ -23,6 +23,7 @@ from gpt.config import GPTConfig
 from gpt.task import GPTTask, load_gpt, train_gpt
 from training import loop
 from training.config.command_line import config_to_yaml
+from training.config.fields import options_of
 from training.evaluation import validation_loss
 from training.optimizer import MuonAdamW
 from training.runtime.device import Runtime
@@ -31,7 +32,6 @@ from training.schedule import learning_rate_scale
 from training.storage import checkpoint
 from training.storage.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from training.storage.run_folder import RunFolder
-from training.storage.state import NEUTRAL
 from training.task import Batch, loss_sum
 
 CI = pytest.mark.ci
@@ -597,11 +597,9 @@ def test_options_that_are_said_to_change_no_step_change_none(
     text.write_text(Path(config.data.source).read_text())
     other = replace(with_training(config, **training), name="other", tracking="tensorboard")
     other = replace(other, data=replace(config.data, source=str(text)))
-    # These are for a hub and for pairs, which are known by their content as well, and for what is decoded of them.
-    of_data = ("column", "revision", "subset", "source_column", "target_column", "unknown", "on_bad_row")
-    elsewhere = {f"data.{name}" for name in of_data}
+    of_hub = {f"data.{name}" for name in ("column", "revision", "subset", "unknown")}  # Known by its content as well.
     changed = {"name", "tracking", "data.source"} | {f"training.{name}" for name in training}
-    assert changed == NEUTRAL - elsewhere - {"data.val_samples"}
+    assert changed | of_hub == {option.name for option in options_of(GPTConfig) if option.on_resume == "same"}
     trained(config, tmp_path / "a")
     train_gpt(other, output_dir=tmp_path / "b")
     assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))

@@ -126,7 +126,7 @@ def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: 
             other.
     """
     if sys.platform == "win32":
-        raise InputError("Windows itself is not supported: run this inside WSL2 (README.md, Platforms)")
+        raise InputError("Windows itself is not supported: run this inside WSL2 (docs/platforms.md)")
     check_launch()
     # Processes on a CPU find each other only if Accelerate is told that a CPU is meant.
     with naming_refusals():

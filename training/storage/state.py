@@ -3,36 +3,14 @@
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from training.config.sections import RunConfig
+from training.config.fields import options_of
+from training.config.sections import OnResume, RunConfig
 from training.runtime.errors import InputError
 from training.storage.checkpoint import STATE, Checkpoint
 from training.storage.reading import Amount, Count, MalformedFileError, Scalar, built
 
 if TYPE_CHECKING:
     from training.task import Task
-
-NEUTRAL = {
-    "name",
-    "tracking",
-    "data.source",
-    "data.column",
-    "data.revision",
-    "data.subset",
-    "data.unknown",
-    "data.source_column",
-    "data.target_column",
-    "data.on_bad_row",
-    "data.val_samples",
-    "training.eval_interval",
-    "training.eval_batch_size",
-    "training.patience",
-    "training.log_interval",
-    "training.checkpoint_interval",
-    "training.keep_checkpoints",
-    "training.on_save_error",
-    "training.collective_timeout",
-}
-"""Options that change nothing in a step; the data is known by its content."""
 
 
 @dataclass(kw_only=True)
@@ -120,14 +98,10 @@ def saved_state(checkpoint: Checkpoint) -> SavedState:
 
 def run_identity(config: RunConfig, task: "Task") -> dict[str, Any]:
     """What must not change when a run goes on, because its steps would not be those of one run any more."""
-    return {
-        "model_type": task.model_type,
-        "seed": config.seed,
-        "data_sha256": task.data_sha256,
-        "training.batch_size": config.training.batch_size,
-        "training.ema_decay": config.training.ema_decay,
-        "optimizer.name": config.optimizer.name,
-    } | {f"model.{name}": value for name, value in asdict(config.model).items()}
+    refused = _options(config, "refused")
+    return {"model_type": task.model_type, "data_sha256": task.data_sha256} | {
+        name: value for name, value in _flat(asdict(config)).items() if name in refused
+    }
 
 
 def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
@@ -154,7 +128,13 @@ def changes(checkpoint: Checkpoint, config: RunConfig, setup: dict[str, Any]) ->
     now = _flat(asdict(config)) | setup
     names = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
     note = {True: "the steps are the same", False: "the steps to come differ for it"}
-    return [f"{name} was {before[name]!r}, is now {now[name]!r}: {note[name in NEUTRAL]}" for name in names]
+    same = _options(config, "same")
+    return [f"{name} was {before[name]!r}, is now {now[name]!r}: {note[name in same]}" for name in names]
+
+
+def _options(config: RunConfig, on_resume: OnResume) -> set[str]:
+    """The options whose fields say this of a change on a resume."""
+    return {option.name for option in options_of(type(config)) if option.on_resume == on_resume}
 
 
 def _flat(sections: dict[str, Any]) -> dict[str, Any]:

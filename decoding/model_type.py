@@ -1,8 +1,8 @@
 """Which model a checkpoint or a configuration is of, before any of it is loaded; no torch."""
 
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -41,17 +41,11 @@ def config_model_type(path: Path) -> ModelType | None:
 
 
 def asked_model_type(arguments: Sequence[str]) -> ModelType | None:
-    """Which model a command line is about: that of its --checkpoint or its --config, which it is asked for first."""
-    checkpoint, config = (_value_of(option, arguments) for option in ("--checkpoint", "--config"))
-    if checkpoint is not None:
-        return checkpoint_model_type(Path(checkpoint))
-    return None if config is None else config_model_type(Path(config))
-
-
-def _value_of(option: str, arguments: Sequence[str]) -> str | None:
-    for argument, following in zip_longest(arguments, arguments[1:]):
-        if argument == option:
-            return following
-        if argument.startswith(f"{option}="):
-            return argument.partition("=")[2]
-    return None
+    """Which model a command line is about: that of its --checkpoint or its --config, whatever else it asks for."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--checkpoint", "--config"):
+        parser.add_argument(option, type=Path, nargs="?")
+    asked, _ = parser.parse_known_args(arguments)
+    if asked.checkpoint is not None:
+        return checkpoint_model_type(asked.checkpoint)
+    return None if asked.config is None else config_model_type(asked.config)

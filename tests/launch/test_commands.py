@@ -120,6 +120,7 @@ def test_print_config_prints_what_a_run_would_use(tmp_path: Path) -> None:
         ([TRAIN, "--data.source", "no.txt"], "error: data.source no.txt does not exist: expected auto, hub"),
         ([TRAIN, "--training.precision", "fp16"], "error: fp16 (as configured) needs a GPU"),
         ([EVALUATE, "--checkpoint", "nothing"], "error: nothing does not exist"),
+        ([EVALUATE, "--checkpoint", "nothing", "--source", "a"], "error: nothing does not exist"),
         ([EVALUATE, "--checkpoint", "x", "--temperature", "-1"], "error: temperature must be at least 0, got -1.0"),
         ([EVALUATE, "--checkpoint", "x", "--topk", "5"], "error: unknown option topk: did you mean top_k?"),
         (

@@ -7,9 +7,7 @@ Precision = Literal["fp32", "bf16", "fp16", "int8"]
 TargetMode = Literal["auto", "eager", "native"]
 """Of an encoder-decoder."""
 WhenFull = Literal["stop", "slide"]
-WHEN_FULL: TargetMode = Literal["auto", "eager", "native"]
-"""Of an encoder-decoder."""
-WhenFull = "slide"
+WHEN_FULL: WhenFull = "slide"
 """What is done with a text unless told otherwise, by the command, the page and `decoding.writing.write` alike."""
 SAMPLE_LENGTH = 300
 DEFAULT_TEMPERATURE = 0.8

@@ -1,4 +1,4 @@
-"""The GPT as a task for the training loop, and the way back from a checkpoint."""
+"""The GPT as a task for the training loop, and loading it from a checkpoint."""
 
 import math
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""The encoder-decoder as a task for the training loop, and the way back from a checkpoint."""
+"""The encoder-decoder as a task for the training loop, and loading it from a checkpoint."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

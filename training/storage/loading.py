@@ -1,4 +1,4 @@
-"""The way back from a checkpoint to a model."""
+"""Loading a model from a checkpoint."""
 
 from collections.abc import Mapping
 from typing import Literal, TypeVar

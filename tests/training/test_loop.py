@@ -685,6 +685,9 @@ def test_deterministic_operations_are_asked_of_torch(
         assert torch.are_deterministic_algorithms_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+        train_gpt(with_training(config, max_steps=1), output_dir=tmp_path / "c")
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
         torch.backends.cuda.enable_mem_efficient_sdp(True)

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from training.config.command_line import config_to_yaml
-from training.config.sections import RunConfig
+from training.config.sections import RunConfig, TrainingConfig
 from training.loop import Trainer
 from training.runtime.device import Runtime, make_accelerator
 from training.runtime.errors import CommandError, InputError, is_out_of_memory, memory_asked
@@ -30,11 +30,7 @@ class Result:
 
 
 def train(
-    make_task: Callable[[], Task],
-    config: RunConfig,
-    *,
-    output_dir: Path | None = None,
-    resume: bool = False,
+    make_task: Callable[[], Task], config: RunConfig, *, output_dir: Path | None = None, resume: bool = False
 ) -> Result:
     """Start or resume a run, and train it to its end.
 
@@ -76,15 +72,18 @@ def train(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise InputError(
-            f"{memory_asked(error)}: raise training.accumulation_steps ({training.accumulation_steps}), lower "
-            f"training.batch_size ({training.batch_size}) or training.eval_batch_size "
-            f"({training.eval_batch_size}), or take a smaller model"
-        ) from error
+        raise InputError(f"{memory_asked(error)}: {_how_to_take_less(training)}") from error
     finally:
         if run is not None:
             run.release()
     return Result(run=run, counters=trainer.counters, is_main_process=accelerator.is_main_process)
+
+
+def _how_to_take_less(training: TrainingConfig) -> str:
+    return (
+        f"raise training.accumulation_steps ({training.accumulation_steps}), lower training.batch_size "
+        f"({training.batch_size}) or training.eval_batch_size ({training.eval_batch_size}), or take a smaller model"
+    )
 
 
 def _check_batch_size(config: RunConfig, num_processes: int) -> None:

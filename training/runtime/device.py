@@ -159,9 +159,16 @@ def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: 
             f"the launcher started {launched} processes, but on {device.type} each is alone: start one, "
             f"or set ACCELERATE_USE_CPU=true"
         )
+    return _described(accelerator, precision, reason, devices)
+
+
+def _described(
+    accelerator: Accelerator, precision: Precision, reason: str, devices: Sequence[ProcessDevice]
+) -> Runtime:
+    """What was chosen, with what there is to say of it; sets the number of threads."""
     processes, threads = accelerator.num_processes, set_cpu_threads()
     plural = "process" if processes == 1 else "processes"
-    names = device.type if device.type == "cpu" else _join_names(devices)
+    names = "cpu" if accelerator.device.type == "cpu" else _join_names(devices)
     description = f"{names}, {processes} {plural}, {threads} threads each, {precision} ({reason})"
     warnings = (idle_gpus_warning(processes), unequal_devices_warning(devices), *ignored_settings())
     peaks = [peak_flops(each.name, precision) for each in devices]

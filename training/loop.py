@@ -58,7 +58,7 @@ class Trainer:
         decay = config.training.ema_decay
         self._average = WeightAverage(task.model, decay) if decay else None
         self.saver = Saver(runtime, task, config, run, self._optimizer, self._average)
-        self._nonfinite = NonFinitePolicy(accelerator, task, config, self.saver)
+        self._nonfinite = NonFinitePolicy(self.saver)
         self._reported = Counters()
 
     def restore(self, checkpoint: Checkpoint) -> None:

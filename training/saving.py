@@ -21,12 +21,8 @@ class Saver:
     """Writes a run's checkpoints; where one cannot be written, the run goes on without or ends, as configured.
 
     Args:
-        runtime: Its processes, and fp16's loss scale.
-        task: Its model.
-        config: Its configuration.
-        run: Its folder.
-        optimizer: Its optimizer.
-        average: The average of its weights, where there is one.
+        runtime, task, config, run: As of `Trainer`.
+        optimizer, average: What a checkpoint holds besides the model.
     """
 
     def __init__(
@@ -38,7 +34,7 @@ class Saver:
         optimizer: MuonAdamW,
         average: WeightAverage | None,
     ) -> None:
-        self._accelerator, self._task, self._config, self.run = runtime.accelerator, task, config, run
+        self.accelerator, self.task, self.config, self.run = runtime.accelerator, task, config, run
         self._optimizer, self._average = optimizer, average
         self.store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
         self.setup = {"processes": runtime.accelerator.num_processes, "precision": runtime.precision}
@@ -52,15 +48,12 @@ class Saver:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds, by the name of its file."""
-        model = self._task.model
+        model = self.task.model
         tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, self._optimizer)}
         return tensors if self._average is None else tensors | {"ema": self._average.tensors}
 
     def restore(self, checkpoint: Checkpoint) -> Counters:
-        """Take weights, their average, optimizer tensors and loss scale from a checkpoint of the same run.
-
-        Returns:
-            Where the run stood.
+        """Take all tensors and the loss scale from a checkpoint, and return where the run stood.
 
         Raises:
             InputError: It is another run's.
@@ -68,14 +61,14 @@ class Saver:
         check_identity(checkpoint, self._identity)
         counters = Counters.from_checkpoint(checkpoint)
         self._best_on_disk = (counters.best_val_loss, counters.best_step)
-        for name, text in self._task.checkpoint_files().items():
+        for name, text in self.task.checkpoint_files().items():
             if checkpoint.text(name) != text:
                 raise InputError(f"{checkpoint.folder / name} is not the one of the run's data: its symbols differ")
         for name, wanted in self.tensors().items():
             saved = saved_tensors(checkpoint, name, wanted)
             for key, tensor in wanted.items():
                 tensor.copy_(saved[key])
-        scaler = self._accelerator.scaler
+        scaler = self.accelerator.scaler
         if scaler is not None and counters.loss_scale is not None:
             scale = {"scale": counters.loss_scale, "_growth_tracker": counters.loss_scale_streak}
             scaler.load_state_dict(scaler.state_dict() | scale)
@@ -94,11 +87,11 @@ class Saver:
             SaveError: It could not be written, and the run is not to go on without.
         """
         try:
-            in_main_process(self._accelerator, lambda: self.write(counters, best=best))
+            in_main_process(self.accelerator, lambda: self.write(counters, best=best))
         except CommandError as error:
             steps = self.store.steps()
             newest = f"the newest checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
-            if last or self._config.training.on_save_error == "stop":
+            if last or self.config.training.on_save_error == "stop":
                 raise SaveError(
                     f"{error}; {newest}. When that is mended, go on with: {self.run.resume_command}"
                 ) from error
@@ -109,10 +102,10 @@ class Saver:
 
     def write(self, counters: Counters, *, best: bool = False) -> None:
         """Write a checkpoint, in the main process alone."""
-        if self._accelerator.scaler is not None:
-            scale = self._accelerator.scaler.state_dict()
+        if self.accelerator.scaler is not None:
+            scale = self.accelerator.scaler.state_dict()
             counters.loss_scale, counters.loss_scale_streak = scale["scale"], scale["_growth_tracker"]
         self.run.sync_metrics()
-        files = {"config.yaml": config_to_yaml(self._config)} | dict(self._task.checkpoint_files())
+        files = {"config.yaml": config_to_yaml(self.config)} | dict(self.task.checkpoint_files())
         state = counters.to_json(self._identity, self.setup)
         self.store.save(counters.step, tensors=self.tensors(), state=state, files=files, best=best)

@@ -138,7 +138,7 @@ def _offer_training(
     outputs = [empty, train, leave, timer, run]
 
     def look(watched: bool = True) -> tuple[Any, ...]:
-        step, steps, words = training.runtime.progress()
+        step, steps, words = training.progress()
         none = not session.catalogue.entries("gpt")
         if training.running:
             bar = gr.HTML(show.progress_html(step, steps, words), visible=True)

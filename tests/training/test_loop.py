@@ -367,7 +367,7 @@ def test_a_non_finite_number_stops_the_run_before_the_weights_change(
 @pytest.mark.parametrize(("scale", "stops"), [(None, True), (1.0, True), (2.0, False), (65536.0, False)])
 def test_fp16_stops_only_when_its_loss_scale_has_reached_the_floor(scale: float | None, stops: bool) -> None:
     scaler = None if scale is None else SimpleNamespace(get_scale=lambda: scale)
-    policy = NonFinitePolicy(cast(Any, SimpleNamespace(scaler=scaler)), *cast(Any, (None, None, None)))
+    policy = NonFinitePolicy(cast(Any, SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler))))
     assert policy.is_usable(1.0, 1.0)
     assert policy.is_usable(1.0, math.inf) is not stops
     assert not policy.is_usable(math.nan, 1.0), "the loss itself is not scaled"

@@ -1,5 +1,7 @@
 """Several trainings in one Python session, as in a notebook."""
 
+import io
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,9 @@ def result(run: Path) -> tuple[list[dict[str, Any]], bytes]:
     return lines, (run / "checkpoints/last/model.safetensors").read_bytes()
 
 
-def test_each_training_of_a_session_ends_as_in_a_process_of_its_own(config: GPTConfig, tmp_path: Path) -> None:
+def test_each_training_of_a_session_ends_as_in_a_process_of_its_own(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "config.yaml").write_text(config_to_yaml(with_training(config, max_steps=3, eval_interval=0)))
     alone = {}
     for precision in ("fp32", "bf16"):
@@ -42,6 +46,8 @@ def test_each_training_of_a_session_ends_as_in_a_process_of_its_own(config: GPTC
     with accelerator.accumulate():  # Of another program in this session; its next step is not one.
         assert not accelerator.sync_gradients
     assert train("third", "fp32") == alone["fp32"]
+    for stream in ("stdout", "stderr"):  # A notebook's have no descriptor.
+        monkeypatch.setattr(sys, stream, io.StringIO())
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(train, "fourth", "bf16").result() == alone["bf16"]
 

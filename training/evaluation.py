@@ -16,11 +16,6 @@ class Interrupted(Exception):
     """An evaluation was given up, by all processes."""
 
 
-def never() -> bool:
-    """No stop request."""
-    return False
-
-
 def evaluate(
     accelerator: Accelerator,
     task: Task,
@@ -53,7 +48,7 @@ def evaluate(
 
 
 def validation_loss(
-    accelerator: Accelerator, task: Task, batch_size: int, interrupted: Callable[[], bool] = never
+    accelerator: Accelerator, task: Task, batch_size: int, interrupted: Callable[[], bool] = lambda: False
 ) -> float:
     """Mean negative log-likelihood over every target of the validation split; see `mean_loss`."""
     task.model.eval()
@@ -66,7 +61,10 @@ def validation_loss(
 
 @torch.no_grad()
 def mean_loss(
-    accelerator: Accelerator, model: nn.Module, batches: Iterable[Batch], interrupted: Callable[[], bool] = never
+    accelerator: Accelerator,
+    model: nn.Module,
+    batches: Iterable[Batch],
+    interrupted: Callable[[], bool] = lambda: False,
 ) -> float:
     """Mean negative log-likelihood over every target in the batches of all processes, in nats per token.
 

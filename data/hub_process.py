@@ -8,27 +8,24 @@ from ending. Three rules bound a slow or dead hub:
 - Whatever else happens, the process ends when the cache has not grown for 7 times that limit: 70 s.
 """
 
-import signal
-
-if __name__ == "__main__":  # Before what takes its time to load: of Ctrl-C the process that waits for this one speaks.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-# isort: split
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import datasets
 from huggingface_hub import HfApi, constants, errors
 
 from data.hub import PARQUET_REVISION, SPLITS, Request
 from training.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import DatasetBuilder
 
 PATIENCE = 7
 CHUNK_BYTES = 2**16
@@ -36,6 +33,7 @@ CHUNK_BYTES = 2**16
 
 def main() -> None:
     """Answer one request."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Of Ctrl-C the process that waits for this one speaks.
     request = Request(*json.loads(sys.argv[1]))
     threading.Thread(target=_watch, args=(request.name,), daemon=True).start()
     try:
@@ -69,8 +67,8 @@ def _watch(name: str) -> None:
 
 def _cache_size(owner: str) -> int:
     """Bytes and files in the caches of the owner's data sets, where other processes' downloads count as well."""
-    prepared = Path(datasets.config.HF_DATASETS_CACHE).glob(f"{owner}___*")
-    roots = [*Path(constants.HF_HUB_CACHE).glob(f"datasets--{owner}--*"), *prepared]
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets"))
+    roots = [*Path(constants.HF_HUB_CACHE).glob(f"datasets--{owner}--*"), *prepared.glob(f"{owner}___*")]
     size = 0
     for file in (os.path.join(folder, name) for root in roots for folder, _, names in os.walk(root) for name in names):
         with suppress(FileNotFoundError):  # Renamed since it was listed.
@@ -90,7 +88,9 @@ def _prepare(request: Request) -> dict[str, Any]:
     return {"files": files, "commit": builder.hash}
 
 
-def _builder(request: Request) -> datasets.DatasetBuilder:
+def _builder(request: Request) -> "DatasetBuilder":
+    from datasets import load_dataset_builder
+
     name, revision, subset = request.name, request.revision, request.subset
     if constants.HF_HUB_OFFLINE:
         if revision is not None and not request.any_revision:
@@ -99,7 +99,7 @@ def _builder(request: Request) -> datasets.DatasetBuilder:
                 f"data.revision {revision} cannot be looked up in offline mode (HF_HUB_OFFLINE): leave it out to take "
                 "the newest version in the cache, or leave offline mode"
             )
-        return datasets.load_dataset_builder(name, subset)
+        return load_dataset_builder(name, subset)
     try:
         info = HfApi().dataset_info(name, revision=revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
     except (errors.HfHubHTTPError, errors.HFValidationError):
@@ -113,10 +113,10 @@ def _builder(request: Request) -> datasets.DatasetBuilder:
     commit = info.sha
     folders = sorted({file.rfilename.split("/")[0] for file in info.siblings or () if "/" in file.rfilename})
     if revision != PARQUET_REVISION or (len(folders) <= 1 and subset is None):
-        return datasets.load_dataset_builder(name, subset, revision=commit)
+        return load_dataset_builder(name, subset, revision=commit)
     if subset not in folders:
         raise InputError(_choose_subset(request, folders))
-    return datasets.load_dataset_builder(name, data_dir=subset, revision=commit)
+    return load_dataset_builder(name, data_dir=subset, revision=commit)
 
 
 def _in_our_words(request: Request, error: Exception) -> str:

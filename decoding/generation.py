@@ -112,14 +112,7 @@ def generate(
             if step == max(limits):
                 return
             written.append(chosen.tokens_B)
-            live = [step < limit for limit in limits]
-            full = [b for b, length in enumerate(cache.lengths) if live[b] and length == cache.max_len]
-            if full:
-                logits_BV = _slide(decoder, texts, written, cache, full)
-            elif all(live):
-                logits_BV = decoder.decode_step(chosen.tokens_B[:, None], cache)[:, -1]
-            else:
-                logits_BV = decoder.prefill(chosen.tokens_B[:, None], cache, [int(goes_on) for goes_on in live])
+            logits_BV = _read_chosen(decoder, texts, written, cache, [step < limit for limit in limits])
     finally:
         decoder.give_back(cache)
 
@@ -134,6 +127,19 @@ def _read_prompts(decoder: Decoder, windows: Sequence[Sequence[int]], cache: KVC
     logits_BV = decoder.prefill(tokens_BT, once, counts)
     cache.fill_from(once)
     return logits_BV.repeat_interleave(cache.batch_size // len(windows), 0)
+
+
+def _read_chosen(
+    decoder: Decoder, texts: Sequence[Sequence[int]], written: deque[Tensor], cache: KVCache, live: Sequence[bool]
+) -> Tensor:
+    """Read the token chosen last of each text that is `live`; logits of the next one, (B, V)."""
+    full = [b for b, length in enumerate(cache.lengths) if live[b] and length == cache.max_len]
+    if full:
+        return _slide(decoder, texts, written, cache, full)
+    chosen_B1 = written[-1][:, None]
+    if all(live):
+        return decoder.decode_step(chosen_B1, cache)[:, -1]
+    return decoder.prefill(chosen_B1, cache, [int(goes_on) for goes_on in live])
 
 
 def _slide(
@@ -190,7 +196,7 @@ def generate_with_lookup(
         while True:
             # Row i follows the i-th proposed token: it counts as long as all before it were proposed rightly.
             tokens = chosen.tokens_B.tolist()
-            right = next((i for i, (a, b) in enumerate(zip(proposed, tokens, strict=False)) if a != b), len(proposed))
+            right = _count_equal(proposed, tokens)
             cache.rewind(len(proposed) - right)
             for row in range(right + 1):
                 text.append(tokens[row])
@@ -208,6 +214,11 @@ def generate_with_lookup(
             chosen = sampler.choose(decoder.decode_step(_padded([[text[-1], *proposed]], device), cache)[0])
     finally:
         decoder.give_back(cache)
+
+
+def _count_equal(proposed: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many of the first tokens of `proposed` are those of `tokens`, which is longer."""
+    return next((i for i, (a, b) in enumerate(zip(proposed, tokens, strict=False)) if a != b), len(proposed))
 
 
 def _look_up(text: Sequence[int], max_tokens: int) -> list[int]:

@@ -142,21 +142,23 @@ class MultiHeadAttention(nn.Module):
                 slots = mask_BTS.size(-1)
             k_BHSD, v_BHSD = cache.read(slots)
             q_BHTD = q_BHTD.to(k_BHSD.dtype)
+        y_BHTD = self._attend(q_BHTD, k_BHSD, v_BHSD, mask_BTS, causal)
+        y_BTM = y_BHTD.transpose(1, 2).flatten(2)
+        return self.out(y_BTM if cache is None else y_BTM.to(x_BTM.dtype))
+
+    def _attend(self, q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, mask_BTS: Tensor | None, causal: bool) -> Tensor:
         mask = None if mask_BTS is None else mask_BTS.unsqueeze(1)
         if causal and mask is not None:
             size = q_BHTD.size(2), k_BHSD.size(2)
-            mask, causal = torch.ones(size, dtype=torch.bool, device=x_BTM.device).tril() & mask, False
-        y_BHTD = _attend(
-            q_BHTD,
-            k_BHSD,
-            v_BHSD,
+            mask, causal = torch.ones(size, dtype=torch.bool, device=q_BHTD.device).tril() & mask, False
+        dropout = self.dropout if self.training else 0.0
+        return _attend(
+            *(q_BHTD, k_BHSD, v_BHSD),
             attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=dropout,
             is_causal=causal and q_BHTD.size(2) > 1,
             enable_gqa=self.grouped,
         )
-        y_BTM = y_BHTD.transpose(1, 2).flatten(2)
-        return self.out(y_BTM if cache is None else y_BTM.to(x_BTM.dtype))
 
     def cache_memory(
         self,

@@ -114,15 +114,19 @@ class Block(nn.Module):
         )
         x_BTM = x_BTM + self.dropout(attended_BTM)
         if memory is not None:
-            assert self.cross_attention is not None
-            assert self.cross_attention_norm is not None
-            crossed_BTM = self.cross_attention(
-                self.cross_attention_norm(x_BTM),
-                memory.states_BSM,
-                mask_BTS=memory.mask_B1S,
-                rotary=None if memory.rotary is None else rotary,
-                memory_rotary=memory.rotary,
-                cache=memory_cache,
-            )
-            x_BTM = x_BTM + self.dropout(crossed_BTM)
+            x_BTM = x_BTM + self.dropout(self._attend_to_memory(x_BTM, rotary, memory, memory_cache))
         return x_BTM + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTM)))
+
+    def _attend_to_memory(
+        self, x_BTM: Tensor, rotary: RotaryAngles | None, memory: Memory, cache: LayerCache | None
+    ) -> Tensor:
+        assert self.cross_attention is not None
+        assert self.cross_attention_norm is not None
+        return self.cross_attention(
+            self.cross_attention_norm(x_BTM),
+            memory.states_BSM,
+            mask_BTS=memory.mask_B1S,
+            rotary=None if memory.rotary is None else rotary,
+            memory_rotary=memory.rotary,
+            cache=cache,
+        )

@@ -1,11 +1,11 @@
 """What a model learns from: the section `data` of a configuration, for text and for pairs of texts."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
-from data.hub import hub_name
-from training.config.sections import check, check_counts, is_line, shown
+from training.config.sections import Section, is_line, setting, shown
 from training.runtime.errors import InputError
 
 TINY_SHAKESPEARE = "karpathy/tiny_shakespeare"
@@ -18,9 +18,17 @@ FRAME = 2
 TEXT_SOURCES = "auto, hub, hub:OWNER/NAME, a text file or a folder of them, a pattern, or several of these with commas"
 
 
+def hub_name(source: str) -> str | None:
+    """OWNER/NAME of a source hub:OWNER/NAME, else None."""
+    named = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)", source, re.ASCII)
+    return named[1] if named else None
+
+
 @dataclass(frozen=True, kw_only=True)
-class TextConfig:
+class TextConfig(Section):
     """Where the text comes from. The last 10 % of a text are for validation, unless a data set has a split for it.
+
+    What a source holds is known by its content: another way to the same text changes no step.
 
     Attributes:
         source: auto (Tiny Shakespeare from the packaged plays, else from the hub), hub (Tiny Shakespeare from the
@@ -34,21 +42,21 @@ class TextConfig:
             or skip them.
     """
 
-    section: ClassVar[str] = "data"
-    source: str = "auto"
-    column: str = "text"
-    revision: str | None = None
-    subset: str | None = None
-    unknown: Unknown = "error"
+    section = "data"
+    source: str = setting("auto", on_resume="same")
+    column: str = setting("text", on_resume="same")
+    revision: str | None = setting(None, on_resume="same")
+    subset: str | None = setting(None, on_resume="same")
+    unknown: Unknown = setting("error", on_resume="same")
 
     def __post_init__(self) -> None:
         for name in ("source", "column", "revision", "subset"):
-            check(self, name, is_line(getattr(self, name) or ""), "text of one line, in UTF-8")
-        check(self, "source", self.source != "", TEXT_SOURCES)
-        check(self, "source", hub_name(self.source) is not None or not self.source.startswith("hub:"), TEXT_SOURCES)
+            self.check(name, is_line(getattr(self, name) or ""), "text of one line, in UTF-8")
+        self.check("source", self.source != "", TEXT_SOURCES)
+        self.check("source", hub_name(self.source) is not None or not self.source.startswith("hub:"), TEXT_SOURCES)
         for name, default in (("column", "text"), ("revision", None), ("subset", None)):
             value = getattr(self, name)
-            check(self, name, value != "", "a name")
+            self.check(name, value != "", "a name")
             if value != default and self.hub_name is None:
                 raise InputError(
                     f"data.{name} is for sources hub:OWNER/NAME only, got data.source {shown(self.source)}"
@@ -63,7 +71,7 @@ class TextConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairConfig:
+class PairConfig(Section):
     """What to learn.
 
     Attributes:
@@ -88,33 +96,33 @@ class PairConfig:
             many at most are decoded.
     """
 
-    section: ClassVar[str] = "data"
+    section = "data"
     task: Literal["copy", "reverse", "pairs"] = "copy"
     symbols: str = "abcdefghijklmnopqrstuvwxyz"
     min_length: int = 1
     max_length: int = 20
-    source: str | None = None
-    source_column: str = "source"
-    target_column: str = "target"
-    on_bad_row: OnBadRow = "stop"
-    revision: str | None = None
-    subset: str | None = None
+    source: str | None = setting(None, on_resume="same")
+    source_column: str = setting("source", on_resume="same")
+    target_column: str = setting("target", on_resume="same")
+    on_bad_row: OnBadRow = setting("stop", on_resume="same")
+    revision: str | None = setting(None, on_resume="same")
+    subset: str | None = setting(None, on_resume="same")
     tokens: Literal["characters", "words"] = "characters"
-    val_samples: int = 1000
+    val_samples: int = setting(1000, on_resume="same")
 
     def __post_init__(self) -> None:
-        check_counts(self, max_value=10**6)
-        check(self, "symbols", is_line(self.symbols), "characters of one line")
-        check(self, "symbols", len(set(self.symbols)) == len(self.symbols) >= 1, "different characters, at least one")
-        check(self, "min_length", self.min_length >= 1, "at least 1")
-        check(self, "max_length", self.max_length >= self.min_length, f"at least data.min_length ({self.min_length})")
-        check(self, "val_samples", 1 <= self.val_samples <= 10_000, "between 1 and 10000")
+        self.check_counts(max_value=10**6)
+        self.check("symbols", is_line(self.symbols), "characters of one line")
+        self.check("symbols", len(set(self.symbols)) == len(self.symbols) >= 1, "different characters, at least one")
+        self.check("min_length", self.min_length >= 1, "at least 1")
+        self.check("max_length", self.max_length >= self.min_length, f"at least data.min_length ({self.min_length})")
+        self.check("val_samples", 1 <= self.val_samples <= 10_000, "between 1 and 10000")
         generated = self.task != "pairs"
         if generated and self.tokens != "characters":
             raise InputError(f"data.tokens words is for data.task pairs: the symbols of {self.task} are characters")
         for name in ("source", "source_column", "target_column", "on_bad_row"):
             value = getattr(self, name)
-            check(self, name, value is None or (value != "" and is_line(value)), "text of one line, in UTF-8")
+            self.check(name, value is None or (value != "" and is_line(value)), "text of one line, in UTF-8")
             if generated and value != getattr(PairConfig, name):
                 raise InputError(f"data.{name} is for data.task pairs only, got data.task {self.task}")
         if not generated:
@@ -123,10 +131,10 @@ class PairConfig:
                     raise InputError(f"data.{name} is for data.task copy and reverse only, got data.task pairs")
             source = self.source or ""
             named = self.hub_name or (Path(source).suffix.lower() in FORMATS and not source.startswith("hub:"))
-            check(self, "source", bool(named), f"{PAIR_SOURCES}, with data.task pairs")
+            self.check("source", bool(named), f"{PAIR_SOURCES}, with data.task pairs")
         for name in ("revision", "subset"):
             value = getattr(self, name)
-            check(self, name, value is None or (value != "" and is_line(value)), "a name")
+            self.check(name, value is None or (value != "" and is_line(value)), "a name")
             if value is not None and self.hub_name is None:
                 raise InputError(f"data.{name} is for sources hub:OWNER/NAME only, got data.source {self.source}")
 

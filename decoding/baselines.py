@@ -6,11 +6,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
 from torch import Tensor
 
 from decoding.benchmark import Prompts, Seconds, Variant
 from decoding.machine import Costs, count_parameters
+from training.config.command_line import Namespace
 
 
 class _Clock(list[float]):

@@ -1,4 +1,4 @@
-"""What can be asked of a trained GPT, and what is done unless asked: for commands, page and model; no torch."""
+"""What can be asked of a trained model, and what is done unless asked: for commands, page and model; no torch."""
 
 from typing import Literal
 

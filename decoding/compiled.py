@@ -65,7 +65,7 @@ def _embed(
     model: LanguageModel, tokens_BT: Tensor, cache: KVCache
 ) -> tuple[Tensor, RotaryAngles | None, CachePositions]:
     cache_positions = cache.next_positions(1, cache.max_len)
-    return *model.embed(tokens_BT, cache_positions), cache_positions
+    return *model.embed(tokens_BT, cache_positions.positions_BT), cache_positions
 
 
 def _block(

@@ -55,7 +55,7 @@ class LanguageModel(CachedModel, Protocol):
     ) -> Tensor:
         """All of it but the head, (B, T, M); with `last_only`, (B, 1, M)."""
 
-    def embed(self, tokens_BT: Tensor, cache_positions: CachePositions | None) -> tuple[Tensor, RotaryAngles | None]:
+    def embed(self, tokens_BT: Tensor, positions_BT: Tensor | None) -> tuple[Tensor, RotaryAngles | None]:
         """What the first block takes."""
 
 

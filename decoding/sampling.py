@@ -6,11 +6,13 @@ Shapes: B sequences, V vocabulary, A alternatives.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from training.runtime.errors import InputError
 
 NOISE_BLOCK = 256
 """Random numbers that are drawn at once for a sequence."""
@@ -33,7 +35,7 @@ class Sampling:
             "Turning Up the Heat: Min-p Sampling"); None for all.
 
     Raises:
-        ValueError: A value is out of range.
+        InputError: A value is out of range.
     """
 
     repetition_penalty: float = 1.0
@@ -44,15 +46,20 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 < self.repetition_penalty < float("inf"):
-            raise ValueError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
+            raise InputError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+            raise InputError(f"temperature must be at least 0, got {self.temperature}")
         if self.top_k is not None and not self.top_k >= 1:
-            raise ValueError(f"top_k must be null or at least 1, got {self.top_k}")
+            raise InputError(f"top_k must be null or at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be null, or above 0 and at most 1, got {self.top_p}")
+            raise InputError(f"top_p must be null, or above 0 and at most 1, got {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p must be null, or at least 0 and at most 1, got {self.min_p}")
+            raise InputError(f"min_p must be null, or at least 0 and at most 1, got {self.min_p}")
+
+    @classmethod
+    def of(cls, options: Any) -> "Sampling":
+        """What parsed options say."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
 
 
 GREEDY = Sampling(temperature=0)

@@ -8,22 +8,23 @@ from dataclasses import dataclass
 from itertools import takewhile
 from math import inf
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+import gpt
+import seq2seq
 from decoding.choices import Precision
 from decoding.decoder import convert
+from decoding.model_type import ModelType, checkpoint_model_type
 from demo.metrics import METRICS, version
-from gpt.task import LoadedGPT, load_gpt
-from seq2seq.choices import VOCABULARY_FILE
-from seq2seq.task import LoadedSeq2Seq, load_seq2seq
+from gpt.task import LoadedGPT
+from seq2seq.task import LoadedSeq2Seq
 from training.runtime.errors import InputError
 from training.storage.checkpoint import CheckpointError
 from training.storage.reading import Count, MissingFileError, misfit, read_json, read_text
 from training.storage.run_folder import RunFolder, find_checkpoint
 
-Kind = Literal["gpt", "seq2seq"]
 KEPT = 2
 """Models in memory at once."""
 
@@ -44,7 +45,7 @@ class Entry:
     """
 
     name: str
-    kind: Kind
+    kind: ModelType
     task: str | None
     step: int
     val_loss: float | None
@@ -78,7 +79,7 @@ class Catalogue:
         self._whole: dict[str, tuple[tuple[str, int], bool]] = {}
         self._lock = threading.Lock()
 
-    def entries(self, kind: Kind | None = None) -> list[Entry]:
+    def entries(self, kind: ModelType | None = None) -> list[Entry]:
         """The runs with a checkpoint, the newest first; what cannot be read is in `left_out`."""
         found = [self._entry(folder) for folder in sorted(self._folders(), key=changed, reverse=True)]
         return [entry for entry in found if isinstance(entry, Entry) and kind in (None, entry.kind)]
@@ -123,7 +124,7 @@ class Catalogue:
         """A visitor need not know where the runs lie."""
         return text.replace(f"{self.runs.resolve()}/", "").replace(f"{self.runs}/", "")
 
-    def best(self, kind: Kind) -> str | None:
+    def best(self, kind: ModelType) -> str | None:
         """The run with the lowest validation loss of those that can be loaded, which is tried once for each."""
         by_loss = sorted(self.entries(kind), key=lambda entry: inf if entry.val_loss is None else entry.val_loss)
         return next((entry.name for entry in by_loss if self._is_whole(entry)), None)
@@ -155,7 +156,7 @@ class Catalogue:
         assert isinstance(loaded, LoadedSeq2Seq)
         return loaded
 
-    def _load(self, name: Any, kind: Kind, precision: Precision = "fp32") -> LoadedGPT | LoadedSeq2Seq:
+    def _load(self, name: Any, kind: ModelType, precision: Precision = "fp32") -> LoadedGPT | LoadedSeq2Seq:
         # A name is one of the list, never a path.
         folders = {folder.name: folder for folder in self._folders()}
         entry = self._entry(folders[name]) if isinstance(name, str) and name in folders else ""
@@ -173,7 +174,7 @@ class Catalogue:
                 held = None  # The memory of the old ones is free before the new one takes its own.
                 while len(self._held) >= KEPT:
                     self._held.popitem(last=False)
-                load = load_gpt if kind == "gpt" else load_seq2seq
+                load = gpt.load if kind == "gpt" else seq2seq.load
                 try:
                     loaded = load(folder, self.device)
                     if isinstance(loaded, LoadedGPT):
@@ -227,8 +228,8 @@ def _read_entry(folder: Path, checkpoint: Path) -> Entry | str:
         state = read_json(checkpoint / "state.json")
         if fault := misfit(state.get("step") if isinstance(state, dict) else None, Count, "step"):
             return f"{checkpoint / 'state.json'}: {fault}"
-        kind: Kind = "seq2seq" if (checkpoint / VOCABULARY_FILE).exists() else "gpt"
-        if kind == "gpt" and not (checkpoint / "tokenizer.json").exists():
+        kind = checkpoint_model_type(checkpoint)
+        if kind is None:
             return f"{checkpoint} holds neither a tokenizer nor a vocabulary"
         return Entry(
             name=folder.name,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
 from torch import Tensor
 
 from decoding.baselines import transformers_variants
@@ -25,6 +24,7 @@ from gpt.config import GPTConfig
 from gpt.model import GPT
 from gpt.task import load_gpt
 from gpt.to_transformers import to_transformers
+from training.config.command_line import Namespace
 from training.runtime.device import inference_device
 from training.runtime.errors import require_finite
 

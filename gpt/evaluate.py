@@ -4,11 +4,9 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-
-from jsonargparse import Namespace
 
 from data.config import TextConfig
 from data.encodings import decode_text, read_text
@@ -17,30 +15,18 @@ from decoding.generation import search
 from decoding.sampling import Sampling
 from decoding.writing import Piece, write
 from gpt.task import LoadedGPT, default_prompt, load_gpt, measure_split, text_metrics
+from training.config.command_line import Namespace
 from training.runtime.device import inference_device, make_accelerator
 from training.runtime.errors import InputError
 from training.runtime.threads import set_cpu_threads
 
 
 def evaluate(options: Namespace) -> None:
-    """Write texts, or measure a loss, as the options of `gpt.options.parse_evaluation` ask for it."""
+    """Write texts, or measure a loss, as the options of `decoding.options.parse` ask for it."""
     if options.split is None:
         compose(options)
     else:
         measure(options)
-
-
-def sampling_of(options: Namespace) -> Sampling:
-    """How to choose a character.
-
-    Raises:
-        InputError: An option is out of range.
-    """
-    names = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
-    try:
-        return Sampling(**{name: options[name] for name in names})
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def read_prompts(options: Namespace, loaded: LoadedGPT) -> list[str]:
@@ -65,9 +51,9 @@ def read_prompts(options: Namespace, loaded: LoadedGPT) -> list[str]:
 
 def compose(options: Namespace) -> None:
     """Write texts, as the options ask for it."""
-    sampling_of(options)
+    Sampling.of(options)  # What is wrong with it is said before a model is loaded.
     set_cpu_threads()
-    loaded = load_gpt(Path(options.checkpoint), inference_device(), weights=options.weights)
+    loaded = load_gpt(options.checkpoint, inference_device(), weights=options.weights)
     convert(loaded.model, options.precision or "fp32")
     decoder = Decoder(loaded.model, options.mode)
     if options.interactive:
@@ -76,25 +62,6 @@ def compose(options: Namespace) -> None:
         show_beams(options, decoder, loaded)
     else:
         stream(options, decoder, loaded, read_prompts(options, loaded))
-
-
-def pieces_of(
-    options: Namespace, decoder: Decoder, loaded: LoadedGPT, prompts: Sequence[str]
-) -> Generator[Piece, None, None]:
-    """What is written."""
-    return write(
-        decoder,
-        loaded.tokenizer,
-        prompts,
-        max_new_tokens=options.max_new_tokens,
-        sampling=sampling_of(options),
-        seed=options.seed,
-        num_samples=options.num_samples,
-        stop=options.stop or (),
-        when_full=options.when_full,
-        alternatives=options.alternatives,
-        lookup=options.lookup,
-    )
 
 
 def stream(
@@ -115,7 +82,10 @@ def stream(
             print(f"--- {number + 1} of {len(texts)}, seed {seed} ---")
         print(prompt, end="\n" if options.alternatives else "", flush=True)
 
-    with closing(pieces_of(options, decoder, loaded, prompts)) as pieces:
+    names = ("max_new_tokens", "seed", "num_samples", "when_full", "alternatives", "lookup")
+    asked = {name: getattr(options, name) for name in names}
+    sampling, stop = Sampling.of(options), options.stop or ()
+    with closing(write(decoder, loaded.tokenizer, prompts, sampling=sampling, stop=stop, **asked)) as pieces:
         for piece in pieces:
             if interrupted():
                 raise KeyboardInterrupt
@@ -135,23 +105,24 @@ def stream(
         for piece in waiting[number]:
             show(piece, options.alternatives)
         print()
-    total = sum(characters)
-    rate = (total - len(texts)) / seconds
-    speed = f", {rate:,.0f} tokens/s after the first" if total > len(texts) else ""
+    rate = (sum(characters) - len(texts)) / seconds
+    speed = f", {rate:,.0f} tokens/s after the first" if sum(characters) > len(texts) else ""
     several = f"{len(texts)} texts, " if len(texts) > 1 else ""
     where = f"{inference_device().type}, {options.precision or 'fp32'}, {decoder.mode}"
-    print(f"{several}{total:,} tokens{speed}, on {where}", file=sys.stderr)
-    context = loaded.config.model.max_len
-    longest = max(len(prompt) for prompt in prompts)
+    print(f"{several}{sum(characters):,} tokens{speed}, on {where}", file=sys.stderr)
+    tell_of_context(loaded.config.model.max_len, [prompt for prompt, _ in texts], characters, full="context" in ends)
+
+
+def tell_of_context(context: int, prompts: Sequence[str], characters: Sequence[int], *, full: bool) -> None:
+    """Say what the model did not see of texts, and whether they ended as its context was full."""
+    longest = max(map(len, prompts))
     if longest > context:
         print(f"the prompt has {longest:,} tokens: the model sees the last {context} of them", file=sys.stderr)
     # The last token is never read.
-    if any(min(len(prompt), context) + n - 1 > context for (prompt, _), n in zip(texts, characters, strict=True)):
-        print(
-            f"the context of {context} tokens was full: its newer half was kept (--when_full stop ends)",
-            file=sys.stderr,
-        )
-    if "context" in ends:
+    if any(min(len(prompt), context) + n - 1 > context for prompt, n in zip(prompts, characters, strict=True)):
+        slid = f"the context of {context} tokens was full: its newer half was kept (--when_full stop ends)"
+        print(slid, file=sys.stderr)
+    if full:
         print(f"the context of {context} tokens is full: --when_full slide goes on", file=sys.stderr)
 
 
@@ -212,7 +183,7 @@ def noted_interrupts() -> Iterator[Callable[[], bool]]:
 
 def measure(options: Namespace) -> None:
     """Print the loss over every target of a split, in the precision of the run."""
-    loaded = load_gpt(Path(options.checkpoint), weights=options.weights)
+    loaded = load_gpt(options.checkpoint, weights=options.weights)
     int8 = options.precision == "int8"
     if int8:
         convert(loaded.model, "int8")

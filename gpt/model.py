@@ -12,17 +12,13 @@ Shapes: B batch, T tokens, M model size, V vocabulary, and in the formula L laye
 feed-forward size.
 """
 
-import math
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt.config import ModelConfig
-from layers import Block, CachePositions, KVCache, RMSNorm, RotaryAngles, build_positions, init_weights
+from layers import CachePositions, KVCache, Transformer
 
 
-class GPT(nn.Module):
+class GPT(Transformer):
     """Predicts each next token from those before it.
 
     Args:
@@ -30,37 +26,13 @@ class GPT(nn.Module):
         vocab_size: Number of different tokens V.
     """
 
+    config: ModelConfig
     has_native_step = True
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        super().__init__()
-        self.config = config
-        self.vocab_size = vocab_size
-        self.embedding = nn.Embedding(vocab_size, config.d_model)
-        self.positions, self.rotary = build_positions(
-            config.positions,
-            max_len=config.max_len,
-            d_model=config.d_model,
-            head_size=config.head_size,
-        )
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            Block(
-                d_model=config.d_model,
-                num_heads=config.num_heads,
-                num_kv_heads=config.num_kv_heads,
-                d_ff=config.d_ff,
-                dropout=config.dropout,
-                qk_norm=config.qk_norm,
-            )
-            for _ in range(config.num_layers)
-        )
-        self.norm = RMSNorm(config.d_model)
-        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, vocab_size, bias=False)
-
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew, on the CPU, from `generator`; see `layers.init_weights`."""
-        init_weights(self, embedding=self.embedding, head=self.head, generator=generator)
+        super().__init__(config, vocab_size)
+        self.blocks = self.new_blocks()
+        self.add_head()
 
     def forward(
         self, tokens_BT: Tensor, cache: KVCache | None = None, cache_positions: CachePositions | None = None
@@ -98,11 +70,9 @@ class GPT(nn.Module):
 
         With `last_only`, what it makes of the last, of shape (B, 1, M): the last block computes nothing else.
         """
-        if tokens_BT.size(1) > self.config.max_len:
-            raise ValueError(f"expected at most {self.config.max_len} tokens, got {tokens_BT.size(1)}")
         if cache is not None and cache_positions is None:
             cache_positions = cache.extend(tokens_BT.size(1))
-        x_BTM, rotary = self.embed(tokens_BT, cache_positions)
+        x_BTM, rotary = self.embed(tokens_BT, None if cache_positions is None else cache_positions.positions_BT)
         for index, block in enumerate(self.blocks):
             own = None if cache is None else cache.layers[index]
             is_last = index == len(self.blocks) - 1
@@ -110,20 +80,6 @@ class GPT(nn.Module):
                 x_BTM, rotary, causal=True, cache=own, cache_positions=cache_positions, last_only=last_only and is_last
             )
         return x_BTM
-
-    def embed(self, tokens_BT: Tensor, cache_positions: CachePositions | None) -> tuple[Tensor, RotaryAngles | None]:
-        """What the first block takes: embeddings, (B, T, M), and how queries and keys turn."""
-        positions_BT = None if cache_positions is None else cache_positions.positions_BT
-        x_BTM = self.embedding(tokens_BT) * math.sqrt(self.config.d_model)
-        if self.positions is not None:
-            x_BTM = self.positions(x_BTM, positions_BT)
-        rotary = None if self.rotary is None else self.rotary(tokens_BT.size(1), positions_BT)
-        return self.dropout(x_BTM), rotary
-
-    def logits(self, hidden_BTM: Tensor) -> Tensor:
-        """Logits of shape (B, T, V) from what `hidden_states` returned."""
-        normed_BTM = self.norm(hidden_BTM)
-        return F.linear(normed_BTM, self.embedding.weight) if self.head is None else self.head(normed_BTM)
 
     def flops_per_token(self) -> float:
         """Floating point operations of one token's forward and backward pass in training on whole contexts.
@@ -135,16 +91,3 @@ class GPT(nn.Module):
         if self.head is None:
             weights += self.embedding.weight.numel()
         return 6.0 * weights + 12.0 * self.config.num_layers * self.config.d_model * self.config.max_len
-
-    def new_cache(self, batch_size: int = 1, max_len: int | None = None) -> KVCache:
-        """A cache for sequences of up to `max_len` tokens (None: the context), on the model's device, in its dtype."""
-        config = self.config
-        return KVCache(
-            num_layers=config.num_layers,
-            batch_size=batch_size,
-            num_kv_heads=config.kv_heads,
-            max_len=min(max_len or config.max_len, config.max_len),
-            head_size=config.head_size,
-            device=self.embedding.weight.device,
-            dtype=self.embedding.weight.dtype,
-        )

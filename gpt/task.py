@@ -1,11 +1,10 @@
-"""The GPT as a task for the training loop, and the way back from a checkpoint."""
+"""The GPT as a task for the training loop, and loading it from a checkpoint."""
 
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
 from accelerate import Accelerator
 
 from data.characters import CharTokenizer
@@ -22,22 +21,18 @@ from training.evaluation import mean_loss
 from training.run import Result, train
 from training.runtime.errors import InputError, require_finite
 from training.seeds import generator
-from training.storage.loading import Weights, load_weights, saved_config
-from training.storage.run_folder import open_checkpoint
-from training.storage.state import saved_state
-from training.task import Batch
+from training.storage.loading import Device, Loaded, Weights, load_model
+from training.task import DataTask, evaluating
 
 TOKENIZER_FILE = "tokenizer.json"
 
 
-class GPTTask:
-    """A fresh GPT and its text. Subclasses may bring another model, another text, or more metrics.
+class GPTTask(DataTask):
+    """A fresh GPT and its text. Subclasses may bring another model, another text, or more metrics."""
 
-    Args:
-        config: The configuration.
-    """
-
+    model_type = "gpt"
     model_class: type[GPT] = GPT
+    data: TextData
     shows_samples = False
     sample_length = SAMPLE_LENGTH
 
@@ -56,18 +51,6 @@ class GPTTask:
     def load_source(self) -> Source:
         """The text to learn."""
         return load_source(self.config.data)
-
-    def training_batch(self, first: int, count: int) -> Batch:
-        """Windows of the training text; see `TextData`."""
-        return self.data.training_batch(first, count)
-
-    def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterator[Batch]:
-        """Windows of the validation text; see `TextData`."""
-        return self.data.validation_batches(batch_size, rank, num_ranks)
-
-    def describe_samples(self, first: int, count: int) -> str:
-        """Where samples of the training stream begin in the text."""
-        return self.data.describe_samples(first, count)
 
     def sample(self, seed: int) -> str:
         """`sample_length` characters that follow a line break."""
@@ -111,9 +94,7 @@ def sample_text(
 
     `decoding.writing.write` is faster and can do more, with a model that no longer changes.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         pieces = write(
             Decoder(model, "eager"),
             tokenizer,
@@ -124,8 +105,6 @@ def sample_text(
             when_full="slide",
         )
         yield from (piece.text for piece in pieces)
-    finally:
-        model.train(was_training)
 
 
 def train_gpt(
@@ -135,51 +114,21 @@ def train_gpt(
     return train(lambda: task(config), config, output_dir=output_dir, resume=resume)
 
 
-class LoadedGPT(NamedTuple):
-    """A trained model, ready to sample from.
+class LoadedGPT(Loaded[GPT, CharTokenizer, GPTConfig]):
+    """A trained GPT, ready to sample from."""
 
-    Attributes:
-        model: In evaluation mode, in fp32.
-        tokenizer: Its vocabulary.
-        config: Of its run.
-        weights: Which ones it has: "ema" or "raw".
-        data_sha256: Of the text that it was trained on.
-    """
-
-    model: GPT
-    tokenizer: CharTokenizer
-    config: GPTConfig
-    weights: Weights
-    data_sha256: str
+    @property
+    def tokenizer(self) -> CharTokenizer:
+        """Its vocabulary."""
+        return self.vocabulary
 
 
 def load_gpt(
-    path: Path,
-    device: torch.device | str = "cpu",
-    *,
-    weights: Weights | None = None,
-    model_class: type[GPT] = GPT,
+    path: Path | str, device: Device = "cpu", *, weights: Weights | None = None, model_class: type[GPT] = GPT
 ) -> LoadedGPT:
-    """Load the best checkpoint of a run, or one checkpoint.
-
-    Args:
-        path: The folder of a run or of a checkpoint.
-        device: Where the model goes.
-        weights: "ema" for the average of the weights, "raw" for those of the step; None for the average where the
-            checkpoint has one.
-        model_class: What was trained.
-
-    Raises:
-        CheckpointError: There is no checkpoint, it is damaged, or it has no average.
-        InputError: It is not a GPT's.
-    """
-    checkpoint = open_checkpoint(path)
-    tokenizer = CharTokenizer.from_json(checkpoint.text(TOKENIZER_FILE), checkpoint.folder / TOKENIZER_FILE)
-    config = saved_config(GPTConfig, checkpoint)
-    model = model_class(config.model, len(tokenizer))
-    weights = load_weights(model, checkpoint, weights, TOKENIZER_FILE)
-    sha256 = str(saved_state(checkpoint).identity.get("data_sha256"))
-    return LoadedGPT(model.to(device).float().eval(), tokenizer, config, weights, sha256)
+    """Load the GPT of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`."""
+    reader = GPTConfig, TOKENIZER_FILE, CharTokenizer.from_json, "GPT"
+    return LoadedGPT(*load_model(path, device, weights, model_class, *reader))
 
 
 class Measured(NamedTuple):

@@ -10,13 +10,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import get_args
 
-from jsonargparse import Namespace
-
 from decoding.choices import Mode, Precision, TargetMode
+from decoding.model_type import asked_model_type
 from gpt.config import GPTConfig
 from seq2seq.config import Seq2SeqConfig
-from seq2seq.kind import is_seq2seq
-from training.config.command_line import StrictParser
+from training.config.command_line import Namespace, StrictParser
 from training.plots import check_output
 from training.runtime.errors import InputError, exit_code
 
@@ -33,7 +31,7 @@ def parse(of_pairs: bool) -> tuple[Namespace, GPTConfig | Seq2SeqConfig | None]:
     options = parser.parse_args()
     if (options.checkpoint is None) == (not options.config):
         raise InputError("give either --config FILE or --checkpoint DIR")
-    smallest = {"repeats": options.repeats, "batch": min(options.batch), "length": options.get("length", 1)}
+    smallest = {"repeats": options.repeats, "batch": min(options.batch), "length": getattr(options, "length", 1)}
     for name, value in smallest.items():
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
@@ -95,7 +93,7 @@ def _parser(of_pairs: bool) -> StrictParser:
 
 def main() -> None:
     """Parse, and only then load torch and what makes the variants of the model."""
-    of_pairs = is_seq2seq(sys.argv[1:])
+    of_pairs = asked_model_type(sys.argv[1:]) == "seq2seq"
     options, config = parse(of_pairs)
     from decoding.report import plot, show
     from training.runtime.threads import set_cpu_threads

@@ -1,24 +1,21 @@
-"""Write text with a trained GPT, or measure its loss: `python launch/evaluate.py --checkpoint DIR [--split val]`.
+"""Use a trained model: `python launch/evaluate.py --checkpoint DIR`, which says itself which model's it is.
 
-With the checkpoint of an encoder-decoder: `--source TEXT`, or `--split test`.
+A GPT continues a `--prompt`, an encoder-decoder writes the target of a `--source`; with `--split` either is measured.
 """
 
 import sys
 
-import gpt.options
-import seq2seq.options
-from seq2seq.kind import is_seq2seq
+from decoding.options import parse
 from training.runtime.errors import exit_code
 
 
 def main() -> None:
     """Parse, and only then load torch and what the model's package does with the options."""
-    if is_seq2seq(sys.argv[1:]):
-        options = seq2seq.options.parse_evaluation()
-        from seq2seq.evaluate import evaluate
-    else:
-        options = gpt.options.parse_evaluation()
+    options = parse(sys.argv[1:])
+    if options.model_type == "gpt":
         from gpt.evaluate import evaluate
+    else:
+        from seq2seq.evaluate import evaluate
     evaluate(options)
 
 

@@ -6,11 +6,9 @@ from itertools import product
 from pathlib import Path
 from typing import get_args
 
-from jsonargparse import Namespace
-
 from data.strings import Task
 from seq2seq.choices import RECIPES
-from training.config.command_line import StrictParser
+from training.config.command_line import Namespace, StrictParser
 from training.plots import check_output
 from training.runtime.errors import InputError, exit_code
 

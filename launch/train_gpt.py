@@ -5,48 +5,43 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt.config import GPTConfig
+import gpt
 from training.runtime.errors import exit_code
 from training.train_command import script_command, show_losses, show_next, train_command
 
 if TYPE_CHECKING:
-    from gpt.task import GPTTask
     from training.run import Result
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/gpt/quick.yaml"
 EVALUATE = Path(__file__).with_name("evaluate.py")
 
 
-def main(task: "type[GPTTask] | None" = None) -> None:
+def main(task: "type[gpt.GPTTask] | None" = None) -> None:
     """Parse, train, and show what came out.
 
     Args:
         task: What to train, for a script of one's own; None for a `GPTTask`.
     """
-    train_command(
-        "train_gpt.py", "Train a GPT on text.", DEFAULT_CONFIG, GPTConfig, partial(train, task), partial(show, task)
-    )
+    own = partial(train, task), partial(show, task)
+    train_command("train_gpt.py", "Train a GPT on text.", DEFAULT_CONFIG, gpt.GPTConfig, *own)
 
 
-def train(task: "type[GPTTask] | None", config: GPTConfig, **options: Any) -> "Result":
+def train(task: "type[gpt.GPTTask] | None", config: gpt.GPTConfig, **options: Any) -> "Result":
     """Train, with torch, which is loaded here: what is wrong with the options was said before."""
-    from gpt.task import GPTTask, train_gpt
-
-    return train_gpt(config, task=task or GPTTask, **options)
+    return gpt.train(config, task=task or gpt.GPTTask, **options)
 
 
-def show(task: "type[GPTTask] | None", result: "Result", config: GPTConfig) -> None:
+def show(task: "type[gpt.GPTTask] | None", result: "Result", config: gpt.GPTConfig) -> None:
     """Print the losses, the best checkpoint, a sample from it, and what to type next."""
-    from gpt.model import GPT
-    from gpt.task import GPTTask, default_prompt, load_gpt, sample_text
+    from gpt.task import default_prompt, sample_text
 
-    run, model_class = result.run.path, (task or GPTTask).model_class
-    best = load_gpt(run, model_class=model_class)
+    run, model_class = result.run.path, (task or gpt.GPTTask).model_class
+    best = gpt.load(run, model_class=model_class)
     show_losses(result, "character")
     for piece in sample_text(best.model, best.tokenizer, default_prompt(best.tokenizer)):
         print(piece, end="", flush=True)
     print("\n\nWhat next:")
-    if model_class is GPT:
+    if model_class is gpt.GPT:
         prompt = ' --prompt "ROMEO:"' if set("ROMEO:") <= set(best.tokenizer.characters) else ""
         print(f"  sample:      {script_command(EVALUATE, '--checkpoint', run)}{prompt}")
     show_next(result, config)

@@ -5,45 +5,35 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from seq2seq.config import Seq2SeqConfig
+import seq2seq
 from training.runtime.errors import exit_code
 from training.train_command import script_command, show_losses, show_next, train_command
 
 if TYPE_CHECKING:
-    from seq2seq.task import Seq2SeqTask
     from training.run import Result
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/seq2seq/copy.yaml"
 EVALUATE = Path(__file__).with_name("evaluate.py")
 
 
-def main(task: "type[Seq2SeqTask] | None" = None) -> None:
+def main(task: "type[seq2seq.Seq2SeqTask] | None" = None) -> None:
     """Parse, train, and show what came out.
 
     Args:
         task: What to train, for a script of one's own; None for a `Seq2SeqTask`.
     """
-    train_command(
-        "train_seq2seq.py",
-        "Train an encoder-decoder on pairs of texts.",
-        DEFAULT_CONFIG,
-        Seq2SeqConfig,
-        partial(train, task),
-        partial(show, task),
-    )
+    what = "Train an encoder-decoder on pairs of texts."
+    own = partial(train, task), partial(show, task)
+    train_command("train_seq2seq.py", what, DEFAULT_CONFIG, seq2seq.Seq2SeqConfig, *own)
 
 
-def train(task: "type[Seq2SeqTask] | None", config: Seq2SeqConfig, **options: Any) -> "Result":
+def train(task: "type[seq2seq.Seq2SeqTask] | None", config: seq2seq.Seq2SeqConfig, **options: Any) -> "Result":
     """Train, with torch, which is loaded here: what is wrong with the options was said before."""
-    from seq2seq.task import Seq2SeqTask, train_seq2seq
-
-    return train_seq2seq(config, task=task or Seq2SeqTask, **options)
+    return seq2seq.train(config, task=task or seq2seq.Seq2SeqTask, **options)
 
 
-def show(task: "type[Seq2SeqTask] | None", result: "Result", config: Seq2SeqConfig) -> None:
+def show(task: "type[seq2seq.Seq2SeqTask] | None", result: "Result", config: seq2seq.Seq2SeqConfig) -> None:
     """Print the losses, the accuracy, the best checkpoint, and what to type next."""
-    from seq2seq.model import EncoderDecoder
-
     run = result.run
     show_losses(result, "token")
     newest = (run.read_metrics() or [{}])[-1]
@@ -51,7 +41,7 @@ def show(task: "type[Seq2SeqTask] | None", result: "Result", config: Seq2SeqConf
         if name in newest:
             print(f"{name.replace('_', ' '):<15}  {newest[name]:.4f} {unit}".rstrip())
     print("\nWhat next:")
-    if task is None or task.model_class is EncoderDecoder:
+    if task is None or task.model_class is seq2seq.EncoderDecoder:
         evaluate = (EVALUATE, "--checkpoint", run.path)
         if config.data.task != "pairs":
             example = config.data.symbols[: min(8, config.data.max_length)]

@@ -11,9 +11,9 @@ from layers.attention import MultiHeadAttention
 from layers.block import Block, Memory
 from layers.cache import CachePositions, KVCache, LayerCache
 from layers.feed_forward import SwiGLU
-from layers.initialisation import init_weights
 from layers.norm import RMSNorm
 from layers.positions import LearnedPositions, RotaryAngles, RotaryPositions, SinusoidalPositions, build_positions
+from layers.transformer import Transformer
 
 __all__ = [
     "Block",
@@ -28,6 +28,6 @@ __all__ = [
     "RotaryPositions",
     "SinusoidalPositions",
     "SwiGLU",
+    "Transformer",
     "build_positions",
-    "init_weights",
 ]

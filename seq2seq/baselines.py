@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
 from torch import Tensor
 
 from data.config import FRAME
@@ -21,6 +20,7 @@ from decoding.targets import decode_steps, native_step
 from seq2seq.config import Seq2SeqConfig
 from seq2seq.model import EncoderDecoder
 from seq2seq.task import load_seq2seq
+from training.config.command_line import Namespace
 from training.runtime.device import inference_device
 from training.runtime.errors import InputError
 

@@ -1,7 +1,5 @@
 """Names that commands and the encoder-decoder share; no torch."""
 
-VOCABULARY_FILE = "vocabulary.json"
-"""In a checkpoint; that it is there tells an encoder-decoder's."""
 RECIPES = {
     "sinusoidal": ("sinusoidal", "content", "0.0"),
     "learned": ("learned", "content", "0.0"),

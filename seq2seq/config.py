@@ -4,14 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.config import FRAME, PairConfig
-from training.config.sections import (
-    OptimizerConfig,
-    RunConfig,
-    ScheduleConfig,
-    TrainingConfig,
-    TransformerConfig,
-    check,
-)
+from training.config.sections import RunConfig, TransformerConfig, setting
 from training.runtime.errors import InputError
 
 
@@ -35,15 +28,13 @@ class ModelConfig(TransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, "num_layers", self.num_layers >= 1, "at least 1")
-        check(self, "max_len", self.max_len > FRAME, f"above {FRAME}, for a symbol between start and end")
-        check(self, "random_positions", 0 <= self.random_positions <= 1, "between 0 and 1")
+        self.check("num_layers", self.num_layers >= 1, "at least 1")
+        self.check("max_len", self.max_len > FRAME, f"above {FRAME}, for a symbol between start and end")
+        self.check("random_positions", 0 <= self.random_positions <= 1, "between 0 and 1")
         asked, rotary = self.cross_positions, self.positions == "rotary"
-        check(
-            self, "cross_positions", rotary or asked in (None, "content"), "null or content, without rotary positions"
-        )
+        self.check("cross_positions", rotary or asked in (None, "content"), "null or content, without rotary positions")
         halves = asked != "both_ends" or self.kv_heads % 2 == 0
-        check(self, "cross_positions", halves, "null, content or start, with an odd number of key-value heads")
+        self.check("cross_positions", halves, "null, content or start, with an odd number of key-value heads")
 
     @property
     def crossing(self) -> Literal["content", "start", "both_ends"]:
@@ -57,28 +48,11 @@ class ModelConfig(TransformerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Seq2SeqConfig(RunConfig):
-    """One experiment.
+    """One experiment."""
 
-    Attributes:
-        name: The run's folder is the next free runs/NAME-N.
-        seed: Every random draw follows from it.
-        tracking: Where curves go besides metrics.jsonl: tensorboard, wandb (Weights & Biases; offline without an
-            account), both, or none.
-        model: The model.
-        data: The task.
-        training: The loop.
-        optimizer: The optimizer.
-        schedule: The learning rate.
-    """
-
-    name: str = "seq2seq"
-    seed: int = 1
-    tracking: Literal["tensorboard", "wandb", "both", "none"] = "tensorboard"
+    name: str = setting("seq2seq", on_resume="same")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: PairConfig = field(default_factory=PairConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
-
 from data.config import FRAME
 from data.pair_batches import by_length, check_source, load_pairs
 from data.pairs import FilePairs
@@ -18,8 +16,8 @@ from decoding.sampling import Sampling
 from decoding.targets import decode, search
 from seq2seq.accuracy import LengthAccuracy, accuracy_by_length
 from seq2seq.attention_map import cross_attention, plot_attention
-from seq2seq.options import SAMPLING
 from seq2seq.task import LoadedSeq2Seq, load_seq2seq
+from training.config.command_line import Namespace
 from training.runtime.device import inference_device
 from training.runtime.errors import InputError
 from training.runtime.progress import Progress
@@ -29,21 +27,14 @@ BATCH = 250
 
 
 def evaluate(options: Namespace) -> None:
-    """Print targets or accuracies, as the options of `seq2seq.options.parse_evaluation` ask for it."""
-    sampling = _sampling_of(options)
+    """Print targets or accuracies, as the options of `decoding.options.parse` ask for it."""
+    sampling = Sampling.of(options)
     set_cpu_threads()
-    loaded = load_seq2seq(Path(options.checkpoint), inference_device(), weights=options.weights)
+    loaded = load_seq2seq(options.checkpoint, inference_device(), weights=options.weights)
     if options.split is None:
         write(options, loaded, sampling)
     else:
         measure(options, loaded)
-
-
-def _sampling_of(options: Namespace) -> Sampling:
-    try:
-        return Sampling(**{name: options[name] for name in SAMPLING})
-    except ValueError as error:
-        raise InputError(str(error)) from error
 
 
 def write(options: Namespace, loaded: LoadedSeq2Seq, sampling: Sampling) -> None:
@@ -153,20 +144,13 @@ def held_out_pairs(options: Namespace, loaded: LoadedSeq2Seq) -> tuple[list[Pair
                 f"lengths must rise from 1 at least to {room} at most (model.max_len), got {low} and {high}"
             )
         data = replace(data, min_length=low, max_length=high)
-    if options.data.source is not None:
-        data = replace(
-            data,
-            source=options.data.source,
-            source_column=options.data.source_column or data.source_column,
-            target_column=options.data.target_column or data.target_column,
-            revision=options.data.revision,
-            subset=options.data.subset,
-            on_bad_row=options.data.on_bad_row or data.on_bad_row,
-        )
+    other = {name: value for name, value in vars(options.data).items() if name != "unknown" and value is not None}
+    if other:
+        data = replace(data, **{"revision": None, "subset": None, **other})
     pairs = load_pairs(data, config.seed)
     if isinstance(pairs, FilePairs):
         pairs.check_lengths(config.model.max_len)
-    if options.lengths is None and options.data.source is None and pairs.sha256 != loaded.data_sha256:
+    if options.lengths is None and not other and pairs.sha256 != loaded.data_sha256:
         raise InputError(
             f"{pairs.origin} does not hold the pairs that the run was trained on (their SHA-256 differs): "
             f"to measure on it all the same, name it again with --data.source"

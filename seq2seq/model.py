@@ -13,46 +13,19 @@ Shapes: B batch, S source tokens, T target tokens, P the longer of the two, M mo
 H key-value heads.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.pair_batches import check_source, frame_source, padded
 from data.vocabulary import END, PAD, START
-from layers import (
-    Block,
-    CachePositions,
-    KVCache,
-    Memory,
-    MultiHeadAttention,
-    RMSNorm,
-    RotaryAngles,
-    build_positions,
-    init_weights,
-)
+from layers import CachePositions, KVCache, Memory, MultiHeadAttention, RMSNorm, RotaryAngles, Transformer
 from seq2seq.config import ModelConfig
 from training.runtime.errors import InputError
 
 
-def _blocks(config: ModelConfig, *, cross: bool = False) -> nn.ModuleList:
-    return nn.ModuleList(
-        Block(
-            d_model=config.d_model,
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            d_ff=config.d_ff,
-            dropout=config.dropout,
-            qk_norm=config.qk_norm,
-            cross=cross,
-        )
-        for _ in range(config.num_layers)
-    )
-
-
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(Transformer):
     """Predicts each next token of a target from its source and from the tokens before it.
 
     Args:
@@ -61,26 +34,15 @@ class EncoderDecoder(nn.Module):
     """
 
     pad_token, start_token, end_token = PAD, START, END
+    config: ModelConfig
     has_native_step = True
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        super().__init__()
-        self.config = config
-        self.vocab_size = vocab_size
-        self.embedding = nn.Embedding(vocab_size, config.d_model)
-        self.positions, self.rotary = build_positions(
-            config.positions, max_len=config.max_len, d_model=config.d_model, head_size=config.head_size
-        )
-        self.dropout = nn.Dropout(config.dropout)
-        self.encoder_blocks = _blocks(config)
+        super().__init__(config, vocab_size)
+        self.encoder_blocks = self.new_blocks()
         self.encoder_norm = RMSNorm(config.d_model)
-        self.decoder_blocks = _blocks(config, cross=True)
-        self.norm = RMSNorm(config.d_model)
-        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, vocab_size, bias=False)
-
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights anew, on the CPU, from `generator`; see `layers.init_weights`."""
-        init_weights(self, embedding=self.embedding, head=self.head, generator=generator)
+        self.decoder_blocks = self.new_blocks(cross=True)
+        self.add_head()
 
     def forward(self, source_BS: Tensor, target_BT: Tensor, positions_BP: Tensor | None = None) -> Tensor:
         """Predict the token after each of `target_BT`.
@@ -103,7 +65,7 @@ class EncoderDecoder(nn.Module):
     def encode(self, source_BS: Tensor, positions_BP: Tensor | None = None) -> Memory:
         """Read sources, padded with `PAD`, whose tokens stand at the first of `positions_BP`, or from 0 on."""
         mask_BS = source_BS != PAD
-        x_BSM, rotary = self._embed(source_BS, _first(positions_BP, source_BS.size(1)))
+        x_BSM, rotary = self.embed(source_BS, _first(positions_BP, source_BS.size(1)))
         for block in self.encoder_blocks:
             x_BSM = block(x_BSM, rotary, mask_BTS=mask_BS[:, None])
         return Memory(
@@ -165,7 +127,7 @@ class EncoderDecoder(nn.Module):
         positions_BT = (
             _first(positions_BP, target_BT.size(1)) if cache_positions is None else cache_positions.positions_BT
         )
-        x_BTM, rotary = self._embed(target_BT, positions_BT)
+        x_BTM, rotary = self.embed(target_BT, positions_BT)
         for index, block in enumerate(self.decoder_blocks):
             own, of_memory = (None if c is None else c.layers[index] for c in (cache, memory.cache))
             x_BTM = block(
@@ -179,20 +141,6 @@ class EncoderDecoder(nn.Module):
             )
         return x_BTM
 
-    def logits(self, hidden_BTM: Tensor) -> Tensor:
-        """Logits of shape (B, T, V) from what `hidden_states` returned."""
-        normed_BTM = self.norm(hidden_BTM)
-        return F.linear(normed_BTM, self.embedding.weight) if self.head is None else self.head(normed_BTM)
-
-    def _embed(self, tokens_BT: Tensor, positions_BT: Tensor | None) -> tuple[Tensor, RotaryAngles | None]:
-        length = tokens_BT.size(1)
-        if length > self.config.max_len:
-            raise ValueError(f"expected at most {self.config.max_len} tokens, got {length}")
-        x_BTM = self.embedding(tokens_BT) * math.sqrt(self.config.d_model)
-        if self.positions is not None:
-            x_BTM = self.positions(x_BTM, positions_BT)
-        return self.dropout(x_BTM), None if self.rotary is None else self.rotary(length, positions_BT)
-
     def cache_cross_attention(self, memory: Memory) -> Memory:
         """The same memory with the keys and values of cross-attention in a cache; gradients do not pass through it."""
         states_BSM, counts = memory.states_BSM, memory.mask_B1S.sum((1, 2)).tolist()
@@ -203,19 +151,6 @@ class EncoderDecoder(nn.Module):
             assert isinstance(crossing, MultiHeadAttention)
             crossing.cache_memory(states_BSM, layer, cache_positions, memory.rotary)
         return Memory(states_BSM=states_BSM, mask_B1S=memory.mask_B1S, rotary=memory.rotary, cache=cache)
-
-    def new_cache(self, batch_size: int = 1, max_len: int | None = None) -> KVCache:
-        """A cache for targets of up to `max_len` tokens (None: the context), on the model's device, in its dtype."""
-        config = self.config
-        return KVCache(
-            num_layers=config.num_layers,
-            batch_size=batch_size,
-            num_kv_heads=config.kv_heads,
-            max_len=min(max_len or config.max_len, config.max_len),
-            head_size=config.head_size,
-            device=self.embedding.weight.device,
-            dtype=self.embedding.weight.dtype,
-        )
 
     def flops_per_token(self, source_per_target: float) -> float:
         """Floating point operations of one target token's forward and backward pass in training.

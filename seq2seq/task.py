@@ -1,9 +1,7 @@
-"""The encoder-decoder as a task for the training loop, and the way back from a checkpoint."""
+"""The encoder-decoder as a task for the training loop, and loading it from a checkpoint."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -11,30 +9,25 @@ from data.pair_batches import PairData
 from data.strings import Pair
 from data.vocabulary import Vocabulary
 from seq2seq.accuracy import exact_match, predict, token_accuracy
-from seq2seq.choices import VOCABULARY_FILE
 from seq2seq.config import Seq2SeqConfig
 from seq2seq.model import EncoderDecoder
 from training.run import Result, train
-from training.runtime.errors import InputError
 from training.seeds import generator
-from training.storage.loading import Weights, load_weights, saved_config
-from training.storage.run_folder import open_checkpoint
-from training.storage.state import saved_state
-from training.task import Batch
+from training.storage.loading import Device, Loaded, Weights, load_model
+from training.task import DataTask, evaluating
 
+VOCABULARY_FILE = "vocabulary.json"
 SAMPLES = 5
 WIDEST = 40
 """Characters of a text that the table of samples shows."""
 
 
-class Seq2SeqTask:
-    """A fresh encoder-decoder and its pairs. Subclasses may bring another model or more metrics.
+class Seq2SeqTask(DataTask):
+    """A fresh encoder-decoder and its pairs. Subclasses may bring another model or more metrics."""
 
-    Args:
-        config: The configuration.
-    """
-
+    model_type = "seq2seq"
     model_class: type[EncoderDecoder] = EncoderDecoder
+    data: PairData
     shows_samples = True
 
     def __init__(self, config: Seq2SeqConfig) -> None:
@@ -48,18 +41,6 @@ class Seq2SeqTask:
         self.data_origin = self.data.pairs.origin
         self.data_notes = self.data.notes
         self.data_sha256 = self.data.pairs.sha256
-
-    def training_batch(self, first: int, count: int) -> Batch:
-        """Pairs of the endless stream; see `PairData`."""
-        return self.data.training_batch(first, count)
-
-    def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterator[Batch]:
-        """Pairs of the validation split; see `PairData`."""
-        return self.data.validation_batches(batch_size, rank, num_ranks)
-
-    def describe_samples(self, first: int, count: int) -> str:
-        """Which pairs stand at a place of the stream."""
-        return self.data.describe_samples(first, count)
 
     def sample(self, seed: int) -> str:
         """A table of validation pairs with what the model makes of them."""
@@ -80,17 +61,6 @@ class Seq2SeqTask:
     def checkpoint_files(self) -> Mapping[str, str]:
         """The vocabulary."""
         return {VOCABULARY_FILE: self.data.vocabulary.to_json()}
-
-
-@contextmanager
-def evaluating(model: EncoderDecoder) -> Iterator[None]:
-    """The model in evaluation mode, for a while."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def sample_table(pairs: Sequence[Pair], predictions: Sequence[str | None], vocabulary: Vocabulary) -> str:
@@ -122,50 +92,17 @@ def train_seq2seq(
     return train(lambda: task(config), config, output_dir=output_dir, resume=resume)
 
 
-class LoadedSeq2Seq(NamedTuple):
-    """A trained model, ready to decode with.
-
-    Attributes:
-        model: In evaluation mode, in fp32.
-        vocabulary: Its symbols.
-        config: Of its run.
-        weights: Which ones it has: "ema" or "raw".
-        data_sha256: Of the pairs that it was trained on.
-    """
-
-    model: EncoderDecoder
-    vocabulary: Vocabulary
-    config: Seq2SeqConfig
-    weights: Weights
-    data_sha256: str
+class LoadedSeq2Seq(Loaded[EncoderDecoder, Vocabulary, Seq2SeqConfig]):
+    """A trained encoder-decoder, ready to write targets."""
 
 
 def load_seq2seq(
-    path: Path,
-    device: torch.device | str = "cpu",
+    path: Path | str,
+    device: Device = "cpu",
     *,
     weights: Weights | None = None,
     model_class: type[EncoderDecoder] = EncoderDecoder,
 ) -> LoadedSeq2Seq:
-    """Load the best checkpoint of a run, or one checkpoint.
-
-    Args:
-        path: The folder of a run or of a checkpoint.
-        device: Where the model goes.
-        weights: "ema" for the average of the weights, "raw" for those of the step; None for the average where the
-            checkpoint has one.
-        model_class: What was trained.
-
-    Raises:
-        CheckpointError: There is no checkpoint, it is damaged, or it has no average.
-        InputError: It is not an encoder-decoder's.
-    """
-    checkpoint = open_checkpoint(path)
-    if VOCABULARY_FILE not in checkpoint.files:
-        raise InputError(f"{checkpoint.folder} is no encoder-decoder's: it has no {VOCABULARY_FILE}")
-    vocabulary = Vocabulary.from_json(checkpoint.text(VOCABULARY_FILE), checkpoint.folder / VOCABULARY_FILE)
-    config = saved_config(Seq2SeqConfig, checkpoint)
-    model = model_class(config.model, len(vocabulary))
-    weights = load_weights(model, checkpoint, weights, VOCABULARY_FILE)
-    sha256 = str(saved_state(checkpoint).identity.get("data_sha256"))
-    return LoadedSeq2Seq(model.to(device).float().eval(), vocabulary, config, weights, sha256)
+    """Load the model of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`."""
+    reader = Seq2SeqConfig, VOCABULARY_FILE, Vocabulary.from_json, "encoder-decoder"
+    return LoadedSeq2Seq(*load_model(path, device, weights, model_class, *reader))

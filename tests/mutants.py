@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, NoReturn
 ROOT = Path(__file__).parents[1]
 LIST = "tests/mutants.toml"
 PRELOADED = (
-    *("accelerate", "datasets", "hypothesis", "jsonargparse", "safetensors.torch", "torch._dynamo"),
+    *("accelerate", "datasets", "hypothesis", "safetensors.torch", "torch._dynamo"),
     *("torch.distributed.nn", "tqdm", "yaml"),
 )
 ARGUMENTS = (

@@ -46,7 +46,7 @@ def test_imports_go_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "layers").glob("*.py")), ids=lambda path: path.name)
 def test_layers_import_torch_only(path: Path) -> None:
-    allowed = {"torch", "layers", "collections", "dataclasses", "os", "typing"}
+    allowed = {"torch", "layers", "collections", "dataclasses", "math", "os", "typing"}
     assert imported(list(ast.walk(ast.parse(path.read_text())))) <= allowed
 
 

@@ -3,8 +3,9 @@
 Shapes: B batch, T target tokens, V vocabulary.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,7 @@ class Task(Protocol):
     """A model with its data. The model maps `Batch.inputs` to logits of shape (B, T, V).
 
     Attributes:
+        model_type: What a checkpoint says of itself: which model's it is.
         samples_per_epoch: Training sequences in one pass over the data.
         tokens_per_sample: Targets in one of them, in the mean.
         flops_per_token: Floating point operations of one target's forward and backward pass.
@@ -46,6 +48,7 @@ class Task(Protocol):
         shows_samples: Whether samples are for the terminal as well.
     """
 
+    model_type: str
     samples_per_epoch: int
     tokens_per_sample: float
     flops_per_token: float
@@ -74,6 +77,35 @@ class Task(Protocol):
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """Names and contents of text files that a checkpoint needs besides weights: vocabulary and the like."""
+
+
+class DataTask:
+    """The part of a task that its data does. Subclasses are made of a configuration, and set `data` and the rest."""
+
+    data: Any
+
+    def training_batch(self, first: int, count: int) -> Batch:
+        """Samples of the training stream."""
+        return self.data.training_batch(first, count)
+
+    def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterator[Batch]:
+        """Samples of the validation split."""
+        return self.data.validation_batches(batch_size, rank, num_ranks)
+
+    def describe_samples(self, first: int, count: int) -> str:
+        """Where samples of the training stream come from."""
+        return self.data.describe_samples(first, count)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def loss_sum(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:

@@ -6,13 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from jsonargparse import Namespace
-
-from training.config.command_line import StrictParser
+from training.config.command_line import Namespace, StrictParser
 from training.config.sections import RunConfig
-from training.runtime.errors import InputError
 from training.runtime.surroundings import outlive_output
-from training.storage.reading import read_yaml
 from training.storage.run_folder import RunFolder, newest_run, python_command
 from training.storage.state import Counters
 
@@ -70,30 +66,17 @@ def train_command(
 
 def _parse(parser: StrictParser, options: list[str], default_config: Path) -> Namespace:
     """Parse options over the configuration that is asked for, else that of the run to go on with, else the default."""
-    quiet = [option for option in options if option.split("=")[0] not in ("-h", "--help", "--print_config")]
-    file = [] if any(option.split("=")[0] == "--config" for option in options) else ["--config", str(default_config)]
-    values = parser.parse_args([*file, *quiet])
-    own = _own_config(values) if file and values.resume else None
-    if own is not None:
-        file = ["--config", str(own)]
-        try:
-            values = parser.parse_args([*file, *quiet])
-        except InputError as error:
-            raise InputError(f"{own}: {error}") from error
-    if options != quiet:
-        # A file need not name all options, so that what it says becomes the defaults for the help alone.
-        parser.set_defaults({name: value for name, value in vars(values.as_flat()).items() if name != "config"})
-        parser.parse_args([*file, *options])
-    return values
+    if any(option.split("=")[0] == "--config" for option in options):
+        return parser.parse_args(options)
+    values = parser.parse_only(["--config", str(default_config), *options])
+    own = _own_config(values) if values.resume else None
+    return parser.parse_args(["--config", str(own or default_config), *options])
 
 
 def _own_config(values: Namespace) -> Path | None:
     """The configuration of the run that is to go on, where there is one."""
     run = newest_run(values.name) if values.output_dir is None else RunFolder(Path(values.output_dir))
-    if run is None or not os.path.lexists(run.config_file):
-        return None
-    read_yaml(run.config_file)  # Whoever reads it next would wait for a FIFO.
-    return run.config_file
+    return run.config_file if run is not None and os.path.lexists(run.config_file) else None
 
 
 def show_losses(result: "Result", unit: str) -> None:

@@ -13,7 +13,7 @@ HEAVY = {"torch", "accelerate", "datasets", "gradio", "transformers", "matplotli
 PACKAGES = ("layers", "training", "data", "decoding", "gpt", "seq2seq", "launch", "demo")
 FILES = [path.relative_to(ROOT) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 MAINS = [path for path in FILES if '__name__ == "__main__"' in (ROOT / path).read_text()]
-INTERNAL = Path("data/hub.py")  # Started by ourselves, with a request in JSON.
+INTERNAL = Path("data/hub_process.py")  # Started by ourselves, with a request in JSON.
 SCRIPTS = [str(path) for path in MAINS if path.parts[0] in ("launch", "demo")]
 MODULES = [".".join(path.with_suffix("").parts) for path in MAINS if str(path) not in SCRIPTS and path != INTERNAL]
 
@@ -121,6 +121,28 @@ def test_the_model_loads_torch_alone_and_a_training_says_its_device_before_it_lo
     code, text, said, [with_model, at_first_line] = run(TRAIN, str(ROOT / "launch/train_gpt.py"), cwd=tmp_path)
     assert (code, said) == (0, "")
     assert text.startswith("device      ")
-    assert with_model & (late | {"torch", "accelerate", "jsonargparse"}) == {"torch"}
+    assert with_model & (late | {"torch", "accelerate"}) == {"torch"}
     assert "accelerate" in at_first_line
     assert not at_first_line & late
+
+
+@pytest.mark.parametrize(("package", "model"), [("gpt", "GPT"), ("seq2seq", "EncoderDecoder")])
+def test_a_package_loads_torch_when_its_model_is_asked_for(package: str, model: str, tmp_path: Path) -> None:
+    tell = 'print("loaded", *sys.modules, file=sys.stderr)'
+    code = f"""
+import sys
+import {package}
+from {package} import ModelConfig
+{tell}
+from {package} import {model}, load
+from {package}.task import load_{package}
+assert load is load_{package}
+assert {model}.__module__ == "{package}.model"
+assert all(getattr({package}, name).__name__ for name in {package}.__all__)
+assert not hasattr({package}, "no_such_name")
+{tell}
+"""
+    code, _, said, [before, after] = run(code, cwd=tmp_path)
+    assert (code, said) == (0, "")
+    assert not before & HEAVY
+    assert "torch" in after

@@ -148,11 +148,11 @@ def test_a_text_that_diverges_on_its_way_shows_what_came_before(
     gpt: LoadedGPT, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], runs: Path
 ) -> None:
     sound = load_gpt(runs / "small")
-    read, steps = Decoder.decode_step, []
+    decode_step, steps = Decoder.decode_step, []
 
     def diverging(self: Decoder, *arguments: Any) -> torch.Tensor:
         steps.append(1)
-        return read(self, *arguments) * (float("nan") if len(steps) > 4 else 1.0)
+        return decode_step(self, *arguments) * (float("nan") if len(steps) > 4 else 1.0)
 
     monkeypatch.setattr(evaluate_gpt, "load_gpt", lambda path, device, weights: sound)
     monkeypatch.setattr(Decoder, "decode_step", diverging)

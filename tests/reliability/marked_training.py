@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from decoding.model_type import asked_model_type
 from gpt.task import GPTTask
 from launch import train_gpt, train_seq2seq
-from seq2seq.kind import is_seq2seq
 from seq2seq.task import Seq2SeqTask
 from training import loop
 from training.runtime.errors import exit_code
@@ -47,7 +47,7 @@ class MarkedSeq2Seq(MarkedEvaluations, Seq2SeqTask):
 
 
 def main() -> None:
-    if is_seq2seq(sys.argv[1:]):
+    if asked_model_type(sys.argv[1:]) == "seq2seq":
         train_seq2seq.main(MarkedSeq2Seq)
     else:
         train_gpt.main(MarkedGPT)

@@ -6,7 +6,6 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
@@ -76,7 +75,9 @@ SHARED: Ranges = {
 def leaves(section: type, prefix: str = "") -> dict[str, Any]:
     """The annotations of all options, by their full names."""
     found: dict[str, Any] = {}
-    for name, annotation in get_type_hints(section).items():
+    annotations = get_type_hints(section)
+    for name in (field.name for field in fields(section)):
+        annotation = annotations[name]
         found |= leaves(annotation, f"{name}.") if is_dataclass(annotation) else {prefix + name: annotation}
     return found
 
@@ -105,16 +106,6 @@ class Kind:
 
     def is_valid(self, config: dict[str, Any]) -> bool:
         """Whether nested values make a configuration, by the rules here and those between fields."""
-        config = deepcopy(config)
-        for name in self.names:  # On a command line there are no quotes, so that null is null in quotes as well.
-            section, _, leaf = name.rpartition(".")
-            place = config[section] if section else config
-            if (
-                self.is_text(name)
-                and NoneType in get_args(self.types[name])
-                and place[leaf] in ("~", "null", "Null", "NULL")
-            ):
-                place[leaf] = None
         flat = {n: config[n] if "." not in n else config[n.split(".")[0]][n.split(".")[1]] for n in self.names}
         if not all(fits(value, self.types[name]) for name, value in flat.items()):
             return False
@@ -425,7 +416,10 @@ def options(draw: st.DrawFn, kind: Kind) -> Case:
         joined = text.startswith("-") or draw(st.booleans())
         arguments += [f"--{name}={text}"] if joined else [f"--{name}", text]
         section, _, leaf = name.rpartition(".")
-        (config[section] if section else config)[leaf] = text if kind.is_text(name) and value is not None else value
+        if kind.is_text(name):  # On a command line there are no quotes, so that this is null wherever null may be.
+            null = NoneType in get_args(kind.types[name]) and text in ("~", "null", "Null", "NULL")
+            value = None if null else text
+        (config[section] if section else config)[leaf] = value
     return Case(
         kind,
         "training: {max_steps: 5}",

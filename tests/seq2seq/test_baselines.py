@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from jsonargparse import Namespace
 from seq2seq_models import random_model
 
 from seq2seq import baselines
 from seq2seq.baselines import _bart, variants
+from training.config.command_line import Namespace
 
 
 def test_variants_decode_with_and_without_caches_in_the_mode_of_their_name(monkeypatch: pytest.MonkeyPatch) -> None:

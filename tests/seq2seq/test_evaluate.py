@@ -10,9 +10,9 @@ from data.config import PairConfig
 from data.pairs import FilePairs
 from data.strings import split_of
 from data.vocabulary import Vocabulary
+from decoding.options import parse
 from decoding.sampling import Sampling
 from seq2seq.evaluate import held_out_pairs, write
-from seq2seq.options import parse_evaluation as parse
 from seq2seq.task import LoadedSeq2Seq
 from training.runtime.errors import InputError
 
@@ -21,6 +21,9 @@ from training.runtime.errors import InputError
 def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedSeq2Seq:
     """A model, and the pairs that it is said to have learnt, one of which is too long and was skipped."""
     monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    for name in ("manifest.json", "vocabulary.json"):  # Which tell the options whose they are.
+        Path("run", name).write_text("{}")
     Path("own.csv").write_text("source,target\n" + "".join(f"{n},{n}\n" for n in range(300)) + f"{'1' * 99},1\n")
     model = random_model(13)
     data = PairConfig(task="pairs", source="own.csv", on_bad_row="skip")

@@ -1,93 +1,143 @@
-"""From YAML and command line to typed configurations, by jsonargparse, with errors of one line.
+"""From YAML and the command line to typed configurations: argparse over the dataclasses, with errors of one line.
 
-jsonargparse is lenient where we are strict: it skips nulls, reads numbers from quoted text and sections from other
-files, and looks for classes to import. So names and types are checked before it sees them. Ranges are checked by the
-configurations themselves.
+Names and types are checked here, ranges by the configurations themselves.
 """
 
 import argparse
 import difflib
-import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, fields
-from itertools import zip_longest
-from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+from functools import reduce
+from itertools import groupby, takewhile
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, NoReturn, TypeVar, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
 
+from training.config.fields import Kind, one_line, options_of, shown
 from training.config.plain_yaml import dump_yaml, load_yaml
-from training.config.sections import RunConfig
+from training.config.sections import RunConfig, Section
 from training.runtime.errors import InputError
+from training.storage.reading import FileError, read_text
 
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def _load(text: str) -> Any:
-    """Read YAML. jsonargparse reads quoted text once more, and would take "#" for a comment, and so for null."""
-    value = load_yaml(text)
-    return text if value is None and text.startswith("#") and "\n" not in text else value
+class Namespace(argparse.Namespace):
+    """Values of options; those of a section in a `Namespace` of its own: `x.data.source` is `x["data.source"]`."""
+
+    def __init__(self, **values: Any) -> None:
+        for name, value in values.items():
+            section, dot, leaf = name.rpartition(".")
+            setattr(vars(self).setdefault(section, Namespace()) if dot else self, leaf, value)
+
+    def __getitem__(self, name: str) -> Any:
+        return reduce(getattr, name.split("."), self)
 
 
-set_loader("plain_yaml", _load, exceptions=(yaml.YAMLError,))
-set_dumper("plain_yaml", dump_yaml)
+class StrictParser(argparse.ArgumentParser):
+    """argparse's parser with errors raised as an `InputError` of one line; an unknown option names its nearest."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(add_help=False, allow_abbrev=False, **options)
+        self._kinds: dict[str, Kind] = {}
+        """What a configuration may say, by full names."""
+        self.register("action", "config", _ReadConfig)
+        super().add_argument("-h", "--help", action="store_true", help="Show this help message and exit.")
 
-class StrictParser(ArgumentParser):
-    """jsonargparse's parser with errors raised as an `InputError` of one line; an unknown option names its nearest."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, parser_mode="plain_yaml", **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+    def error(self, message: str) -> NoReturn:
         """Raise the message as an `InputError`."""
-        if message.startswith("unrecognized arguments"):  # which the shell made of one value
-            message += ": put a value with spaces, or a pattern such as '*.txt', in quotes"
-        raise InputError(_one_line(message)) from ex
+        raise InputError(one_line(re.sub(r"^argument (?:-h/)?--", "", message)))
 
-    def add_class_arguments(self, *args: Any, **kwargs: Any) -> Any:
-        """Add the fields of a class as options. The help leaves out those for a whole section, which are refused."""
-        added = super().add_class_arguments(*args, **kwargs)
-        sections = self._sections()
-        for action in self._actions:
-            if action.dest in sections:
-                action.help = argparse.SUPPRESS
-        return added
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Add an option, as argparse does. The action "config" reads a file of options, and adds --print_config."""
+        if "choices" in options:
+            options["type"] = Literal[tuple(options.pop("choices"))]
+        if "type" in options:
+            options = _typed(names[0], Kind(options.pop("type")), **options)
+        action = super().add_argument(*names, **options)
+        if isinstance(action, _ReadConfig):
+            super().add_argument("--print_config", action="store_true", help="Print the configuration and exit.")
+        elif action.nargs is None:
+            self._kinds[action.dest] = options["type"]
+        elif action.nargs == 0:
+            self._kinds[action.dest] = Kind(bool)
+        return action
 
-    def parse_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, *more: Any, **kwargs: Any
-    ) -> Namespace:
-        """Parse, as jsonargparse does, after a check of names and types.
+    def add_class_arguments(self, config_class: type[Section], skip: Collection[str] = ()) -> None:
+        """Add the fields of a configuration as options, those of a section as a group."""
+        wanted = (option for option in options_of(config_class) if option.name not in skip)
+        for owner, options in groupby(wanted, lambda option: option.owner):
+            group = self.add_argument_group((owner.__doc__ or "").partition("\n")[0].rstrip("."))
+            for name, _, kind, default, meaning, _ in options:
+                group.add_argument(f"--{name}", **_typed(name, kind, default=default, help=meaning))
+                self._kinds[name] = kind
+
+    def get_defaults(self) -> Namespace:
+        """The values of options that are not given."""
+        return Namespace(**{action.dest: action.default for action in self._actions})
+
+    def parse_args(self, args: Sequence[str] | None = None) -> Namespace:  # type: ignore[override]
+        """Parse, and answer --help and --print_config.
 
         Raises:
             InputError: An option is unknown or has a value of the wrong type, or the configuration file is no good.
         """
-        args = sys.argv[1:] if args is None else args
-        self._check_options(args)
-        try:
-            return super().parse_args(args, *more, **kwargs)
-        except UnicodeDecodeError as error:
-            raise InputError(f"the configuration file is not UTF-8: {error}") from error
+        values = self.parse_only(sys.argv[1:] if args is None else args)
+        if values.help:  # With what is given, and what a configuration file says.
+            self.set_defaults(**{name: shown(values[name]) for name in self._kinds})
+            self.print_help()
+            self.exit()
+        if "print_config" in values and values.print_config:
+            tops = dict.fromkeys(name.partition(".")[0] for name in self._kinds)
+            tree = {name: vars(v) if isinstance(v := values[name], Namespace) else v for name in tops}
+            print(dump_yaml(tree), end="")
+            self.exit()
+        return values
 
-    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
-        """Parse YAML, as jsonargparse does, after a check of names and types. Configuration files come here, too.
+    def parse_only(self, args: Sequence[str]) -> Namespace:
+        """Parse; whether --help and --print_config are asked for is among the values. Errors as of `parse_args`."""
+        for argument in takewhile(lambda argument: argument != "--", args):
+            name = argument.partition("=")[0]
+            if name.startswith("--") and " " not in name and name not in self._option_string_actions:
+                self._refuse(name[2:])
+        required = [action for action in self._actions if action.required and {"-h", "--help"} & set(args)]
+        for action in required:
+            action.required = False  # For the help, that is.
+        values, others = self.parse_known_args(args)
+        for action in required:
+            action.required = True
+        if others:  # Which the shell may have made of one value.
+            hint = "put a value with spaces, or a pattern such as '*.txt', in quotes"
+            self.error(f"unrecognized arguments: {' '.join(others)}: {hint}")
+        return Namespace(**vars(values))
+
+    def read_config(self, text: str) -> dict[str, Any]:
+        """The values of a configuration in YAML, by full names.
 
         Raises:
             InputError: The text is not plain YAML, or has an unknown name or a value of the wrong type.
         """
         try:
-            values = load_yaml(content)
+            content = load_yaml(text)
         except yaml.YAMLError as error:
             problem = str(error).replace('in "<unicode string>", ', "at ")
-            raise InputError(_one_line(f"the configuration is not plain YAML: {problem}")) from error
-        if not isinstance(values, dict):
-            raise InputError(f"a configuration is made of lines such as seed: 1, got {_shown(values)}")
-        for name, value in _leaves(values, self._sections()):
-            self._check(name, value)
-        return super().parse_string(content, *args, **kwargs)
+            self.error(f"the configuration is not plain YAML: {problem}")
+        if not isinstance(content, dict):
+            self.error(f"a configuration is made of lines such as seed: 1, got {shown(content)}")
+        values = dict(self._leaves(content))
+        for name, value in values.items():
+            if name not in self._kinds:
+                self._refuse(name)
+            try:
+                if value is not None or self.get_default(name) is not None:
+                    values[name] = self._kinds[name].checked(value)
+            except argparse.ArgumentTypeError as error:
+                self.error(f"{name}: {error}")
+        return values
 
     def build(self, config_class: type[Config], values: Namespace) -> Config:
         """The typed configuration among parsed values.
@@ -95,108 +145,58 @@ class StrictParser(ArgumentParser):
         Raises:
             InputError: A value is out of range.
         """
-        built = self.instantiate(values)
-        return config_class(**{field.name: built[field.name] for field in fields(config_class)})
-
-    def _types(self) -> dict[str, Any]:
-        """What each option may be, by its full name. One that is null unless given may say so, too."""
-        types: dict[str, Any] = {}
-        for action in self._actions:
-            if action.nargs == 0 and action.const is True:
-                types[action.dest] = bool
-            elif hasattr(action, "_typehint"):
-                types[action.dest] = action._typehint if action.default is not None else action._typehint | None
-        return types
+        classes = get_type_hints(config_class)
+        parts = {field.name: values[field.name] for field in fields(config_class)}
+        built = {name: classes[name](**vars(part)) for name, part in parts.items() if isinstance(part, Namespace)}
+        return config_class(**(parts | built))
 
     def _sections(self) -> set[str]:
-        return {name.rpartition(".")[0] for name in self._types()} - {""}
+        return {name.rpartition(".")[0] for name in self._kinds} - {""}
 
-    def _check_options(self, args: Sequence[str]) -> None:
-        """Check the arguments that look like `--name value` or `--name=value`, up to a bare `--`."""
-        types, sections = self._types(), self._sections()
-        for argument, following in zip_longest(args, args[1:]):
-            name, equals, value = argument.partition("=")
-            if argument == "--":
-                return
-            if not name.startswith("--") or " " in name:
-                continue
-            name, text = name[2:], value if equals else following
-            action = self._option_string_actions.get(f"--{name}")
-            if action is None or name in sections:
-                self._refuse(name)
-            if name in types and action.nargs != 0 and text is not None:
-                self._check(name, _read(text, types[name]))
-
-    def _check(self, name: str, value: Any) -> None:
-        types = self._types()
-        if name not in types:
-            self._refuse(name)
-        if not _fits(value, types[name]):
-            raise InputError(f"{name}: expected {_described(types[name])}, got {_shown(value)}")
+    def _leaves(self, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """The full names of options in a configuration, with their values."""
+        sections = self._sections()
+        for name, value in content.items():
+            section = name.rpartition(".")[0]
+            if section in sections:
+                self.error(f"{shown(name)}: in a configuration, write {section} as a section of its own")
+            if name in sections and not isinstance(value, dict):
+                self.error(f"{name}: expected a section with options of its own, got {shown(value)}")
+            if isinstance(value, dict) and (value or name in sections):
+                yield from ((f"{name}.{leaf}", inner) for leaf, inner in value.items())
+            else:
+                yield name, value
 
     def _refuse(self, name: str) -> NoReturn:
         """Say that there is no such option, and which one may be meant."""
         if name in self._sections():
-            raise InputError(f"{name} is a section: give its options one by one, --{name}.NAME VALUE")
-        options = [option[2:] for option in self._option_string_actions if option.startswith("--")]
-        near = difflib.get_close_matches(name, set(options) - self._sections() - {name}, n=1)
-        raise InputError(f"unknown option {_shown(name)}: {f'did you mean {near[0]}?' if near else 'see --help'}")
+            self.error(f"{name} is a section: give its options one by one, --{name}.NAME VALUE")
+        options = {option[2:] for option in self._option_string_actions if option.startswith("--")}
+        near = difflib.get_close_matches(name, options - {name}, n=1)
+        self.error(f"unknown option {shown(name)}: {f'did you mean {near[0]}?' if near else 'see --help'}")
 
 
-def _leaves(values: dict[str, Any], sections: set[str]) -> Iterator[tuple[str, Any]]:
-    """The full names of options in a configuration, with their values."""
-    for name, value in values.items():
-        section, dot, _ = name.rpartition(".")
-        if dot and section in sections:
-            raise InputError(f"{_shown(name)}: in a configuration, write {section} as a section of its own")
-        if name in sections and not isinstance(value, dict):
-            raise InputError(f"{name}: expected a section with options of its own, got {_shown(value)}")
-        if isinstance(value, dict) and (value or name in sections):
-            yield from ((f"{name}.{inner}", inner_value) for inner, inner_value in value.items())
-        else:
-            yield name, value
+class _ReadConfig(argparse.Action):
+    """Reads a configuration file; options after it change what it says."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        try:
+            vars(namespace).update(parser.read_config(read_text(Path(values))))
+        except InputError as error:
+            parser.error(str(error) if isinstance(error, FileError) else f"{values}: {error}")
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), values])
 
 
-def _read(text: str, annotation: Any) -> Any:
-    """What the text of an option stands for."""
-    if annotation is str or str in get_args(annotation) or not text.strip():
-        return text
-    try:
-        return load_yaml(text)
-    except yaml.YAMLError:
-        return text
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a value is of an annotation's type. Of annotations other than a configuration's, jsonargparse decides."""
-    if get_origin(annotation) is Literal:
-        return isinstance(value, str) and value in get_args(annotation)
-    if get_origin(annotation) in (Union, UnionType):
-        return any(_fits(value, choice) for choice in get_args(annotation))
-    if annotation is float:
-        return type(value) in (int, float)
-    return annotation not in (bool, int, str, NoneType) or type(value) is annotation
-
-
-def _described(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return f"one of {', '.join(map(repr, get_args(annotation)))}"
-    if get_origin(annotation) in (Union, UnionType):
-        return " or ".join(map(_described, get_args(annotation)))
-    return "null" if annotation is NoneType else getattr(annotation, "__name__", str(annotation))
-
-
-def _shown(value: Any) -> str:
-    """A value as YAML has it."""
-    text = dump_yaml(value, default_flow_style=True, allow_unicode=True, width=math.inf)
-    return _one_line(text.removesuffix("\n...\n"), max_length=80)
-
-
-def _one_line(message: str, max_length: int = 300) -> str:
-    """Put a message into one line of printable characters, without its middle where it is too long."""
-    message = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", " ".join(message.split()))
-    message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-    return message if len(message) <= max_length else f"{message[: max_length - 43]} … {message[-40:]}"
+def _typed(name: str, kind: Kind, **options: Any) -> dict[str, Any]:
+    """What argparse is to know of an option, with a help that says what it may be, and its default."""
+    nullable = NoneType in kind.types
+    choices = kind.words or ("true", "false") * (bool in kind.types)
+    metavar = f"{{{','.join(choices)}{',null' * nullable}}}" if choices else re.split("[-.]", name)[-1].upper()
+    notes = [] if choices else [f"type: {kind}"]
+    if nullable or options.get("default") is not None:
+        notes.append("default: %(default)s")
+    meaning = options.pop("help", "").replace("%", "%%")
+    return {"type": kind, "metavar": metavar, "help": f"{meaning} ({', '.join(notes)})" if notes else meaning} | options
 
 
 def parse_config_text(config_class: type[Config], text: str) -> Config:
@@ -207,25 +207,10 @@ def parse_config_text(config_class: type[Config], text: str) -> Config:
     """
     parser = StrictParser()
     parser.add_class_arguments(config_class)
-    return parser.build(config_class, parser.parse_string(text))
+    parser.set_defaults(**parser.read_config(text))
+    return parser.build(config_class, parser.get_defaults())
 
 
 def config_to_yaml(config: RunConfig) -> str:
     """A configuration as YAML, every field written out."""
     return dump_yaml(asdict(config))
-
-
-def add_checkpoint_options(parser: StrictParser) -> None:
-    """Options for which trained weights a command takes."""
-    parser.add_argument("--checkpoint", type=str, required=True, help="A run (its best checkpoint) or one checkpoint.")
-    parser.add_argument(
-        "--weights", choices=["ema", "raw"], help="The weights' average or themselves. Default: ema where there is one."
-    )
-
-
-def refuse(options: Namespace, parser: StrictParser, names: Sequence[str], purpose: str) -> None:
-    """Raise an `InputError` for the first of some options that was given, since it would do nothing."""
-    defaults = parser.get_defaults()
-    for name in names:
-        if options[name] != defaults[name]:
-            raise InputError(f"--{name} is for {purpose}")

@@ -9,33 +9,20 @@ from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 MAX_DEPTH = 20
 """A configuration is two deep; deeper than this it is not even read."""
 
-# YAML 1.1 reads 1:30 as 90, 012 as ten, 3e-4 as text, and dates. A number of more than 300 digits is text here: Python
-# cannot turn it into a float.
-_INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]{0,299})$")
-_FLOAT = re.compile(
-    r"""[-+]?(?:0|[1-9][0-9_]{0,299})(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?$
-    |\.[0-9]+$
-    |[-+]?\.(?:inf|Inf|INF)$
-    |\.(?:nan|NaN|NAN)$""",
-    re.VERBOSE,
-)
-
-
-def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """What plain text stands for, by its first character: YAML's null and booleans, and our numbers."""
-    resolvers = {
-        first: [(tag, pattern) for tag, pattern in choices if tag.endswith((":bool", ":null"))]
-        for first, choices in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    for first in "-+.0123456789":
-        resolvers.setdefault(first, []).extend(
-            [("tag:yaml.org,2002:int", _INT), ("tag:yaml.org,2002:float", _FLOAT)],
-        )
-    return resolvers
+_WHOLE = "[-+]?(?:0|[1-9][0-9_]{0,299})"
+_PLAIN = {
+    "null": "~|null|Null|NULL|",
+    "bool": "yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF",
+    "int": _WHOLE,
+    "float": rf"{_WHOLE}(\.[0-9_]*)?([eE][-+]?[0-9]+)?|\.[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
+"""What text without quotes stands for: as in YAML 1.1, but for numbers. That reads 1:30 as 90, 012 as ten and 3e-4 as
+text, and knows dates. A number of more than 300 digits is text here: Python cannot turn it into a float."""
+_RESOLVERS = {None: [(f"tag:yaml.org,2002:{kind}", re.compile(f"(?:{text})$")) for kind, text in _PLAIN.items()]}
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    yaml_implicit_resolvers = _resolvers()
+    yaml_implicit_resolvers = _RESOLVERS
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a dict whose keys are names, each given once."""
@@ -50,8 +37,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 
 class _Dumper(yaml.SafeDumper):
-    # The same as the loader's, so that text which would be read as a number is put in quotes, and no other.
-    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+    yaml_implicit_resolvers = _RESOLVERS  # So that text which would be read as a number is put in quotes, and no other.
 
 
 def _refuse(problem: str, where: Any) -> NoReturn:

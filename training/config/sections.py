@@ -1,10 +1,10 @@
 """The sections of a configuration that every model shares. A bad value names its field, itself and what is allowed."""
 
 import unicodedata
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from math import inf
 from reprlib import Repr
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from training.runtime.errors import InputError
 
@@ -20,26 +20,39 @@ def shown(value: object) -> str:
     return _repr.repr(value)
 
 
-def check(section: object, name: str, valid: bool, allowed: str) -> None:
-    """Raise an `InputError` that names the field unless `valid`.
+OnResume = Literal["same", "differs", "refused"]
+"""What a changed option does to a run that goes on: its steps stay the same, or those to come differ, or they would not
+be those of one run any more, so that it is refused."""
+T = TypeVar("T")
 
-    Args:
-        section: The dataclass instance, whose class name minus "Config" names the section.
-        name: The field.
-        valid: Whether its value is allowed.
-        allowed: What is allowed, in words.
+
+def setting(default: T, on_resume: OnResume) -> T:
+    """A field of a configuration that says what its change does to a run that goes on: "differs" unless it says so."""
+    return field(default=default, metadata={"on_resume": on_resume})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a configuration, under a name; the whole of one has none.
+
+    Attributes:
+        section: The name.
+        on_resume: What a change of its fields does to a run that goes on, where they do not say it themselves.
     """
-    if not valid:
-        name_of_class = type(section).__name__.removesuffix("Config").lower()
-        prefix = getattr(section, "section", name_of_class)
-        raise InputError(f"{prefix}.{name} must be {allowed}, got {shown(getattr(section, name))}")
 
+    section: ClassVar[str] = ""
+    on_resume: ClassVar[OnResume] = "differs"
 
-def check_counts(section: object, max_value: int = MAX_COUNT) -> None:
-    """Raise an `InputError` that names the field unless all whole numbers of a section are at most `max_value`."""
-    for field in fields(section):  # type: ignore[arg-type]
-        value = getattr(section, field.name)
-        check(section, field.name, not isinstance(value, int) or value <= max_value, f"at most {max_value}")
+    def check(self, name: str, valid: bool, allowed: str) -> None:
+        """Raise an `InputError` that names the field, and what is allowed in words, unless its value is `valid`."""
+        if not valid:
+            full_name = f"{self.section}.{name}".removeprefix(".")
+            raise InputError(f"{full_name} must be {allowed}, got {shown(getattr(self, name))}")
+
+    def check_counts(self, max_value: int = MAX_COUNT) -> None:
+        """Raise an `InputError` that names the field unless all whole numbers are at most `max_value`."""
+        for name, value in vars(self).items():
+            self.check(name, not isinstance(value, int) or value <= max_value, f"at most {max_value}")
 
 
 def is_line(text: str) -> bool:
@@ -48,7 +61,7 @@ def is_line(text: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
+class TransformerConfig(Section):
     """What the models' shapes have in common; each model derives its own.
 
     Attributes:
@@ -63,6 +76,8 @@ class TransformerConfig:
         tie_embeddings: Let the head use the embedding's weights.
     """
 
+    section = "model"
+    on_resume = "refused"
     d_model: int = 128
     num_heads: int = 4
     num_kv_heads: int | None = None
@@ -74,16 +89,16 @@ class TransformerConfig:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        check_counts(self, max_value=10**6)
+        self.check_counts(max_value=10**6)
         for name in ("d_model", "num_heads", "d_ff", "max_len"):
-            check(self, name, getattr(self, name) >= 1, "at least 1")
-        check(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
+            self.check(name, getattr(self, name) >= 1, "at least 1")
+        self.check("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         heads, kv_heads = self.num_heads, self.num_kv_heads
-        check(self, "d_model", self.d_model % heads == 0, f"a multiple of model.num_heads ({heads})")
+        self.check("d_model", self.d_model % heads == 0, f"a multiple of model.num_heads ({heads})")
         even = self.positions == "learned" or self.d_model // heads % 2 == 0
-        check(self, "d_model", even, f"an even multiple of model.num_heads ({heads}) with {self.positions} positions")
+        self.check("d_model", even, f"an even multiple of model.num_heads ({heads}) with {self.positions} positions")
         divides = kv_heads is None or (kv_heads >= 1 and heads % kv_heads == 0)
-        check(self, "num_kv_heads", divides, f"null or a divisor of model.num_heads ({heads})")
+        self.check("num_kv_heads", divides, f"null or a divisor of model.num_heads ({heads})")
 
     @property
     def head_size(self) -> int:
@@ -97,7 +112,7 @@ class TransformerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Section):
     """How long to train, on how much at a time, and what to write when.
 
     Attributes:
@@ -105,9 +120,9 @@ class TrainingConfig:
         epochs: Passes over the training data; null for as many as `max_steps` needs.
         batch_size: Sequences in one optimizer step, over all processes and all accumulation steps.
         accumulation_steps: Parts in which a process works through its share of a batch, to save memory.
-        precision: Numbers to compute in. auto takes what the launch configuration says, else bf16 where the devices
+        precision: The dtype to compute in. auto takes what the launch configuration says, else bf16 where the devices
             of all processes are fast at it, else fp32. Weights are kept in fp32 (fp64 under fp64, which is for checking
-            numbers).
+            results).
         ema_decay: Decay of a moving average of the weights, which is then evaluated, sampled and chosen by in place of
             the weights; 0 for none. 0.999 follows about a thousand steps.
         label_smoothing: Share of each target that training spreads over all tokens alike (Szegedy et al. 2015, section
@@ -128,44 +143,45 @@ class TrainingConfig:
         collective_timeout: Seconds after which a process gives up to wait for the others.
     """
 
+    section = "training"
     max_steps: int | None = None
     epochs: float | None = None
-    batch_size: int = 32
+    batch_size: int = setting(32, on_resume="refused")
     accumulation_steps: int = 1
     precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = "auto"
-    ema_decay: float = 0.0
+    ema_decay: float = setting(0.0, on_resume="refused")
     label_smoothing: float = 0.0
     max_grad_norm: float = 1.0
-    eval_interval: int = 250
-    patience: int = 0
-    eval_batch_size: int = 64
-    log_interval: int = 10
-    checkpoint_interval: int = 250
-    keep_checkpoints: int = 2
-    on_save_error: Literal["stop", "continue"] = "stop"
+    eval_interval: int = setting(250, on_resume="same")
+    patience: int = setting(0, on_resume="same")
+    eval_batch_size: int = setting(64, on_resume="same")
+    log_interval: int = setting(10, on_resume="same")
+    checkpoint_interval: int = setting(250, on_resume="same")
+    keep_checkpoints: int = setting(2, on_resume="same")
+    on_save_error: Literal["stop", "continue"] = setting("stop", on_resume="same")
     max_nonfinite_steps: int = 0
     deterministic: bool = False
-    collective_timeout: float = 600.0
+    collective_timeout: float = setting(600.0, on_resume="same")
 
     def __post_init__(self) -> None:
-        check_counts(self)
+        self.check_counts()
         for name in ("batch_size", "accumulation_steps", "eval_batch_size"):
-            check(self, name, getattr(self, name) <= 10**6, "at most 1000000")
-        check(self, "max_steps", self.max_steps is None or self.max_steps >= 1, "null or at least 1")
-        check(self, "epochs", self.epochs is None or 0 < self.epochs <= 10**6, "null or above 0, and at most 1000000")
+            self.check(name, getattr(self, name) <= 10**6, "at most 1000000")
+        self.check("max_steps", self.max_steps is None or self.max_steps >= 1, "null or at least 1")
+        self.check("epochs", self.epochs is None or 0 < self.epochs <= 10**6, "null or above 0, and at most 1000000")
         for name in ("batch_size", "accumulation_steps", "eval_batch_size", "log_interval"):
-            check(self, name, getattr(self, name) >= 1, "at least 1")
+            self.check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("max_grad_norm", "eval_interval", "patience", "checkpoint_interval", "max_nonfinite_steps"):
-            check(self, name, 0 <= getattr(self, name) < inf, "at least 0, and finite")
-        check(self, "patience", not self.patience or self.eval_interval > 0, "0 without training.eval_interval")
+            self.check(name, 0 <= getattr(self, name) < inf, "at least 0, and finite")
+        self.check("patience", not self.patience or self.eval_interval > 0, "0 without training.eval_interval")
         for name in ("ema_decay", "label_smoothing"):
-            check(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        check(self, "collective_timeout", 1 <= self.collective_timeout <= 86_400, "between 1 and 86400")
-        check(self, "keep_checkpoints", self.keep_checkpoints >= 2, "at least 2")
+            self.check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        self.check("collective_timeout", 1 <= self.collective_timeout <= 86_400, "between 1 and 86400")
+        self.check("keep_checkpoints", self.keep_checkpoints >= 2, "at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """How weights follow their gradients.
 
     Attributes:
@@ -180,7 +196,8 @@ class OptimizerConfig:
         momentum: Decay of muon's sum of gradients.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    section = "optimizer"
+    name: Literal["adamw", "muon"] = setting("adamw", on_resume="refused")
     learning_rate: float = 1e-3
     muon_learning_rate: float = 0.02
     weight_decay: float = 0.1
@@ -191,10 +208,10 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "muon_learning_rate", "eps"):
-            check(self, name, 0 < getattr(self, name) < inf, "above 0, and finite")
-        check(self, "weight_decay", 0 <= self.weight_decay < inf, "at least 0, and finite")
+            self.check(name, 0 < getattr(self, name) < inf, "above 0, and finite")
+        self.check("weight_decay", 0 <= self.weight_decay < inf, "at least 0, and finite")
         for name in ("beta1", "beta2", "momentum"):
-            check(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+            self.check(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
 
     @property
     def rates(self) -> dict[str, str]:
@@ -208,7 +225,7 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
+class ScheduleConfig(Section):
     """How the learning rate moves: up for `warmup_steps`, then down to `final_ratio` of its peak.
 
     Attributes:
@@ -220,6 +237,7 @@ class ScheduleConfig:
             it is as in a run of so many steps. 0 for never.
     """
 
+    section = "schedule"
     name: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     warmup_steps: int = 0
     final_ratio: float = 0.0
@@ -227,32 +245,37 @@ class ScheduleConfig:
     restart_step: int = 0
 
     def __post_init__(self) -> None:
-        check_counts(self)
+        self.check_counts()
         for name in ("warmup_steps", "restart_step"):
-            check(self, name, getattr(self, name) >= 0, "at least 0")
-        check(self, "final_ratio", 0 <= self.final_ratio <= 1, "between 0 and 1")
-        check(self, "decay_fraction", 0 < self.decay_fraction <= 1, "above 0 and at most 1")
+            self.check(name, getattr(self, name) >= 0, "at least 0")
+        self.check("final_ratio", 0 <= self.final_ratio <= 1, "between 0 and 1")
+        self.check("decay_fraction", 0 < self.decay_fraction <= 1, "above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What the loop reads of a whole configuration. Each model derives its own, with defaults and help."""
+class RunConfig(Section):
+    """One experiment. Each model derives its own, with a name, and its sections `model` and `data`.
 
-    name: str
-    seed: int
-    tracking: Literal["tensorboard", "wandb", "both", "none"]
+    Attributes:
+        name: The run's folder is the next free runs/NAME-N.
+        seed: Every random draw follows from it.
+        tracking: Where curves go besides metrics.jsonl: tensorboard, wandb (Weights & Biases; offline without an
+            account), both, or none.
+    """
+
+    name: str = setting("run", on_resume="same")
+    seed: int = setting(1, on_resume="refused")
+    tracking: Literal["tensorboard", "wandb", "both", "none"] = setting("tensorboard", on_resume="same")
     model: Any
     data: Any
-    training: TrainingConfig
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
     def __post_init__(self) -> None:
-        if self.name in ("", ".", "..") or "/" in self.name or not is_line(self.name):
-            raise InputError(f"name must be a plain folder name, got {shown(self.name)}")
-        if len(self.name.encode()) > 200:
-            raise InputError(f"name must be at most 200 bytes long, got {shown(self.name)}")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed must be at least 0 and below 2^63, got {shown(self.seed)}")
+        is_plain = self.name not in ("", ".", "..") and "/" not in self.name and is_line(self.name)
+        self.check("name", is_plain, "a plain folder name")
+        self.check("name", len(self.name.encode()) <= 200, "at most 200 bytes long")
+        self.check("seed", 0 <= self.seed < 2**63, "at least 0 and below 2^63")
         if self.training.max_steps is None and self.training.epochs is None:
             raise InputError("training.max_steps or training.epochs must say when to end, got null for both")

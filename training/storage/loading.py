@@ -1,7 +1,8 @@
-"""The way back from a checkpoint to a model."""
+"""Loading a model from a checkpoint."""
 
-from collections.abc import Mapping
-from typing import Literal, TypeVar
+from collections.abc import Callable, Mapping, Sized
+from pathlib import Path
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +11,16 @@ from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint, CheckpointError
+from training.storage.run_folder import open_checkpoint
 from training.storage.state import saved_state
 
 Config = TypeVar("Config", bound=RunConfig)
+Model = TypeVar("Model", bound=nn.Module)
+Vocabulary = TypeVar("Vocabulary", bound=Sized)
 EMBEDDING = "embedding.weight"
 """What the models call their table with a row for each symbol of the vocabulary."""
 Weights = Literal["ema", "raw"]
+Device = torch.device | str
 
 
 def saved_config(config_class: type[Config], checkpoint: Checkpoint) -> Config:
@@ -93,3 +98,57 @@ def load_weights(
             f"that was trained (model_class=…); {error}"
         ) from error
     return weights
+
+
+class Loaded(NamedTuple, Generic[Model, Vocabulary, Config]):
+    """A trained model.
+
+    Attributes:
+        model: In evaluation mode, in fp32.
+        vocabulary: What its tokens stand for.
+        config: Of its run.
+        weights: Which ones it has: "ema" or "raw".
+        data_sha256: Of what it was trained on.
+    """
+
+    model: Model
+    vocabulary: Vocabulary
+    config: Config
+    weights: Weights
+    data_sha256: str
+
+
+def load_model(
+    path: Path | str,
+    device: Device,
+    weights: Weights | None,
+    model_class: type[Model],
+    config_class: type[Config],
+    vocabulary_file: str,
+    read_vocabulary: Callable[[str, Path], Vocabulary],
+    kind: str,
+) -> Loaded[Model, Vocabulary, Config]:
+    """Load the best checkpoint of a run, or one checkpoint.
+
+    Args:
+        path: The folder of a run or of a checkpoint.
+        device: Where the model goes.
+        weights: As in `load_weights`.
+        model_class: What was trained: made of the model's configuration and the size of the vocabulary.
+        config_class: Of its run.
+        vocabulary_file, read_vocabulary: The file with the vocabulary, and what reads its content, given its path too.
+        kind: What such a model is called, for an error.
+
+    Raises:
+        CheckpointError: There is no checkpoint, it is damaged, or it has no average.
+        InputError: It is another model's.
+    """
+    checkpoint = open_checkpoint(Path(path))
+    if vocabulary_file not in checkpoint.files:
+        raise InputError(f"{checkpoint.folder} is no {kind}'s: it has no {vocabulary_file}")
+    vocabulary = read_vocabulary(checkpoint.text(vocabulary_file), checkpoint.folder / vocabulary_file)
+    config = saved_config(config_class, checkpoint)
+    model = model_class(config.model, len(vocabulary))
+    loaded = load_weights(model, checkpoint, weights, vocabulary_file)
+    sha256 = str(saved_state(checkpoint).identity.get("data_sha256"))
+    return Loaded(model.to(device).float().eval(), vocabulary, config, loaded, sha256)

@@ -3,36 +3,14 @@
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from training.config.sections import RunConfig
+from training.config.fields import options_of
+from training.config.sections import OnResume, RunConfig
 from training.runtime.errors import InputError
 from training.storage.checkpoint import STATE, Checkpoint
 from training.storage.reading import Amount, Count, MalformedFileError, Scalar, built
 
 if TYPE_CHECKING:
     from training.task import Task
-
-NEUTRAL = {
-    "name",
-    "tracking",
-    "data.source",
-    "data.column",
-    "data.revision",
-    "data.subset",
-    "data.unknown",
-    "data.source_column",
-    "data.target_column",
-    "data.on_bad_row",
-    "data.val_samples",
-    "training.eval_interval",
-    "training.eval_batch_size",
-    "training.patience",
-    "training.log_interval",
-    "training.checkpoint_interval",
-    "training.keep_checkpoints",
-    "training.on_save_error",
-    "training.collective_timeout",
-}
-"""Options that change nothing in a step; the data is known by its content."""
 
 
 @dataclass(kw_only=True)
@@ -53,7 +31,7 @@ class Counters:
         loss_scale_streak: Steps since the loss scale last moved.
         skipped_steps: Steps whose update was left out, because fp16 overflowed or a number was not finite.
         nonfinite_streak: How many in a row up to now, for numbers that were not finite.
-        unreported: Metrics of the step, if its evaluation is still to be done.
+        pending_evaluation: Metrics of the step, if its evaluation is still to be done.
         wandb_id: The run's id at Weights & Biases, None before it was tracked there.
     """
 
@@ -70,13 +48,13 @@ class Counters:
     loss_scale_streak: Count = 0
     skipped_steps: Count = 0
     nonfinite_streak: Count = 0
-    unreported: dict[str, float] | None = None
+    pending_evaluation: dict[str, float] | None = None
     wandb_id: str | None = None
 
     @property
     def reported_step(self) -> int:
         """The last step whose metrics are written."""
-        return self.step if self.unreported is None else self.step - 1
+        return self.step if self.pending_evaluation is None else self.step - 1
 
     def to_json(self, identity: dict[str, Any], setup: dict[str, Any]) -> dict[str, Any]:
         """The content of state.json."""
@@ -112,6 +90,9 @@ def saved_state(checkpoint: Checkpoint) -> SavedState:
         MalformedFileError: Something is missing, of another type or out of range.
     """
     file = checkpoint.folder / STATE
+    counters = checkpoint.state.get("counters")
+    if isinstance(counters, dict) and "unreported" in counters:  # As older checkpoints call it.
+        counters["pending_evaluation"] = counters.pop("unreported")
     state = built(SavedState, checkpoint.state, file)
     if state.counters.step != state.step:
         raise MalformedFileError(file, f"step is {state.step}, counters.step is {state.counters.step}")
@@ -120,13 +101,10 @@ def saved_state(checkpoint: Checkpoint) -> SavedState:
 
 def run_identity(config: RunConfig, task: "Task") -> dict[str, Any]:
     """What must not change when a run goes on, because its steps would not be those of one run any more."""
-    return {
-        "seed": config.seed,
-        "data_sha256": task.data_sha256,
-        "training.batch_size": config.training.batch_size,
-        "training.ema_decay": config.training.ema_decay,
-        "optimizer.name": config.optimizer.name,
-    } | {f"model.{name}": value for name, value in asdict(config.model).items()}
+    refused = _options(config, "refused")
+    return {"model_type": task.model_type, "data_sha256": task.data_sha256} | {
+        name: value for name, value in _flat(asdict(config)).items() if name in refused
+    }
 
 
 def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
@@ -153,7 +131,13 @@ def changes(checkpoint: Checkpoint, config: RunConfig, setup: dict[str, Any]) ->
     now = _flat(asdict(config)) | setup
     names = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
     note = {True: "the steps are the same", False: "the steps to come differ for it"}
-    return [f"{name} was {before[name]!r}, is now {now[name]!r}: {note[name in NEUTRAL]}" for name in names]
+    same = _options(config, "same")
+    return [f"{name} was {before[name]!r}, is now {now[name]!r}: {note[name in same]}" for name in names]
+
+
+def _options(config: RunConfig, on_resume: OnResume) -> set[str]:
+    """The options whose fields say this of a change on a resume."""
+    return {option.name for option in options_of(type(config)) if option.on_resume == on_resume}
 
 
 def _flat(sections: dict[str, Any]) -> dict[str, Any]:

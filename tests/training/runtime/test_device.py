@@ -137,7 +137,7 @@ def test_everything_imports_without_what_windows_lacks(tmp_path: Path) -> None:
     # The libraries bring their own ways around it; ours come after it is taken away.
     script = tmp_path / "imports.py"
     script.write_text(
-        "import sys, torch, accelerate, accelerate.tracking, jsonargparse\n"
+        "import sys, torch, accelerate, accelerate.tracking\n"
         "sys.modules |= dict.fromkeys(('fcntl', 'resource', 'termios', 'pwd'))\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "import train_gpt, evaluate\n"

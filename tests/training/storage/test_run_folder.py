@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
 
+from gpt.config import GPTConfig
 from training import train_command
 from training.runtime.errors import InputError
 from training.storage import files
@@ -175,12 +177,25 @@ def test_a_lock_that_is_no_file_is_one_line_at_once(make: Any) -> None:
         (os.mkfifo, "not a regular file"),
         (lambda path: path.symlink_to(path.name), "Too many levels of symbolic links"),
         (Path.mkdir, "Is a directory"),
-        (lambda path: path.write_text("[" * 100_000), "not plain YAML"),
+        (lambda path: path.write_text("[" * 100_000), "the configuration is not plain YAML"),
     ],
 )
-def test_a_run_whose_own_configuration_cannot_be_read_does_not_go_on(make: Any, fault: str) -> None:
+def test_a_run_whose_own_configuration_cannot_be_read_does_not_go_on(
+    make: Any, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resume(folder: str) -> None:
+        monkeypatch.setattr("sys.argv", ["train.py", "--resume", "--output_dir", folder])
+        train_command.train_command("train.py", "", ROOT / "configs/gpt/quick.yaml", GPTConfig, train, pytest.fail)
+
+    def train(config: GPTConfig, **options: Any) -> Any:
+        started.append(config.name)
+        return Namespace(is_main_process=False)
+
+    started: list[str] = []
     Path("run").mkdir()
     make(Path("run/config.yaml"))
     with pytest.raises(InputError, match=f"^run/config.yaml: {fault}"):
-        train_command._own_config(Namespace(output_dir="run"))
-    assert train_command._own_config(Namespace(output_dir="other")) is None
+        resume("run")
+    assert started == []
+    resume("other")
+    assert started == ["gpt-quick"]

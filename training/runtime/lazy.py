@@ -1,0 +1,22 @@
+"""Names of a package that load their module when they are asked for, so that the package alone loads no torch."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def lazy_names(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package.
+
+    Args:
+        package: Its name.
+        places: The module of each name, with `.NAME` where it is called otherwise there.
+    """
+
+    def find(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module, _, own_name = places[name].partition(".")
+        return getattr(import_module(f"{package}.{module}"), own_name or name)
+
+    return find

@@ -17,7 +17,7 @@ from decoding.benchmark import WARM_UP_TOKENS
 from decoding.choices import ROWS, WHEN_FULL, Mode, Precision, WhenFull
 from decoding.decoder import Decoder
 from decoding.generation import generate, new_token_limit
-from decoding.machine import describe
+from decoding.machine import PROMPT_TOKENS, describe
 from decoding.sampling import Sampling
 from decoding.targets import decode_steps, search
 from decoding.writing import write
@@ -26,7 +26,7 @@ from demo.catalogue import Catalogue
 from demo.jobs import Job, Jobs, Result
 from demo.limits import MAX_SEED, MAX_TOP_K, PENALTY, SHARE, TEMPERATURE, Limits
 from demo.results import Benchmark, Transduction, Writing
-from gpt.baselines import PROMPT_TOKENS, random_prompts, variants, write_without_cache
+from gpt.baselines import random_prompts, variants, write_without_cache
 from gpt.model import GPT
 from gpt.task import LoadedGPT
 from seq2seq.attention_map import cross_attention

@@ -151,8 +151,8 @@ TABLE = (
     Option("lengths", PAIRS, int, None, MEASURE,
            "With --split, of copy and reverse: the shortest and longest strings to try.", 2),
     Option("data.source", BOTH, str, None, MEASURE,
-           "With --split: other data than the run's, as in training: val is the last 10 % of a text without a validation "
-           "split, and a file of pairs is split by the same hash, which keeps out what was trained on."),
+           "With --split: other data than the run's, as in training: val is the last 10 % of a text that has no "
+           "validation split; a file of pairs is split by the same hash, which keeps out what was trained on."),
     Option("data.column", GPT, str, None, MEASURE, "With --data.source hub:OWNER/NAME: its column. Default: text."),
     Option("data.source_column", PAIRS, str, None, OTHER,
            "With --data.source: its column with the source text. Default: the run's."),

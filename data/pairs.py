@@ -15,6 +15,7 @@ from data.strings import Pair, Split, split_of
 from data.vocabulary import Vocabulary, describe
 from data.vocabulary import split as symbols_of
 from training.runtime.errors import InputError
+from training.runtime.packages import needed_package
 
 HUB_SPLITS: dict[str, Split] = {"train": "train", "validation": "val", "test": "test"}
 SPLIT_NAMES: dict[Split, str] = {"train": "training", "val": "validation", "test": "test"}
@@ -142,10 +143,8 @@ def _text(row: Row, column: str) -> str:
 
 def _through_datasets(pairs: Sequence[Pair]) -> list[Pair]:
     """The rows of a `datasets.Dataset`."""
-    from datasets import Dataset
-
     columns = {name: [getattr(pair, name) for pair in pairs] for name in Pair._fields}
-    table = Dataset.from_dict(columns)
+    table = needed_package("datasets", "reading pairs").Dataset.from_dict(columns)
     return [Pair(*row) for row in zip(*(table[name] for name in Pair._fields), strict=True)]
 
 

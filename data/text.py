@@ -15,6 +15,7 @@ from data.hub import PARQUET_REVISION, SPLITS, Request, load_hub_rows
 from data.plays import SHA256, PlaysError, build_text
 from training.config.command_line import StrictParser
 from training.runtime.errors import InputError, exit_code
+from training.runtime.packages import needed_package
 
 TRAIN_PERCENT = 90
 
@@ -106,9 +107,8 @@ def _local(source: str) -> Source:
 
 def _through_datasets(texts: list[str]) -> str:
     """The rows of a `datasets.Dataset`, joined."""
-    from datasets import Dataset
-
-    return "".join(Dataset.from_dict({"text": texts})["text"])
+    datasets = needed_package("datasets", "reading text")
+    return "".join(datasets.Dataset.from_dict({"text": texts})["text"])
 
 
 def main() -> None:

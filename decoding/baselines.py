@@ -31,14 +31,9 @@ def transformers_variants(
     options: Namespace,
     costs: Callable[[int], Costs] | None = None,
 ) -> list[Variant]:
-    """One of its models, which writes exactly as many tokens as are asked for, as --batch and --peer_uncached say.
+    """One of its models, which writes exactly as many tokens as are asked for; `options` are those of the command.
 
-    Args:
-        theirs, precision: The model.
-        inputs: What `generate` takes for prompts.
-        ways: Names, and what they add to its `GenerationConfig`.
-        options: Of the command.
-        costs: For a number of streams.
+    `inputs` is what its `generate` takes for prompts; `ways` are names, and what they add to its `GenerationConfig`.
     """
     import transformers
 

@@ -3,11 +3,15 @@
 Shapes: W beams, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+Scored = tuple[tuple[int, ...], float]
+"""The new tokens of a sequence, and their log-probability."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +46,12 @@ def beam_search(
             returns the logits after that, (W, V).
         width: Number of beams W.
         max_new_tokens: Where an unfinished beam ends.
-        length_penalty: A beam's score is its log-probability divided by its length to this power (Wu et al. 2016,
-            "Google's Neural Machine Translation System", in the simpler form that most libraries have): 0 compares
-            sums, which favours short ones, 1 compares means.
+        length_penalty: A beam's score is its log-probability divided by its length to this power: 0 compares sums,
+            which favours short ones, 1 means (Wu et al. 2016, "Google's Neural Machine Translation System", simpler).
         end: The token that ends a sequence; None where there is none.
 
     Returns:
-        Up to W beams, the best first. Of equal ones, the one found first. Where logits hold a NaN or +inf, one beam
-        whose log-probability is NaN.
+        Up to W beams, the best first; of equal ones the one found first. One of NaN where logits hold NaN or +inf.
 
     Raises:
         ValueError: An option is out of range.
@@ -59,31 +61,14 @@ def beam_search(
     if not 0 <= length_penalty <= 10:
         raise ValueError(f"length_penalty must be at least 0 and at most 10, got {length_penalty}")
     finished: list[Beam] = []
-    alive: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    alive: list[Scored] = [((), 0.0)]
     logits_WV = logits_V[None]
     for length in range(1, max_new_tokens + 1):
-        sums_WV = logits_WV.float().log_softmax(-1).cpu().double()
-        sums_WV = sums_WV + torch.tensor([total for _, total in alive], dtype=torch.float64)[:, None]
-        # Of 2 W candidates at most W end here, so that W go on.
-        best = sums_WV.flatten().topk(min(2 * width, sums_WV.numel()))
-        if best.values[0].isnan():  # NaN comes before all numbers.
-            return [Beam(tokens=alive[0][0], log_probability=torch.nan, score=torch.nan)]
-        origins: list[int] = []
-        going_on: list[tuple[tuple[int, ...], float]] = []
-        for rank, (total, index) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
-            if total == -torch.inf:
-                break
-            origin, token = divmod(index, sums_WV.size(1))
-            tokens = (*alive[origin][0], token)
-            if token == end:
-                # One that is not among the W best must not win by its shortness alone.
-                if rank < width:
-                    finished.append(Beam(tokens=tokens, log_probability=total, score=total / length**length_penalty))
-            elif len(going_on) < width:
-                origins.append(origin)
-                going_on.append((tokens, total))
-        alive = going_on
-        finished = sorted(finished, key=lambda beam: -beam.score)[:width]
+        candidates = _candidates(logits_WV, alive, width)
+        if math.isnan(candidates[0][0]):  # NaN comes before all numbers.
+            return [Beam(tokens=alive[0][0], log_probability=math.nan, score=math.nan)]
+        ended, alive, origins = _extend(alive, candidates, width, end)
+        finished = sorted(finished + _ranked(ended, length_penalty), key=lambda beam: -beam.score)[:width]
         # No sum grows; the longest length gives the best score that a sum can still come to.
         if not alive or (len(finished) == width and alive[0][1] / max_new_tokens**length_penalty <= finished[-1].score):
             break
@@ -92,5 +77,44 @@ def beam_search(
             tokens_W = [tokens[-1] for tokens, _ in alive] + [alive[-1][0][-1]] * missing
             logits_WV = read(tokens_W, origins + origins[-1:] * missing)[: len(alive)]
     else:
-        finished += [Beam(tokens=t, log_probability=p, score=p / len(t) ** length_penalty) for t, p in alive]
+        finished += _ranked(alive, length_penalty)
     return sorted(finished, key=lambda beam: -beam.score)[:width]
+
+
+def _candidates(logits_WV: Tensor, alive: Sequence[Scored], width: int) -> list[tuple[float, int, int]]:
+    """The best ways to go on: log-probability, beam and token of each."""
+    sums_WV = logits_WV.float().log_softmax(-1).cpu().double()
+    sums_WV = sums_WV + torch.tensor([total for _, total in alive], dtype=torch.float64)[:, None]
+    # Of 2 W candidates at most W end here, so that W go on.
+    best = sums_WV.flatten().topk(min(2 * width, sums_WV.numel()))
+    places = [divmod(index, sums_WV.size(1)) for index in best.indices.tolist()]
+    return [(total, *place) for total, place in zip(best.values.tolist(), places, strict=True)]
+
+
+def _extend(
+    alive: Sequence[Scored], candidates: Sequence[tuple[float, int, int]], width: int, end: int | None
+) -> tuple[list[Scored], list[Scored], list[int]]:
+    """Continue beams by their best candidates.
+
+    Returns:
+        What ends here; what goes on, up to `width`; and the beams that this continues.
+    """
+    ended: list[Scored] = []
+    going_on: list[Scored] = []
+    origins: list[int] = []
+    for rank, (total, origin, token) in enumerate(candidates):
+        if total == -torch.inf:
+            break
+        extended = ((*alive[origin][0], token), total)
+        if token == end:
+            # One that is not among the W best must not win by its shortness alone.
+            if rank < width:
+                ended.append(extended)
+        elif len(going_on) < width:
+            origins.append(origin)
+            going_on.append(extended)
+    return ended, going_on, origins
+
+
+def _ranked(sequences: Sequence[Scored], length_penalty: float) -> list[Beam]:
+    return [Beam(tokens=t, log_probability=p, score=p / len(t) ** length_penalty) for t, p in sequences]

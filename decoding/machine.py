@@ -11,11 +11,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from decoding.choices import ROWS
 from decoding.generation import context_used
 from decoding.int8 import Int8Linear
 from decoding.models import LanguageModel
 from training.seeds import generator
 
+PROMPT_TOKENS = 8
 READ_BYTES = 2**29
 PRODUCT_SIZE = 1024
 Model = TypeVar("Model", bound=nn.Module)
@@ -95,8 +97,8 @@ class Costs(NamedTuple):
     cache_bytes: int
 
 
-def costs(model: LanguageModel, streams: int, prompt: int, new_tokens: int) -> Costs:
-    """Of so many streams, of so many tokens each."""
+def costs(model: LanguageModel, streams: int, prompt: int = PROMPT_TOKENS, new_tokens: int = ROWS[-1]) -> Costs:
+    """Of so many streams, each of a prompt and so many new tokens."""
     parts = [*model.decoder_layers.modules(), model.head]
     layers = [part for part in parts if isinstance(part, nn.Linear | Int8Linear)]
     tied = model.embedding.weight if model.head is None else torch.empty(0)

@@ -14,7 +14,7 @@ COLUMNS = {
     "of arithmetic*": "{arithmetic_share:.0%}",
     "first token": "{first_token_seconds:.3f} s",
     "compile": "{compile_seconds:.1f} s",
-    "all": "{seconds:.3f} s",
+    "a pass": "{seconds:.3f} s",
     "parameters": "{parameters:,}",
     "cache bytes*": "{cache_bytes:,}",
 }

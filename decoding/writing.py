@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from decoding.choices import SAMPLE_LENGTH, WHEN_FULL, WhenFull
 from decoding.decoder import Decoder
@@ -77,6 +77,21 @@ def write(
         InputError: An option is out of range, or a prompt is empty, too long, or has an unknown character.
         NonFiniteError: The model's logits are not finite.
     """
+    _check(prompt, num_samples, stop, alternatives)
+    prompts = [tokenizer.encode_prompt(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+    common: dict[str, Any] = {"max_new_tokens": max_new_tokens, "when_full": when_full, "alternatives": alternatives}
+    if lookup:
+        _check_lookup(sampling or Sampling(), len(prompts) * num_samples)
+        steps = generate_with_lookup(decoder, prompts[0], draft=lookup, **common)
+    else:
+        seeds = [seed + n for _ in prompts for n in range(num_samples)]
+        steps = generate(decoder, prompts, sampling=sampling, seeds=seeds, **common)
+    context = decoder.model.config.max_len
+    limits = [new_token_limit(context, text, max_new_tokens, when_full) for text in prompts for _ in range(num_samples)]
+    yield from _pieces(steps, tokenizer, limits, max_new_tokens, stop, on_token)
+
+
+def _check(prompt: str | Sequence[str], num_samples: int, stop: Sequence[str], alternatives: int) -> None:
     if num_samples < 1:
         raise InputError(f"num_samples must be at least 1, got {num_samples}")
     if not prompt:
@@ -85,33 +100,13 @@ def write(
         raise InputError("a stop string is empty: give at least one character")
     if alternatives < 0:
         raise InputError(f"alternatives must be at least 0, got {alternatives}")
-    prompts = [tokenizer.encode_prompt(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
-    if lookup:
-        if (sampling or Sampling()).temperature != 0 or (sampling or Sampling()).repetition_penalty != 1:
-            raise InputError("lookup writes the greedy text: it wants temperature 0 and no repetition_penalty")
-        if len(prompts) != 1 or num_samples != 1:
-            raise InputError("lookup writes one text at a time: give one prompt, and num_samples 1")
-        steps = generate_with_lookup(
-            decoder,
-            prompts[0],
-            max_new_tokens=max_new_tokens,
-            draft=lookup,
-            when_full=when_full,
-            alternatives=alternatives,
-        )
-    else:
-        steps = generate(
-            decoder,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            seeds=[seed + n for _ in prompts for n in range(num_samples)],
-            when_full=when_full,
-            alternatives=alternatives,
-        )
-    context = decoder.model.config.max_len
-    limits = [new_token_limit(context, text, max_new_tokens, when_full) for text in prompts for _ in range(num_samples)]
-    yield from _pieces(steps, tokenizer, limits, max_new_tokens, stop, on_token)
+
+
+def _check_lookup(sampling: Sampling, num_texts: int) -> None:
+    if sampling.temperature != 0 or sampling.repetition_penalty != 1:
+        raise InputError("lookup writes the greedy text: it wants temperature 0 and no repetition_penalty")
+    if num_texts != 1:
+        raise InputError("lookup writes one text at a time: give one prompt, and num_samples 1")
 
 
 def _pieces(

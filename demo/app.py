@@ -11,6 +11,7 @@ from decoding.choices import ROWS, Mode
 from demo import limits as check
 from training.config.command_line import Namespace, StrictParser
 from training.runtime.errors import InputError, exit_code
+from training.runtime.packages import needed_package
 
 
 def parse() -> Namespace:
@@ -73,6 +74,7 @@ def main() -> None:
     auth = _auth(options.auth if options.auth is not None else os.environ.get("DEMO_AUTH"))
     port = check.integer("port", options.port, 1, 65_535)
     places = check.integer("places", options.places, 1, 10_000)
+    needed_package("gradio", "the page")
     from demo.page import run
 
     run(

@@ -100,16 +100,13 @@ def serve(
         allowed_hosts: Names under which the page may be asked for, besides this machine's; * for any.
         trusted_proxies: Addresses or networks of proxies whose X-Forwarded-For is believed.
         concurrency: Requests that run a model at once.
-        waiting: Requests that may wait.
-        places: Requests of one visitor, waiting and running.
+        waiting, places: Requests that may wait; and those of one visitor, waiting and running.
         options: More for Gradio, such as its theme.
 
     Raises:
         InputError: No public address can be had.
     """
     page.queue(max_size=waiting, default_concurrency_limit=concurrency, api_open=False)  # No way past the queue.
-    # Else it looks a thousand times a second for new requests, on the cores of the decoder.
-    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = POLL_SECONDS
     port = listener.getsockname()[1]
     app, gradio = _mounted(page, host, port, auth=auth, **options)
     hosts = {name.lower() for name in (*allowed_hosts, *LOOPBACK, socket.gethostname(), host)} - ANYWHERE
@@ -122,20 +119,25 @@ def serve(
         proxy_headers=bool(trusted_proxies) or share,
         forwarded_allow_ips=[*trusted_proxies, *(["127.0.0.1"] if share else [])],  # The tunnel's end is here.
     )
-    server = uvicorn.Server(config)
+    with _running(uvicorn.Server(config), listener, gradio.stop_event) as thread:
+        urls = [_url("localhost" if host in ANYWHERE else host, port)]
+        if share:
+            urls.append(_tunnel("127.0.0.1" if host in ANYWHERE else host, port))
+            hosts.add(str(urlsplit(urls[-1]).hostname))
+        yield Served(urls, thread)
+
+
+@contextmanager
+def _running(server: uvicorn.Server, listener: socket.socket, stopping: Any) -> Iterator[threading.Thread]:
+    """The thread of a server that has started; at the end, `stopping` is set for the events that still run."""
     thread = threading.Thread(target=server.run, args=([listener],), name="server", daemon=True)
     thread.start()
     try:
         while not server.started and thread.is_alive():
             time.sleep(0.01)
-        name = "localhost" if host in ANYWHERE else host
-        urls = [f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"]
-        if share:
-            urls.append(_tunnel("127.0.0.1" if host in ANYWHERE else host, port))
-            hosts.add(str(urlsplit(urls[-1]).hostname))
-        yield Served(urls, thread)
+        yield thread
     finally:
-        gradio.stop_event.set()
+        stopping.set()
         server.should_exit = True
         thread.join(5)
         listener.close()
@@ -144,6 +146,8 @@ def serve(
 def _mounted(page: gr.Blocks, host: str, port: int, **options: Any) -> tuple[FastAPI, Any]:
     """An app with the page in it, and Gradio's own app."""
     page.state_session_capacity, page.has_launched = 100, True
+    # Else it looks a thousand times a second for new requests, on the cores of the decoder.
+    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = POLL_SECONDS
     app = FastAPI(openapi_url=None)
     gr.mount_gradio_app(
         app,
@@ -163,6 +167,10 @@ def _mounted(page: gr.Blocks, host: str, port: int, **options: Any) -> tuple[Fas
         **options,
     )
     return app, app.routes[-1].app  # type: ignore[attr-defined]
+
+
+def _url(name: str, port: int) -> str:
+    return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
 
 
 def _tunnel(host: str, port: int) -> str:

@@ -16,7 +16,7 @@ from decoding.benchmark import Benchmark, Prompts, Seconds, Variant, random_toke
 from decoding.choices import ROWS, Mode, Precision
 from decoding.decoder import Decoder, convert
 from decoding.generation import context_used, generate
-from decoding.machine import Costs, costs, describe, with_random_weights
+from decoding.machine import PROMPT_TOKENS, costs, describe, with_random_weights
 from decoding.models import LanguageModel
 from decoding.native.build import build, find_compiler
 from decoding.sampling import GREEDY, Chosen, Sampler, seen_tokens
@@ -29,8 +29,8 @@ from training.runtime.device import inference_device
 from training.runtime.errors import require_finite
 
 VOCAB_SIZE = 65
-PROMPT_TOKENS = 8
 LONG_PROMPT = 400
+Forward = Callable[[Tensor], Tensor]
 BASELINE_PRECISIONS: Sequence[Precision] = ("fp32", "bf16")
 
 
@@ -102,12 +102,8 @@ def variants(
             forward = torch.compile(model, dynamic=True) if mode == "compiled" else model
             plain = partial(write_without_cache, model, forward)
             found.append(variant(streams=streams[0], use_cache=False, write=plain))
-        found += [variant(streams=count, write=write, costs=_costs(model, count)) for count in streams]
+        found += [variant(streams=count, write=write, costs=costs(model, count)) for count in streams]
     return found
-
-
-def _costs(model: LanguageModel, streams: int) -> Costs:
-    return costs(model, streams, PROMPT_TOKENS, ROWS[-1])
 
 
 def _write(decoder: Decoder, prompts: Prompts, new_tokens: int) -> Seconds:
@@ -116,11 +112,7 @@ def _write(decoder: Decoder, prompts: Prompts, new_tokens: int) -> Seconds:
 
 
 def write_without_cache(
-    model: LanguageModel,
-    forward: Callable[[Tensor], Tensor],
-    prompts: Prompts,
-    new_tokens: int,
-    known: Sequence[int] = (),
+    model: LanguageModel, forward: Forward, prompts: Prompts, new_tokens: int, known: Sequence[int] = ()
 ) -> Seconds:
     """Continue prompts of one length greedily, with a pass over all that is seen of the text for each token.
 
@@ -159,7 +151,7 @@ def _baselines(model: GPT, options: Namespace, *, compiled: bool) -> list[Varian
         ways[", compiled"] = {"cache_implementation": "static", "max_cache_len": model.config.max_len}
     for precision in BASELINE_PRECISIONS:
         converted = convert(deepcopy(model), precision)
-        theirs, of_model = to_transformers(converted), partial(_costs, converted)
+        theirs, of_model = to_transformers(converted), partial(costs, converted)
         found += transformers_variants(theirs, precision, inputs, ways, options, of_model)
     return found
 

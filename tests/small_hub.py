@@ -24,7 +24,10 @@ def parquet(**columns: list[object]) -> bytes:
 
 
 class SmallHub(ThreadingHTTPServer):
-    """Serves `datasets[name][revision]`, files by path. `refused` maps names to an error code of the hub."""
+    """Serves `datasets[name][revision]`, files by path. `refused` maps names to an error code of the hub.
+
+    `asked` holds the names whose newest commit was asked for.
+    """
 
     daemon_threads = True
 
@@ -32,6 +35,7 @@ class SmallHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.datasets: dict[str, dict[str, Files]] = {}
         self.refused: dict[str, tuple[int, str]] = {}
+        self.asked: list[str] = []
         self.trouble: dict[str, str] = {}
         """By name. silent: nothing is answered; listing: the list of files is not; stall, drip: Parquet files stop in
         the middle, or go on by a byte a time."""
@@ -67,6 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
         if name in self.server.refused and (action == "resolve" or self.server.refused[name][1] != "GatedRepo"):
             return self._error(*self.server.refused[name])
         if action in ("", "revision"):
+            self.server.asked += [] if action else [name]
             return self._json({"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in files]})
         if action == "tree" and (listing := _listing(files, path, recursive="recursive=true" in self.path.lower())):
             return self._json(listing)

@@ -10,35 +10,29 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
-from typing import NoReturn
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from training.average import WeightAverage
-from training.config.command_line import config_to_yaml, parse_config_text
+from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig
-from training.evaluation import Interrupted, validation_loss
-from training.optimizer import MuonAdamW, build_optimizer, optimizer_tensors
+from training.evaluation import Interrupted, evaluate
+from training.nonfinite import NonFinitePolicy
+from training.optimizer import build_optimizer
 from training.reporting import Reporter
 from training.runtime.device import Runtime
-from training.runtime.errors import CommandError, InputError, NonFiniteError, SaveError, StoppedBySignal
-from training.runtime.processes import in_main_process
+from training.runtime.errors import StoppedBySignal
 from training.runtime.progress import Progress
 from training.runtime.signals import StopSignals
+from training.saving import Saver
 from training.schedule import jump, learning_rate_scale
 from training.seeds import derive_seed
-from training.storage.checkpoint import Checkpoint, CheckpointStore
-from training.storage.loading import saved_tensors
+from training.storage.checkpoint import Checkpoint
 from training.storage.run_folder import RunFolder
-from training.storage.state import Counters, changes, check_identity, run_identity
+from training.storage.state import Counters, changes
 from training.task import Task, loss_sum
 from training.tracking import Tracker
-
-LOSS_SCALE_FLOOR = 1.0
-"""Below this loss scale fp16 has no excuse left: a gradient that is still infinite is so by itself."""
 
 
 class Trainer:
@@ -58,61 +52,26 @@ class Trainer:
         self.num_steps = count_steps(config, task)
         self.counters = Counters()
         self.changes: list[str] = []
-        self._identity = run_identity(config, task)
-        self._setup = {"processes": accelerator.num_processes, "precision": runtime.precision}
-        self.store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
         task.model.to(accelerator.device, torch.float64 if runtime.precision == "fp64" else torch.float32)
-        optimizer = build_optimizer(task.model, config.optimizer, bf16=runtime.precision == "bf16")
-        self._parallel_model, self._accelerated_optimizer = accelerator.prepare(task.model, optimizer)
+        self._optimizer = build_optimizer(task.model, config.optimizer, bf16=runtime.precision == "bf16")
+        self._parallel_model, self._accelerated_optimizer = accelerator.prepare(task.model, self._optimizer)
         decay = config.training.ema_decay
         self._average = WeightAverage(task.model, decay) if decay else None
+        self.saver = Saver(runtime, task, config, run, self._optimizer, self._average)
+        self._nonfinite = NonFinitePolicy(self.saver)
         self._reported = Counters()
-        self._best_on_disk: tuple[float | None, int | None] = (None, None)
-
-    @property
-    def _optimizer(self) -> MuonAdamW:
-        optimizer: MuonAdamW = self._accelerated_optimizer.optimizer
-        return optimizer
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """Size of a checkpoint's tensors; the other files are small beside them."""
-        return sum(t.numel() * t.element_size() for group in self._tensors().values() for t in group.values())
-
-    def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds, by the name of its file."""
-        tensors = {
-            "model": self.task.model.state_dict(),
-            "optimizer": optimizer_tensors(self.task.model, self._optimizer),
-        }
-        return tensors if self._average is None else tensors | {"ema": self._average.tensors}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take weights, their average, optimizer tensors and counters from a checkpoint of the same run.
-
-        What differs from the run that wrote it, in words, is then in `changes`.
-        """
-        check_identity(checkpoint, self._identity)
-        self.changes = changes(checkpoint, self.config, self._setup)
-        counters = self.counters = Counters.from_checkpoint(checkpoint)
-        self._best_on_disk = (counters.best_val_loss, counters.best_step)
-        if self._is_over and counters.val_step != counters.step and counters.unreported is None:
+        """Go on from a checkpoint of the same run; what differs from the run that wrote it is then in `changes`."""
+        counters = self.counters = self.saver.restore(checkpoint)
+        if self._is_over and counters.val_step != counters.step and counters.pending_evaluation is None:
             # It was to go on for longer, and is now asked for no further step than this one.
-            counters.unreported = self.run.metrics_of(counters.step) or self._progress_metrics()
-        for name, text in self.task.checkpoint_files().items():
-            if checkpoint.text(name) != text:
-                raise InputError(f"{checkpoint.folder / name} is not the one of the run's data: its symbols differ")
-        for name, wanted in self._tensors().items():
-            saved = saved_tensors(checkpoint, name, wanted)
-            for key, tensor in wanted.items():
-                tensor.copy_(saved[key])
-        if self.accelerator.scaler is not None and self.counters.loss_scale is not None:
-            scale = {"scale": self.counters.loss_scale, "_growth_tracker": self.counters.loss_scale_streak}
-            self.accelerator.scaler.load_state_dict(self.accelerator.scaler.state_dict() | scale)
+            counters.pending_evaluation = self.run.metrics_of(counters.step) or self._progress_metrics()
+        self.changes = changes(checkpoint, self.config, self.saver.setup)
         if self.changes:
             before = parse_config_text(type(self.config), checkpoint.text("config.yaml"))
             steps_before = count_steps(before, self.task)
-            rise = jump(before.schedule, steps_before, self.config.schedule, self.num_steps, self.counters.step)
+            rise = jump(before.schedule, steps_before, self.config.schedule, self.num_steps, counters.step)
             self.changes += [rise] if rise else []
 
     def fit(self, trackers: Sequence[Tracker]) -> None:
@@ -132,12 +91,13 @@ class Trainer:
         with StopSignals() as signals:
             try:
                 self._warm_up_ddp_buckets()
-                if self.counters.unreported is not None:
-                    self._finish_step(self.counters.unreported, signals, reporter, stopping=False)
+                if self.counters.pending_evaluation is not None:
+                    self._finish_step(signals, reporter, stopping=False)
                 while not self._is_over:
                     metrics, stopping = self._train_step(signals, reporter)
                     progress.advance()
-                    self._finish_step(metrics, signals, reporter, stopping=stopping)
+                    self._report_step(metrics, reporter)
+                    self._finish_step(signals, reporter, stopping=stopping)
             finally:
                 reporter.close()
 
@@ -151,40 +111,35 @@ class Trainer:
         del self._parallel_model
         self.accelerator.end_training()
 
-    def _finish_step(
-        self, metrics: dict[str, float], signals: StopSignals, reporter: Reporter, *, stopping: bool
-    ) -> None:
-        """Evaluate, report and save, as far as it is time for that.
-
-        A signal does not wait for an evaluation: the step is saved with its metrics, and a resume begins with the
-        evaluation.
-        """
-        training, counters = self.config.training, self.counters
-        sample, evaluated = None, counters.unreported is not None or self._is_due(training.eval_interval)
-        if (evaluated or self._is_due(training.log_interval)) and counters.unreported is None:
+    def _report_step(self, metrics: dict[str, float], reporter: Reporter) -> None:
+        """Report a step where that is due; one that is to be evaluated first has a pending evaluation from here on."""
+        evaluating = self._is_due(self.config.training.eval_interval)
+        logging = self._is_due(self.config.training.log_interval)
+        if evaluating or logging:
             metrics |= self._speed()
-        if evaluated:
-            counters.unreported = metrics
-            try:
-                if stopping:
-                    raise Interrupted
-                measures, sample = self._evaluate(signals, reporter)
-            except Interrupted:
-                self._stop(reporter)
-            counters.unreported = None
-            metrics |= measures
-        if evaluated or self._is_due(training.log_interval):
-            self._report(metrics, sample, reporter)
-        improved = evaluated and counters.best_step == counters.step
-        if stopping:
-            self._stop(reporter)
-        if improved or self._is_due(training.checkpoint_interval):
-            self._save(reporter, best=improved)
+        if evaluating:
+            self.counters.pending_evaluation = metrics
+        elif logging:
+            self._report(metrics, None, reporter)
 
-    def _stop(self, reporter: Reporter) -> NoReturn:
-        """Save, and end the run as a signal asked."""
-        self._save(reporter, best=False, last=True)
-        raise StoppedBySignal(f"saved step {self.counters.step}; go on with: {self.run.resume_command}")
+    def _finish_step(self, signals: StopSignals, reporter: Reporter, *, stopping: bool) -> None:
+        """Do an evaluation that is pending, and save where that is due.
+
+        A stop request does not wait for the evaluation: the step is saved with it pending, and a resume begins with it.
+        """
+        evaluated = False
+        if self.counters.pending_evaluation is not None and not stopping:
+            try:
+                self._evaluate(self.counters.pending_evaluation, signals, reporter)
+                evaluated = True
+            except Interrupted:
+                stopping = True
+        if stopping:
+            self.saver.save(self.counters, reporter, last=True)
+            raise StoppedBySignal(f"saved step {self.counters.step}; go on with: {self.run.resume_command}")
+        improved = evaluated and self.counters.best_step == self.counters.step
+        if improved or self._is_due(self.config.training.checkpoint_interval):
+            self.saver.save(self.counters, reporter, best=improved, last=self._is_over)
 
     @property
     def _is_over(self) -> bool:
@@ -211,7 +166,7 @@ class Trainer:
         summed = accelerator.reduce(torch.stack((loss_here, stop_here)), "sum")
         loss_total, stops, norm = torch.stack((*summed, grad_norm)).tolist()
         num_targets = int(targets)
-        if self._is_usable(loss_total, norm):
+        if self._nonfinite.is_usable(loss_total, norm):
             self._accelerated_optimizer.step()
             skipped = self._accelerated_optimizer.step_was_skipped
             if self._average is not None and not skipped:
@@ -219,7 +174,8 @@ class Trainer:
             counters.skipped_steps += skipped
             counters.nonfinite_streak = 0
         else:
-            self._skip_step(step, losses, loss_total, norm, reporter)
+            cause = f"gradient norm is {norm}" if math.isfinite(loss_total) else f"loss is {loss_total}"
+            self._nonfinite.skip_step(counters, reporter, cause, losses, self._shares(step))
         self._accelerated_optimizer.zero_grad()
         counters.step, counters.samples = step, counters.samples + config.training.batch_size
         counters.tokens += num_targets
@@ -274,88 +230,34 @@ class Trainer:
                 self._backward(step=1)
                 self._accelerated_optimizer.zero_grad()
 
-    def _is_usable(self, loss_total: float, grad_norm: float) -> bool:
-        """Whether a step may change the weights; fp16's scaler sees to gradients that a lower loss scale may help."""
-        scaler = self.accelerator.scaler
-        may_help = scaler is not None and scaler.get_scale() > LOSS_SCALE_FLOOR
-        return math.isfinite(loss_total) and (math.isfinite(grad_norm) or may_help)
-
-    def _skip_step(self, step: int, losses: Tensor, loss_total: float, grad_norm: float, reporter: Reporter) -> None:
-        """Count a step whose numbers are not finite, or stop the run for it."""
-        counters, max_streak = self.counters, self.config.training.max_nonfinite_steps
-        cause = f"gradient norm is {grad_norm}" if math.isfinite(loss_total) else f"loss is {loss_total}"
-        cause = f"at step {step} the {cause} {self._origin(step, losses)}"
-        if counters.nonfinite_streak >= max_streak:
-            self._stop_for(cause, reporter)
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.update()  # It must hear of the end of each step.
-        counters.nonfinite_streak += 1
-        counters.skipped_steps += 1
-        reporter.say(
-            f"warning     {cause}; the step is left out ({counters.nonfinite_streak} of {max_streak} in a row)"
-        )
-
-    def _origin(self, step: int, losses: Tensor) -> str:
-        """Which ranks and samples a loss that is not finite comes from; called by all processes."""
-        rank, task = self.accelerator.process_index, self.task
-        bad = [
-            share for share, loss in zip(self._shares(step), losses.tolist(), strict=True) if not math.isfinite(loss)
-        ]
-        found = gather_object([f"rank {rank}: {task.describe_samples(first, count)}" for first, count in bad])
-        if not found:
-            size = self.config.training.batch_size
-            found = [f"all ranks: {task.describe_samples((step - 1) * size, size)}"]
-        return f"({'; '.join(found)})"
-
-    def _stop_for(self, cause: str, reporter: Reporter) -> NoReturn:
-        """Save what there is, and raise a `NonFiniteError`."""
-        try:
-            self._save(reporter, best=False, last=True)
-        except SaveError as error:
-            raise NonFiniteError(f"{cause}; {error}") from error
-        raise NonFiniteError(
-            f"{cause}; the weights of step {self.counters.step} are saved in {self.run.checkpoints / 'last'}. "
-            f"A lower {' and '.join(self.config.optimizer.rates)} or a longer schedule.warmup_steps helps most often; "
-            f"go on with: {self.run.resume_command}"
-        )
-
-    def _evaluate(self, signals: StopSignals, reporter: Reporter) -> tuple[dict[str, float], str | None]:
-        """Measure the validation loss, note whether it is the best, and take a sample in the main process.
-
-        Where there is an average of the weights it is the one to be measured and sampled from, and `raw_val_loss` is
-        that of the weights themselves.
+    def _evaluate(self, metrics: dict[str, float], signals: StopSignals, reporter: Reporter) -> None:
+        """Do the pending evaluation, judge its validation loss, and report the step with it.
 
         Raises:
-            Interrupted: A signal came; nothing is noted.
+            Interrupted: A stop request came; nothing is noted, and the evaluation is still pending.
+            NonFiniteError: The validation loss is not finite.
         """
-        accelerator, counters, task = self.accelerator, self.counters, self.task
+        counters, task = self.counters, self.task
         reporter.progress.doing("evaluating …")
-        measures, sample = {}, None
-        measure = partial(
-            validation_loss,
-            accelerator,
+        measures, sample = evaluate(
+            self.accelerator,
             task,
-            self.config.training.eval_batch_size,
-            lambda: signals.received is not None,
+            self._average,
+            batch_size=self.config.training.eval_batch_size,
+            sample_seed=derive_seed(self.config.seed, counters.step, "sample"),
+            interrupted=lambda: signals.received is not None,
         )
-        if self._average is not None:
-            measures["raw_val_loss"] = measure()
-        with self._average.in_model() if self._average else nullcontext():
-            val_loss = measure()
-            if math.isfinite(val_loss) and accelerator.is_main_process:
-                measures |= {name: float(value) for name, value in task.metrics(val_loss).items()}
-                sample = task.sample(derive_seed(self.config.seed, counters.step, "sample"))
+        val_loss = measures["val_loss"]
+        counters.pending_evaluation = None
         if not math.isfinite(val_loss):
-            if counters.unreported is not None:
-                self._report(counters.unreported, None, reporter)
-                counters.unreported = None
-            self._stop_for(f"at step {counters.step} the validation loss is {val_loss}", reporter)
+            self._report(metrics, None, reporter)
+            self._nonfinite.stop(f"at step {counters.step} the validation loss is {val_loss}", counters, reporter)
         reporter.say(
             f"step {counters.step}/{self.num_steps}  validation loss {val_loss:.4f}  ({self._judge(val_loss)})"
         )
         if sample is not None and task.shows_samples:
             reporter.say(sample)
-        return {"val_loss": val_loss} | measures, sample
+        self._report(metrics | measures, sample, reporter)
 
     def _judge(self, val_loss: float) -> str:
         """Note a new validation loss, and say in words how it compares."""
@@ -386,48 +288,6 @@ class Trainer:
         if self.accelerator.is_main_process:
             steps_left = self.num_steps - self.counters.step
             reporter.report(metrics, sample, self.counters.seconds / self.counters.step * steps_left)
-
-    def _save(self, reporter: Reporter, *, best: bool, last: bool = False) -> None:
-        """Write a checkpoint; where that fails, go on without or end the run, as configured, in all processes.
-
-        Args:
-            reporter: To warn with.
-            best: Whether it is the best one so far.
-            last: Whether the run ends with it, so that it cannot go on without.
-        """
-        counters = self.counters
-        try:
-            in_main_process(self.accelerator, lambda: self._write_checkpoint(best=best))
-        except CommandError as error:
-            steps = self.store.steps()
-            newest = f"the newest checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
-            if last or self._is_over or self.config.training.on_save_error == "stop":
-                raise SaveError(
-                    f"{error}; {newest}. When that is mended, go on with: {self.run.resume_command}"
-                ) from error
-            reporter.say(f"warning     {error}; the run goes on, {newest}")
-            counters.best_val_loss, counters.best_step = self._best_on_disk
-        else:
-            self._best_on_disk = (counters.best_val_loss, counters.best_step)
-
-    def _write_checkpoint(self, *, best: bool) -> None:
-        if self.accelerator.scaler is not None:
-            scale = self.accelerator.scaler.state_dict()
-            self.counters.loss_scale, self.counters.loss_scale_streak = scale["scale"], scale["_growth_tracker"]
-        self.run.sync_metrics()
-        files = {"config.yaml": config_to_yaml(self.config)} | dict(self.task.checkpoint_files())
-        state = self.counters.to_json(self._identity, self._setup)
-        self.store.save(self.counters.step, tensors=self._tensors(), state=state, files=files, best=best)
-
-
-def check_batch_size(config: RunConfig, num_processes: int) -> None:
-    """Raise an `InputError` unless every process has a sample for each of its accumulation steps."""
-    parts = num_processes * config.training.accumulation_steps
-    if config.training.batch_size < parts:
-        raise InputError(
-            f"training.batch_size must be at least processes x training.accumulation_steps "
-            f"({num_processes} x {config.training.accumulation_steps}), got {config.training.batch_size}"
-        )
 
 
 def count_steps(config: RunConfig, task: Task) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from training.runtime.errors import InputError
+from training.runtime.packages import needed_package
 from training.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -25,10 +26,7 @@ def check_output(path: Path, formats: Sequence[str] = FORMATS) -> None:
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {path.parent}")
     if path.suffix in FORMATS:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError as error:
-            raise InputError(f"drawing {path} needs the package matplotlib: pip install matplotlib") from error
+        needed_package("matplotlib", f"drawing {path}")
 
 
 def new_figure(width: float, height: float) -> "Figure":

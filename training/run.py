@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from training.config.command_line import config_to_yaml
-from training.config.sections import RunConfig
-from training.loop import Trainer, check_batch_size
+from training.config.sections import RunConfig, TrainingConfig
+from training.loop import Trainer
 from training.runtime.device import Runtime, make_accelerator
 from training.runtime.errors import CommandError, InputError, is_out_of_memory, memory_asked
 from training.runtime.processes import in_main_process, naming_lost_processes
@@ -30,11 +30,7 @@ class Result:
 
 
 def train(
-    make_task: Callable[[], Task],
-    config: RunConfig,
-    *,
-    output_dir: Path | None = None,
-    resume: bool = False,
+    make_task: Callable[[], Task], config: RunConfig, *, output_dir: Path | None = None, resume: bool = False
 ) -> Result:
     """Start or resume a run, and train it to its end.
 
@@ -55,7 +51,7 @@ def train(
     accelerator = runtime.accelerator
     run = None
     try:
-        check_batch_size(config, accelerator.num_processes)
+        _check_batch_size(config, accelerator.num_processes)
         if accelerator.is_main_process:  # At once: reading the data and loading what trains takes seconds.
             _say({"device": runtime.description})
         task = make_task()
@@ -76,15 +72,28 @@ def train(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise InputError(
-            f"{memory_asked(error)}: raise training.accumulation_steps ({training.accumulation_steps}), lower "
-            f"training.batch_size ({training.batch_size}) or training.eval_batch_size "
-            f"({training.eval_batch_size}), or take a smaller model"
-        ) from error
+        raise InputError(f"{memory_asked(error)}: {_how_to_take_less(training)}") from error
     finally:
         if run is not None:
             run.release()
     return Result(run=run, counters=trainer.counters, is_main_process=accelerator.is_main_process)
+
+
+def _how_to_take_less(training: TrainingConfig) -> str:
+    return (
+        f"raise training.accumulation_steps ({training.accumulation_steps}), lower training.batch_size "
+        f"({training.batch_size}) or training.eval_batch_size ({training.eval_batch_size}), or take a smaller model"
+    )
+
+
+def _check_batch_size(config: RunConfig, num_processes: int) -> None:
+    """Raise an `InputError` unless every process has a sample for each of its accumulation steps."""
+    parts = num_processes * config.training.accumulation_steps
+    if config.training.batch_size < parts:
+        raise InputError(
+            f"training.batch_size must be at least processes x training.accumulation_steps "
+            f"({num_processes} x {config.training.accumulation_steps}), got {config.training.batch_size}"
+        )
 
 
 def _choose_start(
@@ -111,7 +120,7 @@ def _newest_sound(run: RunFolder) -> Checkpoint | None:
     store.adopt_copies()
     checkpoint, damage = store.newest_sound()
     for problem in damage:
-        print(f"warning     {problem}; it is set aside")
+        print(f"warning     {problem}; it is quarantined")
     if damage and checkpoint is None:
         print("warning     no sound checkpoint is left: the run starts over")
     return checkpoint
@@ -120,9 +129,9 @@ def _newest_sound(run: RunFolder) -> Checkpoint | None:
 def _prepare(runtime: Runtime, trainer: Trainer) -> list[Tracker]:
     """Take back what lies after the step that the run goes on from, start the trackers, and say what the run is."""
     run, counters, config = trainer.run, trainer.counters, trainer.config
-    store = trainer.store
+    store = trainer.saver.store
     store.clean()
-    space, warning = store.check_space(trainer.checkpoint_bytes)
+    space, warning = store.check_space(trainer.saver.checkpoint_bytes)
     run.forget_metrics_after(counters.reported_step)
     store.go_back_to(counters.step, counters.best_step)
     trackers = start_trackers(config, run, counters)

@@ -15,6 +15,7 @@ from accelerate.tracking import TensorBoardTracker, WandBTracker
 from training.config.command_line import config_to_yaml
 from training.config.sections import RunConfig
 from training.runtime.errors import InputError
+from training.runtime.packages import needed_package
 from training.storage.run_folder import RunFolder
 from training.storage.state import Counters
 
@@ -62,9 +63,13 @@ class TensorBoard:
         config: Of the run.
         run: Its folder.
         first_step: Steps done before: what an earlier process logged after that is taken back.
+
+    Raises:
+        InputError: TensorBoard is not installed.
     """
 
     def __init__(self, config: RunConfig, run: RunFolder, first_step: int) -> None:
+        needed_package("tensorboard", "--tracking tensorboard")
         # Given at the very first start too: TensorBoard's reader takes back nothing at the first mark that it meets.
         purge_step = first_step + 1 if first_step else 0
         _put_in_the_past(list(run.path.glob("tensorboard/*.tfevents.*")), int(time.time()))
@@ -122,10 +127,7 @@ class WeightsAndBiases:
     """
 
     def __init__(self, config: RunConfig, run: RunFolder, run_id: str) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise InputError("--tracking wandb needs the package wandb: pip install wandb") from error
+        wandb = needed_package("wandb", "--tracking wandb")
         try:
             settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_SECONDS)
             wandb.setup(settings=settings)

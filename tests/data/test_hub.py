@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, command
+from helpers import ROOT, command, torchrun
 from small_hub import SmallHub, parquet, serving
 
 from data import text as data
@@ -99,6 +99,22 @@ def test_a_training_run_trains_on_the_whole_of_one_split_and_validates_on_the_ot
         done.stderr
     )
     assert re.search(r"step 1/1  validation loss \d", done.stdout)
+
+
+@pytest.mark.ci
+def test_of_several_processes_one_asks_the_hub_and_all_have_its_rows(hub: SmallHub, tmp_path: Path) -> None:
+    options = ["--training.max_steps", "1", "--model.max_len", "1", "--data.source"]
+    train = [*torchrun(2), ROOT / "launch/train_gpt.py", *options]
+    on_cpu = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    hub.asked.clear()
+    done = command(*train, "hub:us/three", cwd=tmp_path, **on_cpu)
+    assert re.search(r"data        us/three, from the hub \(commit \w{7}\), 15 tokens per epoch", done.stdout), (
+        done.stderr
+    )
+    assert re.search(r"step 1/1  validation loss \d", done.stdout)
+    assert hub.asked == ["us/three"]
+    failed = command(*train, "hub:us/none", cwd=tmp_path, **on_cpu)
+    assert failed.stderr.count(f"error: {hub.url} has no data set us/none") == 1, failed.stderr
 
 
 def test_rows_become_lines_and_splits_are_used(hub: SmallHub) -> None:

@@ -331,6 +331,63 @@ def test_a_process_that_waits_too_long_for_another_says_so(tmp_path: Path) -> No
     assert time.monotonic() - start < 50
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    ("machines", "said"),
+    [
+        (1, ["done by rank 0, failed in rank 0"] * 2),
+        (2, ["done by rank 0, disk: refused in rank 1", "done by rank 1, disk: refused in rank 1"]),
+    ],
+)
+def test_what_one_process_of_a_machine_does_is_known_to_its_others_and_fails_in_all(
+    tmp_path: Path, machines: int, said: list[str]
+) -> None:
+    script = tmp_path / "once.py"
+    script.write_text(
+        "import os, sys\n"
+        "rank, machines = os.environ['RANK'], int(sys.argv[1])\n"
+        "if machines == 2:\n"
+        "    os.environ |= {'LOCAL_RANK': '0', 'LOCAL_WORLD_SIZE': '1'}\n"
+        "from training.runtime.device import make_accelerator\n"
+        "from training.runtime.errors import InputError\n"
+        "from training.runtime.processes import once_per_machine\n"
+        "accelerator = make_accelerator('fp32').accelerator\n"
+        "def fail():\n"
+        "    if machines == 1:\n"
+        "        raise InputError(f'failed in rank {rank}')\n"
+        "    if rank == '1':\n"
+        "        raise OSError(5, f'refused in rank {rank}', 'disk')\n"
+        "said = once_per_machine(lambda: f'done by rank {rank}')\n"
+        "try:\n"
+        "    once_per_machine(fail)\n"
+        "except InputError as error:\n"
+        "    print(f'rank {rank}: {said}, {error}')\n"
+        "accelerator.end_training()\n"
+    )
+    done = command(*torchrun(2), script, str(machines), cwd=tmp_path, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    assert all(f"rank {rank}: {line}\n" in done.stdout for rank, line in enumerate(said)), done.stdout
+
+
+@pytest.mark.ci
+def test_trainings_of_one_launch_follow_each_other(config: GPTConfig, tmp_path: Path) -> None:
+    script = tmp_path / "twice.py"
+    script.write_text(
+        "import sys\n"
+        "from launch.train_gpt import main\n"
+        "options = sys.argv[1:]\n"
+        "for run in ('first', 'second', 'third'):\n"
+        "    sys.argv[1:] = [*options, '--output_dir', run]\n"
+        "    main()\n"
+    )
+    file = write(with_training(config, max_steps=2), tmp_path)
+    done = command(*torchrun(2), script, "--config", file, cwd=tmp_path, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    model = "checkpoints/last/model.safetensors"
+    first, *others = [(tmp_path / run / model).read_bytes() for run in ("first", "second", "third")]
+    assert others == [first] * 2
+
+
 def test_a_signal_to_one_process_stops_both_at_the_same_step(config: GPTConfig, tmp_path: Path) -> None:
     with start_endless(config, tmp_path, checkpoint_interval=0) as process:
         wait_for_step(process, 5)

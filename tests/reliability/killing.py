@@ -145,7 +145,7 @@ class Outcome:
         kills: Those that struck.
         same_weights: Whether weights, optimizer and average of the last and best checkpoint equal the whole run's.
         same_metrics: Whether metrics.jsonl does, but for what a clock says, with each step once and in order.
-        set_aside: Checkpoints that a resume found damaged.
+        quarantined: Checkpoints that a resume found damaged.
         seconds: How long all of it took.
     """
 
@@ -155,7 +155,7 @@ class Outcome:
     kills: tuple[Kill, ...]
     same_weights: bool
     same_metrics: bool
-    set_aside: int
+    quarantined: int
     seconds: float
 
     @property
@@ -178,7 +178,7 @@ class Outcome:
             "of_one_rank": sum(kill.rank is not None for kill in self.kills),
             "after_first_checkpoint": sum(kill.after_first_checkpoint for kill in self.kills),
             "unfinished_saves": sum(kill.unfinished_save for kill in self.kills),
-            "checkpoints_found_damaged": self.set_aside,
+            "checkpoints_found_damaged": self.quarantined,
             "same_weights": self.same_weights,
             "same_metrics": self.same_metrics,
             "equal": self.equal,
@@ -207,7 +207,7 @@ class Launch:
         )
         self.position = Position()
         self.history: list[tuple[float, Position]] = []
-        self.set_aside = 0
+        self.quarantined = 0
         self._ranks: dict[int, psutil.Process] = {}
         self._lines: queue.Queue[tuple[float, str] | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -275,7 +275,7 @@ class Launch:
         if item is None:
             return False
         seconds, line = item
-        self.set_aside += "it is set aside" in line
+        self.quarantined += "it is quarantined" in line
         position = self.position.after(line)
         if position != self.position:
             self.history.append((seconds, position))
@@ -338,10 +338,10 @@ def random_aims(count: int, processes: int, seed: str) -> list[Aim]:
 
 
 def strike(folder: Path, processes: int, aim: Aim, seconds: dict[Place, float]) -> tuple[Kill | None, int]:
-    """Start or resume the run, and kill it; return the kill, and how many checkpoints were set aside at the start."""
+    """Start or resume the run, and kill it; return the kill, and how many checkpoints were quarantined at the start."""
     with Launch(folder, processes) as launch:
         if not launch.reaches(aim):
-            return None, launch.set_aside
+            return None, launch.quarantined
         time.sleep(aim.share * seconds[aim.place])
         rank = int(aim.share * 1000) % processes if aim.one_rank else None
         position = launch.kill(rank)
@@ -354,7 +354,7 @@ def strike(folder: Path, processes: int, aim: Aim, seconds: dict[Place, float]) 
         after_first_checkpoint=bool(store.steps()),
         unfinished_save=any(store.folder.glob(".step-*.new")),
     )
-    return kill, launch.set_aside
+    return kill, launch.quarantined
 
 
 def tensor_digests(run: Path) -> dict[str, str]:
@@ -397,8 +397,8 @@ class Ordeal:
         for name in ("whole", "killed"):
             write_inputs(folder / name, replace(config, training=training))
         seconds = place_seconds(run_to_the_end(folder / "whole", self.processes))
-        kills, set_aside = self._kill_repeatedly(folder / "killed", seconds)
-        set_aside += run_to_the_end(folder / "killed", self.processes).set_aside
+        kills, quarantined = self._kill_repeatedly(folder / "killed", seconds)
+        quarantined += run_to_the_end(folder / "killed", self.processes).quarantined
         whole, killed = clockless_metrics(folder / "whole/run"), clockless_metrics(folder / "killed/run")
         digests = tensor_digests(folder / "whole/run")
         assert len(digests) == 6, "model, optimizer and average, of the last and the best checkpoint"
@@ -409,15 +409,15 @@ class Ordeal:
             kills=tuple(kills),
             same_weights=digests == tensor_digests(folder / "killed/run"),
             same_metrics=whole == killed and [line["step"] for line in killed] == list(range(1, steps + 1)),
-            set_aside=set_aside,
+            quarantined=quarantined,
             seconds=time.perf_counter() - begin,
         )
 
     def _kill_repeatedly(self, folder: Path, seconds: dict[Place, float]) -> tuple[list[Kill], int]:
         kills, total = [], 0
         for aim in random_aims(self.kills, self.processes, f"{self.seed} {self.precision} {self.processes}"):
-            kill, set_aside = strike(folder, self.processes, aim, seconds)
-            total += set_aside
+            kill, quarantined = strike(folder, self.processes, aim, seconds)
+            total += quarantined
             if kill is not None:
                 kills.append(kill)
                 self.watch(kill)

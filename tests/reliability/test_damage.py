@@ -108,7 +108,7 @@ def test_a_run_without_a_sound_checkpoint_starts_over_and_says_so(
         (folder / "manifest.json").unlink()
     train_gpt(config, output_dir=tmp_path / "run", resume=True)
     printed = capsys.readouterr().out
-    assert "step-00000003 has no manifest, so it is not a complete checkpoint; it is set aside" in printed
+    assert "step-00000003 has no manifest, so it is not a complete checkpoint; it is quarantined" in printed
     assert "no sound checkpoint is left: the run starts over" in printed
 
 

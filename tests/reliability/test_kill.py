@@ -104,4 +104,4 @@ def test_a_killed_run_ends_as_if_left_alone(
     assert {kill.rank is None for kill in outcome.kills} == ({True} if processes == 1 else {True, False})
     assert outcome.same_weights
     assert outcome.same_metrics
-    assert outcome.set_aside == 0
+    assert outcome.quarantined == 0

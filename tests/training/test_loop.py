@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from gpt.config import GPTConfig
 from gpt.task import GPTTask, load_gpt, train_gpt
-from training import loop
+from training import evaluation, loop
 from training.config.command_line import config_to_yaml
 from training.config.fields import options_of
 from training.evaluation import validation_loss
+from training.nonfinite import NonFinitePolicy
 from training.optimizer import MuonAdamW
 from training.runtime.device import Runtime
 from training.runtime.errors import InputError, NonFiniteError, StoppedBySignal
@@ -285,7 +286,7 @@ def test_the_best_checkpoint_outlives_the_newer_ones(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = iter([3.0, 1.0, 2.0, 2.5])
-    monkeypatch.setattr(loop, "validation_loss", lambda *arguments: next(values))
+    monkeypatch.setattr(evaluation, "validation_loss", lambda *arguments: next(values))
     result = train_gpt(with_training(config, eval_interval=3), output_dir=tmp_path / "run")
     assert (result.counters.best_step, result.counters.best_val_loss, result.counters.val_loss) == (6, 1.0, 2.5)
     folder = tmp_path / "run/checkpoints"
@@ -297,7 +298,7 @@ def test_patience_ends_a_run_whose_loss_does_not_fall(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     values = iter([3.0, 2.0, 2.0, 2.5, 1.0, 1.5])
-    monkeypatch.setattr(loop, "validation_loss", lambda *arguments: next(values))
+    monkeypatch.setattr(evaluation, "validation_loss", lambda *arguments: next(values))
     patient = with_training(config, eval_interval=2, checkpoint_interval=0, patience=2)
     result = train_gpt(patient, output_dir=tmp_path / "run")
     assert (result.counters.step, result.counters.best_step) == (8, 4)
@@ -366,10 +367,10 @@ def test_a_non_finite_number_stops_the_run_before_the_weights_change(
 @pytest.mark.parametrize(("scale", "stops"), [(None, True), (1.0, True), (2.0, False), (65536.0, False)])
 def test_fp16_stops_only_when_its_loss_scale_has_reached_the_floor(scale: float | None, stops: bool) -> None:
     scaler = None if scale is None else SimpleNamespace(get_scale=lambda: scale)
-    trainer = cast(loop.Trainer, SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler)))
-    assert loop.Trainer._is_usable(trainer, 1.0, 1.0)
-    assert loop.Trainer._is_usable(trainer, 1.0, math.inf) is not stops
-    assert not loop.Trainer._is_usable(trainer, math.nan, 1.0), "the loss itself is not scaled"
+    policy = NonFinitePolicy(cast(Any, SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler))))
+    assert policy.is_usable(1.0, 1.0)
+    assert policy.is_usable(1.0, math.inf) is not stops
+    assert not policy.is_usable(math.nan, 1.0), "the loss itself is not scaled"
 
 
 def poison_steps(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
@@ -426,7 +427,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run_and_is_never_the_bes
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = iter([2.0, math.nan])
-    monkeypatch.setattr(loop, "validation_loss", lambda *arguments: next(values))
+    monkeypatch.setattr(evaluation, "validation_loss", lambda *arguments: next(values))
     with pytest.raises(NonFiniteError, match="at step 10 the validation loss is nan; the weights of step 10 are saved"):
         train_gpt(config, output_dir=tmp_path / "run")
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, 11))
@@ -489,7 +490,7 @@ def test_the_loss_scale_of_fp16_is_saved_and_restored(config: GPTConfig, tmp_pat
     first.accelerator.scaler.load_state_dict(
         first.accelerator.scaler.state_dict() | {"scale": 32.0, "_growth_tracker": 5}
     )
-    first._write_checkpoint(best=False)
+    first.saver.write(first.counters)
     second = trainer("run")
     assert second.accelerator.scaler.state_dict()["scale"] == 8.0
     second.restore(Checkpoint(tmp_path / "run/checkpoints/last"))
@@ -560,6 +561,17 @@ def test_a_state_file_of_a_newer_version_is_read(config: GPTConfig, trained: Tra
     assert loop.Counters.from_checkpoint(checkpoint).step == 12
 
 
+def test_an_evaluation_that_an_older_version_left_pending_is_read(
+    config: GPTConfig, trained: Trained, tmp_path: Path
+) -> None:
+    trained(config, tmp_path / "run")
+    checkpoint = Checkpoint(tmp_path / "run/checkpoints/last")
+    checkpoint.state["counters"]["unreported"] = {"step": 12, "train_loss": 2.5}
+    del checkpoint.state["counters"]["pending_evaluation"]
+    counters = loop.Counters.from_checkpoint(checkpoint)
+    assert (counters.pending_evaluation, counters.reported_step) == ({"step": 12, "train_loss": 2.5}, 11)
+
+
 def test_a_resume_says_which_options_have_changed_and_which_matter(
     config: GPTConfig, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -622,7 +634,7 @@ def test_an_evaluation_that_is_still_to_be_done_is_done_under_another_configurat
         lines = read_metrics(tmp_path / folder)
         assert [line["step"] for line in lines] == sorted({line["step"] for line in lines} | {5, 10, 12, 15, 20})
         assert "val_loss" in next(line for line in lines if line["step"] == 12)
-        assert Checkpoint(tmp_path / folder / "checkpoints/last").state["counters"]["unreported"] is None
+        assert Checkpoint(tmp_path / folder / "checkpoints/last").state["counters"]["pending_evaluation"] is None
 
 
 @pytest.mark.parametrize("log_interval", [1, 5])
@@ -671,6 +683,9 @@ def test_deterministic_operations_are_asked_of_torch(
         assert torch.are_deterministic_algorithms_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+        train_gpt(with_training(config, max_steps=1), output_dir=tmp_path / "c")
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
         torch.backends.cuda.enable_mem_efficient_sdp(True)

@@ -169,13 +169,13 @@ def test_weights_optimizer_and_average_go_on_from_a_checkpoint(config: GPTConfig
     first, second = (trainer_of(config, Rank(), tmp_path) for _ in range(2))
     for number in (1, 2):
         step(first, number)
-    first._write_checkpoint(best=False)
+    first.saver.write(first.counters)
     second.restore(Checkpoint(tmp_path / "checkpoints/last"))
     for trainer in (first, second):
         step(trainer, 3)
-    assert first._tensors().keys() == {"model", "optimizer", "ema"}
-    for name, tensors in first._tensors().items():
-        own = second._tensors()[name]
+    assert first.saver.tensors().keys() == {"model", "optimizer", "ema"}
+    for name, tensors in first.saver.tensors().items():
+        own = second.saver.tensors()[name]
         assert all(torch.equal(tensors[key], own[key]) for key in tensors | own)
 
 
@@ -229,14 +229,14 @@ def test_a_save_that_fails_after_a_resume_leaves_the_best_where_it_was(
     config = with_training(config, on_save_error="continue")
     trainer = trainer_of(config, Rank(), tmp_path)
     trainer.counters = loop.Counters(step=5, best_val_loss=2.0, best_step=5, val_loss=2.0, val_step=5)
-    trainer._write_checkpoint(best=True)
+    trainer.saver.write(trainer.counters, best=True)
     resumed = trainer_of(config, Rank(), tmp_path)
     resumed.restore(Checkpoint(tmp_path / "checkpoints/last"))
     resumed.counters.step = 8
     assert resumed._judge(1.0) == "the best so far"
     monkeypatch.setattr(CheckpointStore, "save", full)
     said: list[str] = []
-    resumed._save(cast(Reporter, SimpleNamespace(say=said.append)), best=True)
+    resumed.saver.save(resumed.counters, cast(Reporter, SimpleNamespace(say=said.append)), best=True)
     assert "the run goes on, the newest checkpoint is of step 5" in said[0]
     assert (resumed.counters.best_val_loss, resumed.counters.best_step) == (2.0, 5)
 
@@ -251,7 +251,7 @@ def test_the_last_save_of_a_run_must_succeed(
     trainer = trainer_of(with_training(config, on_save_error="continue"), Rank(), tmp_path)
     trainer.counters.step = 12
     with pytest.raises(SaveError, match="No space left on device; there is no checkpoint yet"):
-        trainer._save(cast(Reporter, None), best=False)
+        trainer._finish_step(cast(StopSignals, None), cast(Reporter, None), stopping=False)
 
 
 @pytest.mark.parametrize(("max_grad_norm", "most"), [(0.0, math.inf), (0.1, 0.1)])
@@ -265,7 +265,8 @@ def test_gradients_are_clipped_where_that_is_asked_for(
 
 @pytest.mark.parametrize("changed", ["training.batch_size", "optimizer.name", "data_sha256", "seed", "model.d_ff"])
 def test_a_run_goes_on_as_the_same_run_only(config: GPTConfig, tmp_path: Path, changed: str) -> None:
-    trainer_of(config, Rank(), tmp_path)._write_checkpoint(best=False)
+    saving = trainer_of(config, Rank(), tmp_path)
+    saving.saver.write(saving.counters)
     other = {
         "training.batch_size": lambda: with_training(config, batch_size=9),
         "optimizer.name": lambda: replace(config, optimizer=replace(config.optimizer, name="adamw")),
@@ -285,7 +286,7 @@ def test_a_run_does_not_go_on_with_another_vocabulary(
     vocabulary = trainer.task.checkpoint_files()["tokenizer.json"]
     with monkeypatch.context() as patch:
         patch.setattr(GPTTask, "checkpoint_files", lambda task: {"tokenizer.json": vocabulary.replace("0", "ä")})
-        trainer._write_checkpoint(best=False)
+        trainer.saver.write(trainer.counters)
     with pytest.raises(InputError, match=r"tokenizer\.json is not the one of the run's data: its symbols differ"):
         trainer.restore(Checkpoint(tmp_path / "checkpoints/last"))
 

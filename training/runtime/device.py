@@ -1,4 +1,4 @@
-"""What a run computes on, and in which numbers."""
+"""What a run computes on, and in which dtype."""
 
 import importlib
 import os
@@ -6,12 +6,13 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from itertools import count
 from typing import Any, Literal, NamedTuple
 from warnings import filterwarnings
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, parse_flag_from_env
 
 from training.runtime.errors import InputError
@@ -21,6 +22,8 @@ from training.runtime.threads import local_processes, set_cpu_threads
 
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
 AsWritten = Literal["auto"] | Precision
+_meetings = count()
+"""Numbers the times that the processes of a launch have met: once for each training of a session."""
 
 
 class ProcessDevice(NamedTuple):
@@ -100,7 +103,7 @@ class Runtime(NamedTuple):
 
     Attributes:
         accelerator: Processes, device and mixed precision.
-        precision: The numbers that it computes in.
+        precision: The dtype of its matrix products.
         description: A line that tells all of it.
         warnings: Lines to warn with.
         peak_flops: FLOP/s that all devices do together at most; None where one of them is not known.
@@ -134,10 +137,13 @@ def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: 
     if not cpu:
         check_gpus(local_processes())
     _import_before_processes_meet()
+    # What Accelerate keeps for a whole process: an earlier training here may have had another precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
     with naming_refusals():
         device = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), **_meeting_place()).device
-    if deterministic:
-        use_deterministic_operations()
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        use_deterministic_operations(deterministic)
     devices = _gather_devices(device)
     precision, reason = choose_precision(asked, device, devices)
     mixed = precision if precision in ("bf16", "fp16") else "no"
@@ -145,8 +151,6 @@ def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: 
     constant_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
     # torch 2.13 wants another name for it, which Accelerate does not know yet.
     filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-    # An earlier training in this process may have had another precision.
-    AcceleratorState._reset_state()
     with naming_refusals():
         accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[constant_buffers], **own_plugins())
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -155,9 +159,16 @@ def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: 
             f"the launcher started {launched} processes, but on {device.type} each is alone: start one, "
             f"or set ACCELERATE_USE_CPU=true"
         )
+    return _described(accelerator, precision, reason, devices)
+
+
+def _described(
+    accelerator: Accelerator, precision: Precision, reason: str, devices: Sequence[ProcessDevice]
+) -> Runtime:
+    """What was chosen, with what there is to say of it; sets the number of threads."""
     processes, threads = accelerator.num_processes, set_cpu_threads()
     plural = "process" if processes == 1 else "processes"
-    names = device.type if device.type == "cpu" else _join_names(devices)
+    names = "cpu" if accelerator.device.type == "cpu" else _join_names(devices)
     description = f"{names}, {processes} {plural}, {threads} threads each, {precision} ({reason})"
     warnings = (idle_gpus_warning(processes), unequal_devices_warning(devices), *ignored_settings())
     peaks = [peak_flops(each.name, precision) for each in devices]
@@ -171,18 +182,18 @@ def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: 
     )
 
 
-def use_deterministic_operations() -> None:
-    """Keep a GPU from operations whose result depends on the order in which its threads come; on a CPU none does.
+def use_deterministic_operations(only: bool) -> None:
+    """Keep a GPU from operations whose result depends on the order in which its threads come, or no longer.
 
-    Under this setting torch raises an error for an operation that has no other way. Of the attentions, the
-    memory-efficient one and cuDNN's have none backwards, so that they are turned off
+    On a CPU no result depends on that. Under this setting torch raises an error for an operation that has no other way.
+    Of the attentions, the memory-efficient one and cuDNN's have none backwards, so that they are turned off
     (docs.pytorch.org/docs/stable/notes/randomness.html).
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(only)
     torch.backends.cudnn.benchmark = False
-    torch.backends.cuda.enable_mem_efficient_sdp(False)
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(not only)
+    torch.backends.cuda.enable_cudnn_sdp(not only)
 
 
 def _import_before_processes_meet() -> None:
@@ -197,22 +208,23 @@ def _import_before_processes_meet() -> None:
 
 
 def _meeting_place() -> dict[str, Any]:
-    """Where the processes of a restarted launch find each other, as `init_process_group` takes it.
+    """Where the processes of a launch find each other once more, as `init_process_group` takes it.
 
-    torchrun on one machine holds one store for all of its restarts, and keys in it do not tell them apart: a process
-    could read the address of one that was killed, and fail or wait there. So each restart has a prefix of its own.
-    Over several machines the launchers' counts of restarts may differ: no prefix there.
+    torchrun on one machine holds one store for all of its restarts, and for all trainings of a session. Keys in it do
+    not tell them apart: a process could read the address of one that was killed, or of the training before, and fail or
+    wait there. So each has a prefix of its own. Over several machines the launchers' counts of restarts may differ:
+    there they have no part in it.
     """
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if restart == "0" or world_size != local_processes():
+    world_size, meeting = int(os.environ.get("WORLD_SIZE", "1")), next(_meetings)
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if world_size == local_processes() else "0"
+    if "LOCAL_RANK" not in os.environ or (restart, meeting) == ("0", 0):
         return {}
     # Not every build of torch has these.
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, world_size = next(rendezvous("env://"))
-    return {"store": PrefixStore(f"restart-{restart}", store), "rank": rank, "world_size": world_size}
+    return {"store": PrefixStore(f"restart-{restart}-{meeting}", store), "rank": rank, "world_size": world_size}
 
 
 def inference_device() -> torch.device:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 
 from training.runtime.errors import CommandError, InputError, LostProcessError
 
@@ -14,7 +15,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def naming_lost_processes(accelerator: Accelerator) -> Iterator[None]:
+def naming_lost_processes(accelerator: Accelerator | PartialState) -> Iterator[None]:
     """Report a connection between processes that breaks, or is silent for too long, in one line.
 
     That is for gloo. NCCL ends a process by itself when one of its operations takes too long, and says so.
@@ -42,16 +43,42 @@ def in_main_process(accelerator: Accelerator, action: Callable[[], T]) -> T | No
         CommandError: As `action` does.
         InputError: The disk refused.
     """
-    result = None
-    errors: list[CommandError | None] = [None]
-    if accelerator.is_main_process:
-        try:
-            result = action()
-        except CommandError as error:
-            errors = [error]
-        except OSError as error:
-            errors = [InputError(f"{error.filename}: {error.strerror}" if error.filename else str(error))]
+    result, error = _attempted(action) if accelerator.is_main_process else (None, None)
+    errors = [error]
     broadcast_object_list(errors)
     if errors[0] is not None:
         raise errors[0]
     return result
+
+
+def once_per_machine(action: Callable[[], T]) -> T:
+    """Do something in one process of each machine, and give its result to the others there.
+
+    An error on one machine is raised in all processes. They wait for no longer than `training.collective_timeout`.
+
+    Raises:
+        CommandError: As `action` does.
+        InputError: The disk refused.
+        LostProcessError: It took another process too long.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return action()
+    state = PartialState()
+    outcome = _attempted(action) if state.is_local_main_process else (None, None)
+    with naming_lost_processes(state):
+        outcomes = gather_object([outcome])
+    for _, error in outcomes:
+        if error is not None:
+            raise error
+    result: T = outcomes[state.process_index - state.local_process_index][0]
+    return result
+
+
+def _attempted(action: Callable[[], T]) -> tuple[T | None, CommandError | None]:
+    """The result of an action, or the error to report of it."""
+    try:
+        return action(), None
+    except CommandError as error:
+        return None, error
+    except OSError as error:
+        return None, InputError(f"{error.filename}: {error.strerror}" if error.filename else str(error))

@@ -1,14 +1,15 @@
-"""Ctrl-C, SIGTERM and a closed terminal as a wish to stop after the step."""
+"""Ctrl-C, SIGTERM and a closed terminal as a request to stop after the step."""
 
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from types import FrameType, TracebackType
 
 REPEAT_SECONDS = 1.0
-"""A second signal within this time is the same wish: on Ctrl-C a terminal and a launcher may each send one."""
+"""A second signal within this time is the same stop request: on Ctrl-C a terminal and a launcher may each send one."""
 
 HINT = b"\nstopping, with a checkpoint; the same again ends the run at once\n"
 
@@ -17,7 +18,8 @@ class StopSignals:
     """While entered, the first signal is only noted in `received`; a second SIGINT or SIGTERM ends the process at once.
 
     SIGHUP, which a terminal sends as it closes, is no order: a shell and the kernel may both send it. Where it was
-    ignored from the start, as under `nohup`, it stays so.
+    ignored from the start, as under `nohup`, it stays so. Outside the main thread signals are left as they are: Python
+    has them handled in that one alone.
     """
 
     def __init__(self) -> None:
@@ -26,7 +28,8 @@ class StopSignals:
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
 
     def __enter__(self) -> "StopSignals":
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main_thread else ():
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self._previous[number] = signal.signal(number, self._note)

@@ -33,7 +33,7 @@ def local_processes() -> int:
 def set_cpu_threads() -> int:
     """Use the available cores divided by the local processes, or what OMP_NUM_THREADS asks for; return the number.
 
-    Launchers set `OMP_NUM_THREADS=1` where nothing was asked, so under one of them a 1 is not taken for a wish.
+    Launchers set `OMP_NUM_THREADS=1` where nothing was asked, so under one of them a 1 does not count.
     `OMP_THREAD_LIMIT` is kept to: with fewer threads than torch counts on, its bf16 matrix products are wrong, in
     silence (torch 2.13: half of the result is not written at all).
     """
@@ -54,7 +54,7 @@ def available_cores() -> int:
 
 
 def _asked() -> int | None:
-    """What OMP_NUM_THREADS asks for, of which only the outermost level counts here; None where it is no wish."""
+    """What OMP_NUM_THREADS asks for, of which only the outermost level counts here; None where a launcher set it."""
     threads = _positive(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0])
     launched = os.environ.keys() & {"LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"}
     return None if threads == 1 and launched else threads

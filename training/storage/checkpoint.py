@@ -188,24 +188,24 @@ class CheckpointStore:
             try:
                 place = self.folder / checkpoint_name(Checkpoint(copy).state["step"])
             except DamagedCheckpointError:
-                self._set_aside(copy)
+                self._quarantine(copy)
                 continue
             sound = None
             with suppress(DamagedCheckpointError):
                 sound = Checkpoint(place) if place.exists() else None
             if sound is None:
-                self._set_aside(place)
+                self._quarantine(place)
                 os.rename(copy, place)
             else:
                 shutil.rmtree(copy)
             replace_link(copy, place.name)
 
-    def _set_aside(self, place: Path) -> None:
-        """Rename what is damaged."""
+    def _quarantine(self, place: Path) -> None:
+        """Rename what is damaged, or of a run that goes back: it is kept, and not read again."""
         if place.exists():
-            aside = place.with_name(f"damaged-{place.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.rename(place, aside)
+            quarantined = place.with_name(f"damaged-{place.name}")
+            shutil.rmtree(quarantined, ignore_errors=True)
+            os.rename(place, quarantined)
 
     def check_space(self, size: int) -> tuple[str, str | None]:
         """Compare the size of a checkpoint with the free space.
@@ -289,10 +289,10 @@ class CheckpointStore:
         return place
 
     def go_back_to(self, step: int, best_step: int | None) -> None:
-        """Set aside what is newer than a step (renamed, not removed), and point `last` and `best` to what stays."""
+        """Quarantine what is newer than a step (renamed, not removed), and point `last` and `best` to what stays."""
         for newer in self.steps():
             if newer > step:
-                self._set_aside(self.folder / checkpoint_name(newer))
+                self._quarantine(self.folder / checkpoint_name(newer))
         for name, target in (("last", step), ("best", best_step)):
             if target is not None and target in self.steps():
                 replace_link(self.folder / name, checkpoint_name(target))

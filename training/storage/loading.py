@@ -1,4 +1,4 @@
-"""Loading: from a checkpoint to a model."""
+"""Loading a model from a checkpoint."""
 
 from collections.abc import Callable, Mapping, Sized
 from pathlib import Path

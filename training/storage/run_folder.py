@@ -43,7 +43,12 @@ class RunFolder:
 
     @property
     def resume_command(self) -> str:
-        """The command line that goes on with this run, on as many processes of this machine as now."""
+        """The command line that goes on with this run, on as many processes of this machine as now.
+
+        In a notebook or at Python's prompt there is none: there it says what to call.
+        """
+        if sys.argv[0] in ("", "-c") or "kernel" in Path(sys.argv[0]).stem:
+            return f"the same call with output_dir={str(self.path)!r} and resume=True"
         processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes] if processes != "1" else []
         return python_command(*launcher, sys.argv[0], "--output_dir", self.path, "--resume")

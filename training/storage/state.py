@@ -31,7 +31,7 @@ class Counters:
         loss_scale_streak: Steps since the loss scale last moved.
         skipped_steps: Steps whose update was left out, because fp16 overflowed or a number was not finite.
         nonfinite_streak: How many in a row up to now, for numbers that were not finite.
-        unreported: Metrics of the step, if its evaluation is still to be done.
+        pending_evaluation: Metrics of the step, if its evaluation is still to be done.
         wandb_id: The run's id at Weights & Biases, None before it was tracked there.
     """
 
@@ -48,13 +48,13 @@ class Counters:
     loss_scale_streak: Count = 0
     skipped_steps: Count = 0
     nonfinite_streak: Count = 0
-    unreported: dict[str, float] | None = None
+    pending_evaluation: dict[str, float] | None = None
     wandb_id: str | None = None
 
     @property
     def reported_step(self) -> int:
         """The last step whose metrics are written."""
-        return self.step if self.unreported is None else self.step - 1
+        return self.step if self.pending_evaluation is None else self.step - 1
 
     def to_json(self, identity: dict[str, Any], setup: dict[str, Any]) -> dict[str, Any]:
         """The content of state.json."""
@@ -90,6 +90,9 @@ def saved_state(checkpoint: Checkpoint) -> SavedState:
         MalformedFileError: Something is missing, of another type or out of range.
     """
     file = checkpoint.folder / STATE
+    counters = checkpoint.state.get("counters")
+    if isinstance(counters, dict) and "unreported" in counters:  # As older checkpoints call it.
+        counters["pending_evaluation"] = counters.pop("unreported")
     state = built(SavedState, checkpoint.state, file)
     if state.counters.step != state.step:
         raise MalformedFileError(file, f"step is {state.step}, counters.step is {state.counters.step}")

@@ -99,14 +99,6 @@ def test_no_setting_of_accelerate_changes_a_number_and_each_that_would_is_named(
     assert plain == other
 
 
-def test_a_second_training_in_one_process_may_have_another_precision(config: GPTConfig, tmp_path: Path) -> None:
-    losses = []
-    for run, precision in (("first", "fp32"), ("second", "bf16"), ("third", "fp32")):
-        train_gpt(with_training(config, max_steps=2, precision=precision), output_dir=tmp_path / run)
-        losses.append(read_metrics(tmp_path / run)[-1]["train_loss"])
-    assert losses[0] == losses[2] != losses[1]
-
-
 def test_a_training_that_does_not_fit_says_what_to_lower(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""A first signal is a wish, a second one an order."""
+"""A first signal is a stop request, a second one an order."""
 
 import os
 import signal

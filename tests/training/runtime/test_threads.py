@@ -41,7 +41,7 @@ def eight_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ({"OMP_THREAD_LIMIT": "100"}, 8),
     ],
 )
-def test_threads_are_the_wish_or_the_cores_of_a_process(
+def test_threads_are_as_asked_or_the_cores_of_a_process(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: int
 ) -> None:
     chosen: list[int] = []

@@ -402,7 +402,7 @@ def test_a_copy_is_what_is_left_of_a_checkpoint_that_is_gone_or_damaged(run: Che
     assert open_checkpoint(run.folder.parent).state["step"] == 2
 
 
-def test_a_damaged_copy_is_set_aside(run: CheckpointStore) -> None:
+def test_a_damaged_copy_is_quarantined(run: CheckpointStore) -> None:
     as_copies(run)
     (run.folder / "best/state.json").write_bytes(b"")
     run.adopt_copies()

@@ -1,0 +1,111 @@
+"""The state of a run, saved as checkpoints and restored from one."""
+
+from torch import Tensor
+
+from training.average import WeightAverage
+from training.config.command_line import config_to_yaml
+from training.config.sections import RunConfig
+from training.optimizer import MuonAdamW, optimizer_tensors
+from training.reporting import Reporter
+from training.runtime.device import Runtime
+from training.runtime.errors import CommandError, InputError, SaveError
+from training.runtime.processes import in_main_process
+from training.storage.checkpoint import Checkpoint, CheckpointStore
+from training.storage.loading import saved_tensors
+from training.storage.run_folder import RunFolder
+from training.storage.state import Counters, check_identity, run_identity
+from training.task import Task
+
+
+class Saver:
+    """Writes a run's checkpoints; where one cannot be written, the run goes on without or ends, as configured.
+
+    Args:
+        runtime, task, config, run: As of `Trainer`.
+        optimizer, average: What a checkpoint holds besides the model.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        task: Task,
+        config: RunConfig,
+        run: RunFolder,
+        optimizer: MuonAdamW,
+        average: WeightAverage | None,
+    ) -> None:
+        self.accelerator, self.task, self.config, self.run = runtime.accelerator, task, config, run
+        self._optimizer, self._average = optimizer, average
+        self.store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
+        self.setup = {"processes": runtime.accelerator.num_processes, "precision": runtime.precision}
+        self._identity = run_identity(config, task)
+        self._best_on_disk: tuple[float | None, int | None] = (None, None)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint's tensors; the other files are small beside them."""
+        return sum(t.numel() * t.element_size() for group in self.tensors().values() for t in group.values())
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds, by the name of its file."""
+        model = self.task.model
+        tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, self._optimizer)}
+        return tensors if self._average is None else tensors | {"ema": self._average.tensors}
+
+    def restore(self, checkpoint: Checkpoint) -> Counters:
+        """Take all tensors and the loss scale from a checkpoint, and return where the run stood.
+
+        Raises:
+            InputError: It is another run's.
+        """
+        check_identity(checkpoint, self._identity)
+        counters = Counters.from_checkpoint(checkpoint)
+        self._best_on_disk = (counters.best_val_loss, counters.best_step)
+        for name, text in self.task.checkpoint_files().items():
+            if checkpoint.text(name) != text:
+                raise InputError(f"{checkpoint.folder / name} is not the one of the run's data: its symbols differ")
+        for name, wanted in self.tensors().items():
+            saved = saved_tensors(checkpoint, name, wanted)
+            for key, tensor in wanted.items():
+                tensor.copy_(saved[key])
+        scaler = self.accelerator.scaler
+        if scaler is not None and counters.loss_scale is not None:
+            scale = {"scale": counters.loss_scale, "_growth_tracker": counters.loss_scale_streak}
+            scaler.load_state_dict(scaler.state_dict() | scale)
+        return counters
+
+    def save(self, counters: Counters, reporter: Reporter, *, best: bool = False, last: bool = False) -> None:
+        """Write a checkpoint; all processes call this.
+
+        Args:
+            counters: Where the run stands.
+            reporter: To warn with.
+            best: Whether it is the best one so far.
+            last: Whether the run ends with it, so that it cannot go on without.
+
+        Raises:
+            SaveError: It could not be written, and the run is not to go on without.
+        """
+        try:
+            in_main_process(self.accelerator, lambda: self.write(counters, best=best))
+        except CommandError as error:
+            steps = self.store.steps()
+            newest = f"the newest checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+            if last or self.config.training.on_save_error == "stop":
+                raise SaveError(
+                    f"{error}; {newest}. When that is mended, go on with: {self.run.resume_command}"
+                ) from error
+            reporter.say(f"warning     {error}; the run goes on, {newest}")
+            counters.best_val_loss, counters.best_step = self._best_on_disk
+        else:
+            self._best_on_disk = (counters.best_val_loss, counters.best_step)
+
+    def write(self, counters: Counters, *, best: bool = False) -> None:
+        """Write a checkpoint, in the main process alone."""
+        if self.accelerator.scaler is not None:
+            scale = self.accelerator.scaler.state_dict()
+            counters.loss_scale, counters.loss_scale_streak = scale["scale"], scale["_growth_tracker"]
+        self.run.sync_metrics()
+        files = {"config.yaml": config_to_yaml(self.config)} | dict(self.task.checkpoint_files())
+        state = counters.to_json(self._identity, self.setup)
+        self.store.save(counters.step, tensors=self.tensors(), state=state, files=files, best=best)

@@ -150,12 +150,9 @@ TABLE = (
     Option("count", PAIRS, int, 10_000, MEASURE, "With --split: most pairs to measure on."),
     Option("lengths", PAIRS, int, None, MEASURE,
            "With --split, of copy and reverse: the shortest and longest strings to try.", 2),
-    Option("data.source", GPT, str, None, MEASURE,
-           "With --split: another text than that of the run, as for train_gpt.py; val is its last 10 % too, unless it "
-           "has a validation split."),
-    Option("data.source", PAIRS, str, None, MEASURE,
-           "With --split: another file or data set of pairs than the run's; a file is split by the same hash, which "
-           "keeps out what was trained on."),
+    Option("data.source", BOTH, str, None, MEASURE,
+           "With --split: other data than the run's, as in training: val is the last 10 % of a text that has no "
+           "validation split; a file of pairs is split by the same hash, which keeps out what was trained on."),
     Option("data.column", GPT, str, None, MEASURE, "With --data.source hub:OWNER/NAME: its column. Default: text."),
     Option("data.source_column", PAIRS, str, None, OTHER,
            "With --data.source: its column with the source text. Default: the run's."),

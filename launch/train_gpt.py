@@ -3,7 +3,7 @@
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gpt
 from training.runtime.errors import exit_code
@@ -22,13 +22,14 @@ def main(task: "type[gpt.GPTTask] | None" = None) -> None:
     Args:
         task: What to train, for a script of one's own; None for a `GPTTask`.
     """
-    own = partial(train, task), partial(show, task)
-    train_command("train_gpt.py", "Train a GPT on text.", DEFAULT_CONFIG, gpt.GPTConfig, *own)
-
-
-def train(task: "type[gpt.GPTTask] | None", config: gpt.GPTConfig, **options: Any) -> "Result":
-    """Train, with torch, which is loaded here: what is wrong with the options was said before."""
-    return gpt.train(config, task=task or gpt.GPTTask, **options)
+    train_command(
+        "train_gpt.py",
+        "Train a GPT on text.",
+        DEFAULT_CONFIG,
+        gpt.GPTConfig,
+        lambda config, **options: gpt.train(config, task=task or gpt.GPTTask, **options),
+        partial(show, task),
+    )
 
 
 def show(task: "type[gpt.GPTTask] | None", result: "Result", config: gpt.GPTConfig) -> None:

@@ -3,7 +3,7 @@
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import seq2seq
 from training.runtime.errors import exit_code
@@ -22,14 +22,14 @@ def main(task: "type[seq2seq.Seq2SeqTask] | None" = None) -> None:
     Args:
         task: What to train, for a script of one's own; None for a `Seq2SeqTask`.
     """
-    what = "Train an encoder-decoder on pairs of texts."
-    own = partial(train, task), partial(show, task)
-    train_command("train_seq2seq.py", what, DEFAULT_CONFIG, seq2seq.Seq2SeqConfig, *own)
-
-
-def train(task: "type[seq2seq.Seq2SeqTask] | None", config: seq2seq.Seq2SeqConfig, **options: Any) -> "Result":
-    """Train, with torch, which is loaded here: what is wrong with the options was said before."""
-    return seq2seq.train(config, task=task or seq2seq.Seq2SeqTask, **options)
+    train_command(
+        "train_seq2seq.py",
+        "Train an encoder-decoder on pairs of texts.",
+        DEFAULT_CONFIG,
+        seq2seq.Seq2SeqConfig,
+        lambda config, **options: seq2seq.train(config, task=task or seq2seq.Seq2SeqTask, **options),
+        partial(show, task),
+    )
 
 
 def show(task: "type[seq2seq.Seq2SeqTask] | None", result: "Result", config: seq2seq.Seq2SeqConfig) -> None:

@@ -105,4 +105,5 @@ def _rows(request: Request, dataset: "Dataset") -> list[list[str | None]]:
                 f"column {column} of hub:{request.name} holds no text but {dtype}: choose a column of text with "
                 f"--{option} ({', '.join(strings) or 'there is none'})"
             )
-    return [list(row) for row in zip(*(dataset[column][:] for column in request.columns.values()), strict=True)]
+    texts = (dataset.data.column(column).to_pylist() for column in request.columns.values())
+    return [list(row) for row in zip(*texts, strict=True)]

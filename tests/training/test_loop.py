@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -151,6 +152,7 @@ def test_a_stopped_run_goes_on_as_if_left_alone(
     config = replace(config, optimizer=replace(config.optimizer, name=optimizer))
     trained(config, tmp_path / "whole")
     stop_at(monkeypatch, step, number)
+    monkeypatch.setattr(sys, "argv", ["train_gpt.py"])
     with pytest.raises(
         StoppedBySignal, match=r"saved step \d+; go on with: .*python.* --output_dir .*stopped --resume"
     ):

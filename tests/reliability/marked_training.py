@@ -13,7 +13,7 @@ from decoding.model_type import asked_model_type
 from gpt.task import GPTTask
 from launch import train_gpt, train_seq2seq
 from seq2seq.task import Seq2SeqTask
-from training import loop
+from training import saving
 from training.runtime.errors import exit_code
 from training.storage.checkpoint import CheckpointStore
 from training.task import Batch
@@ -54,5 +54,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with patch.object(loop, "CheckpointStore", MarkedStore):
+    with patch.object(saving, "CheckpointStore", MarkedStore):
         sys.exit(exit_code(main))

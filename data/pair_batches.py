@@ -82,16 +82,17 @@ class PairData:
             self.notes = self.pairs.notes
             if unlearnt:
                 self.notes.append(f"only in validation or test, so never learnt: {unlearnt}")
-            self.pairs_per_epoch = len(self.pairs.splits["train"])
+            self.samples_per_epoch = len(self.pairs.splits["train"])
         else:
             self.vocabulary = Vocabulary(data.symbols, data.tokens)
-            self.pairs_per_epoch = EPOCH
+            self.samples_per_epoch = EPOCH
+        self.origin, self.sha256 = self.pairs.origin, self.pairs.sha256
         self.decoded = by_length(self.pairs.distinct("val", data.val_samples), self.vocabulary)
         self.validation = self.decoded
         if isinstance(self.pairs, FilePairs):
             self.validation = by_length(self.pairs.splits["val"], self.vocabulary)
-        some = self.pairs.distinct("train", min(EXAMPLES, self.pairs_per_epoch))
-        self.mean_source, self.mean_target = (
+        some = self.pairs.distinct("train", min(EXAMPLES, self.samples_per_epoch))
+        self.mean_source, self.tokens_per_sample = (
             fmean(len(tokens) for tokens in column) for column in zip(*encode(some, self.vocabulary), strict=True)
         )
 

@@ -47,11 +47,8 @@ class TextData:
                     f"the {name} split of {source.origin} has {len(tokens_N):,} characters, too few for one context of "
                     f"{context:,}: use a longer text or a smaller --model.max_len"
                 )
-
-    @property
-    def windows_per_epoch(self) -> int:
-        """Training windows in one epoch; fewer than T tokens are left out, others each epoch."""
-        return len(self._train_N) // self.context
+        # Fewer than T tokens are left out of an epoch, others each time.
+        self.samples_per_epoch, self.tokens_per_sample = len(self._train_N) // context, float(context)
 
     def training_batch(self, first: int, count: int) -> Batch:
         """Windows `first` to `first + count` of the endless stream of epochs.
@@ -70,7 +67,7 @@ class TextData:
 
     def _starts(self, first: int, count: int) -> list[tuple[int, Tensor]]:
         """For each epoch that windows of the stream are in, its number and where they begin in the training text."""
-        samples = epoch_samples(first, count, num_samples=self.windows_per_epoch, seed=self.seed)
+        samples = epoch_samples(first, count, num_samples=self.samples_per_epoch, seed=self.seed)
         length = len(self._train_N)
         return [(epoch, (self._offset(epoch) + windows * self.context) % length) for epoch, windows in samples]
 

@@ -22,31 +22,26 @@ from training.run import Result, train
 from training.runtime.errors import InputError, require_finite
 from training.seeds import generator
 from training.storage.loading import Device, Loaded, Weights, load_model
-from training.task import DataTask, evaluating
+from training.task import evaluating
 
 TOKENIZER_FILE = "tokenizer.json"
 
 
-class GPTTask(DataTask):
+class GPTTask:
     """A fresh GPT and its text. Subclasses may bring another model, another text, or more metrics."""
 
     model_type = "gpt"
     model_class: type[GPT] = GPT
-    data: TextData
+    data_class: type[TextData] = TextData
     shows_samples = False
     sample_length = SAMPLE_LENGTH
 
     def __init__(self, config: GPTConfig) -> None:
         self.config = config
-        self.data = TextData(self.load_source(), config.model.max_len, config.seed, config.data.unknown)
+        self.data = self.data_class(self.load_source(), config.model.max_len, config.seed, config.data.unknown)
         self.model = self.model_class(config.model, len(self.data.tokenizer))
         self.model.init_weights(generator(config.seed, "weights"))
-        self.samples_per_epoch = self.data.windows_per_epoch
-        self.tokens_per_sample: float = config.model.max_len
         self.flops_per_token = self.model.flops_per_token()
-        self.data_origin = self.data.origin
-        self.data_notes = self.data.notes
-        self.data_sha256 = self.data.sha256
 
     def load_source(self) -> Source:
         """The text to learn."""

@@ -27,7 +27,7 @@ def main(task: "type[gpt.GPTTask] | None" = None) -> None:
         "Train a GPT on text.",
         DEFAULT_CONFIG,
         gpt.GPTConfig,
-        lambda config, **options: gpt.train(config, task=task or gpt.GPTTask, **options),
+        lambda config: (task or gpt.GPTTask)(config),
         partial(show, task),
     )
 

@@ -14,7 +14,7 @@ from seq2seq.model import EncoderDecoder
 from training.run import Result, train
 from training.seeds import generator
 from training.storage.loading import Device, Loaded, Weights, load_model
-from training.task import DataTask, evaluating
+from training.task import evaluating
 
 VOCABULARY_FILE = "vocabulary.json"
 SAMPLES = 5
@@ -22,25 +22,20 @@ WIDEST = 40
 """Characters of a text that the table of samples shows."""
 
 
-class Seq2SeqTask(DataTask):
+class Seq2SeqTask:
     """A fresh encoder-decoder and its pairs. Subclasses may bring another model or more metrics."""
 
     model_type = "seq2seq"
     model_class: type[EncoderDecoder] = EncoderDecoder
-    data: PairData
+    data_class: type[PairData] = PairData
     shows_samples = True
 
     def __init__(self, config: Seq2SeqConfig) -> None:
         self.config = config
-        self.data = PairData(config.data, config.model.max_len, config.seed, config.model.random_positions)
+        self.data = self.data_class(config.data, config.model.max_len, config.seed, config.model.random_positions)
         self.model = self.model_class(config.model, len(self.data.vocabulary))
         self.model.init_weights(generator(config.seed, "weights"))
-        self.samples_per_epoch = self.data.pairs_per_epoch
-        self.tokens_per_sample = self.data.mean_target
-        self.flops_per_token = self.model.flops_per_token(self.data.mean_source / self.data.mean_target)
-        self.data_origin = self.data.pairs.origin
-        self.data_notes = self.data.notes
-        self.data_sha256 = self.data.pairs.sha256
+        self.flops_per_token = self.model.flops_per_token(self.data.mean_source / self.data.tokens_per_sample)
 
     def sample(self, seed: int) -> str:
         """A table of validation pairs with what the model makes of them."""

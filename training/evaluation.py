@@ -53,7 +53,7 @@ def validation_loss(
     """Mean negative log-likelihood over every target of the validation split; see `mean_loss`."""
     task.model.eval()
     try:
-        batches = task.validation_batches(batch_size, accelerator.process_index, accelerator.num_processes)
+        batches = task.data.validation_batches(batch_size, accelerator.process_index, accelerator.num_processes)
         return mean_loss(accelerator, task.model, batches, interrupted)
     finally:
         task.model.train()

@@ -186,7 +186,7 @@ class Trainer:
     def _progress_metrics(self) -> dict[str, float]:
         """How far the run has come, as a line of metrics begins."""
         counters = self.counters
-        epoch = counters.samples / self.task.samples_per_epoch
+        epoch = counters.samples / self.task.data.samples_per_epoch
         return {"step": counters.step, "epoch": epoch, "tokens": counters.tokens, "seconds": counters.seconds}
 
     def _shares(self, step: int) -> list[tuple[int, int]]:
@@ -207,7 +207,7 @@ class Trainer:
             The sums of losses of this process's accumulation steps, and the number of targets of all processes.
         """
         accelerator = self.accelerator
-        batches = [self.task.training_batch(first, count) for first, count in self._shares(step)]
+        batches = [self.task.data.training_batch(first, count) for first, count in self._shares(step)]
         # Filled on the device: copying a number there would wait for all that the device still has to do.
         targets_here = torch.full((), sum(batch.num_targets for batch in batches), device=accelerator.device)
         num_targets = accelerator.reduce(targets_here, "sum")
@@ -294,5 +294,5 @@ def count_steps(config: RunConfig, task: Task) -> int:
     """Optimizer steps of a whole run: `max_steps`, or what `epochs` needs, whichever is less."""
     limits = [] if config.training.max_steps is None else [config.training.max_steps]
     if config.training.epochs is not None:
-        limits.append(math.ceil(config.training.epochs * task.samples_per_epoch / config.training.batch_size))
+        limits.append(math.ceil(config.training.epochs * task.data.samples_per_epoch / config.training.batch_size))
     return min(limits)

@@ -66,7 +66,7 @@ class NonFinitePolicy:
 
     def _origin(self, step: int, losses: Tensor, shares: Sequence[tuple[int, int]]) -> str:
         """Which ranks and samples a loss that is not finite comes from."""
-        rank, describe = self._saver.accelerator.process_index, self._saver.task.describe_samples
+        rank, describe = self._saver.accelerator.process_index, self._saver.task.data.describe_samples
         bad = [share for share, loss in zip(shares, losses.tolist(), strict=True) if not math.isfinite(loss)]
         found = gather_object([f"rank {rank}: {describe(first, count)}" for first, count in bad])
         size = self._saver.config.training.batch_size

@@ -144,15 +144,15 @@ def _prepare(runtime: Runtime, trainer: Trainer) -> list[Tracker]:
 
 def _introduce(runtime: Runtime, trainer: Trainer, space: str, trackers: list[Tracker]) -> None:
     """Say what the run is, before the first step; the device was said."""
-    task, training, step = trainer.task, trainer.config.training, trainer.counters.step
-    parameters = sum(p.numel() for p in task.model.parameters())
-    tokens_per_epoch = task.samples_per_epoch * task.tokens_per_sample
-    tokens_per_step = training.batch_size * task.tokens_per_sample
-    epochs = trainer.num_steps * training.batch_size / task.samples_per_epoch
+    data, training, step = trainer.task.data, trainer.config.training, trainer.counters.step
+    parameters = sum(p.numel() for p in trainer.task.model.parameters())
+    tokens_per_epoch = data.samples_per_epoch * data.tokens_per_sample
+    tokens_per_step = training.batch_size * data.tokens_per_sample
+    epochs = trainer.num_steps * training.batch_size / data.samples_per_epoch
     lines = {
         "model": f"{parameters:,} parameters",
-        "data": f"{task.data_origin}, {tokens_per_epoch:,.0f} tokens per epoch",
-        "note": "\nnote        ".join(getattr(task, "data_notes", ())),
+        "data": f"{data.origin}, {tokens_per_epoch:,.0f} tokens per epoch",
+        "note": "\nnote        ".join(data.notes),
         "steps": f"{trainer.num_steps:,} of {tokens_per_step:,.0f} tokens, {epochs:.3g} epochs",
         "optimizer": ", ".join(f"{text} ({name})" for name, text in trainer.config.optimizer.rates.items()),
         "folder": str(trainer.run.path),

@@ -3,9 +3,9 @@
 Shapes: B batch, T target tokens, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -34,31 +34,22 @@ class Batch(NamedTuple):
         return int((self.targets_BT != IGNORED).sum())
 
 
-class Task(Protocol):
-    """A model with its data. The model maps `Batch.inputs` to logits of shape (B, T, V).
+class Data(Protocol):
+    """What a model is trained and validated on.
 
     Attributes:
-        model_type: What a checkpoint says of itself: which model's it is.
         samples_per_epoch: Training sequences in one pass over the data.
         tokens_per_sample: Targets in one of them, in the mean.
-        flops_per_token: Floating point operations of one target's forward and backward pass.
-        data_origin: Where the data comes from, for people to read.
-        data_notes: What was done to read it and what is left out, one line each, where a task has something to say.
-        data_sha256: Of the data; a run goes on only with the same.
-        shows_samples: Whether samples are for the terminal as well.
+        origin: Where the data comes from, for people to read.
+        notes: What was done to read it and what is left out, one line each.
+        sha256: Of the data; a run goes on only with the same.
     """
 
-    model_type: str
     samples_per_epoch: int
     tokens_per_sample: float
-    flops_per_token: float
-    data_origin: str
-    data_sha256: str
-    shows_samples: bool
-
-    @property
-    def model(self) -> nn.Module:
-        """The model, with the weights that a new run starts from."""
+    origin: str
+    notes: Sequence[str]
+    sha256: str
 
     def training_batch(self, first: int, count: int) -> Batch:
         """Samples `first` to `first + count` of the endless stream of all epochs; a pure function."""
@@ -69,6 +60,28 @@ class Task(Protocol):
     def describe_samples(self, first: int, count: int) -> str:
         """Where samples `first` to `first + count` of the stream come from, for people to look at."""
 
+
+class Task(Protocol):
+    """A model with its data. The model maps `Batch.inputs` to logits of shape (B, T, V).
+
+    Attributes:
+        model_type: What a checkpoint says of itself: which model's it is.
+        flops_per_token: Floating point operations of one target's forward and backward pass.
+        shows_samples: Whether samples are for the terminal as well.
+    """
+
+    model_type: str
+    flops_per_token: float
+    shows_samples: bool
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, with the weights that a new run starts from."""
+
+    @property
+    def data(self) -> Data:
+        """Its data."""
+
     def sample(self, seed: int) -> str:
         """Text that shows what the model can do now."""
 
@@ -77,24 +90,6 @@ class Task(Protocol):
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """Names and contents of text files that a checkpoint needs besides weights: vocabulary and the like."""
-
-
-class DataTask:
-    """The part of a task that its data does. Subclasses are made of a configuration, and set `data` and the rest."""
-
-    data: Any
-
-    def training_batch(self, first: int, count: int) -> Batch:
-        """Samples of the training stream."""
-        return self.data.training_batch(first, count)
-
-    def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterator[Batch]:
-        """Samples of the validation split."""
-        return self.data.validation_batches(batch_size, rank, num_ranks)
-
-    def describe_samples(self, first: int, count: int) -> str:
-        """Where samples of the training stream come from."""
-        return self.data.describe_samples(first, count)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from training.storage.state import Counters
 
 if TYPE_CHECKING:
     from training.run import Result
+    from training.task import Task
 
 Config = TypeVar("Config", bound=RunConfig)
 
@@ -23,7 +24,7 @@ def train_command(
     description: str,
     default_config: Path,
     config_class: type[Config],
-    train: "Callable[..., Result]",
+    make_task: "Callable[[Config], Task]",
     show: "Callable[[Result, Config], None]",
 ) -> None:
     """Parse, train, and show what came out.
@@ -33,7 +34,7 @@ def train_command(
         description: What it does.
         default_config: The configuration without --config.
         config_class: What a configuration is.
-        train: Trains, given a configuration, `output_dir` and `resume`.
+        make_task: Builds model and data of a configuration.
         show: Prints what came out, in the main process.
     """
     parser = StrictParser(
@@ -59,7 +60,9 @@ def train_command(
     outlive_output()
     config = parser.build(config_class, values)
     output_dir = None if values.output_dir is None else Path(values.output_dir)
-    result = train(config, output_dir=output_dir, resume=values.resume)
+    from training.run import train  # With torch: what is wrong with the options was said before.
+
+    result = train(lambda: make_task(config), config, output_dir=output_dir, resume=values.resume)
     if result.is_main_process:
         show(result, config)
 

@@ -137,7 +137,7 @@ def test_notes_are_told_by_the_task_and_by_the_command(
 ) -> None:
     put({"a.txt": ("\ufeff" + "hello " * 100).encode("utf-16-le")})
     config = GPTConfig(data=TextConfig(source="a.txt"), model=MODEL, training=TrainingConfig(max_steps=1))
-    assert GPTTask(config).data_notes == ("read as UTF-16LE: a.txt",)
+    assert GPTTask(config).data.notes == ("read as UTF-16LE: a.txt",)
     monkeypatch.setattr(sys, "argv", ["data", "--source", "a.txt", "--output", "out.txt"])
     data.main()
     assert capsys.readouterr().out.startswith(

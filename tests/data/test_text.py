@@ -102,7 +102,7 @@ def test_the_split_is_by_position() -> None:
 
 def test_a_validation_text_of_its_own_is_validated_on() -> None:
     text = TextData(Source("abc" * 100, "text", "cab" * 10), context=9, seed=1)
-    assert text.windows_per_epoch == 300 // 9
+    assert text.samples_per_epoch == 300 // 9
     (batch,) = text.validation_batches(4)
     assert "".join("abc"[i] for i in batch.inputs[0].flatten())[:29] == ("cab" * 10)[:29]
     assert text.tokenizer.characters == "abc"
@@ -150,7 +150,7 @@ def test_batches_depend_on_seed_and_place_alone() -> None:
 
 def test_a_batch_is_its_samples_in_order_across_the_end_of_an_epoch() -> None:
     text = TextData(letters(500), context=8, seed=1)
-    place = 3 * text.windows_per_epoch - 2
+    place = 3 * text.samples_per_epoch - 2
     together = text.training_batch(place, 5).inputs[0]
     alone = torch.cat([text.training_batch(place + i, 1).inputs[0] for i in range(5)])
     assert torch.equal(together, alone)
@@ -169,7 +169,7 @@ def test_an_epoch_covers_the_ring_once_from_a_fresh_offset_in_a_fresh_order() ->
 
 def test_targets_are_the_next_characters_of_the_ring() -> None:
     text = TextData(Source("".join(LETTERS) * 40, "letters"), context=7, seed=1)
-    batch = text.training_batch(0, text.windows_per_epoch)
+    batch = text.training_batch(0, text.samples_per_epoch)
     assert torch.equal(batch.inputs[0][:, 1:], batch.targets_BT[:, :-1])
     assert torch.equal((batch.inputs[0] + 1) % 26, batch.targets_BT)
 

@@ -253,15 +253,19 @@ def test_sigterm_to_the_launcher_stops_all_processes_with_a_checkpoint(config: G
 
 POISONED = """
 import math, os, sys
+from data.windows import TextData
 from gpt.task import GPTTask
 from launch.train_gpt import main
 from training import loop
 from training.runtime.errors import exit_code
 
-class Poisoned(GPTTask):
+class PoisonedData(TextData):
     def training_batch(self, first, count):
         loop.poisoned = first == 44 and os.environ["RANK"] == "1"  # step 6, the second half of its eight samples
         return super().training_batch(first, count)
+
+class Poisoned(GPTTask):
+    data_class = PoisonedData
 
 sound = loop.loss_sum
 loop.loss_sum = lambda *arguments: sound(*arguments) * (math.nan if loop.poisoned else 1.0)
@@ -447,14 +451,17 @@ def test_max_restarts_takes_a_run_past_a_killed_process(
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, signal\n"
+        "from data.windows import TextData\n"
         "from gpt.task import GPTTask\n"
         "from launch.train_gpt import main\n"
         "rank, restart = os.environ['RANK'], os.environ['TORCHELASTIC_RESTART_COUNT']\n"
-        "class KilledTask(GPTTask):\n"
+        "class KilledData(TextData):\n"
         "    def training_batch(self, first, count):\n"
         f"        if restart == '0' and rank == '{killed}' and first >= 56:\n"
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
         "        return super().training_batch(first, count)\n"
+        "class KilledTask(GPTTask):\n"
+        "    data_class = KilledData\n"
         "main(KilledTask)\n"
     )
     options = ["--config", write(config, tmp_path), "--resume", "--output_dir"]

@@ -18,7 +18,7 @@ def test_each_split_is_measured_over_every_target_of_its_own(config: GPTConfig) 
     model = task.model.eval()
     for parameter in model.parameters():
         parameter.normal_(0.0, 0.3)
-    loaded = LoadedGPT(model, task.data.tokenizer, config, "raw", task.data_sha256)
+    loaded = LoadedGPT(model, task.data.tokenizer, config, "raw", task.data.sha256)
     text = Path(config.data.source).read_text()
     cut, context, losses = len(text) * 9 // 10, config.model.max_len, []
     for split, own in (("train", text[:cut]), ("val", text[cut:])):

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from data.pair_batches import PairData
+from data.windows import TextData
 from decoding.model_type import asked_model_type
 from gpt.task import GPTTask
 from launch import train_gpt, train_seq2seq
@@ -38,12 +40,24 @@ class MarkedEvaluations:
         return super().validation_batches(batch_size, rank, num_ranks)  # type: ignore[misc]
 
 
-class MarkedGPT(MarkedEvaluations, GPTTask):
+class MarkedText(MarkedEvaluations, TextData):
+    """The text."""
+
+
+class MarkedPairs(MarkedEvaluations, PairData):
+    """The pairs."""
+
+
+class MarkedGPT(GPTTask):
     """The GPT."""
 
+    data_class = MarkedText
 
-class MarkedSeq2Seq(MarkedEvaluations, Seq2SeqTask):
+
+class MarkedSeq2Seq(Seq2SeqTask):
     """The encoder-decoder."""
+
+    data_class = MarkedPairs
 
 
 def main() -> None:

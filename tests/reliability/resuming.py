@@ -11,6 +11,7 @@ from reliability.isolated import isolated
 from reliability.killing import CONFIG, TEXT
 
 from data.config import TextConfig
+from data.windows import TextData
 from gpt.task import GPTTask, train_gpt
 from training.storage.checkpoint import checkpoint_name
 from training.task import Batch
@@ -24,11 +25,14 @@ def train(folder: Path, dropout: float, *, resume: bool) -> tuple[list[str], str
     torch.set_num_threads(1)
     seen = []
 
-    class Witness(GPTTask):
+    class WitnessData(TextData):
         def training_batch(self, first: int, count: int) -> Batch:
             batch = super().training_batch(first, count)
             seen.append(digest(batch))
             return batch
+
+    class Witness(GPTTask):
+        data_class = WitnessData
 
     training = replace(CONFIG.training, precision="fp32", max_steps=STEPS, eval_interval=0, checkpoint_interval=STOP)
     model, data = replace(CONFIG.model, dropout=dropout), TextConfig(source=str(folder / "text.txt"))

@@ -52,14 +52,18 @@ def test_a_signal_saves_and_says_how_to_go_on(config: GPTConfig, tmp_path: Path,
 
 SLOW = """
 import sys, time
+from data.windows import TextData
 from gpt.task import GPTTask
 from launch.train_gpt import main
 from training.runtime.errors import exit_code
 
-class Slow(GPTTask):
+class SlowData(TextData):
     def training_batch(self, first, count):
         time.sleep(60 if first == 7 * 8 else 0)  # step 8
         return super().training_batch(first, count)
+
+class Slow(GPTTask):
+    data_class = SlowData
 
 sys.exit(exit_code(lambda: main(Slow)))
 """

@@ -236,4 +236,4 @@ def test_the_test_strings_of_a_run_are_those_of_no_training(trained: Path) -> No
 def test_data_config_defaults_make_a_task() -> None:
     assert Seq2SeqTask(
         Seq2SeqConfig(data=PairConfig(val_samples=20), training=TrainingConfig(max_steps=1))
-    ).data_origin.startswith("copy strings of 1 to 20")
+    ).data.origin.startswith("copy strings of 1 to 20")

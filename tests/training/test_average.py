@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from helpers import read_metrics, with_training
 from torch import nn
 
+from data.windows import TextData
 from gpt.config import GPTConfig
 from gpt.task import GPTTask, load_gpt, train_gpt
 from training.average import WeightAverage
@@ -72,14 +73,14 @@ def test_a_run_is_evaluated_by_its_average_and_commands_use_it(config: GPTConfig
 def test_a_stopped_run_keeps_its_average(config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = with_training(config, ema_decay=0.9)
     train_gpt(config, output_dir=tmp_path / "whole")
-    original = GPTTask.training_batch
+    original = TextData.training_batch
 
-    def signalling(task: GPTTask, first: int, count: int) -> Batch:
+    def signalling(data: TextData, first: int, count: int) -> Batch:
         if first == 6 * 8:
             signal.raise_signal(signal.SIGTERM)
-        return original(task, first, count)
+        return original(data, first, count)
 
-    monkeypatch.setattr(GPTTask, "training_batch", signalling)
+    monkeypatch.setattr(TextData, "training_batch", signalling)
     with pytest.raises(StoppedBySignal):
         train_gpt(config, output_dir=tmp_path / "stopped")
     monkeypatch.undo()

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from helpers import read_metrics, with_training
 from torch import Tensor, nn
 
+from data.windows import TextData
 from gpt.config import GPTConfig
 from gpt.task import GPTTask, load_gpt, train_gpt
 from training import evaluation, loop
@@ -121,14 +122,14 @@ def test_the_same_command_twice_is_equal_to_the_last_bit(config: GPTConfig, trai
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
     """Send a signal to this process in the middle of a step."""
-    original = GPTTask.training_batch
+    original = TextData.training_batch
 
-    def signalling(task: GPTTask, first: int, count: int) -> Batch:
+    def signalling(data: TextData, first: int, count: int) -> Batch:
         if first == (step - 1) * 8:
             signal.raise_signal(number)
-        return original(task, first, count)
+        return original(data, first, count)
 
-    monkeypatch.setattr(GPTTask, "training_batch", signalling)
+    monkeypatch.setattr(TextData, "training_batch", signalling)
 
 
 @pytest.mark.parametrize(
@@ -168,10 +169,10 @@ def test_a_stopped_run_goes_on_as_if_left_alone(
 
 def stop_in_evaluation(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Send SIGTERM to this process in the middle of its evaluation `number`, counted from 1."""
-    original, evaluations = GPTTask.validation_batches, count(1)
+    original, evaluations = TextData.validation_batches, count(1)
 
-    def signalling(task: GPTTask, *arguments: int) -> Iterator[Batch]:
-        batches = list(original(task, *arguments))
+    def signalling(data: TextData, *arguments: int) -> Iterator[Batch]:
+        batches = list(original(data, *arguments))
         stop = next(evaluations) == number
         for index, batch in enumerate(batches):
             if stop:
@@ -180,7 +181,7 @@ def stop_in_evaluation(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
                     signal.raise_signal(signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(GPTTask, "validation_batches", signalling)
+    monkeypatch.setattr(TextData, "validation_batches", signalling)
 
 
 @pytest.mark.parametrize(
@@ -377,17 +378,17 @@ def test_fp16_stops_only_when_its_loss_scale_has_reached_the_floor(scale: float 
 
 def poison_steps(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     """Make the loss of some steps of a run of eight samples each not a number."""
-    original, now = GPTTask.training_batch, 0
+    original, now = TextData.training_batch, 0
 
-    def noting(task: GPTTask, first: int, count: int) -> Batch:
+    def noting(data: TextData, first: int, count: int) -> Batch:
         nonlocal now
         now = first // 8 + 1
-        return original(task, first, count)
+        return original(data, first, count)
 
     def poisoned(*arguments: Any) -> Tensor:
         return loss_sum(*arguments) * (math.nan if now in steps and torch.is_grad_enabled() else 1.0)
 
-    monkeypatch.setattr(GPTTask, "training_batch", noting)
+    monkeypatch.setattr(TextData, "training_batch", noting)
     monkeypatch.setattr(loop, "loss_sum", poisoned)
 
 
@@ -550,7 +551,7 @@ def test_a_batch_too_small_to_split_is_an_error_before_anything_is_written(confi
 
 def test_epochs_and_max_steps_end_a_run_whichever_is_first(config: GPTConfig) -> None:
     task = GPTTask(config)
-    per_epoch = math.ceil(2 * task.samples_per_epoch / 8)
+    per_epoch = math.ceil(2 * task.data.samples_per_epoch / 8)
     assert loop.count_steps(with_training(config, max_steps=None, epochs=2), task) == per_epoch
     assert loop.count_steps(with_training(config, max_steps=3, epochs=2), task) == 3
     assert loop.count_steps(with_training(config, max_steps=10**6, epochs=2), task) == per_epoch

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from helpers import with_training
 from torch import Tensor, nn
 
+from data.windows import TextData
 from gpt.config import GPTConfig
 from gpt.task import GPTTask
 from training import loop
@@ -161,7 +162,7 @@ def test_counters_count_what_all_ranks_did_over_all_resumes(config: GPTConfig, t
     metrics = step(trainer, 5)
     assert (trainer.counters.step, trainer.counters.samples, trainer.counters.tokens) == (5, 40, 7 + 8 * 16)
     assert 50.0 < trainer.counters.seconds == metrics["seconds"]
-    assert metrics["epoch"] == 40 / trainer.task.samples_per_epoch
+    assert metrics["epoch"] == 40 / trainer.task.data.samples_per_epoch
 
 
 def test_weights_optimizer_and_average_go_on_from_a_checkpoint(config: GPTConfig, tmp_path: Path) -> None:
@@ -183,8 +184,8 @@ def test_dropout_belongs_to_seed_step_and_rank(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the same samples, so that masks alone differ."""
-    batch = GPTTask(config).training_batch(0, 8)
-    monkeypatch.setattr(GPTTask, "training_batch", lambda task, first, count: batch)
+    batch = GPTTask(config).data.training_batch(0, 8)
+    monkeypatch.setattr(TextData, "training_batch", lambda data, first, count: batch)
 
     def loss(seed: int = 1, number: int = 1, index: int = 0) -> float:
         torch.rand(7)

@@ -102,7 +102,7 @@ def saved_state(checkpoint: Checkpoint) -> SavedState:
 def run_identity(config: RunConfig, task: "Task") -> dict[str, Any]:
     """What must not change when a run goes on, because its steps would not be those of one run any more."""
     refused = _options(config, "refused")
-    return {"model_type": task.model_type, "data_sha256": task.data_sha256} | {
+    return {"model_type": task.model_type, "data_sha256": task.data.sha256} | {
         name: value for name, value in _flat(asdict(config)).items() if name in refused
     }
 

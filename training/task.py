@@ -41,15 +41,17 @@ class Data(Protocol):
         samples_per_epoch: Training sequences in one pass over the data.
         tokens_per_sample: Targets in one of them, in the mean.
         origin: Where the data comes from, for people to read.
-        notes: What was done to read it and what is left out, one line each.
         sha256: Of the data; a run goes on only with the same.
     """
 
     samples_per_epoch: int
     tokens_per_sample: float
     origin: str
-    notes: Sequence[str]
     sha256: str
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What was done to read it and what is left out, one line each."""
 
     def training_batch(self, first: int, count: int) -> Batch:
         """Samples `first` to `first + count` of the endless stream of all epochs; a pure function."""

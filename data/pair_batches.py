@@ -90,6 +90,7 @@ class PairData:
 
     def _positions(self, index: int, count: int) -> list[int]:
         """Positions of the tokens of training pair `index`, for its source and for its target."""
+        # The word is a part of the seed: another one would draw other positions.
         dice = random.Random(derive_seed(self.seed, "places", index))
         if dice.random() >= self.random_positions:
             return list(range(count))

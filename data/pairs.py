@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class FilePairs:
         self._file = self.origin = str(path)
         columns = self.data.source_column, self.data.target_column
         rows, self.guesses = read_rows(path, columns, chosen=columns != DEFAULT_COLUMNS)
-        return {"train": list(self._pairs(rows))}
+        return {"train": self._pairs(rows)}
 
     def _read_hub(self, name: str) -> dict[Split, list[Pair]]:
         data, own = self.data, dict[Split, list[Pair]]()
@@ -54,15 +54,17 @@ class FilePairs:
         for split, rows in found.splits.items():
             places = (f"hub:{name}, split {split}, row {number}" for number in range(len(rows)))
             dicts = (dict(zip(columns.values(), row, strict=True)) for row in rows)
-            own[HUB_SPLITS[split]] = list(self._pairs(zip(places, dicts, strict=True)))
+            own[HUB_SPLITS[split]] = self._pairs(zip(places, dicts, strict=True))
         return own
 
-    def _pairs(self, rows: Iterable[tuple[str, Row]]) -> Iterator[Pair]:
+    def _pairs(self, rows: Iterable[tuple[str, Row]]) -> list[Pair]:
+        pairs = []
         for place, row in rows:
             try:
-                yield Pair(_text(row, self.data.source_column), _text(row, self.data.target_column), place)
+                pairs.append(Pair(_text(row, self.data.source_column), _text(row, self.data.target_column), place))
             except ValueError as error:
                 self._leave_out(place, str(error))
+        return pairs
 
     def _leave_out(self, place: str, reason: str) -> None:
         if self.data.on_bad_row == "stop":

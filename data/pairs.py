@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class FilePairs:
         self._file = self.origin = str(path)
         columns = self.data.source_column, self.data.target_column
         rows, self.guesses = read_rows(path, columns, chosen=columns != DEFAULT_COLUMNS)
-        return {"train": self._pairs(rows)}
+        return {"train": _through_datasets(self._pairs(rows))}
 
     def _read_hub(self, name: str) -> dict[Split, list[Pair]]:
         data, own = self.data, dict[Split, list[Pair]]()
@@ -147,6 +147,15 @@ def _text(row: Row, column: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise ValueError(f"column {column} holds half of a surrogate pair, which is no character")
     return value
+
+
+def _through_datasets(pairs: Sequence[Pair]) -> list[Pair]:
+    """The rows of a `datasets.Dataset`."""
+    from datasets import Dataset
+
+    columns = {name: [getattr(pair, name) for pair in pairs] for name in Pair._fields}
+    table = Dataset.from_dict(columns)
+    return [Pair(*row) for row in zip(*(table[name] for name in Pair._fields), strict=True)]
 
 
 def _fill_up(own: dict[Split, list[Pair]]) -> dict[Split, list[Pair]]:

@@ -75,8 +75,9 @@ class TextData:
 
     def _starts(self, first: int, count: int) -> Iterator[tuple[int, Tensor]]:
         """For each epoch that windows of the stream are in, its number and where they begin in the training text."""
+        samples = epoch_samples(first, count, num_samples=self.windows_per_epoch, seed=self.seed)
         length = len(self._train_N)
-        for epoch, windows in epoch_samples(first, count, num_samples=self.windows_per_epoch, seed=self.seed):
+        for epoch, windows in samples:
             offset = torch.randint(length, (), generator=generator(self.seed, epoch, "offset"))
             yield epoch, (offset + windows * self.context) % length
 

@@ -9,8 +9,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data.listing import describe, shown_symbol
 from training.runtime.errors import InputError
 from training.storage.reading import MalformedFileError, built, parse_json
+
+UNKNOWN = -1
 
 
 @dataclass
@@ -20,21 +23,22 @@ class _Saved:
 
 
 class CharTokenizer:
-    """Numbers the characters of a text in the order of their code points.
+    """The token ids of characters.
 
     Args:
-        characters: The vocabulary; its first character has number 0.
+        characters: The vocabulary; its first character has id 0.
     """
 
     def __init__(self, characters: str) -> None:
         self.characters = characters
-        codes = np.frombuffer(characters.encode("utf-32-le"), dtype=np.uint32)
-        self._ids = np.full(int(codes.max(initial=0)) + 1, -1, dtype=np.int32)
+        codes = _code_points(characters)
+        # The last entry stands for all code points above those of the vocabulary.
+        self._ids = np.full(int(codes.max(initial=0)) + 2, UNKNOWN, dtype=np.int32)
         self._ids[codes] = np.arange(len(codes), dtype=np.int32)
 
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
-        """The vocabulary of a text."""
+        """The vocabulary of a text, in the order of code points."""
         return cls("".join(sorted(set(text))))
 
     def __len__(self) -> int:
@@ -43,7 +47,7 @@ class CharTokenizer:
     def encode(
         self, text: str, name: str = "the text", way_on: str = "leave out what is unknown", *, skip: bool = False
     ) -> NDArray[np.int32]:
-        """The numbers of a text's characters.
+        """The token ids of a text.
 
         Args:
             text: Any text.
@@ -54,27 +58,23 @@ class CharTokenizer:
         Raises:
             InputError: Some are not; the message shows all of them, how often they come, and where the first stands.
         """
-        codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
-        known = codes < len(self._ids)
-        ids = np.where(known, self._ids[np.where(known, codes, 0)], -1).astype(np.int32)
-        unknown = np.flatnonzero(ids < 0)
+        ids = self._ids.take(_code_points(text), mode="clip")
         if skip:
-            return ids[ids >= 0]
-        if len(unknown):
-            place = int(unknown[0])
-            character, line = text[place], text.count("\n", 0, place) + 1
-            column = place - (text.rfind("\n", 0, place) + 1) + 1
-            counts = Counter(text[i] for i in unknown.tolist())
-            every = ", ".join(f"{_shown(character)} {count:,}" for character, count in counts.most_common())
+            return ids[ids != UNKNOWN]
+        unknown = np.flatnonzero(ids == UNKNOWN).tolist()
+        if unknown:
+            first = unknown[0]
+            character, line, column = text[first], text.count("\n", 0, first) + 1, first - text.rfind("\n", 0, first)
+            counts = Counter(text[position] for position in unknown)
+            every = f" (all that do not, with their number: {describe(counts, len(counts))})"
             raise InputError(
-                f"unknown character {_shown(character)} (U+{ord(character):04X}) at line {line}, column {column} of "
-                f"{name}: it does not occur in the training text"
-                f"{f' (all that do not, with their number: {every})' if len(unknown) > 1 else ''}; {way_on}"
+                f"unknown character {shown_symbol(character)} (U+{ord(character):04X}) at line {line}, column {column} "
+                f"of {name}: it does not occur in the training text{every if len(unknown) > 1 else ''}; {way_on}"
             )
         return ids
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """The numbers of a text to continue, whose line ends become those of the vocabulary.
+        """The token ids of a text to continue, whose line ends become those of the vocabulary.
 
         Raises:
             InputError: It has unknown characters; see `encode`.
@@ -84,7 +84,7 @@ class CharTokenizer:
         return self.encode(prompt, "the prompt").tolist()
 
     def decode(self, ids: list[int]) -> str:
-        """The text of a list of numbers."""
+        """The text of token ids."""
         return "".join(self.characters[i] for i in ids)
 
     def to_json(self) -> str:
@@ -104,5 +104,5 @@ class CharTokenizer:
         return cls(characters)
 
 
-def _shown(character: str) -> str:
-    return repr(character) if character.isprintable() else ascii(character)
+def _code_points(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)

@@ -6,6 +6,7 @@
 import json
 import random
 import sys
+from calendar import day_name, month_name
 from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
@@ -15,16 +16,11 @@ from training.runtime.errors import InputError, exit_code
 from training.seeds import derive_seed
 
 FIRST, LAST = date(1900, 1, 1), date(2099, 12, 31)
-MONTHS = (
-    *("January", "February", "March", "April", "May", "June"),
-    *("July", "August", "September", "October", "November", "December"),
-)
-WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
 def ways_to_write(day: date) -> list[str]:
     """A date in several forms, none of which leaves a doubt which number is the day."""
-    month, weekday = MONTHS[day.month - 1], WEEKDAYS[day.weekday()]
+    month, weekday = month_name[day.month], day_name[day.weekday()]
     return [
         f"{day.day} {month} {day.year}",
         f"{month} {day.day}, {day.year}",
@@ -57,9 +53,8 @@ def main() -> None:
     possible = len(ways_to_write(FIRST)) * ((LAST - FIRST).days + 1)
     if not 1 <= options.count <= possible // 2:
         raise InputError(f"count must be at least 1 and at most {possible // 2}, got {options.count}")
-    rows = (
-        json.dumps({"source": source, "target": target}) for source, target in generate(options.count, options.seed)
-    )
+    pairs = generate(options.count, options.seed)
+    rows = [json.dumps({"source": source, "target": target}) for source, target in pairs]
     try:
         Path(options.output).write_text("".join(f"{row}\n" for row in rows))
     except OSError as error:

@@ -8,6 +8,7 @@ command that converts the file.
 import codecs
 import shlex
 from collections import Counter
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -15,14 +16,13 @@ from typing import NamedTuple
 from training.runtime.errors import InputError
 
 MARKS = {
-    codecs.BOM_UTF8: "utf_8",
-    codecs.BOM_UTF32_LE: "utf_32_le",  # before UTF-16, with whose mark it begins
-    codecs.BOM_UTF32_BE: "utf_32_be",
-    codecs.BOM_UTF16_LE: "utf_16_le",
-    codecs.BOM_UTF16_BE: "utf_16_be",
+    codecs.BOM_UTF8: "UTF-8",
+    codecs.BOM_UTF32_LE: "UTF-32LE",  # before UTF-16, with whose mark it begins
+    codecs.BOM_UTF32_BE: "UTF-32BE",
+    codecs.BOM_UTF16_LE: "UTF-16LE",
+    codecs.BOM_UTF16_BE: "UTF-16BE",
 }
 WIDE = {"utf_16_le": "UTF-16LE", "utf_16_be": "UTF-16BE", "utf_32_le": "UTF-32LE", "utf_32_be": "UTF-32BE"}
-MARKED = WIDE | {"utf_8": "UTF-8"}
 NARROW = {
     **{f"cp{number}": f"WINDOWS-{number}" for number in (1252, 1250, 1251, 1253, 1254, 1255, 1256, 1257, 1258)},
     **{"gb18030": "GB18030", "big5": "BIG5", "cp932": "CP932", "euc_jp": "EUC-JP", "cp949": "CP949"},
@@ -91,11 +91,11 @@ def decode_text(content: bytes, name: Path | str) -> TextFile:
     Raises:
         NoText: They are empty or no text, or their encoding is not sure; the message has the command that converts it.
     """
-    for mark, encoding in MARKS.items():
-        if content.startswith(mark):
-            return _marked(content[len(mark) :], encoding, name)
-    if not content:
+    mark = next((mark for mark in MARKS if content.startswith(mark)), b"")
+    if len(content) == len(mark):
         raise NoText(name, "is empty", "expected text")
+    if mark:
+        return _marked(content[len(mark) :], MARKS[mark], name)
     kind = next((kind for start, kind in NO_TEXT.items() if content.startswith(start)), None)
     if kind is not None:
         raise NoText(name, f"is no text ({kind})")
@@ -112,19 +112,12 @@ def decode_text(content: bytes, name: Path | str) -> TextFile:
 
 def _marked(content: bytes, encoding: str, name: Path | str) -> TextFile:
     """The text behind a byte order mark."""
-    if not content:
-        raise NoText(name, "is empty", "expected text")
-    said = MARKED[encoding]
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise NoText(
-            name,
-            f"is damaged {said}",
-            f"the first wrong byte is at {error.start:,}; leave such out with ",
-            _iconv(said, name, "-c "),
-        ) from error
-    return TextFile(text, "without its byte order mark" if encoding == "utf_8" else f"read as {said}")
+        advice = f"the first wrong byte is at {error.start:,}; leave such out with "
+        raise NoText(name, f"is damaged {encoding}", advice, _iconv(encoding, name, "-c ")) from error
+    return TextFile(text, "without its byte order mark" if encoding == "UTF-8" else f"read as {encoding}")
 
 
 def _refuse_damaged(content: bytes, error: UnicodeDecodeError, name: Path | str) -> None:
@@ -134,12 +127,9 @@ def _refuse_damaged(content: bytes, error: UnicodeDecodeError, name: Path | str)
     good = len(text) - len(text.encode("ascii", "ignore")) - bad
     if good > 4 * bad:
         line = content.count(b"\n", 0, error.start) + 1
-        raise NoText(
-            name,
-            "is damaged UTF-8",
-            f"{bad:,} wrong bytes, the first in line {line:,} (0x{content[error.start]:02x}); leave them out with ",
-            _iconv("UTF-8", name, "-c "),
-        ) from error
+        first = f"the first in line {line:,} (0x{content[error.start]:02x})"
+        advice = f"{bad:,} wrong bytes, {first}; leave them out with "
+        raise NoText(name, "is damaged UTF-8", advice, _iconv("UTF-8", name, "-c ")) from error
 
 
 def _guessed(content: bytes, sample: bytes, names: dict[str, str], name: Path | str) -> TextFile:
@@ -151,36 +141,27 @@ def _guessed(content: bytes, sample: bytes, names: dict[str, str], name: Path | 
     from charset_normalizer import from_bytes
 
     order = list(names)
-    texts: dict[str, str] = {}
     shares: dict[str, float] = {}
     matches = [match for match in from_bytes(sample, cp_isolation=order) if match.encoding in names]
     for match in matches:
         chaos, coherence = match.chaos - matches[0].chaos, matches[0].coherence - match.coherence
+        if chaos > NEAR_CHAOS or coherence > NEAR_COHERENCE:
+            continue
         # Of encodings that give the same text, the usual one.
         encoding = min((other for other in match.could_be_from_charset if other in names), key=order.index)
-        if chaos <= NEAR_CHAOS and coherence <= NEAR_COHERENCE and (text := _decoded(content, encoding)) is not None:
-            texts[encoding], shares[encoding] = text, _share(sample.decode(encoding, errors="replace"))
-    if not texts:
+        with suppress(UnicodeDecodeError):
+            content.decode(encoding)
+            shares[encoding] = _share(sample.decode(encoding, errors="replace"))
+    if not shares:
         raise NoText(name, "is no text" + " (it has NUL bytes)" * (names is WIDE))
-    best, *rivals = sorted(
-        (encoding for encoding in texts if shares[encoding] >= max(shares.values()) - NEAR_SHARE), key=order.index
-    )
+    near = max(shares.values()) - NEAR_SHARE
+    best, *rivals = (encoding for encoding in order if encoding in shares and shares[encoding] >= near)
     little = names is NARROW and shares[best] < SURE_SHARE and len(sample.translate(None, ASCII)) < SURE_BYTES
     if rivals or little:
-        raise NoText(
-            name,
-            f"is not UTF-8, perhaps {' or '.join(names[encoding] for encoding in (best, *rivals))}",
-            "convert it, for example: ",
-            _iconv(names[best], name),
-        )
-    return TextFile(texts[best], f"read as {names[best]}, a guess")
-
-
-def _decoded(content: bytes, encoding: str) -> str | None:
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError:
-        return None
+        perhaps = " or ".join(names[encoding] for encoding in (best, *rivals))
+        command = _iconv(names[best], name)
+        raise NoText(name, f"is not UTF-8, perhaps {perhaps}", "convert it, for example: ", command)
+    return TextFile(content.decode(best), f"read as {names[best]}, a guess")
 
 
 def _share(text: str) -> float:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.config import TEXT_SOURCES
-from data.encodings import NoText, read_text
+from data.encodings import NoText, TextFile, read_text
+from data.listing import listed
 from training.runtime.errors import InputError
 
 MAX_NAMED = 3
@@ -31,73 +32,26 @@ def read_sources(source: str) -> Texts:
     Raises:
         InputError: Something that is named does not exist or is no text, or nothing is left.
     """
-    found = _Found()
+    texts: list[str] = []
+    read, left_out = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
     for path, is_named in _expand(source):
-        found.folder = path if os.path.isdir(path) else Path()
-        if os.path.isdir(path) and is_named:
-            found.visit_folder(path)
-        elif is_named:
-            found.read(path)
-        else:
-            found.visit(path)
-    left_out = "; ".join(f"{len(names):,} {reason}: {_list(names)}" for reason, names in found.left_out.items())
-    if not found.texts:
-        raise InputError(f"data.source {source} holds no text{f', only {left_out}' if left_out else ': it is empty'}")
-    notes = [f"{note}: {_list(names)}" for note, names in found.notes.items()]
-    count = len(found.texts)
-    alone = count == 1 and os.path.isfile(os.path.expanduser(source))
-    return Texts(
-        found.texts,
-        source if alone else f"{source} ({count:,} file{'s' * (count > 1)})",
-        (*notes, *([f"left out: {left_out}"] if left_out else [])),
-    )
-
-
-class _Found:
-    """What has been read so far, and the names of what has not, by the reason."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.notes: defaultdict[str, list[str]] = defaultdict(list)
-        self.left_out: defaultdict[str, list[str]] = defaultdict(list)
-        self.folder = Path()
-
-    def visit(self, path: Path) -> None:
-        """Read a file that was found, or all files below a folder in sorted order, as far as they are texts."""
-        if (reason := _reason_to_leave(path)) is not None:
-            self._leave(path, reason)
-        elif os.path.isdir(path):
-            self.visit_folder(path)
-        else:
-            try:
-                self.read(path)
-            except NoText as error:
-                self._leave(path, error.reason + (f", convert with {error.command}" if error.command else ""))
-
-    def visit_folder(self, folder: Path) -> None:
-        """Read the files below a folder, in sorted order."""
-        try:
-            names = sorted(os.listdir(folder))
-        except OSError as error:
-            self._leave(folder, error.strerror or str(error))
-            return
-        for name in names:
-            self.visit(folder / name)
-
-    def read(self, path: Path) -> None:
-        """Read a file, or raise a `NoText`."""
-        text, note = read_text(path)
-        self.texts.append(text)
-        if note is not None:
-            self.notes[note].append(self._name(path))
-
-    def _leave(self, path: Path, reason: str) -> None:
-        self.left_out[reason.removeprefix("is ")].append(self._name(path))
-
-    def _name(self, path: Path) -> str:
-        """A path as short as it is clear; a name that is not UTF-8 can be shown, too."""
-        name = str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path)
-        return name.encode(errors="replace").decode()
+        for file, found in _read(path, is_named=is_named):
+            name = _name(file, path)
+            if isinstance(found, str):
+                left_out[found.removeprefix("is ")].append(name)
+                continue
+            texts.append(found.text)
+            if found.note is not None:
+                read[found.note].append(name)
+    rest = "; ".join(f"{len(names):,} {reason}: {listed(names, MAX_NAMED)}" for reason, names in left_out.items())
+    if not texts:
+        raise InputError(f"data.source {source} holds no text{f', only {rest}' if rest else ': it is empty'}")
+    notes = [f"{note}: {listed(names, MAX_NAMED)}" for note, names in read.items()]
+    if rest:
+        notes.append(f"left out: {rest}")
+    alone = len(texts) == 1 and os.path.isfile(os.path.expanduser(source))
+    count = f"{len(texts):,} file{'s' * (len(texts) > 1)}"
+    return Texts(texts, source if alone else f"{source} ({count})", tuple(notes))
 
 
 def _expand(source: str) -> Iterator[tuple[Path, bool]]:
@@ -113,6 +67,28 @@ def _expand(source: str) -> Iterator[tuple[Path, bool]]:
             yield from ((match, False) for match in matches)
         else:
             raise InputError(f"data.source {part}: no file has such a name")
+
+
+def _read(path: Path, *, is_named: bool) -> Iterator[tuple[Path, TextFile | str]]:
+    """A file, or all files below a folder in sorted order, each as its text or as the reason why it is left out."""
+    reason = None if is_named else _reason_to_leave(path)
+    if reason is not None:
+        yield path, reason
+    elif os.path.isdir(path):
+        try:
+            names = sorted(os.listdir(path))
+        except OSError as error:
+            yield path, error.strerror or str(error)
+            return
+        for name in names:
+            yield from _read(path / name, is_named=False)
+    else:
+        try:
+            yield path, read_text(path)
+        except NoText as error:
+            if is_named:
+                raise
+            yield path, error.reason + (f", convert with {error.command}" if error.command else "")
 
 
 def _reason_to_leave(path: Path) -> str | None:
@@ -131,6 +107,7 @@ def _reason_to_leave(path: Path) -> str | None:
     return "folder of a run" if is_run else None
 
 
-def _list(names: list[str]) -> str:
-    more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+def _name(file: Path, source: Path) -> str:
+    """The path of a file below its source, if that is a folder; a name that is not UTF-8 can be shown, too."""
+    name = str(file.relative_to(source) if os.path.isdir(source) else file)
+    return name.encode(errors="replace").decode()

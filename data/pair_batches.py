@@ -1,4 +1,4 @@
-"""Pairs of texts as batches of numbers, whatever they come from.
+"""Pairs of texts as batches of tokens, whatever they come from.
 
 Shapes: B batch, S source tokens, T target tokens, P the longer of the two.
 """
@@ -6,14 +6,14 @@ Shapes: B batch, S source tokens, T target tokens, P the longer of the two.
 import random
 from collections.abc import Iterator, Sequence
 from statistics import fmean
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from data.config import FRAME, PairConfig
+from data.listing import listed
 from data.pairs import FilePairs
-from data.strings import GeneratedPairs, Pair, Split
+from data.strings import GeneratedPairs, Pair
 from data.vocabulary import END, PAD, START, Vocabulary
 from training.runtime.errors import InputError
 from training.seeds import derive_seed
@@ -23,27 +23,10 @@ EPOCH = 100_000
 """Generated pairs that count as an epoch; the next epoch has others."""
 EXAMPLES = 1000
 """Pairs from which a mean length is taken."""
+MAX_LISTED = 3
 
 
-class PairSource(Protocol):
-    """Where pairs come from."""
-
-    @property
-    def origin(self) -> str:
-        """In words."""
-
-    @property
-    def sha256(self) -> str:
-        """Of the content."""
-
-    def pair(self, split: Split, index: int) -> Pair:
-        """Pair `index` of the endless stream of a split; a pure function."""
-
-    def distinct(self, split: Split, count: int) -> list[Pair]:
-        """At most `count` different pairs of a split."""
-
-
-def load_pairs(data: PairConfig, seed: int) -> PairSource:
+def load_pairs(data: PairConfig, seed: int) -> FilePairs | GeneratedPairs:
     """The pairs that a configuration names.
 
     Raises:
@@ -61,7 +44,7 @@ class PairData:
         data: Which pairs.
         max_len: Longest sequence of the model, in tokens.
         seed: Of the run.
-        random_positions: Share of the training pairs that stand at random places; see `ModelConfig`.
+        random_positions: Share of the training pairs that stand at random positions; see `ModelConfig`.
 
     Attributes:
         validation: Pairs whose loss is measured.
@@ -97,17 +80,18 @@ class PairData:
         )
 
     def training_batch(self, first: int, count: int) -> Batch:
-        """Pairs `first` to `first + count` of the endless stream, and their places, if any stand at random ones."""
+        """Pairs `first` to `first + count` of the endless stream, and their positions, if some are random."""
         indices = range(first, first + count)
         encoded = encode([self.pairs.pair("train", index) for index in indices], self.vocabulary)
         batch = make_batch(encoded)
         if self.random_positions == 0:
             return batch
-        places = [self._places(index, max(map(len, pair))) for index, pair in zip(indices, encoded, strict=True)]
-        return Batch((*batch.inputs, padded(places, 0)), batch.targets_BT)
+        positions = [self._positions(index, max(map(len, pair))) for index, pair in zip(indices, encoded, strict=True)]
+        return Batch((*batch.inputs, padded(positions, 0)), batch.targets_BT)
 
-    def _places(self, index: int, count: int) -> list[int]:
-        """Where the tokens of training pair `index` stand, in its source and in its target."""
+    def _positions(self, index: int, count: int) -> list[int]:
+        """Positions of the tokens of training pair `index`, for its source and for its target."""
+        # The word is a part of the seed: another one would draw other positions.
         dice = random.Random(derive_seed(self.seed, "places", index))
         if dice.random() >= self.random_positions:
             return list(range(count))
@@ -119,9 +103,8 @@ class PairData:
             yield make_batch(encode(self.validation[start : start + batch_size], self.vocabulary))
 
     def describe_samples(self, first: int, count: int) -> str:
-        """Which pairs stand at a place of the stream."""
-        places = [self.pairs.pair("train", index).place for index in range(first, first + min(count, 3))]
-        return ", ".join(places) + (f" and {count - 3} more" if count > 3 else "")
+        """Which pairs stand at `first` to `first + count` of the stream."""
+        return listed([self.pairs.pair("train", index).place for index in range(first, first + count)], MAX_LISTED)
 
 
 def by_length(pairs: Sequence[Pair], vocabulary: Vocabulary) -> list[Pair]:
@@ -130,18 +113,17 @@ def by_length(pairs: Sequence[Pair], vocabulary: Vocabulary) -> list[Pair]:
 
 
 def encode(pairs: Sequence[Pair], vocabulary: Vocabulary) -> list[tuple[list[int], list[int]]]:
-    """Sources from start to end, and targets to their ends, as numbers.
+    """Sources from start to end, and targets to their ends, as token ids.
 
     Raises:
         InputError: A symbol is unknown; the message names the pair's place.
     """
-    return [
-        (
-            frame_source(vocabulary.encode(pair.source, f"the source of {pair.place}")),
-            [*vocabulary.encode(pair.target, f"the target of {pair.place}"), END],
-        )
-        for pair in pairs
-    ]
+    encoded = []
+    for pair in pairs:
+        source = vocabulary.encode(pair.source, f"the source of {pair.place}")
+        target = vocabulary.encode(pair.target, f"the target of {pair.place}")
+        encoded.append((frame_source(source), [*target, END]))
+    return encoded
 
 
 def frame_source(tokens: Sequence[int]) -> list[int]:

@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from data.config import FRAME, PairConfig
 from data.hub import Request, load_hub_rows
+from data.listing import describe, listed
 from data.order import epoch_samples
 from data.rows import Row, read_rows
 from data.strings import Pair, Split, split_of
-from data.vocabulary import Vocabulary, describe
+from data.vocabulary import Vocabulary
 from data.vocabulary import split as symbols_of
 from training.runtime.errors import InputError
 from training.runtime.packages import needed_package
@@ -37,23 +37,35 @@ class FilePairs:
     def __init__(self, data: PairConfig, seed: int) -> None:
         self.data, self.seed, self.unit = data, seed, data.tokens
         self.guesses, self.left_out = list[str](), list[str]()
-        if data.hub_name:
-            self._file = f"hub:{data.hub_name}"
-            self.origin, self.splits = _from_hub(data.hub_name, data, self._pairs)
-        else:
-            assert data.source is not None
-            path, columns = Path(data.source).expanduser(), (data.source_column, data.target_column)
-            self._file = self.origin = str(path)
-            rows, self.guesses = read_rows(path, columns, chosen=columns != DEFAULT_COLUMNS)
-            self.splits = _by_hash(_through_datasets(list(self._pairs(rows))))
+        own = self._read_hub(data.hub_name) if data.hub_name else self._read_file(Path(data.source or "").expanduser())
+        self.splits = _fill_up(own)
         self._check_splits()
 
-    def _pairs(self, rows: Iterable[tuple[str, Row]]) -> Iterator[Pair]:
+    def _read_file(self, path: Path) -> dict[Split, list[Pair]]:
+        self._file = self.origin = str(path)
+        columns = self.data.source_column, self.data.target_column
+        rows, self.guesses = read_rows(path, columns, chosen=columns != DEFAULT_COLUMNS)
+        return {"train": _through_datasets(self._pairs(rows))}
+
+    def _read_hub(self, name: str) -> dict[Split, list[Pair]]:
+        data, own = self.data, dict[Split, list[Pair]]()
+        columns = {"data.source_column": data.source_column, "data.target_column": data.target_column}
+        found = load_hub_rows(Request(name, columns, data.revision, data.subset))
+        self._file, self.origin = f"hub:{name}", f"{name}, from the hub (commit {found.commit[:7]})"
+        for split, rows in found.splits.items():
+            places = (f"hub:{name}, split {split}, row {number}" for number in range(len(rows)))
+            dicts = (dict(zip(columns.values(), row, strict=True)) for row in rows)
+            own[HUB_SPLITS[split]] = self._pairs(zip(places, dicts, strict=True))
+        return own
+
+    def _pairs(self, rows: Iterable[tuple[str, Row]]) -> list[Pair]:
+        pairs = []
         for place, row in rows:
             try:
-                yield Pair(_text(row, self.data.source_column), _text(row, self.data.target_column), place)
+                pairs.append(Pair(_text(row, self.data.source_column), _text(row, self.data.target_column), place))
             except ValueError as error:
                 self._leave_out(place, str(error))
+        return pairs
 
     def _leave_out(self, place: str, reason: str) -> None:
         if self.data.on_bad_row == "stop":
@@ -71,19 +83,16 @@ class FilePairs:
     @property
     def notes(self) -> list[str]:
         """What was guessed, and the rows that were left out."""
-        guessed, count = ["; ".join(self.guesses)] if self.guesses else [], len(self.left_out)
-        if not count:
-            return guessed
-        more = f" and {count - MAX_LISTED:,} more" if count > MAX_LISTED else ""
-        return [*guessed, f"{count:,} row{'s' * (count > 1)} left out: {', '.join(self.left_out[:MAX_LISTED])}{more}"]
+        notes = ["; ".join(self.guesses)] if self.guesses else []
+        if count := len(self.left_out):
+            notes.append(f"{count:,} row{'s' * (count > 1)} left out: {listed(self.left_out, MAX_LISTED)}")
+        return notes
 
     @property
     def sha256(self) -> str:
         """Of all pairs, their splits, and what a token of them is."""
-        content: dict[str, Any] = {
-            split: [(pair.source, pair.target) for pair in pairs] for split, pairs in self.splits.items()
-        }
-        return hashlib.sha256(json.dumps(content | {"tokens": self.unit}).encode()).hexdigest()
+        texts = {split: [(pair.source, pair.target) for pair in pairs] for split, pairs in self.splits.items()}
+        return hashlib.sha256(json.dumps({**texts, "tokens": self.unit}).encode()).hexdigest()
 
     def vocabulary(self) -> tuple[Vocabulary, str]:
         """The symbols of all pairs, and those that only validation or test has, known, if never learnt, in words."""
@@ -113,8 +122,8 @@ class FilePairs:
     def pair(self, split: Split, index: int) -> Pair:
         """Pair `index` of the endless stream of a split."""
         pairs = self.splits[split]
-        ((_, places),) = epoch_samples(index, 1, num_samples=len(pairs), seed=self.seed)
-        return pairs[int(places)]
+        ((_, samples),) = epoch_samples(index, 1, num_samples=len(pairs), seed=self.seed)
+        return pairs[int(samples)]
 
     def distinct(self, split: Split, count: int) -> list[Pair]:
         """So many pairs of a split, spread evenly over it, or all."""
@@ -148,23 +157,11 @@ def _through_datasets(pairs: Sequence[Pair]) -> list[Pair]:
     return [Pair(*row) for row in zip(*(table[name] for name in Pair._fields), strict=True)]
 
 
-def _by_hash(pairs: Sequence[Pair]) -> dict[Split, list[Pair]]:
-    return {split: [pair for pair in pairs if split_of(pair.source) == split] for split in SPLIT_NAMES}
-
-
-def _from_hub(
-    name: str, data: PairConfig, pairs_of: Callable[[Iterable[tuple[str, Row]]], Iterator[Pair]]
-) -> tuple[str, dict[Split, list[Pair]]]:
-    """Origin and pairs; a split that the data set lacks is taken from its training rows by the hash of the source."""
-    columns = {"data.source_column": data.source_column, "data.target_column": data.target_column}
-    found = load_hub_rows(Request(name, columns, data.revision, data.subset))
-    own: dict[Split, list[Pair]] = {}
-    for hub_split, rows in found.splits.items():
-        places = [f"hub:{name}, split {hub_split}, row {number}" for number in range(len(rows))]
-        dicts = (dict(zip(columns.values(), row, strict=True)) for row in rows)
-        own[HUB_SPLITS[hub_split]] = list(pairs_of(zip(places, dicts, strict=True)))
+def _fill_up(own: dict[Split, list[Pair]]) -> dict[Split, list[Pair]]:
+    """Splits that the data lacks are taken from its training pairs, by the hash of the source."""
     missing = [split for split in SPLIT_NAMES if split not in own]
-    by_hash = _by_hash(own["train"])
-    train = [pair for pair in own["train"] if split_of(pair.source) not in missing]
-    splits = own | {split: by_hash[split] for split in missing} | {"train": train}
-    return f"{name}, from the hub (commit {found.commit[:7]})", splits
+    parts: dict[Split, list[Pair]] = {split: [] for split in ("train", *missing)}
+    for pair in own["train"]:
+        split = split_of(pair.source)
+        parts[split if split in missing else "train"].append(pair)
+    return own | parts

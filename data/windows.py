@@ -1,4 +1,4 @@
-"""Batches for the GPT: a text as numbers, in windows of the model's context.
+"""Batches for the GPT: the tokens of a text, in windows of the model's context.
 
 Shapes: B batch, T tokens, N tokens of a split.
 """
@@ -6,10 +6,12 @@ Shapes: B batch, T tokens, N tokens of a split.
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data.characters import CharTokenizer
 from data.config import Unknown
+from data.listing import listed
 from data.order import epoch_samples
 from data.text import Source
 from training.runtime.errors import InputError
@@ -20,7 +22,7 @@ MAX_LISTED = 16
 
 
 class TextData:
-    """A text to train on and one to validate on, as numbers.
+    """A text to train on and one to validate on, as tokens.
 
     Args:
         source: The text.
@@ -56,23 +58,25 @@ class TextData:
         An epoch takes the training text as a ring, cuts it into windows from a random offset on, and shuffles them.
         """
         starts_B = torch.cat([starts for _, starts in self._starts(first, count)])
-        places_BT = (starts_B[:, None] + torch.arange(self.context + 1)) % len(self._train_N)
-        tokens_BT = self._train_N[places_BT].long()
+        positions_BT = (starts_B[:, None] + torch.arange(self.context + 1)) % len(self._train_N)
+        tokens_BT = self._train_N[positions_BT].long()
         return Batch((tokens_BT[:, :-1].contiguous(),), tokens_BT[:, 1:].contiguous())
 
     def describe_samples(self, first: int, count: int) -> str:
         """Where windows `first` to `first + count` of the stream begin in the training text."""
-        parts = self._starts(first, count)
-        return ", ".join(f"epoch {epoch}, windows at characters {_list_numbers(starts)}" for epoch, starts in parts)
+        parts = []
+        for epoch, starts in self._starts(first, count):
+            shown = listed([f"{start:,}" for start in starts.tolist()], MAX_LISTED, separator="; ")
+            parts.append(f"epoch {epoch}, windows at characters {shown}")
+        return ", ".join(parts)
 
-    def _starts(self, first: int, count: int) -> list[tuple[int, Tensor]]:
+    def _starts(self, first: int, count: int) -> Iterator[tuple[int, Tensor]]:
         """For each epoch that windows of the stream are in, its number and where they begin in the training text."""
         samples = epoch_samples(first, count, num_samples=self.samples_per_epoch, seed=self.seed)
         length = len(self._train_N)
-        return [(epoch, (self._offset(epoch) + windows * self.context) % length) for epoch, windows in samples]
-
-    def _offset(self, epoch: int) -> int:
-        return int(torch.randint(len(self._train_N), (), generator=generator(self.seed, epoch, "offset")))
+        for epoch, windows in samples:
+            offset = torch.randint(length, (), generator=generator(self.seed, epoch, "offset"))
+            yield epoch, (offset + windows * self.context) % length
 
     def validation_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
         """Windows side by side over the validation text; see `side_by_side`."""
@@ -90,22 +94,12 @@ def encode_split(tokenizer: CharTokenizer, text: str, name: str, unknown: Unknow
     return torch.from_numpy(tokens), f"{skipped:,} unknown characters skipped" if skipped else ""
 
 
-def _list_numbers(numbers_N: Tensor) -> str:
-    shown = [f"{number:,}" for number in numbers_N[:MAX_LISTED].tolist()]
-    more = len(numbers_N) - len(shown)
-    return "; ".join(shown) + (f" and {more} more" if more else "")
-
-
 def side_by_side(tokens_N: Tensor, context: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
     """A rank's share of the windows of T = `context` tokens: each of the N - 1 targets comes once, over all ranks."""
     windows = -(-(len(tokens_N) - 1) // context)
-    inputs_BT = _padded(tokens_N[:-1], windows, context, 0)
-    targets_BT = _padded(tokens_N[1:], windows, context, IGNORED)
+    padding = (0, windows * context - (len(tokens_N) - 1))
+    inputs_BT = F.pad(tokens_N[:-1].long(), padding, value=0).view(windows, context)
+    targets_BT = F.pad(tokens_N[1:].long(), padding, value=IGNORED).view(windows, context)
     for start in range(rank * batch_size, windows, num_ranks * batch_size):
         rows = slice(start, start + batch_size)
         yield Batch((inputs_BT[rows],), targets_BT[rows])
-
-
-def _padded(tokens_N: Tensor, rows: int, columns: int, filler: int) -> Tensor:
-    padding = rows * columns - len(tokens_N)
-    return torch.nn.functional.pad(tokens_N.long(), (0, padding), value=filler).view(rows, columns)

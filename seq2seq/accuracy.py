@@ -1,7 +1,8 @@
 """How many targets a model gets right, greedily: in all, and by length."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -16,8 +17,7 @@ from training.task import IGNORED
 Advance = Callable[[int], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LengthAccuracy:
+class LengthAccuracy(NamedTuple):
     """Of the pairs whose sources have so many symbols.
 
     Attributes:
@@ -81,14 +81,8 @@ def accuracy_by_length(
     """Exact match of greedy decoding for each length of source; see `predict`."""
     right = exact_match(predict(model, vocabulary, pairs, batch_size, advance), pairs, vocabulary)
     lengths = [len(vocabulary.encode(pair.source)) for pair in pairs]
-    return [
-        LengthAccuracy(
-            length=length,
-            pairs=lengths.count(length),
-            correct=sum(hit for hit, own in zip(right, lengths, strict=True) if own == length),
-        )
-        for length in sorted(set(lengths))
-    ]
+    counts, hits = Counter(lengths), Counter(length for hit, length in zip(right, lengths, strict=True) if hit)
+    return [LengthAccuracy(length, counts[length], hits[length]) for length in sorted(counts)]
 
 
 @torch.inference_mode()

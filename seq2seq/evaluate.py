@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from data.config import FRAME
+from data.listing import describe
 from data.pair_batches import by_length, check_source, load_pairs
 from data.pairs import FilePairs
 from data.strings import GeneratedPairs, Pair
-from data.vocabulary import END, Vocabulary, describe, split
+from data.vocabulary import END, Vocabulary, split
 from decoding.sampling import Sampling
 from decoding.targets import decode, search
 from seq2seq.accuracy import LengthAccuracy, accuracy_by_length

@@ -6,6 +6,7 @@ length up to twice the trained one.
 
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def measure_trial(
     trial: Trial, run: RunFolder, longest: int, pairs_per_length: int = PAIRS_PER_LENGTH
 ) -> dict[str, Any]:
     """Exact match on the test strings of the trained lengths, and on those of each length up to `longest`."""
-    loaded = load_seq2seq(run.path, inference_device())
+    loaded, last = load_seq2seq(run.path, inference_device()), run.read_metrics()[-1]
     data, vocabulary = loaded.config.data, loaded.vocabulary
 
     def accuracies(first: int, last: int, count: int) -> list[Any]:
@@ -88,8 +89,8 @@ def measure_trial(
         "task": trial.task,
         "recipe": trial.recipe,
         "seed": trial.seed,
-        "training_seconds": run.read_metrics()[-1]["seconds"],
-        "steps": run.read_metrics()[-1]["step"],
+        "training_seconds": last["seconds"],
+        "steps": last["step"],
         "trained_pairs": sum(row.pairs for row in trained),
         "trained_exact_match": sum(row.correct for row in trained) / sum(row.pairs for row in trained),
         "longer_exact_match": fmean(row.exact_match for row in longer),
@@ -105,11 +106,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"{'':32}  {'seeds':>5}  {'training':>8}  {'trained lengths':>17}  {'longer':>17}  {longest:>17}"]
     for (task, recipe), group in _groups(rows).items():
         last = max(group[0]["by_length"])
-        columns = [
-            [row["trained_exact_match"] for row in group],
-            [row["longer_exact_match"] for row in group],
-            [row["by_length"][last] for row in group],
-        ]
+        figures = [(row["trained_exact_match"], row["longer_exact_match"], row["by_length"][last]) for row in group]
+        columns = zip(*figures, strict=True)
         shown = "  ".join(f"{fmean(values):>8.2%} ({min(values):.2%})".rjust(17) for values in columns)
         seconds = f"{fmean(row['training_seconds'] for row in group):.0f} s"
         lines.append(f"{f'{task}, {recipe}':32}  {len(group):>5}  {seconds:>8}  {shown}")
@@ -127,19 +125,17 @@ def plot(rows: Sequence[dict[str, Any]], output: Path) -> None:
             lengths = sorted(set.intersection(*(set(row["by_length"]) for row in group)))
             values = [[row["by_length"][length] for row in group] for length in lengths]
             (line,) = axes.plot(lengths, [fmean(value) for value in values], label=recipe, linewidth=1.5)
-            axes.fill_between(
-                lengths, *zip(*((min(v), max(v)) for v in values), strict=True), color=line.get_color(), alpha=0.15
-            )
+            axes.fill_between(lengths, [*map(min, values)], [*map(max, values)], color=line.get_color(), alpha=0.15)
         axes.axvline(rows[0]["trained_lengths"][1] + 0.5, color="0.4", linestyle="--", linewidth=1)
-        axes.set(title=task, xlabel="symbols of the string (trained up to the dashed line)", ylim=(-0.03, 1.03))
-        axes.set_ylabel("exact match")
+        axes.set(title=task, ylabel="exact match", ylim=(-0.03, 1.03))
+        axes.set_xlabel("symbols of the string (trained up to the dashed line)")
         axes.grid(alpha=0.3)
         axes.legend(loc="lower left", fontsize=8)
     figure.savefig(output)
 
 
 def _groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups = defaultdict[tuple[str, str], list[dict[str, Any]]](list)
     for row in rows:
-        groups.setdefault((row["task"], row["recipe"]), []).append(row)
+        groups[row["task"], row["recipe"]].append(row)
     return groups

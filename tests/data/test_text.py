@@ -203,7 +203,7 @@ def test_tokenizer_round_trip() -> None:
         ("a\x07", r"'\\x07' \(U\+0007\) at line 1, column 2"),
     ],
 )
-def test_unknown_characters_are_shown_with_their_place(text: str, message: str) -> None:
+def test_unknown_characters_are_shown_with_their_position(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         CharTokenizer("\nab").encode(text, "the prompt")
 

@@ -24,16 +24,16 @@ def test_words_are_what_stands_between_spaces() -> None:
 @pytest.mark.parametrize(
     ("unit", "text", "message"),
     [
-        ("characters", "aé", "unknown character 'é' at place 2 of the source: it is not in the vocabulary"),
-        ("characters", "a\u200b", r"unknown character '\\u200b' at place 2 of the source"),
-        ("words", "a dog", "unknown word 'dog' at place 2 of the source"),
+        ("characters", "aé", "unknown character 'é' at position 2 of the source: it is not in the vocabulary"),
+        ("characters", "a\u200b", r"unknown character '\\u200b' at position 2 of the source"),
+        ("words", "a dog", "unknown word 'dog' at position 2 of the source"),
         (
             "characters",
             "bab€bé",
-            r"unknown character 'b' at place 1 of the source: they are not in the vocabulary \(all of them, with their "
-            r"number: 'b' 3, '€' 1, 'é' 1\)$",
+            r"unknown character 'b' at position 1 of the source: they are not in the vocabulary \(all of them, with "
+            r"their number: 'b' 3, '€' 1, 'é' 1\)$",
         ),
-        ("words", "dog a dog", r"'dog' at place 1 of the source: it is not in .* with their number: 'dog' 2\)$"),
+        ("words", "dog a dog", r"'dog' at position 1 of the source: it is not in .* with their number: 'dog' 2\)$"),
     ],
 )
 def test_unknown_symbols_are_named_all_at_once_with_their_numbers(unit: str, text: str, message: str) -> None:

@@ -385,7 +385,7 @@ def test_targets_are_those_of_the_decoder(session: Session, runs: Path) -> None:
         ("small", "a", 1, "small is a GPT, expected an encoder-decoder"),
         ("copy", "", 1, "the source is empty"),
         ("copy", "a" * 63, 1, "the source has 63 symbols, at most 62 fit"),
-        ("copy", "A", 1, "unknown character 'A' at place 1 of the source"),
+        ("copy", "A", 1, "unknown character 'A' at position 1 of the source"),
         ("copy", "a", 17, "beams must be at least 1 and at most 16, got 17"),
     ],
 )

@@ -98,7 +98,7 @@ def test_attention_is_drawn(trained: Path) -> None:
     ("options", "line"),
     [
         ([], "error: give either --source TEXT, to see its target, or --split, to measure"),
-        (["--source", "abz"], "error: unknown character 'z' at place 3 of --source: it is not in the vocabulary"),
+        (["--source", "abz"], "error: unknown character 'z' at position 3 of --source: it is not in the vocabulary"),
         (["--source", ""], "error: --source is empty: give at least one symbol"),
         (["--source", "a", "a" * 20], "error: source 2 has 20 symbols, at most 14 fit into the model's context of 16"),
         (["--source", "a", "--lengths", "1", "2"], "error: --lengths is for --split, to measure"),

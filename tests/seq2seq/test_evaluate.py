@@ -83,7 +83,7 @@ def test_unknown_symbols_of_a_source_are_named_or_left_out(
     given = ["--checkpoint", "run", "--max_new_tokens", "3", "--source"]
     write(parse([*given, "12"]), loaded, Sampling(temperature=0))
     plain = capsys.readouterr()
-    with pytest.raises(InputError, match=r"'€' at place 1 of --source: .* \(--data.unknown skip goes on without\)$"):
+    with pytest.raises(InputError, match=r"'€' at position 1 of --source: .* \(--data.unknown skip goes on without\)$"):
         write(parse([*given, "€1é2"]), loaded, Sampling(temperature=0))
     write(parse([*given, "€1é2", "--data.unknown", "skip"]), loaded, Sampling(temperature=0))
     skipped = capsys.readouterr()

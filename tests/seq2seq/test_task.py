@@ -86,17 +86,17 @@ def test_a_training_batch_is_a_pure_function_of_its_place() -> None:
     assert data.describe_samples(4, 5) == ", ".join(f"string {n} ({sources[n]})" for n in (4, 5, 6)) + " and 2 more"
 
 
-def test_a_share_of_the_training_pairs_stands_at_random_places() -> None:
+def test_a_share_of_the_training_pairs_stands_at_random_positions() -> None:
     data = PairData(small_config().data, 16, seed=1, random_positions=0.25)
-    source_BS, _, places_BP = data.training_batch(0, 400).inputs
+    source_BS, _, positions_BP = data.training_batch(0, 400).inputs
     counts = (source_BS != PAD).sum(1).tolist()
-    rows = [row[:count].tolist() for row, count in zip(places_BP, counts, strict=True)]
+    rows = [row[:count].tolist() for row, count in zip(positions_BP, counts, strict=True)]
     assert all(row == sorted(set(row)) and row[-1] < 16 for row in rows)
     moved = [row for row in rows if row != list(range(len(row)))]
     assert 70 < len(moved) < 130
-    assert {place for row in moved for place in row} == set(range(16))
+    assert {position for row in moved for position in row} == set(range(16))
     again_BP = data.training_batch(250, 20).inputs[2]
-    assert again_BP.tolist() == places_BP[250:270, : again_BP.size(1)].tolist(), "whatever else is in the batch"
+    assert again_BP.tolist() == positions_BP[250:270, : again_BP.size(1)].tolist(), "whatever else is in the batch"
     assert [len(batch.inputs) for batch in data.validation_batches(30, 0, 1)] == [2, 2]
 
 

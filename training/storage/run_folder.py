@@ -16,7 +16,15 @@ from training.runtime.errors import InputError
 from training.storage.checkpoint import NAMES, Checkpoint, CheckpointError, CheckpointStore, named_checkpoint
 from training.storage.files import doing_without, replace_text, sync
 from training.storage.manifest import MANIFEST
-from training.storage.reading import Count, MissingFileError, misfit, read_json_lines, read_text, regular
+from training.storage.reading import (
+    Count,
+    MalformedFileError,
+    MissingFileError,
+    built,
+    read_json_lines,
+    read_text,
+    regular,
+)
 
 RUNS = Path("runs")
 
@@ -108,7 +116,16 @@ class RunFolder:
                 yield metrics
 
     def _metrics(self, *, newest_first: bool = False) -> Iterator[tuple[bytes, dict[str, float]]]:
-        return read_json_lines(self.metrics_file, _misfit, newest_first=newest_first)
+        return read_json_lines(self.metrics_file, self._check_metrics, newest_first=newest_first)
+
+    def _check_metrics(self, metrics: Any) -> None:
+        """Raise a `MalformedFileError` unless this is a line of `metrics.jsonl`."""
+        # The quick look first: a long run has hundreds of thousands of lines.
+        if type(metrics) is not dict or not {int, float}.issuperset(map(type, metrics.values())):
+            built(dict[str, float], metrics, self.metrics_file)
+        if "step" not in metrics:
+            raise MalformedFileError(self.metrics_file, "step is missing")
+        built(Count, metrics["step"], self.metrics_file, "step")
 
     def metrics_of(self, step: int) -> dict[str, float] | None:
         """The line of `metrics.jsonl` of a step, or None."""
@@ -155,14 +172,6 @@ class RunFolder:
 
     def _sample_file(self, step: int) -> Path:
         return self.path / "samples" / f"step-{step:08d}.txt"
-
-
-def _misfit(metrics: Any) -> str | None:
-    """What is wrong with a line of `metrics.jsonl`, or None."""
-    # The quick look first: a long run has hundreds of thousands of lines.
-    if type(metrics) is dict and {int, float}.issuperset(map(type, metrics.values())) and "step" in metrics:
-        return misfit(metrics["step"], Count, "step")
-    return misfit(metrics, dict[str, float]) or "step is missing"
 
 
 def choose_run_folder(name: str, output_dir: Path | None, *, resume: bool) -> RunFolder:

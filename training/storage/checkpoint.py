@@ -26,7 +26,7 @@ from training.storage.files import replace_link, sync
 from training.storage.manifest import MANIFEST, verified_contents, verified_manifest, write_sealed
 from training.storage.manifest import CheckpointError as CheckpointError
 from training.storage.manifest import DamagedCheckpointError as DamagedCheckpointError
-from training.storage.reading import Count, built, decoded, parse_json, parse_yaml, read_json, read_text
+from training.storage.reading import Count, built, decoded, parse_json, read_json, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +66,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self._contents = verified_contents(self.folder)
-        self.state: dict[str, Any] = self.json(STATE)
+        self.state: dict[str, Any] = parse_json(self.text(STATE), self.folder / STATE)
         self.step = saved_step(self.state, self.folder / STATE)
         place = _NAME.fullmatch(self.folder.name)
         if place and int(place[1]) != self.step:  # A whole checkpoint in the place of another one is damage as well.
@@ -80,14 +80,6 @@ class Checkpoint:
     def text(self, name: str) -> str:
         """The content of a text file."""
         return decoded(self._file(name), self.folder / name)
-
-    def json(self, name: str) -> Any:
-        """The value in a JSON file."""
-        return parse_json(self.text(name), self.folder / name)
-
-    def yaml(self, name: str) -> Any:
-        """The value in a YAML file."""
-        return parse_yaml(self.text(name), self.folder / name)
 
     def tensors(self, name: str) -> "dict[str, Tensor]":
         """The tensors of `NAME.safetensors`, on the CPU."""

@@ -98,7 +98,8 @@ class RunFolder:
             FileError: The file cannot be read, or a line is not what it should be.
         """
         with suppress(MissingFileError):
-            kept = [line for line, metrics in self._metrics() if metrics["step"] <= step]
+            lines = read_json_lines(self.metrics_file, self._check_metrics)
+            kept = [line for line, metrics in lines if metrics["step"] <= step]
             replace_text(self.metrics_file, "".join(f"{line.decode()}\n" for line in kept))
 
     def read_metrics(self) -> list[dict[str, float]]:
@@ -112,11 +113,8 @@ class RunFolder:
     def iterate_metrics(self, *, newest_first: bool = False) -> Iterator[dict[str, float]]:
         """The same one by one; with `newest_first` no more of the file is read than is asked for."""
         with suppress(MissingFileError):
-            for _, metrics in self._metrics(newest_first=newest_first):
+            for _, metrics in read_json_lines(self.metrics_file, self._check_metrics, newest_first=newest_first):
                 yield metrics
-
-    def _metrics(self, *, newest_first: bool = False) -> Iterator[tuple[bytes, dict[str, float]]]:
-        return read_json_lines(self.metrics_file, self._check_metrics, newest_first=newest_first)
 
     def _check_metrics(self, metrics: Any) -> None:
         """Raise a `MalformedFileError` unless this is a line of `metrics.jsonl`."""
@@ -148,8 +146,7 @@ class RunFolder:
             OSError: The disk refuses.
         """
         self._write_metrics()
-        if self.metrics_file.exists():
-            sync(self.metrics_file)
+        sync(self.metrics_file)
 
     def _write_metrics(self) -> None:
         with self.metrics_file.open("ab", buffering=0) as file:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import count
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 from warnings import filterwarnings
 
 import torch
@@ -83,8 +83,8 @@ def choose_precision(asked: AsWritten, device: torch.device, devices: Sequence[P
     precision: Precision
     if asked != "auto":
         precision, reason = asked, "as configured"
-    elif launched == "bf16" or launched == "fp16":
-        precision, reason = launched, "from the launch configuration"
+    elif launched in ("bf16", "fp16"):
+        precision, reason = cast("Precision", launched), "from the launch configuration"
     else:
         precision, reason = ("fp32", f"{slow[0]} is not fast at bf16") if slow else ("bf16", "fast here")
     if precision == "fp16" and device.type != "cuda":

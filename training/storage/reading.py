@@ -39,7 +39,7 @@ class FileError(InputError):
 
     def __init__(self, file: Path, fault: str) -> None:
         super().__init__(f"{file}: {fault}")
-        self.file, self.fault = file, fault
+        self.fault = fault
 
 
 class MissingFileError(FileError):
@@ -171,7 +171,7 @@ _DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_float, parse_consta
 
 
 def read_json_lines(
-    path: Path, check: Callable[[Any], object], *, newest_first: bool = False
+    path: Path, check: Callable[[Any], None], *, newest_first: bool = False
 ) -> Iterator[tuple[bytes, Any]]:
     """The lines of a file of JSON lines, each with its value; one at the end that was cut short is left out.
 
@@ -254,10 +254,11 @@ def built(annotation: Any, value: Any, path: Path, name: str = "") -> Any:
         return built(next(choice for choice in inner if _is_of(value, choice)), value, path, name)
     if kind is list:
         return [built(inner[0], part, path, f"{name}[{place}]") for place, part in enumerate(value)]
-    if kind is not dict and not is_dataclass(kind):
+    has_fields = is_dataclass(kind)
+    if kind is not dict and not has_fields:
         return value
-    parts = dict.fromkeys(value, inner[1]) if kind is dict else type_hints(kind, include_extras=True)
-    for field in fields(kind) if is_dataclass(kind) else ():
+    parts = type_hints(kind, include_extras=True) if has_fields else dict.fromkeys(value, inner[1])
+    for field in fields(kind) if has_fields else ():
         if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
             raise MalformedFileError(path, f"{_inside(name, field.name)} is missing")
     return kind(**{key: built(parts[key], value[key], path, _inside(name, key)) for key in value if key in parts})

@@ -265,13 +265,11 @@ def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
 
 def idle_gpus_warning(num_processes: int) -> str | None:
     """A line to print when this machine has GPUs that the launch does not use, or None."""
-    idle = torch.cuda.device_count() - local_processes()
-    if not torch.cuda.is_available() or idle <= 0 or num_processes > local_processes():
+    total, used = torch.cuda.device_count(), local_processes()
+    if not torch.cuda.is_available() or not num_processes <= used < total:
         return None
-    total = torch.cuda.device_count()
-    return (
-        f"{idle} of {total} GPUs stand idle; to use them all: accelerate launch --multi_gpu --num_processes {total} …"
-    )
+    launch = f"accelerate launch --multi_gpu --num_processes {total} …"
+    return f"{total - used} of {total} GPUs stand idle; to use them all: {launch}"
 
 
 def unequal_devices_warning(devices: Sequence[ProcessDevice]) -> str | None:

@@ -141,8 +141,9 @@ class WeightsAndBiases:
             raise InputError(
                 f"Weights & Biases refuses ({reason[:200]}): set WANDB_MODE=offline, or choose --tracking tensorboard"
             ) from error
-        folder, url = os.path.relpath(os.path.dirname(self._tracker.tracker.dir)), self._tracker.tracker.url
-        where = f"offline; to upload: wandb sync {folder}" if mode == "offline" else url or mode
+        where = self._tracker.tracker.url or mode
+        if mode == "offline":
+            where = f"offline; to upload: wandb sync {os.path.relpath(os.path.dirname(self._tracker.tracker.dir))}"
         self.description = f"Weights & Biases, {where}"
         self._tracker.store_init_configuration(asdict(config))
         for metrics in run.read_metrics():

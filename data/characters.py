@@ -98,7 +98,7 @@ class CharTokenizer:
         Raises:
             MalformedFileError: It is no vocabulary, or a character comes twice; the message names the file.
         """
-        characters = built(_Saved, parse_json(content, file), file).characters
+        characters: str = built(_Saved, parse_json(content, file), file).characters
         if len(set(characters)) < len(characters):
             raise MalformedFileError(file, "a character comes twice")
         return cls(characters)

@@ -88,7 +88,7 @@ class Vocabulary:
         Raises:
             MalformedFileError: It is no vocabulary, or a symbol is none or comes twice; the message names the file.
         """
-        saved = built(_Saved, parse_json(content, file), file)
+        saved: _Saved = built(_Saved, parse_json(content, file), file)
         odd = next((symbol for symbol in saved.symbols if split(symbol, saved.unit) != [symbol]), None)
         if odd is not None:
             raise MalformedFileError(file, f"{odd!r} is not one of its {saved.unit}")

@@ -21,8 +21,8 @@ from demo.metrics import METRICS, version
 from gpt.task import LoadedGPT
 from seq2seq.task import LoadedSeq2Seq
 from training.runtime.errors import InputError
-from training.storage.checkpoint import CheckpointError
-from training.storage.reading import Count, MissingFileError, misfit, read_json, read_text
+from training.storage.checkpoint import STATE, CheckpointError, saved_step
+from training.storage.reading import MissingFileError, read_json, read_text
 from training.storage.run_folder import RunFolder, find_checkpoint
 
 KEPT = 2
@@ -225,9 +225,7 @@ def _shown(name: str) -> str:
 def _read_entry(folder: Path, checkpoint: Path) -> Entry | str:
     """What is known of a run, or why it cannot be read; no words if it is none."""
     try:
-        state = read_json(checkpoint / "state.json")
-        if fault := misfit(state.get("step") if isinstance(state, dict) else None, Count, "step"):
-            return f"{checkpoint / 'state.json'}: {fault}"
+        step = saved_step(read_json(checkpoint / STATE), checkpoint / STATE)
         kind = checkpoint_model_type(checkpoint)
         if kind is None:
             return f"{checkpoint} holds neither a tokenizer nor a vocabulary"
@@ -235,8 +233,8 @@ def _read_entry(folder: Path, checkpoint: Path) -> Entry | str:
             name=folder.name,
             kind=kind,
             task=_task(checkpoint / "config.yaml") if kind == "seq2seq" else None,
-            step=state["step"],
-            val_loss=_val_loss(RunFolder(folder), state["step"]),
+            step=step,
+            val_loss=_val_loss(RunFolder(folder), step),
             megabytes=(checkpoint / "model.safetensors").stat().st_size / 1e6,
         )
     except MissingFileError as error:

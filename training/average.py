@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class WeightAverage:
@@ -21,10 +21,7 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
         self._weights = [parameter.detach() for parameter in model.parameters()]
-        names = [name for name, _ in model.named_parameters()]
-        self.tensors: dict[str, Tensor] = {
-            name: weight.clone() for name, weight in zip(names, self._weights, strict=True)
-        }
+        self.tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from training.average import WeightAverage
-from training.task import Batch, Task, loss_sum
+from training.task import Batch, Task, evaluating, loss_sum
 
 
 class Interrupted(Exception):
@@ -51,12 +51,9 @@ def validation_loss(
     accelerator: Accelerator, task: Task, batch_size: int, interrupted: Callable[[], bool] = lambda: False
 ) -> float:
     """Mean negative log-likelihood over every target of the validation split; see `mean_loss`."""
-    task.model.eval()
-    try:
-        batches = task.data.validation_batches(batch_size, accelerator.process_index, accelerator.num_processes)
+    batches = task.data.validation_batches(batch_size, accelerator.process_index, accelerator.num_processes)
+    with evaluating(task.model):
         return mean_loss(accelerator, task.model, batches, interrupted)
-    finally:
-        task.model.train()
 
 
 @torch.no_grad()

@@ -131,13 +131,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, bf16: bool) ->
     matrices = [p for p in model.parameters() if id(p) in inside]
     rest = [p for p in model.parameters() if id(p) not in inside]
     muon = config.name == "muon"
+    rate = config.muon_learning_rate if muon else config.learning_rate
     groups = [
-        {
-            "params": matrices,
-            "muon": muon,
-            "lr": config.muon_learning_rate if muon else config.learning_rate,
-            "weight_decay": config.weight_decay,
-        },
+        {"params": matrices, "muon": muon, "lr": rate, "weight_decay": config.weight_decay},
         {"params": rest, "muon": False, "lr": config.learning_rate, "weight_decay": 0.0},
     ]
     return MuonAdamW(groups, config, torch.bfloat16 if bf16 else next(model.parameters()).dtype)

@@ -1,5 +1,7 @@
 """The state of a run, saved as checkpoints and restored from one."""
 
+from dataclasses import asdict
+
 from torch import Tensor
 
 from training.average import WeightAverage
@@ -13,7 +15,7 @@ from training.runtime.processes import in_main_process
 from training.storage.checkpoint import Checkpoint, CheckpointStore
 from training.storage.loading import saved_tensors
 from training.storage.run_folder import RunFolder
-from training.storage.state import Counters, check_identity, run_identity
+from training.storage.state import Counters, SavedState, check_identity, run_identity, saved_state
 from training.task import Task
 
 
@@ -59,7 +61,7 @@ class Saver:
             InputError: It is another run's.
         """
         check_identity(checkpoint, self._identity)
-        counters = Counters.from_checkpoint(checkpoint)
+        counters = saved_state(checkpoint).counters
         self._best_on_disk = (counters.best_val_loss, counters.best_step)
         for name, text in self.task.checkpoint_files().items():
             if checkpoint.text(name) != text:
@@ -107,5 +109,5 @@ class Saver:
             counters.loss_scale, counters.loss_scale_streak = scale["scale"], scale["_growth_tracker"]
         self.run.sync_metrics()
         files = {"config.yaml": config_to_yaml(self.config)} | dict(self.task.checkpoint_files())
-        state = counters.to_json(self._identity, self.setup)
-        self.store.save(counters.step, tensors=self.tensors(), state=state, files=files, best=best)
+        state = SavedState(counters.step, counters, self._identity, self.setup)
+        self.store.save(counters.step, tensors=self.tensors(), state=asdict(state), files=files, best=best)

@@ -133,32 +133,22 @@ class WeightsAndBiases:
             wandb.setup(settings=settings)
             mode = os.environ.get("WANDB_MODE") or ("online" if _has_account() else "offline")
             (run.path / "wandb").mkdir(exist_ok=True)
-            self._tracker = WandBTracker(
-                config.name,
-                name=run.path.name,
-                id=run_id,
-                resume="allow",
-                dir=run.path,
-                mode=mode,
-                settings=settings,
-            )
+            own = {"name": run.path.name, "id": run_id, "resume": "allow", "dir": run.path}
+            self._tracker = WandBTracker(config.name, mode=mode, settings=settings, **own)
             self._tracker.start()
         except (wandb.Error, ValueError) as error:  # a ValueError for a mode that there is not
             reason = " ".join(str(error).split())
             raise InputError(
                 f"Weights & Biases refuses ({reason[:200]}): set WANDB_MODE=offline, or choose --tracking tensorboard"
             ) from error
-        self.description = self._describe(run, mode)
+        where = self._tracker.tracker.url or mode
+        if mode == "offline":
+            where = f"offline; to upload: wandb sync {os.path.relpath(os.path.dirname(self._tracker.tracker.dir))}"
+        self.description = f"Weights & Biases, {where}"
         self._tracker.store_init_configuration(asdict(config))
         for metrics in run.read_metrics():
             if metrics["step"] >= self._tracker.tracker.step:
                 self.log(metrics, run.read_sample(int(metrics["step"])) if "val_loss" in metrics else None)
-
-    def _describe(self, run: RunFolder, mode: str) -> str:
-        if mode == "offline":
-            folder = os.path.relpath(os.path.dirname(self._tracker.tracker.dir))
-            return f"Weights & Biases, offline; to upload: wandb sync {folder}"
-        return f"Weights & Biases, {self._tracker.tracker.url or mode}"
 
     def log(self, metrics: Mapping[str, float], sample: str | None) -> None:
         """Send a line of metrics, and the text that was sampled at its step."""

@@ -20,7 +20,7 @@ from training.average import WeightAverage
 from training.config.command_line import parse_config_text
 from training.config.sections import OptimizerConfig
 from training.optimizer import build_optimizer, optimizer_tensors
-from training.storage import checkpoint
+from training.storage import manifest
 from training.storage.checkpoint import CheckpointStore
 
 P = ParamSpec("P")
@@ -37,7 +37,7 @@ def seed_model() -> ModelConfig:
 
 
 class PartsClock:
-    """Adds up the seconds that `training.storage.checkpoint` spends in each part of a save."""
+    """Adds up the seconds that `training.storage.manifest` spends in each part of a save."""
 
     def __init__(self) -> None:
         self.saves: list[dict[str, float]] = []
@@ -55,8 +55,8 @@ class PartsClock:
         """While entered, the parts are timed."""
         with ExitStack() as stack:
             for part, name in PARTS.items():
-                timed = self._timed(part, getattr(checkpoint, name))
-                stack.enter_context(patch.object(checkpoint, name, timed))
+                timed = self._timed(part, getattr(manifest, name))
+                stack.enter_context(patch.object(manifest, name, timed))
             yield
 
     def _timed(self, part: str, function: Callable[P, T]) -> Callable[P, T]:

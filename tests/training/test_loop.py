@@ -35,6 +35,7 @@ from training.schedule import learning_rate_scale
 from training.storage import checkpoint
 from training.storage.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from training.storage.run_folder import RunFolder
+from training.storage.state import saved_state
 from training.task import Batch, loss_sum
 
 CI = pytest.mark.ci
@@ -561,7 +562,7 @@ def test_a_state_file_of_a_newer_version_is_read(config: GPTConfig, trained: Tra
     trained(config, tmp_path / "run")
     checkpoint = Checkpoint(tmp_path / "run/checkpoints/last")
     checkpoint.state["counters"]["later"] = 1
-    assert loop.Counters.from_checkpoint(checkpoint).step == 12
+    assert saved_state(checkpoint).counters.step == 12
 
 
 def test_an_evaluation_that_an_older_version_left_pending_is_read(
@@ -571,7 +572,7 @@ def test_an_evaluation_that_an_older_version_left_pending_is_read(
     checkpoint = Checkpoint(tmp_path / "run/checkpoints/last")
     checkpoint.state["counters"]["unreported"] = {"step": 12, "train_loss": 2.5}
     del checkpoint.state["counters"]["pending_evaluation"]
-    counters = loop.Counters.from_checkpoint(checkpoint)
+    counters = saved_state(checkpoint).counters
     assert (counters.pending_evaluation, counters.reported_step) == ({"step": 12, "train_loss": 2.5}, 11)
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from itertools import count
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 from warnings import filterwarnings
 
 import torch
@@ -78,24 +78,20 @@ def choose_precision(asked: AsWritten, device: torch.device, devices: Sequence[P
     Raises:
         InputError: fp16 was asked for on a device other than a GPU, or fp64 on one that lacks it.
     """
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    precision, reason = _wanted(asked, launched, devices)
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    slow = [device.short_name for device in devices if not device.fast_bf16]
+    precision: Precision
+    if asked != "auto":
+        precision, reason = asked, "as configured"
+    elif launched in ("bf16", "fp16"):
+        precision, reason = cast("Precision", launched), "from the launch configuration"
+    else:
+        precision, reason = ("fp32", f"{slow[0]} is not fast at bf16") if slow else ("bf16", "fast here")
     if precision == "fp16" and device.type != "cuda":
         raise InputError(f"fp16 ({reason}) needs a GPU, this run is on {device.type}: use bf16 or fp32")
     if precision == "fp64" and device.type == "mps":
         raise InputError("fp64 is not available on mps: use fp32, or the CPU")
     return precision, reason
-
-
-def _wanted(asked: AsWritten, launched: str, devices: Sequence[ProcessDevice]) -> tuple[Precision, str]:
-    if asked != "auto":
-        return asked, "as configured"
-    if launched == "bf16":
-        return "bf16", "from the launch configuration"
-    if launched == "fp16":
-        return "fp16", "from the launch configuration"
-    slow = [device.short_name for device in devices if not device.fast_bf16]
-    return ("fp32", f"{slow[0]} is not fast at bf16") if slow else ("bf16", "fast here")
 
 
 class Runtime(NamedTuple):
@@ -269,13 +265,11 @@ def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
 
 def idle_gpus_warning(num_processes: int) -> str | None:
     """A line to print when this machine has GPUs that the launch does not use, or None."""
-    idle = torch.cuda.device_count() - local_processes()
-    if not torch.cuda.is_available() or idle <= 0 or num_processes > local_processes():
+    total, used = torch.cuda.device_count(), local_processes()
+    if not torch.cuda.is_available() or not num_processes <= used < total:
         return None
-    total = torch.cuda.device_count()
-    return (
-        f"{idle} of {total} GPUs stand idle; to use them all: accelerate launch --multi_gpu --num_processes {total} …"
-    )
+    launch = f"accelerate launch --multi_gpu --num_processes {total} …"
+    return f"{total - used} of {total} GPUs stand idle; to use them all: {launch}"
 
 
 def unequal_devices_warning(devices: Sequence[ProcessDevice]) -> str | None:

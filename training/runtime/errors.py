@@ -77,7 +77,7 @@ def exit_code(command: Callable[[], None]) -> int:
         # The reader of our output (`| head`) has gone: nothing is left to say.
         return 128 + signal.SIGPIPE
     except OSError as error:
-        _report(InputError(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
+        _report(refusal(error))
         return InputError.exit_code
     except Exception as error:
         if is_out_of_memory(error):
@@ -94,6 +94,11 @@ def exit_code(command: Callable[[], None]) -> int:
         settle(sys.stdout)
         settle(sys.stderr)
     return 0
+
+
+def refusal(error: OSError) -> InputError:
+    """What the system refused, and where, as an error of one line."""
+    return InputError(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from training.runtime.errors import CommandError, InputError, LostProcessError
+from training.runtime.errors import CommandError, LostProcessError, refusal
 
 T = TypeVar("T")
 
@@ -81,4 +81,4 @@ def _attempted(action: Callable[[], T]) -> tuple[T | None, CommandError | None]:
     except CommandError as error:
         return None, error
     except OSError as error:
-        return None, InputError(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return None, refusal(error)

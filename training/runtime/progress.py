@@ -44,16 +44,11 @@ class Progress:
         formats = {"train_loss": "loss {:.4f}", "learning_rate": "lr {:.2e}", "tokens_per_second": "{:,.0f} tokens/s"}
         line = "  ".join(text.format(metrics[name]) for name, text in formats.items() if name in metrics)
         if self._bar.disable:
-            self.say(f"step {metrics['step']:>{len(str(self._num_steps))}}/{self._num_steps}  {line}  "
-                     f"{format_seconds(seconds_left)} left")  # fmt: skip
+            step = f"{metrics['step']:>{len(str(self._num_steps))}}/{self._num_steps}"
+            self.say(f"step {step}  {line}  {tqdm.format_interval(max(seconds_left, 0.0))} left")
         else:
             self._bar.set_postfix_str(line, refresh=False)
 
     def close(self) -> None:
         """Take the bar away."""
         self._bar.close()
-
-
-def format_seconds(seconds: float) -> str:
-    """Seconds as `m:ss` or `h:mm:ss`."""
-    return tqdm.format_interval(max(seconds, 0.0))

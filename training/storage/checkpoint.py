@@ -8,7 +8,6 @@ seals itself, and renamed into place. Only then are old ones pruned. Readers che
 checkpoint is unpickled.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -23,11 +22,11 @@ from safetensors import SafetensorError
 
 from training.config.sections import shown
 from training.runtime.errors import InputError
-from training.storage.files import doing_without, replace_link, sync, write_synced
-from training.storage.manifest import FORMAT, MANIFEST, seal, verified_contents, verified_manifest
+from training.storage.files import replace_link, sync
+from training.storage.manifest import MANIFEST, verified_contents, verified_manifest, write_sealed
 from training.storage.manifest import CheckpointError as CheckpointError
 from training.storage.manifest import DamagedCheckpointError as DamagedCheckpointError
-from training.storage.reading import Count, built, decoded, parse_json, parse_yaml, read_json, read_text
+from training.storage.reading import Count, built, decoded, parse_json, read_json, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,9 +46,10 @@ class _Step:
     step: Count
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def saved_step(state: Any, file: Path) -> int:
+    """The step that a checkpoint's state is of, or a `MalformedFileError`."""
+    saved: _Step = built(_Step, state, file)
+    return saved.step
 
 
 class Checkpoint:
@@ -66,8 +66,11 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
         self._contents = verified_contents(self.folder)
-        self.state: dict[str, Any] = self.json(STATE)
-        self._check_step()
+        self.state: dict[str, Any] = parse_json(self.text(STATE), self.folder / STATE)
+        self.step = saved_step(self.state, self.folder / STATE)
+        place = _NAME.fullmatch(self.folder.name)
+        if place and int(place[1]) != self.step:  # A whole checkpoint in the place of another one is damage as well.
+            raise DamagedCheckpointError(f"checkpoint {self.folder} is damaged: {STATE} is of step {self.step}")
 
     @property
     def files(self) -> set[str]:
@@ -78,14 +81,6 @@ class Checkpoint:
         """The content of a text file."""
         return decoded(self._file(name), self.folder / name)
 
-    def json(self, name: str) -> Any:
-        """The value in a JSON file."""
-        return parse_json(self.text(name), self.folder / name)
-
-    def yaml(self, name: str) -> Any:
-        """The value in a YAML file."""
-        return parse_yaml(self.text(name), self.folder / name)
-
     def tensors(self, name: str) -> "dict[str, Tensor]":
         """The tensors of `NAME.safetensors`, on the CPU."""
         from safetensors.torch import load
@@ -94,12 +89,6 @@ class Checkpoint:
             return load(self._file(f"{name}.safetensors"))
         except SafetensorError as error:
             raise CheckpointError(f"{self.folder / name}.safetensors cannot be read: {error}") from error
-
-    def _check_step(self) -> None:
-        """A whole checkpoint in the place of another one is damage as well."""
-        place, step = _NAME.fullmatch(self.folder.name), built(_Step, self.state, self.folder / STATE).step
-        if place and int(place[1]) != step:
-            raise DamagedCheckpointError(f"checkpoint {self.folder} is damaged: {STATE} is of step {step}")
 
     def _file(self, name: str) -> bytes:
         if name not in self._contents:
@@ -135,6 +124,9 @@ class CheckpointStore:
         self.folder = folder
         self.keep = max(keep, 2)
 
+    def _place(self, step: int) -> Path:
+        return self.folder / checkpoint_name(step)
+
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, sound or not, in rising order."""
         if not self.folder.is_dir():
@@ -165,12 +157,13 @@ class CheckpointStore:
             if (found := self.named(name)) is not None:
                 return found
         for step in reversed(self.steps()):
-            newest = self.folder / checkpoint_name(step)
+            newest = self._place(step)
             with suppress(InputError, OSError):
-                if all((newest / name).stat().st_size == e["size"] for name, e in verified_manifest(newest).items()):
+                entries = verified_manifest(newest).items()
+                if all((newest / name).stat().st_size == entry.size for name, entry in entries):
                     counters = read_json(newest / STATE).get("counters")
                     best = counters.get("best_step") if isinstance(counters, dict) else None
-                    return self.folder / checkpoint_name(best) if best in self.steps() else newest
+                    return self._place(best) if best in self.steps() else newest
         return None
 
     def adopt_copies(self) -> None:
@@ -186,7 +179,7 @@ class CheckpointStore:
             if self.named(name) != copy:
                 continue
             try:
-                place = self.folder / checkpoint_name(Checkpoint(copy).state["step"])
+                place = self._place(Checkpoint(copy).step)
             except DamagedCheckpointError:
                 self._quarantine(copy)
                 continue
@@ -240,7 +233,7 @@ class CheckpointStore:
         damage: list[str] = []
         for step in reversed(self.steps()):
             try:
-                return Checkpoint(self.folder / checkpoint_name(step)), damage
+                return Checkpoint(self._place(step)), damage
             except DamagedCheckpointError as error:
                 damage.append(str(error))
         return None, damage
@@ -267,13 +260,13 @@ class CheckpointStore:
             CheckpointError: The disk refused; earlier checkpoints stand as they were.
         """
         texts = {STATE: json.dumps(state, indent=1), **files}
-        place = self.folder / checkpoint_name(step)
+        place = self._place(step)
         beside = place.with_name(f".{place.name}.new")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not place.exists():
                 self.clean()
-                _write_sealed(beside, tensors, texts)
+                write_sealed(beside, tensors, texts)
                 os.rename(beside, place)
                 sync(self.folder)
             replace_link(self.folder / "last", place.name)
@@ -282,9 +275,7 @@ class CheckpointStore:
         except OSError as error:
             shutil.rmtree(beside, ignore_errors=True)
             raise CheckpointError(f"cannot write checkpoint {place}: {error.strerror or error}") from error
-        with suppress(
-            OSError, InputError
-        ):  # The new checkpoint stands; what cannot be removed now is tried again next time.
+        with suppress(OSError, InputError):  # What cannot be removed now is tried again next time.
             self._prune()
         return place
 
@@ -292,7 +283,7 @@ class CheckpointStore:
         """Quarantine what is newer than a step (renamed, not removed), and point `last` and `best` to what stays."""
         for newer in self.steps():
             if newer > step:
-                self._quarantine(self.folder / checkpoint_name(newer))
+                self._quarantine(self._place(newer))
         for name, target in (("last", step), ("best", best_step)):
             if target is not None and target in self.steps():
                 replace_link(self.folder / name, checkpoint_name(target))
@@ -310,40 +301,9 @@ class CheckpointStore:
         for step in self.steps():
             if checkpoint_name(step) not in kept:
                 # Unsealed first: a removal that is cut short must not leave what looks whole.
-                (self.folder / checkpoint_name(step) / MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(self.folder / checkpoint_name(step))
+                (self._place(step) / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(self._place(step))
 
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
-def _write_sealed(folder: Path, tensors: "Mapping[str, Mapping[str, Tensor]]", texts: Mapping[str, str]) -> None:
-    folder.mkdir()
-    for name, group in tensors.items():
-        _write_tensors(folder / f"{name}.safetensors", group)
-    for name, text in texts.items():
-        write_synced(folder / name, text.encode())
-    files = {
-        file.name: {"size": file.stat().st_size, "sha256": _file_digest(file)} for file in sorted(folder.iterdir())
-    }
-    sync(folder)
-    manifest = {"format": FORMAT, "files": files, "seal": seal(FORMAT, files)}
-    write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-    sync(folder)
-
-
-def _write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
-    """Write a safetensors file from where the tensors lie, without a copy of all of them, and flush it to the disk."""
-    from safetensors.torch import save_file
-
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
-    except SafetensorError as error:
-        refused = re.search(r"I/O error: (.*) \(os error (\d+)\)", str(error))
-        if refused is None:
-            raise
-        raise OSError(int(refused[2]), refused[1], str(path)) from error
-    with doing_without("modes", path.parent):  # safetensors lets nobody else read its files.
-        path.chmod(path.parent.stat().st_mode & 0o666)
-    sync(path)

@@ -8,7 +8,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -55,19 +55,12 @@ def doing_without(ability: Ability, place: Path) -> Iterator[None]:
 
 def sync(path: Path) -> None:
     """Flush a file's content to the disk, or a folder's list of names, where the file system can."""
-    if path.is_dir():
-        with doing_without("flushed folders", path):
-            _sync(path)
-    else:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with doing_without("flushed folders", path) if path.is_dir() else nullcontext():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_synced(path: Path, content: bytes) -> None:

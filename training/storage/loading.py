@@ -23,18 +23,6 @@ Weights = Literal["ema", "raw"]
 Device = torch.device | str
 
 
-def saved_config(config_class: type[Config], checkpoint: Checkpoint) -> Config:
-    """The configuration of a checkpoint's run.
-
-    Raises:
-        CheckpointError: It is none of this class; the message names the file.
-    """
-    try:
-        return parse_config_text(config_class, checkpoint.text("config.yaml"))
-    except InputError as error:
-        raise CheckpointError(f"{checkpoint.folder / 'config.yaml'}: {error}") from error
-
-
 def saved_tensors(
     checkpoint: Checkpoint, name: str, wanted: Mapping[str, Tensor], vocabulary: str = "the vocabulary"
 ) -> dict[str, Tensor]:
@@ -140,14 +128,17 @@ def load_model(
         kind: What such a model is called, for an error.
 
     Raises:
-        CheckpointError: There is no checkpoint, it is damaged, or it has no average.
+        CheckpointError: There is no checkpoint, it is damaged, it has no average, or another class of configuration.
         InputError: It is another model's.
     """
     checkpoint = open_checkpoint(Path(path))
     if vocabulary_file not in checkpoint.files:
         raise InputError(f"{checkpoint.folder} is no {kind}'s: it has no {vocabulary_file}")
     vocabulary = read_vocabulary(checkpoint.text(vocabulary_file), checkpoint.folder / vocabulary_file)
-    config = saved_config(config_class, checkpoint)
+    try:
+        config = parse_config_text(config_class, checkpoint.text("config.yaml"))
+    except InputError as error:
+        raise CheckpointError(f"{checkpoint.folder / 'config.yaml'}: {error}") from error
     model = model_class(config.model, len(vocabulary))
     loaded = load_weights(model, checkpoint, weights, vocabulary_file)
     sha256 = str(saved_state(checkpoint).identity.get("data_sha256"))

@@ -7,12 +7,12 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, NoReturn, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
 from typing import get_type_hints as type_hints
 
 import yaml
@@ -28,8 +28,6 @@ MAX_LINE = 2**16
 _BLOCK = 2**16
 _MOST_DIGITS = 19
 
-T = TypeVar("T")
-
 
 class FileError(InputError):
     """A file cannot be read, though it may be as it should.
@@ -41,7 +39,7 @@ class FileError(InputError):
 
     def __init__(self, file: Path, fault: str) -> None:
         super().__init__(f"{file}: {fault}")
-        self.file, self.fault = file, fault
+        self.fault = fault
 
 
 class MissingFileError(FileError):
@@ -173,13 +171,13 @@ _DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_float, parse_consta
 
 
 def read_json_lines(
-    path: Path, misfit: Callable[[Any], str | None], *, newest_first: bool = False
+    path: Path, check: Callable[[Any], None], *, newest_first: bool = False
 ) -> Iterator[tuple[bytes, Any]]:
     """The lines of a file of JSON lines, each with its value; one at the end that was cut short is left out.
 
     Args:
         path: The file.
-        misfit: Says what is wrong with a value, or None.
+        check: Raises a `MalformedFileError` for a value that is not what it should be.
         newest_first: Read from the end, and no more than is asked for.
 
     Raises:
@@ -195,13 +193,11 @@ def read_json_lines(
                 continue
             try:
                 value = parse_json(decoded(line, path), path)
-                fault = misfit(value)
+                check(value)
             except MalformedFileError as error:
                 if not ended and isinstance(error.__cause__, json.JSONDecodeError):
                     continue
-                fault = error.fault
-            if fault is not None:
-                raise MalformedFileError(path, f"{place}: {fault}")
+                raise MalformedFileError(path, f"{place}: {error.fault}") from error
             yield line, value
 
 
@@ -237,58 +233,44 @@ def read_yaml(path: Path) -> Any:
     return parse_yaml(read_text(path), path)
 
 
-def built(annotation: type[T], value: Any, path: Path) -> T:
-    """A dataclass from what a file holds; names that it does not have are left out.
+def built(annotation: Any, value: Any, path: Path, name: str = "") -> Any:
+    """What a file holds, as its type has it: a dataclass is made of an object, without names that it does not have.
+
+    Args:
+        annotation: The type: a number, text, bool, None, list, dict of names, dataclass, Literal, a union of these, or
+            `Annotated` with a `Range` for the numbers that are allowed.
+        value: As JSON or YAML gave it.
+        path: The file.
+        name: What to call the value.
 
     Raises:
         MalformedFileError: A field is missing, or of another type or range than the annotation's.
     """
-    fault = misfit(value, annotation)
-    if fault is not None:
-        raise MalformedFileError(path, fault)
-    made: T = _made(value, annotation)
-    return made
-
-
-def _made(value: Any, annotation: Any) -> Any:
-    if not is_dataclass(annotation):
-        return value
-    hints, make = type_hints(annotation), cast("Callable[..., Any]", annotation)
-    return make(**{name: _made(value[name], hints[name]) for name in value if name in hints})
-
-
-def misfit(value: Any, annotation: Any, name: str = "") -> str | None:
-    """What is wrong with a value that should be of a type (numbers, text, lists, dicts, dataclasses), or None.
-
-    Args:
-        value: As JSON or YAML gave it.
-        annotation: The type; `Annotated` with a `Range` for the numbers that are allowed.
-        name: What to call it.
-    """
     kind, inner = get_origin(annotation) or annotation, get_args(annotation)
-    if kind is Annotated:
-        in_range = misfit(value, inner[0]) is None and inner[1].least <= value <= inner[1].most
-        return None if in_range else _expected(annotation, value, name)
-    if not _is_of(value, kind, inner):
-        return _expected(annotation, value, name)
-    parts: Iterable[tuple[str, Any, Any]] = ()
-    if kind is dict:
-        parts = ((_inside(name, key), part, inner[1]) for key, part in value.items())
-    elif kind is list:
-        parts = ((f"{name}[{place}]", part, inner[0]) for place, part in enumerate(value))
-    elif is_dataclass(kind):
-        hints = type_hints(kind, include_extras=True)
-        for field in fields(kind):
-            if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
-                return f"{_inside(name, field.name)} is missing"
-        parts = ((_inside(name, key), part, hints[key]) for key, part in value.items() if key in hints)
-    return next(filter(None, (misfit(part, of, place) for place, part, of in parts)), None)
-
-
-def _is_of(value: Any, kind: Any, inner: tuple[Any, ...]) -> bool:
-    """Whether a value is of a type, whatever its parts are."""
+    if not _is_of(value, annotation):
+        place = f"{name}: " if name else ""
+        raise MalformedFileError(path, f"{place}expected {_described(annotation)}, got {shown(value)}")
     if kind in (Union, UnionType):
-        return any(misfit(value, choice) is None for choice in inner)
+        return built(next(choice for choice in inner if _is_of(value, choice)), value, path, name)
+    if kind is list:
+        return [built(inner[0], part, path, f"{name}[{place}]") for place, part in enumerate(value)]
+    has_fields = is_dataclass(kind)
+    if kind is not dict and not has_fields:
+        return value
+    parts = type_hints(kind, include_extras=True) if has_fields else dict.fromkeys(value, inner[1])
+    for field in fields(kind) if has_fields else ():
+        if field.name not in value and field.default is MISSING and field.default_factory is MISSING:
+            raise MalformedFileError(path, f"{_inside(name, field.name)} is missing")
+    return kind(**{key: built(parts[key], value[key], path, _inside(name, key)) for key in value if key in parts})
+
+
+def _is_of(value: Any, annotation: Any) -> bool:
+    """Whether a value is of a type, whatever its parts are."""
+    kind, inner = get_origin(annotation) or annotation, get_args(annotation)
+    if kind in (Union, UnionType):
+        return any(_is_of(value, choice) for choice in inner)
+    if kind is Annotated:
+        return _is_of(value, inner[0]) and inner[1].least <= value <= inner[1].most
     if kind is Literal:
         return type(value) is str and value in inner
     if kind is str:
@@ -300,10 +282,6 @@ def _is_of(value: Any, kind: Any, inner: tuple[Any, ...]) -> bool:
 
 def _inside(name: str, key: str) -> str:
     return f"{name}.{key}" if name else shown(key)[1:-1]
-
-
-def _expected(annotation: Any, value: Any, name: str) -> str:
-    return f"{name}{': ' if name else ''}expected {_described(annotation)}, got {shown(value)}"
 
 
 _WORDS = {

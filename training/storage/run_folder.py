@@ -16,7 +16,15 @@ from training.runtime.errors import InputError
 from training.storage.checkpoint import NAMES, Checkpoint, CheckpointError, CheckpointStore, named_checkpoint
 from training.storage.files import doing_without, replace_text, sync
 from training.storage.manifest import MANIFEST
-from training.storage.reading import Count, MissingFileError, misfit, read_json_lines, read_text, regular
+from training.storage.reading import (
+    Count,
+    MalformedFileError,
+    MissingFileError,
+    built,
+    read_json_lines,
+    read_text,
+    regular,
+)
 
 RUNS = Path("runs")
 
@@ -90,7 +98,8 @@ class RunFolder:
             FileError: The file cannot be read, or a line is not what it should be.
         """
         with suppress(MissingFileError):
-            kept = [line for line, metrics in self._metrics() if metrics["step"] <= step]
+            lines = read_json_lines(self.metrics_file, self._check_metrics)
+            kept = [line for line, metrics in lines if metrics["step"] <= step]
             replace_text(self.metrics_file, "".join(f"{line.decode()}\n" for line in kept))
 
     def read_metrics(self) -> list[dict[str, float]]:
@@ -104,11 +113,17 @@ class RunFolder:
     def iterate_metrics(self, *, newest_first: bool = False) -> Iterator[dict[str, float]]:
         """The same one by one; with `newest_first` no more of the file is read than is asked for."""
         with suppress(MissingFileError):
-            for _, metrics in self._metrics(newest_first=newest_first):
+            for _, metrics in read_json_lines(self.metrics_file, self._check_metrics, newest_first=newest_first):
                 yield metrics
 
-    def _metrics(self, *, newest_first: bool = False) -> Iterator[tuple[bytes, dict[str, float]]]:
-        return read_json_lines(self.metrics_file, _misfit, newest_first=newest_first)
+    def _check_metrics(self, metrics: Any) -> None:
+        """Raise a `MalformedFileError` unless this is a line of `metrics.jsonl`."""
+        # The quick look first: a long run has hundreds of thousands of lines.
+        if type(metrics) is not dict or not {int, float}.issuperset(map(type, metrics.values())):
+            built(dict[str, float], metrics, self.metrics_file)
+        if "step" not in metrics:
+            raise MalformedFileError(self.metrics_file, "step is missing")
+        built(Count, metrics["step"], self.metrics_file, "step")
 
     def metrics_of(self, step: int) -> dict[str, float] | None:
         """The line of `metrics.jsonl` of a step, or None."""
@@ -131,8 +146,7 @@ class RunFolder:
             OSError: The disk refuses.
         """
         self._write_metrics()
-        if self.metrics_file.exists():
-            sync(self.metrics_file)
+        sync(self.metrics_file)
 
     def _write_metrics(self) -> None:
         with self.metrics_file.open("ab", buffering=0) as file:
@@ -155,14 +169,6 @@ class RunFolder:
 
     def _sample_file(self, step: int) -> Path:
         return self.path / "samples" / f"step-{step:08d}.txt"
-
-
-def _misfit(metrics: Any) -> str | None:
-    """What is wrong with a line of `metrics.jsonl`, or None."""
-    # The quick look first: a long run has hundreds of thousands of lines.
-    if type(metrics) is dict and {int, float}.issuperset(map(type, metrics.values())) and "step" in metrics:
-        return misfit(metrics["step"], Count, "step")
-    return misfit(metrics, dict[str, float]) or "step is missing"
 
 
 def choose_run_folder(name: str, output_dir: Path | None, *, resume: bool) -> RunFolder:

@@ -7,7 +7,7 @@ from training.config.fields import options_of
 from training.config.sections import OnResume, RunConfig
 from training.runtime.errors import InputError
 from training.storage.checkpoint import STATE, Checkpoint
-from training.storage.reading import Amount, Count, MalformedFileError, Scalar, built
+from training.storage.reading import Amount, Count, MalformedFileError, Scalar, built, parse_yaml
 
 if TYPE_CHECKING:
     from training.task import Task
@@ -56,15 +56,6 @@ class Counters:
         """The last step whose metrics are written."""
         return self.step if self.pending_evaluation is None else self.step - 1
 
-    def to_json(self, identity: dict[str, Any], setup: dict[str, Any]) -> dict[str, Any]:
-        """The content of state.json."""
-        return {"step": self.step, "counters": asdict(self), "identity": identity, "setup": setup}
-
-    @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint) -> "Counters":
-        """Read the counters back; see `saved_state`."""
-        return saved_state(checkpoint).counters
-
 
 @dataclass
 class SavedState:
@@ -93,7 +84,7 @@ def saved_state(checkpoint: Checkpoint) -> SavedState:
     counters = checkpoint.state.get("counters")
     if isinstance(counters, dict) and "unreported" in counters:  # As older checkpoints call it.
         counters["pending_evaluation"] = counters.pop("unreported")
-    state = built(SavedState, checkpoint.state, file)
+    state: SavedState = built(SavedState, checkpoint.state, file)
     if state.counters.step != state.step:
         raise MalformedFileError(file, f"step is {state.step}, counters.step is {state.counters.step}")
     return state
@@ -109,12 +100,11 @@ def run_identity(config: RunConfig, task: "Task") -> dict[str, Any]:
 
 def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     """Raise an `InputError` that names what differs from the run in the checkpoint."""
-    saved = saved_state(checkpoint).identity
-    names = sorted(name for name in saved.keys() & identity.keys() if saved[name] != identity[name])
-    if names:
-        changes = "; ".join(f"{name} was {saved[name]!r}, is now {identity[name]!r}" for name in names)
+    changed = _changed(saved_state(checkpoint).identity, identity)
+    if changed:
         raise InputError(
-            f"cannot go on with {checkpoint.folder}: {changes}. Undo that, or start a run in another --output_dir"
+            f"cannot go on with {checkpoint.folder}: {'; '.join(changed.values())}. Undo that, or start a run in "
+            f"another --output_dir"
         )
 
 
@@ -127,12 +117,17 @@ def changes(checkpoint: Checkpoint, config: RunConfig, setup: dict[str, Any]) ->
         setup: What that one computes on.
     """
     file = checkpoint.folder / "config.yaml"
-    before = _flat(built(dict[str, Any], checkpoint.yaml("config.yaml"), file)) | saved_state(checkpoint).setup
-    now = _flat(asdict(config)) | setup
-    names = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+    saved = built(dict[str, Any], parse_yaml(checkpoint.text("config.yaml"), file), file)
+    before, now = _flat(saved) | saved_state(checkpoint).setup, _flat(asdict(config)) | setup
     note = {True: "the steps are the same", False: "the steps to come differ for it"}
     same = _options(config, "same")
-    return [f"{name} was {before[name]!r}, is now {now[name]!r}: {note[name in same]}" for name in names]
+    return [f"{change}: {note[name in same]}" for name, change in _changed(before, now).items()]
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """What differs of that which both have, by name and in words."""
+    names = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+    return {name: f"{name} was {before[name]!r}, is now {now[name]!r}" for name in names}
 
 
 def _options(config: RunConfig, on_resume: OnResume) -> set[str]:

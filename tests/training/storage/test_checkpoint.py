@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from training.runtime.errors import InputError
 from training.storage import checkpoint as module
 from training.storage import files
+from training.storage import manifest as sealing
 from training.storage.checkpoint import Checkpoint, CheckpointError, CheckpointStore, checkpoint_name
 from training.storage.manifest import seal
 from training.storage.run_folder import open_checkpoint
@@ -133,7 +134,7 @@ def test_a_format_that_was_edited_does_not_match_the_seal(store: CheckpointStore
 
 
 def test_another_format_is_refused(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FORMAT", 2)
+    monkeypatch.setattr(sealing, "FORMAT", 2)
     place = save(store, 5)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="has format 2, this version reads 1 only"):
@@ -142,7 +143,7 @@ def test_another_format_is_refused(store: CheckpointStore, monkeypatch: pytest.M
 
 def test_what_may_be_whole_is_not_passed_over(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
     save(store, 1)
-    monkeypatch.setattr(module, "FORMAT", 2)
+    monkeypatch.setattr(sealing, "FORMAT", 2)
     save(store, 2)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="step-00000002 has format 2"):
@@ -179,11 +180,13 @@ class Crash(BaseException):
     """The process dies here."""
 
 
+HOLDERS = {"": module, "sealing": sealing, "os": os, "shutil": shutil, "Path": Path}
 CALLS = [
-    "_write_sealed",
-    "_write_tensors",
-    "_file_digest",
-    "write_synced",
+    "write_sealed",
+    "sealing._write_tensors",
+    "sealing._file_digest",
+    "sealing.write_synced",
+    "sealing.sync",
     "os.rename",
     "sync",
     "replace_link",
@@ -206,8 +209,8 @@ def crash(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, call: str, wh
     """Die in the fourth or fifth save before a call, after `when` others; False if there are not so many."""
     for step in (1, 2, 3):
         save(store, step)
-    *holder, name = call.split(".")
-    target = getattr(module, holder[0]) if holder else module
+    holder, _, name = call.rpartition(".")
+    target = HOLDERS[holder]
     original, calls, crashed = getattr(target, name), 0, False
 
     def crashing(*arguments: object, **options: object) -> object:
@@ -239,7 +242,7 @@ def test_all_is_flushed_before_the_manifest_and_the_manifest_before_its_name(
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    fsync, rename, replace, write = os.fsync, os.rename, os.replace, module.write_synced
+    fsync, rename, replace, write = os.fsync, os.rename, os.replace, sealing.write_synced
 
     def flushed(descriptor: int) -> None:
         events.append(f"flush {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
@@ -260,7 +263,7 @@ def test_all_is_flushed_before_the_manifest_and_the_manifest_before_its_name(
     monkeypatch.setattr(os, "fsync", flushed)
     monkeypatch.setattr(os, "rename", renamed)
     monkeypatch.setattr(os, "replace", replaced)
-    monkeypatch.setattr(module, "write_synced", written)
+    monkeypatch.setattr(sealing, "write_synced", written)
     save(store, 5)
     folder = ".step-00000005.new"
     of_files = {f"flush {name}" for name in ("model.safetensors", "state.json", "config.yaml")}
@@ -289,7 +292,7 @@ def test_a_full_disk_is_one_line_and_spares_what_stands(
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     for name, refusing in (
-        (f"{module.__name__}.write_synced", full),
+        (f"{sealing.__name__}.write_synced", full),
         ("safetensors.torch.save_file", full_for_tensors),
     ):
         with monkeypatch.context() as patch:

@@ -20,7 +20,6 @@ from training.storage.reading import (
     MissingFileError,
     Scalar,
     built,
-    misfit,
     parse_json,
     parse_yaml,
     read_bytes,
@@ -195,5 +194,12 @@ def test_what_does_not_fit_is_named(value: Any, fault: str) -> None:
 
 
 def test_numbers_fit_their_kind() -> None:
-    assert misfit(3, float) is misfit(3.5, float) is misfit(None, int | None) is None
-    assert misfit(10**15 + 1, Count) is not None
+    assert [built(float, 3, Path("a")), built(float, 3.5, Path("a")), built(int | None, None, Path("a"))] == [
+        3,
+        3.5,
+        None,
+    ]
+    with pytest.raises(MalformedFileError, match="^a: step: expected a whole number from 0 to"):
+        built(Count, 10**15 + 1, Path("a"), "step")
+    with pytest.raises(MalformedFileError, match="^a: x: expected a number, got 'b'$"):
+        built(dict[str, float] | None, {"x": "b"}, Path("a"))

@@ -11,7 +11,7 @@ from gradio.events import api
 from decoding.choices import ROWS, WHEN_FULL, WhenFull
 from demo.limits import MAX_SEED
 from demo.session import Session
-from demo.tabs.common import MODEL, Updates, told
+from demo.tabs.common import MODEL, Updates
 from training.runtime.errors import InputError
 
 
@@ -74,8 +74,9 @@ def add_api(session: Session, concurrency: int) -> None:
 
 
 def _answers(looks: Generator[Any, None, None], answer: Callable[[Any], dict[str, Any]]) -> Updates:
-    with closing(looks):
-        for result in told(looks):
-            if isinstance(result, InputError):
-                raise gr.Error(str(result), print_exception=False)
-            yield answer(result)
+    try:
+        with closing(looks):
+            for result in looks:
+                yield answer(result)
+    except InputError as error:
+        raise gr.Error(str(error), print_exception=False) from error

@@ -9,7 +9,6 @@ from typing import Any
 
 import gradio as gr
 
-from decoding.choices import Mode
 from demo.api import add_api
 from demo.limits import Limits
 from demo.quick_training import QuickTraining
@@ -22,6 +21,7 @@ from demo.tabs.pairs import pairs_tab
 from demo.tabs.training import NAME as TRAINING
 from demo.tabs.training import training_tab
 from demo.tabs.write import write_tab
+from training.config.command_line import Namespace
 from training.runtime.device import inference_device
 from training.runtime.threads import set_cpu_threads
 
@@ -86,28 +86,22 @@ def launch(page: gr.Blocks, listener: socket.socket, **options: Any) -> Abstract
     return serve(page, listener, theme=theme(), css_paths=Path(__file__).with_name("style.css"), **options)
 
 
-def run(runs: Path, limits: Limits, mode: Mode, *, host: str, port: int, concurrency: int, **options: Any) -> None:
-    """Serve the page until Ctrl-C or SIGTERM.
-
-    Args:
-        runs: Folder of the runs.
-        limits: Of a request.
-        mode: How a step is computed.
-        host, port: Where to listen.
-        concurrency: Requests that run a model at once.
-        options: More of `demo.serving.serve`.
+def run(options: Namespace, auth: tuple[str, str] | None) -> None:
+    """Serve the page until Ctrl-C or SIGTERM, with the options of `demo/app.py`.
 
     Raises:
         InputError: Nobody can listen there.
     """
-    listener = listen(host, port)
+    listener = listen(options.host, options.port)
     set_cpu_threads()
-    session = Session(runs, inference_device(), limits, mode)
-    training = QuickTraining(runs)
-    page = build(session, training, concurrency)
+    limits = Limits(seconds=options.seconds, new_tokens=options.new_tokens)
+    session = Session(Path(options.runs), inference_device(), limits, options.mode)
+    training = QuickTraining(Path(options.runs))
+    page = build(session, training, options.concurrency)
+    names = ("host", "concurrency", "share", "allowed_hosts", "trusted_proxies", "waiting", "places")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # By way of the `finally` below.
     try:
-        with launch(page, listener, host=host, concurrency=concurrency, **options) as served:
+        with launch(page, listener, auth=auth, **{name: options[name] for name in names}) as served:
             print(f"open {' or '.join(served.urls)}  (Ctrl-C ends it)", flush=True)
             with suppress(KeyboardInterrupt):
                 served.thread.join()

@@ -2,9 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -20,7 +20,7 @@ from decoding.generation import generate, new_token_limit
 from decoding.machine import describe
 from decoding.sampling import Sampling
 from decoding.targets import decode_steps, search
-from decoding.writing import write
+from decoding.writing import Piece, write
 from demo import limits as check
 from demo.catalogue import Catalogue
 from demo.jobs import Job, Jobs, Result
@@ -83,7 +83,6 @@ class Session:
             slots = context if decoder.mode == "compiled" else min(context, len(tokens) + limit - 1)
             job.check()
             job.result = Writing(
-                run=str(run),
                 prompt=asked.prompt,
                 mode=decoder.mode,
                 context=context,
@@ -144,19 +143,19 @@ class Session:
             tokens = loaded.vocabulary.encode(asked, "the source")
             check_source(tokens, loaded.config.model.max_len, "the source")
             job.check()
-            result = job.result = Transduction(run=str(run), loaded=loaded, source=asked, source_tokens=list(tokens))
+            result = job.result = Transduction(loaded=loaded, source=asked, source_tokens=list(tokens))
             if width > 1:
 
                 def on_step(best: tuple[int, ...]) -> None:
                     job.check()
-                    _show(result, best)
+                    result.tokens = list(best)
 
                 found = search(loaded.model, tokens, width=width, on_step=on_step)
                 result.beams = [
                     (loaded.vocabulary.decode([t for t in beam.tokens if t != END]), beam.log_probability)
                     for beam in found
                 ]
-                _show(result, [token for token in found[0].tokens if token != END])
+                result.tokens = [token for token in found[0].tokens if token != END]
             else:
                 for chosen in decode_steps(loaded.model, [tokens]):
                     token = int(chosen.tokens_B[0])
@@ -164,7 +163,7 @@ class Session:
                     result.probabilities.append(float(chosen.log_probabilities_B[0].exp()))
                     if token == END:
                         break
-                    _show(result, [*result.tokens, token])
+                    result.tokens = [*result.tokens, token]
                     job.check()
             seen = result.tokens[: loaded.config.model.max_len - 1]
             result.attention = cross_attention(loaded.model, tokens, seen)
@@ -254,17 +253,42 @@ def _sampling(options: dict[str, Any]) -> Sampling:
 
 
 def _write(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: LoadedGPT, asked: _Asked) -> None:
-    """Write the text, taking the time of each token, and then read it without the cache if that was asked for."""
+    """Write the text, taking the time of each token, and then read it eagerly if a comparison was asked for."""
+    for piece in _pieces(job, decoder, loaded, asked, writing.milliseconds):
+        writing.pieces.append(piece)
+    writing.why = ", ".join(dict.fromkeys(_ENDS[piece.end] for piece in writing.pieces if piece.end))
+    if not asked.compare:
+        return
+    writing.phase = "comparing"
+    if decoder.mode == "eager":
+        writing.eager = writing.milliseconds
+    else:
+        again = replace(asked, new_tokens=len(writing.milliseconds), stop="")
+        for _ in _pieces(job, Decoder(loaded.model, "eager"), loaded, again, writing.eager):
+            pass
+    prompt = loaded.tokenizer.encode_prompt(writing.prompt)
+    new = loaded.tokenizer.encode(writing.text).tolist()
+    before = 0.0
+    for passed in write_without_cache(loaded.model, loaded.model, [prompt], len(new), known=new):
+        writing.uncached.append(1000 * (passed - before))
+        before = passed
+        job.check()
+
+
+def _pieces(
+    job: Job[Writing], decoder: Decoder, loaded: LoadedGPT, asked: _Asked, milliseconds: list[float]
+) -> Iterator[Piece]:
+    """The pieces of the text, with the time of each token added to `milliseconds`."""
     start = time.perf_counter()
 
     def on_token() -> None:
         nonlocal start
         job.check()  # Here, since a token that may belong to a stop string is no piece yet.
         now = time.perf_counter()
-        writing.milliseconds.append(1000 * (now - start))
+        milliseconds.append(1000 * (now - start))
         start = now
 
-    pieces = write(
+    return write(
         decoder,
         loaded.tokenizer,
         asked.prompt,
@@ -277,26 +301,3 @@ def _write(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: Loaded
         alternatives=asked.alternatives,
         on_token=on_token,
     )
-    with closing(pieces):
-        for piece in pieces:
-            writing.pieces.append(piece)
-    writing.why = ", ".join(dict.fromkeys(_ENDS[piece.end] for piece in writing.pieces if piece.end))
-    if asked.compare:
-        writing.phase = "comparing"
-        _read_without_cache(job, writing, decoder, loaded)
-
-
-def _read_without_cache(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: LoadedGPT) -> None:
-    """Time the same tokens with a pass over all of them for each."""
-    prompt = loaded.tokenizer.encode_prompt(writing.prompt)
-    new = loaded.tokenizer.encode(writing.text).tolist()
-    before = 0.0
-    for passed in write_without_cache(decoder.model, decoder.model, [prompt], len(new), known=new):
-        writing.uncached.append(1000 * (passed - before))
-        before = passed
-        job.check()
-
-
-def _show(result: Transduction, tokens: Sequence[int]) -> None:
-    result.symbols = [result.loaded.vocabulary.decode([token]) for token in tokens]
-    result.tokens = list(tokens)

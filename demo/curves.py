@@ -7,7 +7,6 @@ import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import cycle
 from math import isnan, nan
 from pathlib import Path
@@ -103,15 +102,8 @@ def _read_on(run: RunFolder, rows: Rows) -> tuple[Rows, str]:
     return rows, ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Curves:
-    """What a page shows of some runs.
-
-    Attributes:
-        charts: For each chart its lines, against the step.
-        samples: The latest samples of the run that was written last, the newest first, or an empty text.
-        samples_of: Which run they are of.
-    """
+class Curves(NamedTuple):
+    """Of some runs: the lines of each chart against the step; the latest samples of the run that was written last."""
 
     charts: dict[str, list[Line]]
     samples: str

@@ -1,9 +1,8 @@
-"""The page: its tabs, its looks, and its time as a server."""
+"""The page: its tabs, and its time as a server."""
 
 import signal
-import socket
 import sys
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from demo.api import add_api
 from demo.limits import Limits
 from demo.quick_training import QuickTraining
 from demo.rendering import message_html
-from demo.serving import Page, Served, listen, serve
+from demo.serving import Page, listen, serve
 from demo.session import Session
 from demo.tabs.benchmark import benchmark_tab
 from demo.tabs.common import UNSEEN, choices, owner_of
@@ -26,22 +25,6 @@ from training.runtime.device import inference_device
 from training.runtime.threads import set_cpu_threads
 
 TITLE = "Transformers from scratch"
-FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
-
-
-def theme() -> gr.themes.Base:
-    """Fonts of the visitor's own machine: nothing is fetched from elsewhere. Colours that can be read on each other."""
-    default = gr.themes.Default(
-        primary_hue="blue", font=FONTS, font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"]
-    )
-    return default.set(
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_dark="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_700",
-        color_accent="*primary_600",
-        body_text_color_subdued="*neutral_500",
-    )
 
 
 def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr.Blocks:
@@ -81,11 +64,6 @@ def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr
     return page
 
 
-def launch(page: gr.Blocks, listener: socket.socket, **options: Any) -> AbstractContextManager[Served]:
-    """Serve the page as it should look."""
-    return serve(page, listener, theme=theme(), css_paths=Path(__file__).with_name("style.css"), **options)
-
-
 def run(options: Namespace, auth: tuple[str, str] | None) -> None:
     """Serve the page until Ctrl-C or SIGTERM, with the options of `demo/app.py`.
 
@@ -101,7 +79,7 @@ def run(options: Namespace, auth: tuple[str, str] | None) -> None:
     names = ("host", "concurrency", "share", "allowed_hosts", "trusted_proxies", "waiting", "places")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # By way of the `finally` below.
     try:
-        with launch(page, listener, auth=auth, **{name: options[name] for name in names}) as served:
+        with serve(page, listener, auth=auth, **{name: options[name] for name in names}) as served:
             print(f"open {' or '.join(served.urls)}  (Ctrl-C ends it)", flush=True)
             with suppress(KeyboardInterrupt):
                 served.thread.join()

@@ -87,7 +87,6 @@ def serve(
     concurrency: int = 1,
     waiting: int = 16,
     places: int = 8,
-    **options: Any,
 ) -> Iterator[Served]:
     """Serve a page in a thread, until this ends.
 
@@ -102,7 +101,6 @@ def serve(
         concurrency: Requests that run a model at once.
         waiting: Requests that may wait.
         places: Requests of one visitor, waiting and running.
-        options: More for Gradio, such as its theme.
 
     Raises:
         InputError: No public address can be had.
@@ -111,7 +109,7 @@ def serve(
     # Else it looks a thousand times a second for new requests, on the cores of the decoder.
     page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = POLL_SECONDS
     port = listener.getsockname()[1]
-    app, gradio = _mounted(page, host, port, auth=auth, **options)
+    app, gradio = _mounted(page, host, port, auth)
     hosts = {name.lower() for name in (*allowed_hosts, *LOOPBACK, socket.gethostname(), host)} - ANYWHERE
     config = uvicorn.Config(
         Door(app, gradio, Places(page._queue, places), gradio.root_path, hosts),
@@ -141,7 +139,7 @@ def serve(
         listener.close()
 
 
-def _mounted(page: gr.Blocks, host: str, port: int, **options: Any) -> tuple[FastAPI, Any]:
+def _mounted(page: gr.Blocks, host: str, port: int, auth: tuple[str, str] | None) -> tuple[FastAPI, Any]:
     """An app with the page in it, and Gradio's own app."""
     page.state_session_capacity, page.has_launched = 100, True
     app = FastAPI(openapi_url=None)
@@ -151,6 +149,7 @@ def _mounted(page: gr.Blocks, host: str, port: int, **options: Any) -> tuple[Fas
         "/",
         host,
         port,
+        auth=auth,
         show_error=False,
         enable_monitoring=False,
         run_history=False,
@@ -160,9 +159,27 @@ def _mounted(page: gr.Blocks, host: str, port: int, **options: Any) -> tuple[Fas
         footer_links=[],
         max_file_size=1,
         app_kwargs={"middleware": [Middleware(FewerFrames)]},
-        **options,
+        theme=_theme(),
+        css_paths=Path(__file__).with_name("style.css"),
     )
     return app, app.routes[-1].app  # type: ignore[attr-defined]
+
+
+def _theme() -> gr.themes.Base:
+    """Fonts of the visitor's own machine: nothing is fetched from elsewhere. Colours that can be read on each other."""
+    default = gr.themes.Default(
+        primary_hue="blue",
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+    )
+    return default.set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+        color_accent="*primary_600",
+        body_text_color_subdued="*neutral_500",
+    )
 
 
 def _tunnel(host: str, port: int) -> str:

@@ -79,14 +79,15 @@ class Session:
             decoder, is_new = self._decoder(loaded.model)
             tokens = loaded.tokenizer.encode_prompt(asked.prompt)
             context = loaded.config.model.max_len
-            limit = new_token_limit(context, tokens, asked.new_tokens, asked.when_full)
+            when_full = asked.options["when_full"]
+            limit = new_token_limit(context, tokens, asked.options["max_new_tokens"], when_full)
             slots = context if decoder.mode == "compiled" else min(context, len(tokens) + limit - 1)
             job.check()
             job.result = Writing(
                 prompt=asked.prompt,
                 mode=decoder.mode,
                 context=context,
-                when_full=asked.when_full,
+                when_full=when_full,
                 limit=limit,
                 cache_bytes=loaded.model.new_cache(len(asked.seeds), slots).bytes,
                 precision=asked.precision,
@@ -197,36 +198,36 @@ _ENDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """A request to write, checked."""
+    """A request to write, checked; `options` are those of `decoding.writing.write`."""
 
     prompt: str
-    new_tokens: int
-    sampling: Sampling
     seeds: range
-    stop: str
-    when_full: WhenFull
     precision: Precision
     compare: bool
-    alternatives: int
+    options: dict[str, Any]
 
 
 def _asked(prompt: Any, options: dict[str, Any], limits: Limits) -> _Asked:
-    when_full = check.choice("when_full", options.get("when_full", WHEN_FULL), get_args(WhenFull))
     seed = check.integer("seed", options.get("seed", 0), 0, MAX_SEED)
     texts = check.integer("num_samples", options.get("num_samples", 1), 1, limits.texts)
     compare = check.switch("compare", options.get("compare", False))
     if compare and texts > 1:
         raise InputError("compare reads one text a second time: write one, or leave out the comparison")
+    stop = check.text("stop", options.get("stop"), limits.stop_characters)
     return _Asked(
         prompt=check.text("the prompt", prompt, limits.prompt_characters),
-        new_tokens=check.integer("max_new_tokens", options.get("max_new_tokens", 300), 1, limits.new_tokens),
-        sampling=_sampling(options),
         seeds=range(seed, seed + texts),
-        stop=check.text("stop", options.get("stop"), limits.stop_characters),
-        when_full="stop" if when_full == "stop" else "slide",
         precision=_precision(options.get("precision", "fp32")),
         compare=compare,
-        alternatives=ALTERNATIVES if check.switch("alternatives", options.get("alternatives", False)) else 0,
+        options={
+            "max_new_tokens": check.integer("max_new_tokens", options.get("max_new_tokens", 300), 1, limits.new_tokens),
+            "sampling": _sampling(options),
+            "seed": seed,
+            "num_samples": texts,
+            "stop": [stop] if stop else (),
+            "when_full": check.choice("when_full", options.get("when_full", WHEN_FULL), get_args(WhenFull)),
+            "alternatives": ALTERNATIVES * check.switch("alternatives", options.get("alternatives", False)),
+        },
     )
 
 
@@ -263,7 +264,7 @@ def _write(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: Loaded
     if decoder.mode == "eager":
         writing.eager = writing.milliseconds
     else:
-        again = replace(asked, new_tokens=len(writing.milliseconds), stop="")
+        again = replace(asked, options=asked.options | {"max_new_tokens": len(writing.milliseconds), "stop": ()})
         for _ in _pieces(job, Decoder(loaded.model, "eager"), loaded, again, writing.eager):
             pass
     prompt = loaded.tokenizer.encode_prompt(writing.prompt)
@@ -288,16 +289,4 @@ def _pieces(
         milliseconds.append(1000 * (now - start))
         start = now
 
-    return write(
-        decoder,
-        loaded.tokenizer,
-        asked.prompt,
-        max_new_tokens=asked.new_tokens,
-        sampling=asked.sampling,
-        seed=asked.seeds[0],
-        num_samples=len(asked.seeds),
-        stop=[asked.stop] if asked.stop else (),
-        when_full=asked.when_full,
-        alternatives=asked.alternatives,
-        on_token=on_token,
-    )
+    return write(decoder, loaded.tokenizer, asked.prompt, on_token=on_token, **asked.options)

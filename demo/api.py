@@ -16,7 +16,7 @@ from training.runtime.errors import InputError
 Answers: TypeAlias = Generator[dict[str, Any], None, None]
 
 
-def add_api(session: Session, concurrency: int) -> None:
+def add_api(session: Session) -> None:
     """The same work for programs."""
 
     def generate(
@@ -60,7 +60,7 @@ def add_api(session: Session, concurrency: int) -> None:
         )
 
     for function in (generate, benchmark, transduce):
-        api(function, api_name=function.__name__, concurrency_id=MODEL, concurrency_limit=concurrency)
+        api(function, api_name=function.__name__, concurrency_id=MODEL)
 
 
 def _answers(looks: Generator[Any, None, None], answer: Callable[[Any], dict[str, Any]]) -> Answers:

@@ -27,18 +27,18 @@ from training.runtime.threads import set_cpu_threads
 TITLE = "Transformers from scratch"
 
 
-def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr.Blocks:
+def build(session: Session, training: QuickTraining) -> gr.Blocks:
     """The whole page."""
     with Page(title=TITLE, analytics_enabled=False, fill_width=False) as page:
         gr.Markdown(f"# {TITLE}")
         left_out = gr.HTML("", elem_id="left-out", padding=False)
         with gr.Tabs(overflow_behavior="wrap") as tabs:
             with gr.Tab("Write"):
-                write_pickers = write_tab(session, training, concurrency)
+                write_pickers = write_tab(session, training)
             with gr.Tab("Benchmark"):
-                bench_pickers = benchmark_tab(session, concurrency)
+                bench_pickers = benchmark_tab(session)
             with gr.Tab("Sequence to sequence"):
-                pair_pickers = pairs_tab(session, concurrency)
+                pair_pickers = pairs_tab(session)
             with gr.Tab(TRAINING):
                 training_tab(session, tabs)
         runs, orders = zip(write_pickers, bench_pickers, pair_pickers, strict=True)
@@ -60,7 +60,7 @@ def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr
         tabs.select(refresh, [*runs, *orders], list(runs), queue=False, **UNSEEN)
         gr.on([page.load, tabs.select], tell, None, left_out, queue=False, **UNSEEN)
         page.unload(leave)
-        add_api(session, concurrency)
+        add_api(session)
     return page
 
 
@@ -75,7 +75,7 @@ def run(options: Namespace, auth: tuple[str, str] | None) -> None:
     limits = Limits(seconds=options.seconds, new_tokens=options.new_tokens)
     session = Session(Path(options.runs), inference_device(), limits, options.mode)
     training = QuickTraining(Path(options.runs))
-    page = build(session, training, options.concurrency)
+    page = build(session, training)
     names = ("host", "concurrency", "share", "allowed_hosts", "trusted_proxies", "waiting", "places")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # By way of the `finally` below.
     try:

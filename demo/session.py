@@ -264,7 +264,8 @@ def _write(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: Loaded
     if decoder.mode == "eager":
         writing.eager = writing.milliseconds
     else:
-        again = replace(asked, options=asked.options | {"max_new_tokens": len(writing.milliseconds), "stop": ()})
+        alike = {"max_new_tokens": len(writing.milliseconds), "stop": (), "alternatives": 0}
+        again = replace(asked, options=asked.options | alike)
         for _ in _pieces(job, Decoder(loaded.model, "eager"), loaded, again, writing.eager):
             pass
     prompt = loaded.tokenizer.encode_prompt(writing.prompt)

@@ -15,7 +15,7 @@ from demo.tabs.common import Picker, Updates, picker, start_and_stop, wire
 TITLES = "milliseconds per token", "seconds until a token"
 
 
-def benchmark_tab(session: Session, concurrency: int) -> Picker:
+def benchmark_tab(session: Session) -> Picker:
     """The tab; returns its picker of a run."""
     gr.Markdown(
         "The time until 100, 200, 300 and 500 new tokens after a prompt of 8, read without the key-value cache and with"
@@ -36,7 +36,7 @@ def benchmark_tab(session: Session, concurrency: int) -> Picker:
 
     nothing = _results(None, [0.0, 0.0])
     results = gr.HTML(nothing, padding=False, elem_id="benchmark-results")
-    wire(session, buttons, work, [runs.run, precision], [results], concurrency, lambda why: why + nothing)
+    wire(session, buttons, work, [runs.run, precision], [results], lambda why: why + nothing)
     return runs
 
 

@@ -14,7 +14,7 @@ from training.runtime.errors import InputError
 from training.storage.run_folder import RunFolder
 
 MODEL = "model"
-"""All requests that run a model wait in one queue."""
+"""All requests that run a model wait in one queue, as many of which run at once as the page's queue is told."""
 UNSEEN: Any = {"api_visibility": "private", "show_progress": "hidden"}
 ORDERS: dict[str, Callable[[str, float | None], Any]] = {
     "best": lambda name, loss: inf if loss is None else loss,
@@ -106,7 +106,6 @@ def wire(
     work: Callable[..., Updates],
     inputs: list[Any],
     outputs: list[Any],
-    limit: int,
     refused: Callable[[str], Any],
 ) -> None:
     """A press of Start ends this visitor's running request, replaces one that waits, and waits in the queue.
@@ -119,7 +118,6 @@ def wire(
         buttons: Start and Stop.
         work: Takes who asks and the values of the inputs, and yields what the outputs show.
         inputs, outputs: Of the request.
-        limit: Requests that run a model at once.
         refused: What the outputs show where a message says why there is nothing.
     """
     start, stop = buttons
@@ -151,7 +149,7 @@ def wire(
     )  # fmt: skip
     asked = start.click(ask, None, [number, stop], queue=False, trigger_mode="multiple", **UNSEEN)
     running = asked.then(
-        turn, [number, *inputs], outputs, concurrency_id=MODEL, concurrency_limit=limit, api_visibility="private",
+        turn, [number, *inputs], outputs, concurrency_id=MODEL, api_visibility="private",
         trigger_mode="always_last", show_progress="minimal", show_progress_on=outputs[-1],
     )  # fmt: skip
     running.success(rest, None, stop, queue=False, **UNSEEN)

@@ -28,7 +28,7 @@ def _heat_map(found: Transduction) -> Any:
     return figure
 
 
-def pairs_tab(session: Session, concurrency: int) -> Picker:
+def pairs_tab(session: Session) -> Picker:
     """The tab; returns its picker of a run."""
     with gr.Row(elem_classes="tool"):
         with gr.Column(scale=5, min_width=320, elem_classes="asked"):
@@ -56,6 +56,6 @@ def pairs_tab(session: Session, concurrency: int) -> Picker:
                 drawn = _heat_map(found) if found.phase == "done" and found.attention else None
                 yield show.target_html(found) + below + show.message_html(found.why, "going"), drawn
 
-    outputs = [target, picture]
-    wire(session, buttons, work, [runs.run, source, beams], outputs, concurrency, lambda why: (why + NOTHING, None))
+    inputs, outputs = [runs.run, source, beams], [target, picture]
+    wire(session, buttons, work, inputs, outputs, lambda why: (why + NOTHING, None))
     return runs

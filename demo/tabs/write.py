@@ -36,7 +36,7 @@ DOWNLOAD = """() => {
 }"""
 
 
-def write_tab(session: Session, training: QuickTraining, concurrency: int) -> Picker:
+def write_tab(session: Session, training: QuickTraining) -> Picker:
     """The tab; returns its picker of a run."""
     with gr.Row(elem_classes="tool"):
         with gr.Column(scale=5, min_width=320, elem_classes="asked"):
@@ -66,7 +66,7 @@ def write_tab(session: Session, training: QuickTraining, concurrency: int) -> Pi
                 yield show.text_html(writing, coloured=coloured), legend + below
 
     inputs = [runs.run, prompt, *options.values()]
-    wire(session, buttons, work, inputs, outputs, concurrency, lambda why: (why, NO_FIGURES))
+    wire(session, buttons, work, inputs, outputs, lambda why: (why, NO_FIGURES))
     _offer_training(session, training, (empty, train, leave, runs.run))
     return runs
 

@@ -208,7 +208,7 @@ import demo.app
 import demo.page
 
 build = demo.page.build
-demo.page.build = lambda session, training, concurrency: (training.start(), build(session, training, concurrency))[1]
+demo.page.build = lambda session, training: (training.start(), build(session, training))[1]
 sys.exit(demo.app.main())
 """
 

@@ -186,7 +186,7 @@ def test_visitors_must_know_the_password(runs: Path) -> None:
         (["--port", "99999"], "port must be at least 1 and at most 65,535, got 99999"),
         (["--concurrency", "0"], "concurrency must be at least 1 and at most 64, got 0"),
         (["--mode", "compiled", "--concurrency", "2"], "mode compiled serves one request at a time"),
-        (["--mode", "fast"], "argument --mode: invalid choice: 'fast'"),
+        (["--mode", "fast"], "mode: expected one of 'auto', 'eager', 'compiled', 'native', got fast"),
         (["--places", "0"], "places must be at least 1 and at most 10,000, got 0"),
         (["--host", "192.0.2.1"], "cannot listen at 192.0.2.1:7860: "),
         (["--new_tokens", "3"], "new_tokens must be at least 500"),

@@ -13,6 +13,15 @@ from training.config.command_line import Namespace, StrictParser
 from training.runtime.errors import InputError, exit_code
 from training.runtime.packages import needed_package
 
+WHOLE_NUMBERS = {
+    "port": (7860, 1, 65_535, "Port to listen at."),
+    "concurrency": (1, 1, 64, "Requests that run a model at once."),
+    "waiting": (16, 1, 10_000, "Requests that may wait in the queue."),
+    "places": (8, 1, 10_000, "Requests of one visitor, waiting and running."),
+    "new_tokens": (2000, ROWS[-1], 10**6, "Tokens that a request may ask for."),
+}
+"""Options: their defaults, what they may be, and what they mean."""
+
 
 def parse() -> Namespace:
     """The options of the command line."""
@@ -23,7 +32,8 @@ def parse() -> Namespace:
     parser.add_argument(
         "--host", type=str, default="127.0.0.1", help="Address to listen at. Default: this machine only."
     )
-    parser.add_argument("--port", type=int, default=7860, help="Port to listen at.")
+    for name, (default, _, _, meaning) in WHOLE_NUMBERS.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=meaning)
     parser.add_argument(
         "--allowed_hosts",
         nargs="+",
@@ -52,45 +62,23 @@ def parse() -> Namespace:
         help="How a step is computed, as in evaluate.py; compiled waits for torch.compile once for each model. "
         "Default: native where it can be had, else eager.",
     )
-    parser.add_argument("--concurrency", type=int, default=1, help="Requests that run a model at once.")
-    parser.add_argument("--waiting", type=int, default=16, help="Requests that may wait in the queue.")
-    parser.add_argument("--places", type=int, default=8, help="Requests of one visitor, waiting and running.")
     parser.add_argument("--seconds", type=float, default=120.0, help="Longest time of a request, in seconds.")
-    parser.add_argument("--new_tokens", type=int, default=2000, help="Tokens that a request may ask for.")
     return parser.parse_args()
 
 
 def main() -> None:
     """Parse, and only then load torch and Gradio, and serve."""
     options = parse()
-    concurrency = check.integer("concurrency", options.concurrency, 1, 64)
-    waiting = check.integer("waiting", options.waiting, 1, 10_000)
-    limits = check.Limits(
-        seconds=check.number("seconds", options.seconds, 1, 86_400),
-        new_tokens=check.integer("new_tokens", options.new_tokens, ROWS[-1], 10**6),
-    )
-    if options.mode == "compiled" and concurrency > 1:
+    for name, (_, low, high, _) in WHOLE_NUMBERS.items():
+        check.integer(name, options[name], low, high)
+    check.number("seconds", options.seconds, 1, 86_400)
+    if options.mode == "compiled" and options.concurrency > 1:
         raise InputError("mode compiled serves one request at a time: leave concurrency at 1")
-    auth = _auth(options.auth if options.auth is not None else os.environ.get("DEMO_AUTH"))
-    port = check.integer("port", options.port, 1, 65_535)
-    places = check.integer("places", options.places, 1, 10_000)
+    auth = _auth(os.environ.get("DEMO_AUTH") if options.auth is None else options.auth)
     needed_package("gradio", "the page")
     from demo.page import run
 
-    run(
-        Path(options.runs),
-        limits,
-        options.mode,
-        host=options.host,
-        port=port,
-        concurrency=concurrency,
-        auth=auth,
-        share=options.share,
-        allowed_hosts=options.allowed_hosts,
-        trusted_proxies=options.trusted_proxies,
-        waiting=waiting,
-        places=places,
-    )
+    run(options, auth)
 
 
 def _auth(text: str | None) -> tuple[str, str] | None:

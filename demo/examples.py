@@ -1,22 +1,19 @@
-"""What to begin with: prompts and sources out of what a run has written itself while it was trained."""
+"""What a run has written itself while it was trained, and what to begin with out of that: prompts and sources."""
 
 from contextlib import suppress
 
-from training.runtime.errors import InputError
-from training.storage.reading import open_file
+from training.storage.reading import read_bytes
 from training.storage.run_folder import RunFolder
 
 MAX_EXAMPLES = 4
 MAX_PROMPT = 30
 """Characters of a prompt."""
-READ = 10_000
-"""Bytes of a sample that are looked at."""
 
 
 def prompts(run: RunFolder) -> list[str]:
     """First lines of the paragraphs of its samples, the newest sample's first; a line break where there are none."""
     found: dict[str, None] = {}
-    for sample in _samples(run):
+    for sample in read_samples(run, MAX_EXAMPLES).values():
         for paragraph in filter(str.strip, sample.split("\n\n")):
             first, newline, rest = paragraph.lstrip("\n").partition("\n")
             short = first if len(first) <= MAX_PROMPT else first[:MAX_PROMPT].rpartition(" ")[0] or first[:MAX_PROMPT]
@@ -27,8 +24,8 @@ def prompts(run: RunFolder) -> list[str]:
 
 def sources(run: RunFolder) -> list[str]:
     """The sources of its newest table of samples that are shown whole."""
-    for sample in _samples(run):
-        head, *rows = sample.splitlines()
+    for sample in read_samples(run, MAX_EXAMPLES).values():
+        head, *rows = sample.splitlines() or [""]
         width = head.find("prediction")
         found = [row[:width].rstrip() for row in rows if width > 0]
         if whole := [source for source in dict.fromkeys(found) if source and "…" not in source]:
@@ -36,10 +33,10 @@ def sources(run: RunFolder) -> list[str]:
     return []
 
 
-def _samples(run: RunFolder) -> list[str]:
-    """Its samples, the newest first; what cannot be read is left out."""
-    samples = []
-    for file in sorted((run.path / "samples").glob("step-*.txt"), reverse=True)[:MAX_EXAMPLES]:
-        with suppress(OSError, InputError), open_file(file) as stream:
-            samples.append(stream.read(READ).decode(errors="replace"))
-    return [sample for sample in samples if sample.strip()]
+def read_samples(run: RunFolder, number: int) -> dict[int, str]:
+    """Its newest samples by their steps, the newest first; what cannot be read is left out."""
+    samples = {}
+    for file in sorted((run.path / "samples").glob("step-*.txt"), reverse=True)[:number]:
+        with suppress(OSError, ValueError):  # It may vanish.
+            samples[int(file.stem.partition("-")[2])] = read_bytes(file).decode(errors="replace")
+    return samples

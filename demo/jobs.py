@@ -44,7 +44,7 @@ class Job(Generic[Result]):
         self._asked: str | None = None
         self._done, self._left = threading.Event(), threading.Event()
         self._looked = self._started = time.monotonic()
-        self._error: BaseException | None = None
+        self._error: InputError | None = None
         self._thread = threading.Thread(target=self._run, name="job", daemon=True)
 
     def check(self) -> None:
@@ -81,10 +81,8 @@ class Job(Generic[Result]):
                 due = max(due, self._looked - INTERVAL) + INTERVAL  # On time, however long a look took.
                 if self.result is not None:
                     yield self.result
-            if isinstance(self._error, CommandError | ValueError):
-                raise InputError(str(self._error)) from self._error
             if self._error is not None:
-                raise InputError("this failed on the server; its terminal says why")
+                raise self._error
             if self.result is not None:
                 yield self.result
         finally:
@@ -96,10 +94,10 @@ class Job(Generic[Result]):
             with suppress(Stopped):
                 self._work(self)
         except (CommandError, ValueError) as error:
-            self._error = error
-        except Exception as error:
+            self._error = InputError(str(error))
+        except Exception:
             log.exception("a job failed")
-            self._error = error
+            self._error = InputError("this failed on the server; its terminal says why")
         if self.result is not None:
             self.result.phase, self.result.why = "done", self._asked or self.result.why
         self._done.set()
@@ -158,8 +156,3 @@ class Jobs:
     def is_busy(self, owner: str) -> bool:
         """Whether a visitor has a request that runs or waits."""
         return owner in self._running or owner in self._awaited
-
-    @property
-    def count(self) -> int:
-        """How many are running."""
-        return len(self._running)

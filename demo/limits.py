@@ -45,30 +45,30 @@ def integer(name: str, value: Any, low: int, high: int) -> int:
     """A whole number from `low` to `high`, or an `InputError`; a page sends 3.0 for 3."""
     whole = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value) and value == int(value))
     if isinstance(value, bool) or not whole:
-        raise InputError(f"{name} must be a whole number from {low:,} to {high:,}, got {_shown(value)}")
+        raise InputError(f"{name} must be a whole number from {low:,} to {high:,}, got {shown(value)}")
     if not low <= value <= high:
-        raise InputError(f"{name} must be at least {low:,} and at most {high:,}, got {_shown(int(value))}")
+        raise InputError(f"{name} must be at least {low:,} and at most {high:,}, got {shown(int(value))}")
     return int(value)
 
 
 def number(name: str, value: Any, low: float, high: float) -> float:
     """A finite number from `low` to `high`, or an `InputError`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InputError(f"{name} must be a number from {low:g} to {high:g}, got {_shown(value)}")
+        raise InputError(f"{name} must be a number from {low:g} to {high:g}, got {shown(value)}")
     return float(value)
 
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     """One of some words, or an `InputError`."""
     if not isinstance(value, str) or value not in allowed:
-        raise InputError(f"{name} must be one of {', '.join(allowed) or 'none'}, got {_shown(value)}")
+        raise InputError(f"{name} must be one of {', '.join(allowed) or 'none'}, got {shown(value)}")
     return value
 
 
 def switch(name: str, value: Any) -> bool:
     """True or false, or an `InputError`."""
     if not isinstance(value, bool):
-        raise InputError(f"{name} must be true or false, got {_shown(value)}")
+        raise InputError(f"{name} must be true or false, got {shown(value)}")
     return value
 
 
@@ -76,13 +76,13 @@ def text(name: str, value: Any, max_length: int) -> str:
     """A text of up to `max_length` characters, or an `InputError`; nothing is taken for an empty one."""
     value = "" if value is None else value
     if not isinstance(value, str):
-        raise InputError(f"{name} must be text, got {_shown(value)}")
+        raise InputError(f"{name} must be text, got {shown(value)}")
     if len(value) > max_length:
         raise InputError(f"{name} has {len(value):,} characters, at most {max_length:,} are allowed")
     return value
 
 
-def _shown(value: Any, max_length: int = 40) -> str:
+def shown(value: Any, max_length: int = 40) -> str:
     """A value in a message: short, on one line."""
     shown = repr(value)
     return shown if len(shown) <= max_length else f"{shown[: max_length - 1]}…"

@@ -1,20 +1,18 @@
-"""The page: its tabs, its looks, and its time as a server."""
+"""The page: its tabs, and its time as a server."""
 
 import signal
-import socket
 import sys
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from decoding.choices import Mode
 from demo.api import add_api
 from demo.limits import Limits
 from demo.quick_training import QuickTraining
 from demo.rendering import message_html
-from demo.serving import Page, Served, listen, serve
+from demo.serving import Page, listen, serve
 from demo.session import Session
 from demo.tabs.benchmark import benchmark_tab
 from demo.tabs.common import UNSEEN, choices, owner_of
@@ -22,40 +20,25 @@ from demo.tabs.pairs import pairs_tab
 from demo.tabs.training import NAME as TRAINING
 from demo.tabs.training import training_tab
 from demo.tabs.write import write_tab
+from training.config.command_line import Namespace
 from training.runtime.device import inference_device
 from training.runtime.threads import set_cpu_threads
 
 TITLE = "Transformers from scratch"
-FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 
 
-def theme() -> gr.themes.Base:
-    """Fonts of the visitor's own machine: nothing is fetched from elsewhere. Colours that can be read on each other."""
-    default = gr.themes.Default(
-        primary_hue="blue", font=FONTS, font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"]
-    )
-    return default.set(
-        button_primary_background_fill="*primary_600",
-        button_primary_background_fill_dark="*primary_600",
-        button_primary_background_fill_hover="*primary_700",
-        button_primary_background_fill_hover_dark="*primary_700",
-        color_accent="*primary_600",
-        body_text_color_subdued="*neutral_500",
-    )
-
-
-def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr.Blocks:
+def build(session: Session, training: QuickTraining) -> gr.Blocks:
     """The whole page."""
     with Page(title=TITLE, analytics_enabled=False, fill_width=False) as page:
         gr.Markdown(f"# {TITLE}")
         left_out = gr.HTML("", elem_id="left-out", padding=False)
         with gr.Tabs(overflow_behavior="wrap") as tabs:
             with gr.Tab("Write"):
-                write_pickers = write_tab(session, training, concurrency)
+                write_pickers = write_tab(session, training)
             with gr.Tab("Benchmark"):
-                bench_pickers = benchmark_tab(session, concurrency)
+                bench_pickers = benchmark_tab(session)
             with gr.Tab("Sequence to sequence"):
-                pair_pickers = pairs_tab(session, concurrency)
+                pair_pickers = pairs_tab(session)
             with gr.Tab(TRAINING):
                 training_tab(session, tabs)
         runs, orders = zip(write_pickers, bench_pickers, pair_pickers, strict=True)
@@ -77,37 +60,26 @@ def build(session: Session, training: QuickTraining, concurrency: int = 1) -> gr
         tabs.select(refresh, [*runs, *orders], list(runs), queue=False, **UNSEEN)
         gr.on([page.load, tabs.select], tell, None, left_out, queue=False, **UNSEEN)
         page.unload(leave)
-        add_api(session, concurrency)
+        add_api(session)
     return page
 
 
-def launch(page: gr.Blocks, listener: socket.socket, **options: Any) -> AbstractContextManager[Served]:
-    """Serve the page as it should look."""
-    return serve(page, listener, theme=theme(), css_paths=Path(__file__).with_name("style.css"), **options)
-
-
-def run(runs: Path, limits: Limits, mode: Mode, *, host: str, port: int, concurrency: int, **options: Any) -> None:
-    """Serve the page until Ctrl-C or SIGTERM.
-
-    Args:
-        runs: Folder of the runs.
-        limits: Of a request.
-        mode: How a step is computed.
-        host, port: Where to listen.
-        concurrency: Requests that run a model at once.
-        options: More of `demo.serving.serve`.
+def run(options: Namespace, auth: tuple[str, str] | None) -> None:
+    """Serve the page until Ctrl-C or SIGTERM, with the options of `demo/app.py`.
 
     Raises:
         InputError: Nobody can listen there.
     """
-    listener = listen(host, port)
+    listener = listen(options.host, options.port)
     set_cpu_threads()
-    session = Session(runs, inference_device(), limits, mode)
-    training = QuickTraining(runs)
-    page = build(session, training, concurrency)
+    limits = Limits(seconds=options.seconds, new_tokens=options.new_tokens)
+    session = Session(Path(options.runs), inference_device(), limits, options.mode)
+    training = QuickTraining(Path(options.runs))
+    page = build(session, training)
+    names = ("host", "concurrency", "share", "allowed_hosts", "trusted_proxies", "waiting", "places")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # By way of the `finally` below.
     try:
-        with launch(page, listener, host=host, concurrency=concurrency, **options) as served:
+        with serve(page, listener, auth=auth, **{name: options[name] for name in names}) as served:
             print(f"open {' or '.join(served.urls)}  (Ctrl-C ends it)", flush=True)
             with suppress(KeyboardInterrupt):
                 served.thread.join()

@@ -6,10 +6,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+from itertools import count
 from pathlib import Path
 from typing import IO
 
-from training.storage.run_folder import RunFolder, choose_run_folder
+from demo.catalogue import setting
+from training.runtime.errors import InputError
+from training.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/gpt/quick.yaml"
@@ -40,10 +43,8 @@ class QuickTraining:
         with self._lock:
             if self.running:
                 return
-            number = 1
-            while (self._runs / f"gpt-quick-{number}").exists():
-                number += 1
-            self._run = choose_run_folder("gpt-quick", self._runs / f"gpt-quick-{number}", resume=False)
+            folders = (self._runs / f"gpt-quick-{number}" for number in count(1))
+            self._run = RunFolder(next(folder for folder in folders if not folder.exists()))
             self._said = tempfile.TemporaryFile()  # noqa: SIM115  It outlives this call.
             self._process = subprocess.Popen(
                 [
@@ -67,7 +68,10 @@ class QuickTraining:
         """Steps done, steps in all, and what to say of it."""
         if self._process is None or self._run is None:
             return 0, 0, ""
-        steps = _steps(self._run.config_file)
+        try:
+            steps = int(setting(self._run.config_file, "max_steps") or 0)
+        except InputError:
+            steps = 0  # The training has yet to write it.
         last = next(self._run.iterate_metrics(newest_first=True), None) or {}
         step = int(last.get("step", 0))
         code = self._process.poll()
@@ -85,11 +89,3 @@ class QuickTraining:
         self._said.seek(0)
         lines = self._said.read().decode(errors="replace").strip().splitlines()
         return lines[-1].replace(f"{ROOT}/", "") if lines else "it said nothing"
-
-
-def _steps(config: Path) -> int:
-    try:
-        words = [line.split() for line in config.read_text().splitlines()]
-    except OSError:
-        return 0
-    return next((int(word[1]) for word in words if len(word) == 2 and word[0] == "max_steps:"), 0)

@@ -9,7 +9,7 @@ from math import exp, log
 from statistics import fmean
 
 from decoding.writing import Piece
-from demo.line_chart import Line, line_chart, short
+from demo.line_chart import Line, short
 from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
 
 MAX_POINTS = 150
@@ -20,7 +20,7 @@ REFERENCE = ((100, 0.90, 0.62), (200, 1.66, 1.25), (300, 2.71, 1.86), (500, 5.14
 """New tokens, seconds without and with the cache: 12 layers, 768 wide, on an RTX 5070 Ti."""
 EMPTY = "-"
 COLOURS = ("#ea580c", "#2563eb", "#059669")
-"""Without the cache, with it, and with it by the fastest way."""
+"""Without the cache, with it, and with it in another mode."""
 
 
 def text_html(writing: Writing, *, coloured: bool) -> str:
@@ -91,13 +91,14 @@ def writing_figures(writing: Writing) -> str:
 
 
 def _saved(writing: Writing) -> str:
-    """What is divided by what, of the same tokens."""
-    if writing.speedup is None or writing.read_both_ways is None:
+    """What is divided by what, of the same tokens, both of one mode; and what another mode takes."""
+    if writing.compared is None or writing.speedup is None:
         return f"{EMPTY} (tick Compare)"
-    without, with_it = map(short, writing.read_both_ways)
+    without, with_it, own = map(short, writing.compared)
+    other = f"; {writing.mode}, with it: {own} ms" if writing.mode != "eager" else ""
     return (
-        f"{writing.speedup:.1f} times as fast: a token took {without} ms without the cache (eager), {with_it} ms with "
-        f"it ({writing.mode}), means of the {len(writing.uncached) - 1:,} after the first"
+        f"{writing.speedup:.1f} times as fast: a token took {without} ms without the cache, {with_it} ms with it (eager"
+        f" both), means of the {len(writing.uncached) - 1:,} after the first{other}"
     )
 
 
@@ -121,7 +122,9 @@ def progress_html(step: int, steps: int, words: str) -> str:
 def token_times(writing: Writing) -> list[Line]:
     """Milliseconds of each token against its position; the first one, which reads the prompt, is told apart."""
     start = len(writing.prompt) + 1
-    lines = ((WITH, COLOURS[1], writing.milliseconds), (WITHOUT, COLOURS[0], writing.uncached))
+    lines = [(WITH, COLOURS[1], writing.milliseconds), (WITHOUT, COLOURS[0], writing.uncached)]
+    if writing.mode != "eager":
+        lines.insert(1, (f"{WITH}, eager", COLOURS[2], writing.eager))
     return [_line(name, colour, start + 1, values[1:], mean=True) for name, colour, values in lines if values]
 
 
@@ -139,11 +142,6 @@ def _line(name: str, colour: str, start: int, values: Sequence[float], *, mean: 
     size = -(-len(values) // MAX_POINTS) or 1
     points = [(start + n, statistics.median(values[n : n + size])) for n in range(0, len(values), size)]
     return Line(name, colour, points, value=f"mean {short(fmean(values))}" if mean and values else None)
-
-
-def growing_chart(lines: Sequence[Line], x_title: str, y_title: str, x_most: float, top: float) -> str:
-    """A chart whose axes begin at 0 and end where they are told to."""
-    return line_chart(lines, x_title, y_title, x_range=(0, x_most), y_range=(0, top))
 
 
 def reference_table(benchmark: Benchmark | None) -> str:

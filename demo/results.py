@@ -34,7 +34,6 @@ class Writing(Growing):
     """A text that is being written, or several from one prompt.
 
     Attributes:
-        run: Whose model.
         prompt: What it continues.
         mode: How a step is computed.
         context: Tokens of the model's context.
@@ -46,11 +45,11 @@ class Writing(Growing):
         pieces: The texts so far.
         milliseconds: What each token took, with the cache; the first one with the reading of the prompt. Of several
             texts, a token of each.
-        uncached: The same tokens without the cache, where that was asked for.
+        eager: Where a comparison was asked for, what they took eagerly with the cache.
+        uncached: The same without the cache.
         phase: compiling (what reads tokens), writing, comparing (reading without the cache) or done.
     """
 
-    run: str
     prompt: str
     mode: str
     context: int
@@ -61,6 +60,7 @@ class Writing(Growing):
     seeds: Sequence[int] = (0,)
     pieces: list[Piece] = field(default_factory=list)
     milliseconds: list[float] = field(default_factory=list)
+    eager: list[float] = field(default_factory=list)
     uncached: list[float] = field(default_factory=list)
     phase: str = "writing"
 
@@ -85,19 +85,19 @@ class Writing(Growing):
         return 1000 * len(taken) * len(self.seeds) / sum(taken) if taken else None
 
     @property
-    def read_both_ways(self) -> tuple[float, float] | None:
-        """Mean milliseconds of the tokens that were read both ways, without the cache and with it.
+    def compared(self) -> tuple[float, float, float] | None:
+        """Mean milliseconds of the tokens that were read each way: eagerly without the cache and with it, by the mode.
 
         Without the first token, which reads the prompt and takes what a first call takes.
         """
-        both = min(len(self.uncached), len(self.milliseconds))
-        return (fmean(self.uncached[1:both]), fmean(self.milliseconds[1:both])) if both > 1 else None
+        ways = self.uncached, self.eager, self.milliseconds
+        count = min(map(len, ways))
+        return (fmean(ways[0][1:count]), fmean(ways[1][1:count]), fmean(ways[2][1:count])) if count > 1 else None
 
     @property
     def speedup(self) -> float | None:
-        """How many times as fast the cache has made them: the one divided by the other."""
-        means = self.read_both_ways
-        return means and means[0] / means[1]
+        """How many times as fast the cache makes them, in the same mode."""
+        return self.compared and self.compared[0] / self.compared[1]
 
     @property
     def context_used(self) -> int:
@@ -156,26 +156,27 @@ class Transduction(Growing):
     """A target that is being decoded.
 
     Attributes:
-        run: Whose model.
         source: The text, and its tokens.
-        symbols: The target's so far.
-        tokens: The same as tokens.
+        tokens: The target's so far.
         probabilities: What the model gave each of them, and in the end the end.
         beams: What a search found: text and log-probability.
         attention: For each layer, of heads, target and source tokens, when the target is whole.
         phase: decoding or done.
     """
 
-    run: str
     loaded: LoadedSeq2Seq
     source: str
     source_tokens: list[int]
-    symbols: list[str] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
     beams: list[tuple[str, float]] = field(default_factory=list)
     attention: list[Tensor] = field(default_factory=list)
     phase: str = "decoding"
+
+    @property
+    def symbols(self) -> list[str]:
+        """The target so far, token by token."""
+        return [self.loaded.vocabulary.decode([token]) for token in self.tokens]
 
     @property
     def target(self) -> str:

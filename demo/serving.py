@@ -87,7 +87,6 @@ def serve(
     concurrency: int = 1,
     waiting: int = 16,
     places: int = 8,
-    **options: Any,
 ) -> Iterator[Served]:
     """Serve a page in a thread, until this ends.
 
@@ -101,14 +100,13 @@ def serve(
         trusted_proxies: Addresses or networks of proxies whose X-Forwarded-For is believed.
         concurrency: Requests that run a model at once.
         waiting, places: Requests that may wait; and those of one visitor, waiting and running.
-        options: More for Gradio, such as its theme.
 
     Raises:
         InputError: No public address can be had.
     """
     page.queue(max_size=waiting, default_concurrency_limit=concurrency, api_open=False)  # No way past the queue.
     port = listener.getsockname()[1]
-    app, gradio = _mounted(page, host, port, auth=auth, **options)
+    app, gradio = _mounted(page, host, port, auth)
     hosts = {name.lower() for name in (*allowed_hosts, *LOOPBACK, socket.gethostname(), host)} - ANYWHERE
     config = uvicorn.Config(
         Door(app, gradio, Places(page._queue, places), gradio.root_path, hosts),
@@ -120,7 +118,8 @@ def serve(
         forwarded_allow_ips=[*trusted_proxies, *(["127.0.0.1"] if share else [])],  # The tunnel's end is here.
     )
     with _running(uvicorn.Server(config), listener, gradio.stop_event) as thread:
-        urls = [_url("localhost" if host in ANYWHERE else host, port)]
+        name = "localhost" if host in ANYWHERE else host
+        urls = [f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"]
         if share:
             urls.append(_tunnel("127.0.0.1" if host in ANYWHERE else host, port))
             hosts.add(str(urlsplit(urls[-1]).hostname))
@@ -143,7 +142,7 @@ def _running(server: uvicorn.Server, listener: socket.socket, stopping: Any) -> 
         listener.close()
 
 
-def _mounted(page: gr.Blocks, host: str, port: int, **options: Any) -> tuple[FastAPI, Any]:
+def _mounted(page: gr.Blocks, host: str, port: int, auth: tuple[str, str] | None) -> tuple[FastAPI, Any]:
     """An app with the page in it, and Gradio's own app."""
     page.state_session_capacity, page.has_launched = 100, True
     # Else it looks a thousand times a second for new requests, on the cores of the decoder.
@@ -155,6 +154,7 @@ def _mounted(page: gr.Blocks, host: str, port: int, **options: Any) -> tuple[Fas
         "/",
         host,
         port,
+        auth=auth,
         show_error=False,
         enable_monitoring=False,
         run_history=False,
@@ -164,13 +164,27 @@ def _mounted(page: gr.Blocks, host: str, port: int, **options: Any) -> tuple[Fas
         footer_links=[],
         max_file_size=1,
         app_kwargs={"middleware": [Middleware(FewerFrames)]},
-        **options,
+        theme=_theme(),
+        css_paths=Path(__file__).with_name("style.css"),
     )
     return app, app.routes[-1].app  # type: ignore[attr-defined]
 
 
-def _url(name: str, port: int) -> str:
-    return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
+def _theme() -> gr.themes.Base:
+    """Fonts of the visitor's own machine: nothing is fetched from elsewhere. Colours that can be read on each other."""
+    default = gr.themes.Default(
+        primary_hue="blue",
+        font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+        font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+    )
+    return default.set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_700",
+        color_accent="*primary_600",
+        body_text_color_subdued="*neutral_500",
+    )
 
 
 def _tunnel(host: str, port: int) -> str:

@@ -2,9 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -20,7 +20,7 @@ from decoding.generation import generate, new_token_limit
 from decoding.machine import PROMPT_TOKENS, describe
 from decoding.sampling import Sampling
 from decoding.targets import decode_steps, search
-from decoding.writing import write
+from decoding.writing import Piece, write
 from demo import limits as check
 from demo.catalogue import Catalogue
 from demo.jobs import Job, Jobs, Result
@@ -79,15 +79,15 @@ class Session:
             decoder, is_new = self._decoder(loaded.model)
             tokens = loaded.tokenizer.encode_prompt(asked.prompt)
             context = loaded.config.model.max_len
-            limit = new_token_limit(context, tokens, asked.new_tokens, asked.when_full)
+            when_full = asked.options["when_full"]
+            limit = new_token_limit(context, tokens, asked.options["max_new_tokens"], when_full)
             slots = context if decoder.mode == "compiled" else min(context, len(tokens) + limit - 1)
             job.check()
             job.result = Writing(
-                run=str(run),
                 prompt=asked.prompt,
                 mode=decoder.mode,
                 context=context,
-                when_full=asked.when_full,
+                when_full=when_full,
                 limit=limit,
                 cache_bytes=loaded.model.new_cache(len(asked.seeds), slots).bytes,
                 precision=asked.precision,
@@ -144,19 +144,19 @@ class Session:
             tokens = loaded.vocabulary.encode(asked, "the source")
             check_source(tokens, loaded.config.model.max_len, "the source")
             job.check()
-            result = job.result = Transduction(run=str(run), loaded=loaded, source=asked, source_tokens=list(tokens))
+            result = job.result = Transduction(loaded=loaded, source=asked, source_tokens=list(tokens))
             if width > 1:
 
                 def on_step(best: tuple[int, ...]) -> None:
                     job.check()
-                    _show(result, best)
+                    result.tokens = list(best)
 
                 found = search(loaded.model, tokens, width=width, on_step=on_step)
                 result.beams = [
                     (loaded.vocabulary.decode([t for t in beam.tokens if t != END]), beam.log_probability)
                     for beam in found
                 ]
-                _show(result, [token for token in found[0].tokens if token != END])
+                result.tokens = [token for token in found[0].tokens if token != END]
             else:
                 for chosen in decode_steps(loaded.model, [tokens]):
                     token = int(chosen.tokens_B[0])
@@ -164,7 +164,7 @@ class Session:
                     result.probabilities.append(float(chosen.log_probabilities_B[0].exp()))
                     if token == END:
                         break
-                    _show(result, [*result.tokens, token])
+                    result.tokens = [*result.tokens, token]
                     job.check()
             seen = result.tokens[: loaded.config.model.max_len - 1]
             result.attention = cross_attention(loaded.model, tokens, seen)
@@ -198,36 +198,36 @@ _ENDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """A request to write, checked."""
+    """A request to write, checked; `options` are those of `decoding.writing.write`."""
 
     prompt: str
-    new_tokens: int
-    sampling: Sampling
     seeds: range
-    stop: str
-    when_full: WhenFull
     precision: Precision
     compare: bool
-    alternatives: int
+    options: dict[str, Any]
 
 
 def _asked(prompt: Any, options: dict[str, Any], limits: Limits) -> _Asked:
-    when_full = check.choice("when_full", options.get("when_full", WHEN_FULL), get_args(WhenFull))
     seed = check.integer("seed", options.get("seed", 0), 0, MAX_SEED)
     texts = check.integer("num_samples", options.get("num_samples", 1), 1, limits.texts)
     compare = check.switch("compare", options.get("compare", False))
     if compare and texts > 1:
         raise InputError("compare reads one text a second time: write one, or leave out the comparison")
+    stop = check.text("stop", options.get("stop"), limits.stop_characters)
     return _Asked(
         prompt=check.text("the prompt", prompt, limits.prompt_characters),
-        new_tokens=check.integer("max_new_tokens", options.get("max_new_tokens", 300), 1, limits.new_tokens),
-        sampling=_sampling(options),
         seeds=range(seed, seed + texts),
-        stop=check.text("stop", options.get("stop"), limits.stop_characters),
-        when_full="stop" if when_full == "stop" else "slide",
         precision=_precision(options.get("precision", "fp32")),
         compare=compare,
-        alternatives=ALTERNATIVES if check.switch("alternatives", options.get("alternatives", False)) else 0,
+        options={
+            "max_new_tokens": check.integer("max_new_tokens", options.get("max_new_tokens", 300), 1, limits.new_tokens),
+            "sampling": _sampling(options),
+            "seed": seed,
+            "num_samples": texts,
+            "stop": [stop] if stop else (),
+            "when_full": check.choice("when_full", options.get("when_full", WHEN_FULL), get_args(WhenFull)),
+            "alternatives": ALTERNATIVES * check.switch("alternatives", options.get("alternatives", False)),
+        },
     )
 
 
@@ -254,49 +254,40 @@ def _sampling(options: dict[str, Any]) -> Sampling:
 
 
 def _write(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: LoadedGPT, asked: _Asked) -> None:
-    """Write the text, taking the time of each token, and then read it without the cache if that was asked for."""
+    """Write the text, taking the time of each token, and then read it eagerly if a comparison was asked for."""
+    for piece in _pieces(job, decoder, loaded, asked, writing.milliseconds):
+        writing.pieces.append(piece)
+    writing.why = ", ".join(dict.fromkeys(_ENDS[piece.end] for piece in writing.pieces if piece.end))
+    if not asked.compare:
+        return
+    writing.phase = "comparing"
+    if decoder.mode == "eager":
+        writing.eager = writing.milliseconds
+    else:
+        alike = {"max_new_tokens": len(writing.milliseconds), "stop": (), "alternatives": 0}
+        again = replace(asked, options=asked.options | alike)
+        for _ in _pieces(job, Decoder(loaded.model, "eager"), loaded, again, writing.eager):
+            pass
+    prompt = loaded.tokenizer.encode_prompt(writing.prompt)
+    new = loaded.tokenizer.encode(writing.text).tolist()
+    before = 0.0
+    for passed in write_without_cache(loaded.model, loaded.model, [prompt], len(new), known=new):
+        writing.uncached.append(1000 * (passed - before))
+        before = passed
+        job.check()
+
+
+def _pieces(
+    job: Job[Writing], decoder: Decoder, loaded: LoadedGPT, asked: _Asked, milliseconds: list[float]
+) -> Iterator[Piece]:
+    """The pieces of the text, with the time of each token added to `milliseconds`."""
     start = time.perf_counter()
 
     def on_token() -> None:
         nonlocal start
         job.check()  # Here, since a token that may belong to a stop string is no piece yet.
         now = time.perf_counter()
-        writing.milliseconds.append(1000 * (now - start))
+        milliseconds.append(1000 * (now - start))
         start = now
 
-    pieces = write(
-        decoder,
-        loaded.tokenizer,
-        asked.prompt,
-        max_new_tokens=asked.new_tokens,
-        sampling=asked.sampling,
-        seed=asked.seeds[0],
-        num_samples=len(asked.seeds),
-        stop=[asked.stop] if asked.stop else (),
-        when_full=asked.when_full,
-        alternatives=asked.alternatives,
-        on_token=on_token,
-    )
-    with closing(pieces):
-        for piece in pieces:
-            writing.pieces.append(piece)
-    writing.why = ", ".join(dict.fromkeys(_ENDS[piece.end] for piece in writing.pieces if piece.end))
-    if asked.compare:
-        writing.phase = "comparing"
-        _read_without_cache(job, writing, decoder, loaded)
-
-
-def _read_without_cache(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: LoadedGPT) -> None:
-    """Time the same tokens with a pass over all of them for each."""
-    prompt = loaded.tokenizer.encode_prompt(writing.prompt)
-    new = loaded.tokenizer.encode(writing.text).tolist()
-    before = 0.0
-    for passed in write_without_cache(decoder.model, decoder.model, [prompt], len(new), known=new):
-        writing.uncached.append(1000 * (passed - before))
-        before = passed
-        job.check()
-
-
-def _show(result: Transduction, tokens: Sequence[int]) -> None:
-    result.symbols = [result.loaded.vocabulary.decode([token]) for token in tokens]
-    result.tokens = list(tokens)
+    return write(decoder, loaded.tokenizer, asked.prompt, on_token=on_token, **asked.options)

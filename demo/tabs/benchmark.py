@@ -7,16 +7,15 @@ import gradio as gr
 
 from decoding.choices import ROWS, Precision
 from demo import rendering as show
-from demo.line_chart import axis_top
+from demo.line_chart import axis_top, line_chart
 from demo.results import Benchmark
 from demo.session import Session
-from demo.tabs.common import Picker, Updates, picker, start_and_stop, told, wire
-from training.runtime.errors import InputError
+from demo.tabs.common import Picker, Updates, picker, start_and_stop, wire
 
 TITLES = "milliseconds per token", "seconds until a token"
 
 
-def benchmark_tab(session: Session, concurrency: int) -> Picker:
+def benchmark_tab(session: Session) -> Picker:
     """The tab; returns its picker of a run."""
     gr.Markdown(
         "The time until 100, 200, 300 and 500 new tokens after a prompt of 8, read without the key-value cache and with"
@@ -28,19 +27,16 @@ def benchmark_tab(session: Session, concurrency: int) -> Picker:
     with gr.Row(elem_classes="pressed"):
         precision = gr.Dropdown(get_args(Precision), label="Precision", filterable=False, scale=1, min_width=115)
         buttons = start_and_stop("Run", "benchmark-start")
-    results = gr.HTML(_results(None, [0.0, 0.0]), padding=False, elem_id="benchmark-results")
 
     def work(owner: str, run: Any, precision: Any) -> Updates:
         tops = [0.0, 0.0]
-        looks = session.benchmark(owner, run, precision=precision)
-        with closing(looks):
-            for result in told(looks):
-                if isinstance(result, InputError):
-                    yield show.message_html(str(result)) + _results(None, [0.0, 0.0])
-                    return
+        with closing(session.benchmark(owner, run, precision=precision)) as looks:
+            for result in looks:
                 yield _results(result, tops)
 
-    wire(session, buttons, work, [runs.run, precision], [results], concurrency)
+    nothing = _results(None, [0.0, 0.0])
+    results = gr.HTML(nothing, padding=False, elem_id="benchmark-results")
+    wire(session, buttons, work, [runs.run, precision], [results], lambda why: why + nothing)
     return runs
 
 
@@ -49,7 +45,7 @@ def _results(result: Benchmark | None, tops: list[float]) -> str:
     charts = ""
     for n, (lines, title) in enumerate(zip(show.benchmark_times(result), TITLES, strict=True)):
         tops[n] = max(tops[n], axis_top(lines))
-        charts += show.growing_chart(lines, "new tokens", title, ROWS[-1], tops[n])
+        charts += line_chart(lines, "new tokens", title, x_range=(0, ROWS[-1]), y_range=(0, tops[n]))
     html = (
         f'<div id="benchmark-rows" class="scroll">{show.reference_table(result)}</div><div class="pair">{charts}</div>'
     )

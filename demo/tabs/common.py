@@ -1,7 +1,7 @@
 """What the tabs have in common: pickers of runs, and the wiring of a button to work that can be stopped."""
 
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from math import inf
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from training.runtime.errors import InputError
 from training.storage.run_folder import RunFolder
 
 MODEL = "model"
-"""All requests that run a model wait in one queue."""
+"""All requests that run a model wait in one queue, as many of which run at once as the page's queue is told."""
 UNSEEN: Any = {"api_visibility": "private", "show_progress": "hidden"}
 ORDERS: dict[str, Callable[[str, float | None], Any]] = {
     "best": lambda name, loss: inf if loss is None else loss,
@@ -24,6 +24,7 @@ ORDERS: dict[str, Callable[[str, float | None], Any]] = {
 """Of runs: what they are sorted by, of their names and validation losses."""
 
 Updates = Generator[Any, None, None]
+"""What goes to the outputs of a tab, again and again."""
 
 
 class Picker(NamedTuple):
@@ -105,12 +106,19 @@ def wire(
     work: Callable[..., Updates],
     inputs: list[Any],
     outputs: list[Any],
-    limit: int,
+    refused: Callable[[str], Any],
 ) -> None:
     """A press of Start ends this visitor's running request, replaces one that waits, and waits in the queue.
 
     The page goes to the first output, if it is out of sight. Stop ends the running request at its next token, and
     takes one that waits out of the queue; it can be pressed while there is one.
+
+    Args:
+        session: Of the server.
+        buttons: Start and Stop.
+        work: Takes who asks and the values of the inputs, and yields what the outputs show.
+        inputs, outputs: Of the request.
+        refused: What the outputs show where a message says why there is nothing.
     """
     start, stop = buttons
     number = gr.Number(0, visible=False, precision=0)
@@ -125,12 +133,15 @@ def wire(
     def rest(request: gr.Request) -> Any:
         return gr.Button(interactive=session.jobs.is_busy(owner_of(request)))
 
-    def refused(request: gr.Request) -> tuple[Any, str]:
+    def full(request: gr.Request) -> tuple[Any, str]:
         return end(request), message_html("too many requests are waiting: try again in a while")
 
     def turn(request: gr.Request, number: Any, *values: Any) -> Updates:
         if session.jobs.begin(owner_of(request), number):
-            yield from work(owner_of(request), *values)
+            try:
+                yield from work(owner_of(request), *values)
+            except InputError as error:
+                yield refused(message_html(str(error)))
 
     start.click(
         None, js=f"() => document.getElementById('{outputs[0].elem_id}')"
@@ -138,17 +149,9 @@ def wire(
     )  # fmt: skip
     asked = start.click(ask, None, [number, stop], queue=False, trigger_mode="multiple", **UNSEEN)
     running = asked.then(
-        turn, [number, *inputs], outputs, concurrency_id=MODEL, concurrency_limit=limit, api_visibility="private",
+        turn, [number, *inputs], outputs, concurrency_id=MODEL, api_visibility="private",
         trigger_mode="always_last", show_progress="minimal", show_progress_on=outputs[-1],
     )  # fmt: skip
     running.success(rest, None, stop, queue=False, **UNSEEN)
-    running.failure(refused, None, [stop, outputs[0]], queue=False, **UNSEEN)
+    running.failure(full, None, [stop, outputs[0]], queue=False, **UNSEEN)
     stop.click(end, None, stop, queue=False, cancels=[running], **UNSEEN)
-
-
-def told(looks: Iterator[Any]) -> Iterator[Any]:
-    """Looks at a job; last, if it fails for a reason that a visitor can see to, that."""
-    try:
-        yield from looks
-    except InputError as error:
-        yield error

@@ -9,9 +9,8 @@ from demo import rendering as show
 from demo.examples import sources
 from demo.results import Transduction
 from demo.session import Session
-from demo.tabs.common import Picker, Updates, offer_examples, picker, start_and_stop, told, wire
+from demo.tabs.common import Picker, Updates, offer_examples, picker, start_and_stop, wire
 from seq2seq.attention_map import attention_figure
-from training.runtime.errors import InputError
 
 INK = "#808080"
 """Can be read on light and on dark."""
@@ -29,7 +28,7 @@ def _heat_map(found: Transduction) -> Any:
     return figure
 
 
-def pairs_tab(session: Session, concurrency: int) -> Picker:
+def pairs_tab(session: Session) -> Picker:
     """The tab; returns its picker of a run."""
     with gr.Row(elem_classes="tool"):
         with gr.Column(scale=5, min_width=320, elem_classes="asked"):
@@ -51,18 +50,12 @@ def pairs_tab(session: Session, concurrency: int) -> Picker:
             picture = gr.Plot(show_label=False, elem_id="attention")
 
     def work(owner: str, run: Any, source: Any, beams: Any) -> Updates:
-        looks = session.transduce(owner, run, source, beams)
-        drawn: Any = None  # Not the picture of an older target.
-        with closing(looks):
-            for found in told(looks):
-                if isinstance(found, InputError):
-                    yield show.message_html(str(found)) + NOTHING, None
-                    return
-                if found.phase == "done" and found.attention:
-                    drawn = _heat_map(found)
+        with closing(session.transduce(owner, run, source, beams)) as looks:
+            for found in looks:
                 below = show.legend_html() if found.probabilities else ""
+                drawn = _heat_map(found) if found.phase == "done" and found.attention else None
                 yield show.target_html(found) + below + show.message_html(found.why, "going"), drawn
-                drawn = gr.skip()
 
-    wire(session, buttons, work, [runs.run, source, beams], [target, picture], concurrency)
+    inputs, outputs = [runs.run, source, beams], [target, picture]
+    wire(session, buttons, work, inputs, outputs, lambda why: (why + NOTHING, None))
     return runs

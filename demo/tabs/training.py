@@ -4,8 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from demo.catalogue import changed
-from demo.curves import CURVES, read_curves, stamp
+from demo.curves import CURVES, read_curves, stamp, version
 from demo.line_chart import Axis, Line, line_chart, short, value_range
 from demo.session import Session
 from demo.tabs.common import ORDERS, UNSEEN, order_of_runs
@@ -47,7 +46,7 @@ def training_tab(session: Session, tabs: gr.Tabs) -> None:
     def offered(words: Any, order: Any, ticked: Any) -> Any:
         """The runs whose names have the words, and those that are ticked; where none is, the newest gets a tick."""
         losses = {entry.name: entry.val_loss for entry in session.catalogue.entries()}
-        newest_first = sorted(session.catalogue.folders(), key=lambda run: changed(run.path), reverse=True)
+        newest_first = sorted(session.catalogue.folders(), key=lambda run: version(run.path), reverse=True)
         names = [run.path.name for run in newest_first]
         kept = [name for name in ticked or [] if name in names] or names[:1]
         names.sort(key=lambda name: ORDERS[order](name, losses.get(name)))

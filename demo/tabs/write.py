@@ -1,6 +1,5 @@
 """Text that streams next to a chart of what each token costs."""
 
-from collections.abc import Callable
 from contextlib import closing
 from typing import Any, get_args
 
@@ -9,11 +8,10 @@ import gradio as gr
 from decoding.choices import Precision
 from demo import rendering as show
 from demo.examples import prompts
-from demo.line_chart import Line, axis_top
+from demo.line_chart import Line, axis_top, line_chart
 from demo.quick_training import QuickTraining
 from demo.session import Session
-from demo.tabs.common import UNSEEN, Picker, Updates, choices, offer_examples, picker, start_and_stop, told, wire
-from training.runtime.errors import InputError
+from demo.tabs.common import UNSEEN, Picker, Updates, choices, offer_examples, picker, start_and_stop, wire
 
 NOTHING = '<div class="written"></div>'
 COPY = """() => {
@@ -38,7 +36,7 @@ DOWNLOAD = """() => {
 }"""
 
 
-def write_tab(session: Session, training: QuickTraining, concurrency: int) -> Picker:
+def write_tab(session: Session, training: QuickTraining) -> Picker:
     """The tab; returns its picker of a run."""
     with gr.Row(elem_classes="tool"):
         with gr.Column(scale=5, min_width=320, elem_classes="asked"):
@@ -55,13 +53,26 @@ def write_tab(session: Session, training: QuickTraining, concurrency: int) -> Pi
                 options = _options(session)
         with gr.Column(scale=7, min_width=320):
             outputs = _results()
-    wire(session, buttons, _work(session), [runs.run, prompt, *options], outputs, concurrency)
+
+    def work(owner: str, run: Any, prompt: Any, *values: Any) -> Updates:
+        asked = dict(zip(options, values, strict=True))
+        top = 0.0  # It grows only: nothing jumps to and fro.
+        with closing(session.write(owner, run, prompt, **asked)) as looks:
+            for writing in looks:
+                coloured, lines = asked["alternatives"], show.token_times(writing)
+                top = max(top, axis_top(lines))
+                legend = show.legend_html() if coloured else ""
+                below = _below(lines, len(writing.prompt) + writing.limit, top, show.writing_figures(writing))
+                yield show.text_html(writing, coloured=coloured), legend + below
+
+    inputs = [runs.run, prompt, *options.values()]
+    wire(session, buttons, work, inputs, outputs, lambda why: (why, NO_FIGURES))
     _offer_training(session, training, (empty, train, leave, runs.run))
     return runs
 
 
-def _options(session: Session) -> list[Any]:
-    """What the sampler takes, in the order in which `_work` takes it."""
+def _options(session: Session) -> dict[str, Any]:
+    """What the sampler takes, by the names of `Session.write`."""
     with gr.Row():
         new_tokens = gr.Slider(1, session.limits.new_tokens, 500, step=1, label="New tokens", elem_id="new-tokens")
         temperature = gr.Slider(0, 2, 0.8, step=0.05, label="Temperature")
@@ -70,19 +81,21 @@ def _options(session: Session) -> list[Any]:
         seed = gr.Number(1, label="Seed (same text again)", precision=0, minimum=0, elem_id="seed")
     compare = gr.Checkbox(label="Compare: read the same tokens without the cache afterwards", elem_id="compare")
     coloured = gr.Checkbox(label="Colour characters by their probability", elem_id="coloured")
+    options = {"max_new_tokens": new_tokens, "temperature": temperature, "num_samples": texts, "seed": seed}
+    options |= {"compare": compare, "alternatives": coloured}
     with gr.Accordion("More of the sampler", open=False):
         with gr.Row():
-            top_k = gr.Slider(0, 100, 0, step=1, label="Top k (0: all)")
-            top_p = gr.Slider(0.01, 1, 1, step=0.01, label="Top p")
+            options["top_k"] = gr.Slider(0, 100, 0, step=1, label="Top k (0: all)")
+            options["top_p"] = gr.Slider(0.01, 1, 1, step=0.01, label="Top p")
         with gr.Row():
-            min_p = gr.Slider(0, 1, 0, step=0.01, label="Min p")
-            penalty = gr.Slider(0.5, 2, 1, step=0.05, label="Repetition penalty")
-        stop_string = gr.Textbox(label="Stop string", max_lines=1)
+            options["min_p"] = gr.Slider(0, 1, 0, step=0.01, label="Min p")
+            options["repetition_penalty"] = gr.Slider(0.5, 2, 1, step=0.05, label="Repetition penalty")
+        options["stop"] = gr.Textbox(label="Stop string", max_lines=1)
         ends = [("stop", "stop"), ("let the older half go", "slide")]
-        when_full = gr.Radio(ends, value="slide", label="When the context is full")
-        precision = gr.Radio(list(get_args(Precision)), value="fp32", label="Precision (int8: weights of one byte)")
-    sampler = [temperature, top_k, top_p, min_p, penalty]
-    return [new_tokens, *sampler, stop_string, when_full, seed, compare, coloured, texts, precision]
+        options["when_full"] = gr.Radio(ends, value="slide", label="When the context is full")
+        precisions, label = list(get_args(Precision)), "Precision (int8: weights of one byte)"
+        options["precision"] = gr.Radio(precisions, value="fp32", label=label)
+    return options
 
 
 def _results() -> list[Any]:
@@ -92,39 +105,15 @@ def _results() -> list[Any]:
     with gr.Row(elem_classes="taken"):
         gr.Button("Copy", size="sm", min_width=60, elem_id="copy").click(None, js=COPY, **UNSEEN)
         gr.Button("Download", size="sm", min_width=60, elem_id="download").click(None, js=DOWNLOAD, **UNSEEN)
-    return [text, gr.HTML(_below([], 500, 1.0, show.figures_html({})), padding=False)]
+    return [text, gr.HTML(NO_FIGURES, padding=False)]
 
 
-def _below(lines: list[Line], positions: int, top: float, figures: str, *, coloured: bool = False) -> str:
-    chart = show.growing_chart(lines, "position", "milliseconds per token", positions, top)
-    legend = show.legend_html() if coloured else ""
-    return f'{legend}<div id="chart">{chart}</div><div id="figures">{figures}</div>'
+def _below(lines: list[Line], positions: int, top: float, figures: str) -> str:
+    chart = line_chart(lines, "position", "milliseconds per token", x_range=(0, positions), y_range=(0, top))
+    return f'<div id="chart">{chart}</div><div id="figures">{figures}</div>'
 
 
-def _work(session: Session) -> Callable[..., Updates]:
-    def work(
-        owner: str, run: Any, prompt: Any, new_tokens: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any,
-        penalty: Any, stop_string: Any, when_full: Any, seed: Any, compare: Any, coloured: Any, texts: Any,
-        precision: Any,
-    ) -> Updates:  # fmt: skip
-        looks = session.write(
-            owner, run, prompt, max_new_tokens=new_tokens, temperature=temperature, top_k=top_k,
-            top_p=top_p, min_p=min_p, repetition_penalty=penalty, stop=stop_string, when_full=when_full, seed=seed,
-            compare=compare, alternatives=coloured, num_samples=texts, precision=precision,
-        )  # fmt: skip
-        top = 0.0  # It grows only: nothing jumps to and fro.
-        with closing(looks):
-            for writing in told(looks):
-                if isinstance(writing, InputError):
-                    yield show.message_html(str(writing)), _below([], 500, 1.0, show.figures_html({}))
-                    return
-                lines = show.token_times(writing)
-                top = max(top, axis_top(lines))
-                figures = show.writing_figures(writing)
-                below = _below(lines, len(writing.prompt) + writing.limit, top, figures, coloured=coloured)
-                yield show.text_html(writing, coloured=coloured), below
-
-    return work
+NO_FIGURES = _below([], 500, 1.0, show.figures_html({}))
 
 
 def _offer_training(

@@ -25,9 +25,9 @@ from typing import Any, get_args
 
 from decoding.choices import Mode
 from decoding.machine import describe_machine
-from demo.page import build, launch
+from demo.page import build
 from demo.quick_training import QuickTraining
-from demo.serving import listen
+from demo.serving import listen, serve
 from demo.session import Session
 from training.runtime.device import inference_device
 from training.runtime.threads import set_cpu_threads
@@ -172,7 +172,7 @@ def main() -> None:
     asked: dict[str, Any] = {"max_new_tokens": options.tokens, "when_full": "slide", "seed": 1}
     sizes, modes = [], set()
     with ExitStack() as stack:
-        url = stack.enter_context(launch(page, listen("127.0.0.1", 0), host="127.0.0.1")).urls[0]
+        url = stack.enter_context(serve(page, listen("127.0.0.1", 0), host="127.0.0.1")).urls[0]
         # In a process of its own, as anybody's.
         client = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
         has_browser = CHROMIUM.exists() and not options.no_browser

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from math import log
 from pathlib import Path
 from string import printable
@@ -25,7 +26,7 @@ from training.storage.run_folder import RunFolder
 
 
 def written(**values: Any) -> Writing:
-    about: dict[str, Any] = {"run": "r", "prompt": "ab", "mode": "native", "context": 9, "when_full": "stop"}
+    about: dict[str, Any] = {"prompt": "ab", "mode": "native", "context": 9, "when_full": "stop"}
     return Writing(**about | {"limit": 9, "cache_bytes": 1} | values)
 
 
@@ -40,14 +41,18 @@ def test_each_shade_is_half_as_likely_as_the_one_before_and_a_likely_text_has_no
 
 
 def test_what_the_cache_saves_says_what_is_divided_by_what() -> None:
-    writing = written(milliseconds=[50.0, 0.5, 0.5, 1.0], uncached=[90.0, 6.0, 8.0, 10.0])
-    assert writing.read_both_ways == (8.0, pytest.approx(2 / 3))
-    figures = show.writing_figures(writing)
-    assert (
-        "12.0 times as fast: a token took 8 ms without the cache (eager), 0.667 ms with it (native), means of the 3 "
-        "after the first" in figures
+    writing = written(milliseconds=[50.0, 0.5, 0.5, 0.2], eager=[50.0, 0.5, 0.5, 1.0], uncached=[90.0, 6.0, 8.0, 10.0])
+    assert writing.compared == (8.0, pytest.approx(2 / 3), pytest.approx(0.4))
+    assert writing.speedup == pytest.approx(12)
+    said = (
+        "12.0 times as fast: a token took 8 ms without the cache, 0.667 ms with it (eager both), means of the 3 after "
+        "the first"
     )
-    assert [line.value for line in show.token_times(writing)] == ["mean 0.667", "mean 8"]
+    assert f"{said}; native, with it: 0.4 ms<" in show.writing_figures(writing)
+    assert f"{said}<" in show.writing_figures(replace(writing, mode="eager")), "no other figure beside it"
+    lines = show.token_times(writing)
+    assert [line.value for line in lines] == ["mean 0.4", "mean 0.667", "mean 8"]
+    assert len({line.colour for line in lines}) == len({line.name for line in lines}) == 3
     nothing = written(milliseconds=[50.0], uncached=[90.0])
     assert nothing.speedup is None
     assert "(tick Compare)" in show.writing_figures(nothing)

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from demo.catalogue import Catalogue
-from demo.curves import read_curves
-from demo.metrics import COLUMNS, METRICS, Metrics
+from demo.curves import COLUMNS, METRICS, Metrics, read_curves
 from training.runtime.errors import InputError
 from training.storage.run_folder import RunFolder
 

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -127,7 +128,8 @@ class RunFolder:
 
     def metrics_of(self, step: int) -> dict[str, float] | None:
         """The line of `metrics.jsonl` of a step, or None."""
-        return next((line for line in self.iterate_metrics(newest_first=True) if line["step"] == step), None)
+        lines = takewhile(lambda line: line["step"] >= step, self.iterate_metrics(newest_first=True))
+        return next((line for line in lines if line["step"] == step), None)
 
     def append_metrics(self, metrics: Mapping[str, float]) -> None:
         """Add one line to `metrics.jsonl`, without what is not finite, for which JSON has no word.

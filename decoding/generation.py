@@ -76,15 +76,14 @@ def generate(
 ) -> Generator[Chosen, None, None]:
     """Continue texts, a token of each at a time; closing the iterator ends the work.
 
-    The tokens stay on the model's device, and nothing waits for them here: whoever looks at them does.
+    The tokens stay on the model's device, and nothing waits for them here.
 
     Args:
         decoder: The model.
         prompts: Token ids of each text; or of one n-th as many, each of which n texts begin with. Each is read once.
         max_new_tokens: Steps; see `new_token_limit` for each text's own.
         sampling: How to choose a token; None for draws from all of them.
-        seeds: Of the texts. The same seed, prompt and weights give the same text on the same device, whatever stands
-            beside it, as long as rounding does not decide.
+        seeds: Of the texts; the same seed gives the same text, whatever stands beside it, unless rounding decides.
         when_full: When a text fills the context: `stop`, or `slide`, which keeps the newer half of the context, reads
             it anew at positions from 0 on, and goes on. Steps after a text's end mean nothing for it.
         alternatives: How many likeliest tokens to report at each step.
@@ -94,11 +93,11 @@ def generate(
     """
     if not prompts or not seeds or len(seeds) % len(prompts):
         raise InputError(f"expected as many texts of each prompt, got {len(prompts)} prompts, {len(seeds)} seeds")
+    for seed in seeds:
+        check_length_and_seed(max_new_tokens, seed)
     context = decoder.model.config.max_len
     texts = [text for text in prompts for _ in range(len(seeds) // len(prompts))]
     limits = [new_token_limit(context, text, max_new_tokens, when_full) for text in texts]
-    for seed in seeds:
-        check_length_and_seed(max_new_tokens, seed)
     windows = [list(text[-context:]) for text in prompts]
     cache = decoder.take_cache(len(texts), min(context, max(map(len, windows)) + max(limits) - 1))
     try:
@@ -172,13 +171,13 @@ def generate_with_lookup(
 ) -> Generator[Chosen, None, None]:
     """The greedy text, several tokens at a time where it repeats itself (Saxena 2023, "Prompt Lookup Decoding").
 
-    Where the last tokens stand earlier in the text, what followed them there is proposed, and read at once; the model
-    keeps what it would have written itself. With the native step that is the greedy text to the last bit of its
-    logits; elsewhere, rounding may decide between two tokens that are as likely as each other.
+    What followed the last tokens where they stand earlier in the text is proposed and read at once; the model keeps
+    what it would have written itself. With the native step that is the greedy text to the last bit of its logits;
+    elsewhere, rounding may decide between two tokens that are as likely as each other.
 
     Args:
         decoder, prompt, max_new_tokens, when_full, alternatives: As in `generate`, for one text.
-        draft: Most tokens to propose.
+        draft: Tokens to propose at most.
 
     Raises:
         InputError: An option is out of range, or the prompt is empty or too long.
@@ -195,22 +194,19 @@ def generate_with_lookup(
         proposed: list[int] = []
         while True:
             # Row i follows the i-th proposed token: it counts as long as all before it were proposed rightly.
-            tokens = chosen.tokens_B.tolist()
-            right = _count_equal(proposed, tokens)
+            right = _count_equal(proposed, tokens := chosen.tokens_B.tolist())
             cache.rewind(len(proposed) - right)
             for row in range(right + 1):
                 text.append(tokens[row])
                 yield Chosen(*(values[row : row + 1] for values in chosen))
-            left = limit - (len(text) - len(prompt))
-            if left == 0:
+            if (left := limit - (len(text) - len(prompt))) == 0:
                 return
             if cache.lengths[0] == cache.max_len:
                 cache.reset()
                 window, proposed = text[-max(cache.max_len // 2, 1) :], []
                 chosen = sampler.choose(decoder.prefill(_padded([window], device), cache))
                 continue
-            room = min(draft, left - 1, cache.max_len - cache.lengths[0] - 1)
-            proposed = _look_up(text, room)
+            proposed = _look_up(text, min(draft, left - 1, cache.max_len - cache.lengths[0] - 1))
             chosen = sampler.choose(decoder.decode_step(_padded([[text[-1], *proposed]], device), cache)[0])
     finally:
         decoder.give_back(cache)

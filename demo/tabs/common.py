@@ -114,14 +114,12 @@ def wire(
     takes one that waits out of the queue; it can be pressed while there is one.
 
     Args:
-        session: Of the server.
-        buttons: Start and Stop.
+        session, buttons: Of the server; Start and Stop.
         work: Takes who asks and the values of the inputs, and yields what the outputs show.
         inputs, outputs: Of the request.
         refused: What the outputs show where a message says why there is nothing.
     """
-    start, stop = buttons
-    number = gr.Number(0, visible=False, precision=0)
+    (start, stop), number = buttons, gr.Number(0, visible=False, precision=0)
 
     def ask(request: gr.Request) -> tuple[int, Any]:
         return session.jobs.ask(owner_of(request)), gr.Button(interactive=True)
@@ -143,10 +141,7 @@ def wire(
             except InputError as error:
                 yield refused(message_html(str(error)))
 
-    start.click(
-        None, js=f"() => document.getElementById('{outputs[0].elem_id}')"
-        ".scrollIntoView({behavior: 'smooth', block: 'nearest'})", **UNSEEN,
-    )  # fmt: skip
+    start.click(None, js=_scroll_to(outputs[0]), **UNSEEN)
     asked = start.click(ask, None, [number, stop], queue=False, trigger_mode="multiple", **UNSEEN)
     running = asked.then(
         turn, [number, *inputs], outputs, concurrency_id=MODEL, api_visibility="private",
@@ -155,3 +150,7 @@ def wire(
     running.success(rest, None, stop, queue=False, **UNSEEN)
     running.failure(full, None, [stop, outputs[0]], queue=False, **UNSEEN)
     stop.click(end, None, stop, queue=False, cancels=[running], **UNSEEN)
+
+
+def _scroll_to(output: Any) -> str:
+    return f"() => document.getElementById('{output.elem_id}').scrollIntoView({{behavior: 'smooth', block: 'nearest'}})"

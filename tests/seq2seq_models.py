@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 
 from data.config import PairConfig
@@ -34,6 +35,12 @@ def random_model(vocab_size: int = 9, **changes: Any) -> EncoderDecoder:
         for parameter in model.parameters():
             parameter.normal_(0.0, 1.5 * model.config.d_model**-0.5, generator=drawn).add_(0.01)
     return model
+
+
+@pytest.fixture(params=POSITIONS, ids=lambda options: " ".join(map(str, options.values())))
+def model(request: pytest.FixtureRequest) -> EncoderDecoder:
+    """A model for each kind of positions."""
+    return random_model(**request.param)
 
 
 def small_config() -> Seq2SeqConfig:

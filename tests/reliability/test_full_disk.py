@@ -46,7 +46,10 @@ def test_a_run_goes_on_to_the_next_save_if_so_configured(
         assert os.readlink(run / "checkpoints/best") == "step-00000012"
 
 
-def test_a_run_stops_otherwise_and_ends_as_if_nothing_had_been(config: GPTConfig, tmp_path: Path, largest: int) -> None:
+def test_a_run_stops_otherwise_and_ends_as_if_nothing_had_been(
+    config: GPTConfig, tmp_path: Path, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train_gpt.py"])
     for tenth in TENTHS[::3]:  # `make reliability` does it at each of them.
         run = tmp_path / f"run-{tenth}"
         message = (

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,7 @@ GOOD = '{"step": 1, "train_loss": 2.5}'
 )
 def test_a_line_of_metrics_that_is_not_as_it_should_be_is_named(line: str, fault: str) -> None:
     run = run_with(GOOD, line, GOOD)
-    for read in (run.read_metrics, lambda: run.forget_metrics_after(5), lambda: run.metrics_of(9)):
+    for read in (run.read_metrics, lambda: run.forget_metrics_after(5), lambda: run.metrics_of(0)):
         with pytest.raises(InputError, match=rf"^run/metrics.jsonl: line \d[\w ]*: {fault}"):
             read()
 
@@ -185,11 +184,11 @@ def test_a_run_whose_own_configuration_cannot_be_read_does_not_go_on(
 ) -> None:
     def resume(folder: str) -> None:
         monkeypatch.setattr("sys.argv", ["train.py", "--resume", "--output_dir", folder])
-        train_command.train_command("train.py", "", ROOT / "configs/gpt/quick.yaml", GPTConfig, train, pytest.fail)
+        train_command.train_command("train.py", "", ROOT / "configs/gpt/quick.yaml", GPTConfig, start, pytest.fail)
 
-    def train(config: GPTConfig, **options: Any) -> Any:
+    def start(config: GPTConfig) -> Any:
         started.append(config.name)
-        return Namespace(is_main_process=False)
+        raise InputError("it started")
 
     started: list[str] = []
     Path("run").mkdir()
@@ -197,5 +196,6 @@ def test_a_run_whose_own_configuration_cannot_be_read_does_not_go_on(
     with pytest.raises(InputError, match=f"^run/config.yaml: {fault}"):
         resume("run")
     assert started == []
-    resume("other")
+    with pytest.raises(InputError, match="it started"):
+        resume("other")
     assert started == ["gpt-quick"]

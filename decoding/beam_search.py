@@ -87,8 +87,8 @@ def _candidates(logits_WV: Tensor, alive: Sequence[Scored], width: int) -> list[
     sums_WV = sums_WV + torch.tensor([total for _, total in alive], dtype=torch.float64)[:, None]
     # Of 2 W candidates at most W end here, so that W go on.
     best = sums_WV.flatten().topk(min(2 * width, sums_WV.numel()))
-    places = [divmod(index, sums_WV.size(1)) for index in best.indices.tolist()]
-    return [(total, *place) for total, place in zip(best.values.tolist(), places, strict=True)]
+    found = [divmod(index, sums_WV.size(1)) for index in best.indices.tolist()]
+    return [(total, *origin) for total, origin in zip(best.values.tolist(), found, strict=True)]
 
 
 def _extend(

@@ -39,7 +39,7 @@ def show(figures: dict[str, Any]) -> None:
     if "native_build_seconds" in figures:
         print(f"the native step was built in {figures['native_build_seconds']:.1f} s, once for this machine")
     for precision, share in figures.get("greedy_agreement", {}).items():
-        print(f"{precision} chooses the token of fp32 at {share:.1%} of the places of a greedy text")
+        print(f"{precision} chooses the token of fp32 at {share:.1%} of the positions of a greedy text")
 
 
 def _cache_cells(row: dict[str, Any]) -> dict[str, str]:

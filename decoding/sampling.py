@@ -165,13 +165,13 @@ class Sampler:
         return Chosen(tokens_B1[:, 0], chosen_B1[:, 0], likeliest.indices, likeliest.values)
 
     def _next_noise(self, like_BV: Tensor) -> Tensor:
-        place = self._drawn % NOISE_BLOCK
-        if self._block_BN is None or place == 0:
+        column = self._drawn % NOISE_BLOCK
+        if self._block_BN is None or column == 0:
             blocks = [self._noise(row, self._drawn // NOISE_BLOCK) for row in range(len(like_BV))]
             below_1 = 1 - torch.finfo(like_BV.dtype).eps / 2
             self._block_BN = torch.stack(blocks).to(like_BV).clamp(max=below_1)
         self._drawn += 1
-        return self._block_BN[:, place : place + 1]
+        return self._block_BN[:, column : column + 1]
 
 
 def seen_tokens(texts: Sequence[Sequence[int]], vocab_size: int, device: torch.device | str = "cpu") -> Tensor:

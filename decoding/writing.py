@@ -30,7 +30,7 @@ class Piece(NamedTuple):
         sample: Which text.
         text: What it adds; a stop string cuts it.
         log_probability: What the model gave the token, in nats, before temperature and filters.
-        alternatives: The likeliest tokens at this place, and what the model gave them.
+        alternatives: The likeliest tokens at this position, and what the model gave them.
         end: Why the text ends here: `length` (as long as asked), `stop` (a stop string), `context` (it is full); None
             where it goes on.
     """
@@ -144,7 +144,7 @@ def _pieces(
 def _release(pieces: list[Piece], stop: Sequence[str]) -> tuple[list[Piece], bool]:
     """The first pieces that no stop string can reach any more, and whether one is complete: then all before it."""
     text = "".join(piece.text for piece in pieces)
-    found = [place for place in (text.find(string) for string in stop) if place >= 0]
+    found = [start for start in (text.find(string) for string in stop) if start >= 0]
     if found:
         released, left = [], min(found)
         for piece in pieces:

@@ -17,7 +17,7 @@ class ModelConfig(TransformerConfig):
         cross_positions: What cross-attention finds the source's tokens by: content (what the encoder made of them),
             start (with rotary positions: also their distance, counted from the start of both), or both_ends (half of
             the heads count the source from its end). Null for the last of them that fits the other options.
-        random_positions: Share of the training pairs whose tokens stand not at the first places but at some of all
+        random_positions: Share of the training pairs whose tokens stand not at the first positions but at some of all
             `max_len`, in order, the same in source and target (Ruoss et al. 2023, "Randomized Positional
             Encodings"): what is longer than anything in training then looks less new.
     """

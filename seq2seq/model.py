@@ -5,9 +5,9 @@ before it (causal self-attention) and from what the encoder made of the source (
 GPT's are: pre-norm with RMSNorm, no biases, SwiGLU, optional query-key norm, grouped key-value heads. Source and target
 share one embedding (Vaswani et al. 2017, section 3.4).
 
-With rotary positions, cross-attention may know positions as well (`cross_positions`): queries turn by the place in the
-target, keys by the place in the source, so that a head can look at a fixed distance whatever the length, as copying
-wants. With `both_ends`, the second half of the heads counts the source from its end, as reversing wants.
+With rotary positions, cross-attention may know positions as well (`cross_positions`): queries are rotated by their
+position in the target, keys by theirs in the source: a head can look at a fixed distance whatever the length, as
+copying wants. With `both_ends`, the second half of the heads counts the source from its end, as reversing wants.
 
 Shapes: B batch, S source tokens, T target tokens, P the longer of the two, M model size, V vocabulary,
 H key-value heads.
@@ -120,7 +120,7 @@ class EncoderDecoder(Transformer):
             memory: Of the sources.
             cache: What earlier calls computed of the same targets; the tokens continue there.
             cache_positions: Where the tokens stand in the cache; None for `cache.extend(T)`.
-            positions_BP: Without a cache, places of which the tokens take the first; None for those from 0 on.
+            positions_BP: Without a cache, positions of which the tokens take the first; None for those from 0 on.
         """
         if cache is not None and cache_positions is None:
             cache_positions = cache.extend(target_BT.size(1))

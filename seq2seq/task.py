@@ -39,8 +39,8 @@ class Seq2SeqTask:
 
     def sample(self, seed: int) -> str:
         """A table of validation pairs with what the model makes of them."""
-        places = torch.randperm(len(self.data.validation), generator=generator(seed))[:SAMPLES].tolist()
-        pairs = [self.data.validation[place] for place in sorted(places)]
+        chosen = torch.randperm(len(self.data.validation), generator=generator(seed))[:SAMPLES].tolist()
+        pairs = [self.data.validation[index] for index in sorted(chosen)]
         with evaluating(self.model):
             predictions = predict(self.model, self.data.vocabulary, pairs, SAMPLES)
         return sample_table(pairs, predictions, self.data.vocabulary)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from training.runtime.surroundings import mend_home, mend_streams, settle
+from training.runtime.surroundings import flush_or_drop, mend_home, mend_streams
 
 LAST_WORDS_SECONDS = 10.0
 """How long another process waits with an error of its own: a launcher ends all processes when one ends."""
@@ -91,8 +91,8 @@ def exit_code(command: Callable[[], None]) -> int:
         _report(CommandError("interrupted"))
         return 130
     finally:
-        settle(sys.stdout)
-        settle(sys.stderr)
+        flush_or_drop(sys.stdout)
+        flush_or_drop(sys.stderr)
     return 0
 
 

@@ -54,7 +54,7 @@ def outlive_output() -> None:
             setattr(sys, name, io.TextIOWrapper(unfailing, stream.encoding, stream.errors, line_buffering=lines))
 
 
-def settle(stream: TextIO) -> None:
+def flush_or_drop(stream: TextIO) -> None:
     """Write what a stream still holds; where it refuses, let it lead nowhere: the interpreter tries again at exit."""
     try:
         stream.flush()

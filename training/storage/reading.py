@@ -26,7 +26,7 @@ MAX_BYTES = 16 * 2**20
 MAX_LINE = 2**16
 """Bytes of a line of JSON."""
 _BLOCK = 2**16
-_MOST_DIGITS = 19
+_MAX_DIGITS = 19
 
 
 class FileError(InputError):
@@ -144,7 +144,7 @@ def parse_json(text: str, path: Path) -> Any:
 
 
 def _integer(text: str) -> int:
-    if len(text) > _MOST_DIGITS:
+    if len(text) > _MAX_DIGITS:
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)
 

@@ -29,5 +29,5 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale_O", scale_O)
 
     def forward(self, x_BTI: Tensor) -> Tensor:
-        """Map (B, T, I) to (B, T, O), in the numbers of `x_BTI`."""
+        """Map (B, T, I) to (B, T, O), in the dtype of `x_BTI`."""
         return (F.linear(x_BTI, self.weight.to(x_BTI.dtype)) * self.scale_O).to(x_BTI.dtype)

@@ -199,7 +199,7 @@ def measure(options: Namespace) -> None:
     runtime.accelerator.end_training()
     if not runtime.accelerator.is_main_process:
         return
-    # What accelerate calls fp32 computes in the numbers of the weights themselves.
+    # What accelerate calls fp32 computes in the dtype of the weights themselves.
     described = (
         runtime.description.rpartition(", ")[0] + ", int8 weights, the rest in bf16" if int8 else runtime.description
     )

@@ -48,7 +48,7 @@ def to_transformers(model: GPT) -> "PreTrainedModel":
 
     Returns:
         A `LlamaForCausalLM`, or a `Qwen3ForCausalLM` for a model with query-key norm: in evaluation mode, on the device
-        and in the numbers of `model`, without special tokens, so that nothing but a length ends what it generates.
+        and in the dtype of `model`, without special tokens, so that nothing but a length ends what it generates.
 
     Raises:
         InputError: transformers is not installed or has no equivalent of the model.

@@ -1,0 +1,3 @@
+"""Fixtures of this suite."""
+
+from seq2seq_models import model  # noqa: F401

@@ -66,10 +66,7 @@ def name(each: Typed) -> str:
 
 TRAININGS = commands("launch/train_gpt.py", "launch/train_seq2seq.py")
 BENCHMARKS = commands("launch/bench_kv_cache.py")
-OF_SECONDS = [  # Of a test split there are 10,000 strings.
-    pytest.param(each, id=name(each), marks=[pytest.mark.ci] if "test" in each.arguments else [])
-    for each in commands("launch/evaluate.py", "launch/plot_runs.py", "data.dates", "data.text")
-]
+OF_SECONDS = commands("launch/evaluate.py", "launch/plot_runs.py", "data.dates", "data.text")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +98,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("each", OF_SECONDS)
+@pytest.mark.ci
+@pytest.mark.parametrize("each", OF_SECONDS, ids=name)
 def test_a_command_of_seconds_runs_as_it_stands(each: Typed, folder: Path) -> None:
     start = ["-m", each.script] if each.script.startswith("data.") else [each.script]
     done = command(*start, *each.arguments, cwd=folder, stdin="What is\n", HF_HUB_OFFLINE="1")

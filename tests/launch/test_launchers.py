@@ -26,6 +26,7 @@ def arguments(config: GPTConfig, tmp_path: Path) -> list[str]:
     return [str(TRAIN), "--config", "config.yaml", "--output_dir", "run"]
 
 
+@pytest.mark.ci
 def test_a_terminal_shows_a_bar_with_loss_rate_speed_and_time_left(arguments: list[str], tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (40, 150))
@@ -57,6 +58,7 @@ def take_terminal() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("line", ["trap : INT; {train} 2>&1 | tee log; exit ${{PIPESTATUS[0]}}", "exec {train}"])
 def test_a_run_whose_reader_or_terminal_goes_first_saves(arguments: list[str], tmp_path: Path, line: str) -> None:
     ours, theirs = pty.openpty()

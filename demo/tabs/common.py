@@ -131,8 +131,11 @@ def wire(
     def rest(request: gr.Request) -> Any:
         return gr.Button(interactive=session.jobs.is_busy(owner_of(request)))
 
-    def full(request: gr.Request) -> tuple[Any, str]:
-        return end(request), message_html("too many requests are waiting: try again in a while")
+    def failed(request: gr.Request, number: Any) -> tuple[Any, Any]:
+        # One that is still awaited never left the queue: it was full. Any other was begun, replaced or stopped.
+        if session.jobs.begin(owner_of(request), number):
+            return end(request), message_html("too many requests are waiting: try again in a while")
+        return rest(request), gr.skip()
 
     def turn(request: gr.Request, number: Any, *values: Any) -> Updates:
         if session.jobs.begin(owner_of(request), number):
@@ -148,7 +151,7 @@ def wire(
         trigger_mode="always_last", show_progress="minimal", show_progress_on=outputs[-1],
     )  # fmt: skip
     running.success(rest, None, stop, queue=False, **UNSEEN)
-    running.failure(full, None, [stop, outputs[0]], queue=False, **UNSEEN)
+    running.failure(failed, number, [stop, outputs[0]], queue=False, **UNSEEN)
     stop.click(end, None, stop, queue=False, cancels=[running], **UNSEEN)
 
 

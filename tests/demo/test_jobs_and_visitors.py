@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from demo import visitors
@@ -14,6 +15,7 @@ from demo.limits import MAX_SEED, Limits
 from demo.middleware import MAX_BODY, Door
 from demo.results import Growing
 from demo.session import _asked
+from demo.tabs.common import start_and_stop, wire
 from demo.visitors import FREE_GUESSES, LONGEST_WAIT, Guesses, Places, visitor
 from training.runtime.errors import InputError
 
@@ -40,6 +42,22 @@ def test_a_request_that_waits_begins_if_it_is_the_newest_and_was_not_stopped() -
     assert not jobs.stop("me"), "nothing runs"
     assert not jobs.begin("me", third)
     assert jobs.begin("you", other)
+
+
+def test_a_request_that_fails_is_called_one_too_many_if_it_never_left_the_queue() -> None:
+    session: Any = SimpleNamespace(jobs=Jobs())
+    with gr.Blocks() as blocks:
+        outputs = [gr.HTML(elem_id="text")]
+        wire(session, start_and_stop("Generate", "generate"), lambda *_: iter(()), [], outputs, str)
+    failed: Any = next(event.fn for event in blocks.fns.values() if event.name == "failed")
+    request: Any = SimpleNamespace(session_hash="me")
+    number = session.jobs.ask("me")
+    button, text = failed(request, number)
+    assert "too many requests are waiting" in text
+    assert not button.interactive
+    number = session.jobs.ask("me")
+    session.jobs.stop("me")  # Whose cancellation Gradio may call a failure.
+    assert failed(request, number)[1] == gr.skip(), "the text that was written stays"
 
 
 def test_a_visitor_has_one_job_which_outlives_the_end_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:

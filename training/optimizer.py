@@ -1,6 +1,6 @@
 """AdamW, and Muon with AdamW, as one optimizer object with parameter groups."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from training.config.sections import OptimizerConfig
-from training.orthogonal import orthogonalize
+from training.orthogonal import orthogonalized
 
 NEEDS_HOST_TO_SKIP = ("mps",)
 """Devices whose fused AdamW takes a `found_inf` and does not look at it."""
@@ -106,14 +106,15 @@ class MuonAdamW(torch.optim.Optimizer):
         torch._foreach_add_(momenta, gradients)
         torch._foreach_mul_(params, _either(skip, 1.0, 1 - group["lr"] * group["weight_decay"], dtype))
         counts = _either(skip, 0.0, 1.0, dtype).reshape(1)  # Of one axis: a product with it is of its dtype.
-        by_shape: dict[torch.Size, list[int]] = {}
-        for i, p in enumerate(params):
-            by_shape.setdefault(p.shape, []).append(i)
-        for shape, same in by_shape.items():
-            directions = torch._foreach_add([gradients[i] for i in same], [momenta[i] for i in same], alpha=momentum)
-            updates = counts * orthogonalize(torch.stack(directions), self._muon_dtype)
+
+        def directions(places: Sequence[int]) -> Sequence[Tensor]:
+            return torch._foreach_add([gradients[i] for i in places], [momenta[i] for i in places], alpha=momentum)
+
+        shapes = [(p.size(0), p.size(1)) for p in params]
+        for places, updates in orthogonalized(directions, shapes, self._muon_dtype, params[0].device):
+            shape = shapes[places[0]]
             scale = max(1.0, shape[0] / shape[1]) ** 0.5
-            torch._foreach_add_([params[i] for i in same], updates.unbind(), alpha=-group["lr"] * scale)
+            torch._foreach_add_([params[i] for i in places], (counts * updates).unbind(), alpha=-group["lr"] * scale)
 
 
 def _either(condition: Tensor, yes: float, no: float, dtype: torch.dtype) -> Tensor:

@@ -292,6 +292,35 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_one_for_all(config: GPTConfig,
         assert os.readlink(saved / "last") == os.readlink(saved / "best") == "step-00000005", "no weight has changed"
 
 
+@pytest.mark.ci
+def test_a_bit_that_differs_between_ranks_stops_the_run_at_the_next_evaluation(
+    config: GPTConfig, tmp_path: Path
+) -> None:
+    script = tmp_path / "parted.py"
+    script.write_text(
+        "import os, sys\n"
+        "import torch\n"
+        "from launch.train_gpt import main\n"
+        "from training.optimizer import MuonAdamW\n"
+        "from training.runtime.errors import exit_code\n"
+        "step, steps = MuonAdamW.step, iter(range(1, 100))\n"
+        "def flip(optimizer, closure=None):\n"
+        "    step(optimizer, closure)\n"
+        "    if next(steps) == 7 and os.environ['RANK'] == '1':\n"
+        "        weight = optimizer.param_groups[0]['params'][0].detach()\n"
+        "        weight.view(torch.int32)[0, 0] ^= 1\n"
+        "MuonAdamW.step = flip\n"
+        "sys.exit(exit_code(main))\n"
+    )
+    file = write(with_training(config, precision="bf16", eval_interval=5, checkpoint_interval=4), tmp_path)
+    done = command(*torchrun(2), script, "--config", file, "--output_dir", "run", cwd=tmp_path, **ENVIRONMENT)
+    message = "error: at step 10 the weights of rank 1 are not those of rank 0: "
+    assert done.stderr.count(message) == 1, done.stderr
+    assert "checkpoints/step-00000005: test the cards, remove step-00000008 beside it, and go on with" in done.stderr
+    assert re.findall(r"exitcode  : (\d+)", done.stderr) == ["1"] * 2
+    assert [line["step"] for line in read_metrics(tmp_path / "run") if "val_loss" in line] == [5]
+
+
 def test_a_save_that_fails_ends_all_processes_at_once(config: GPTConfig, tmp_path: Path) -> None:
     file = write(config, tmp_path)
     train = [*torchrun(2), ROOT / "launch/train_gpt.py", "--config", file, "--output_dir", "run"]

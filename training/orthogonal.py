@@ -109,7 +109,9 @@ def _send(own_NRC: Tensor, count: int, num_ranks: int) -> tuple[Tensor, "dist.Wo
     sent_NRC = own_NRC.new_zeros(count, *own_NRC.shape[1:])
     sent_NRC[: len(own_NRC)] = own_NRC
     all_NRC = own_NRC.new_empty(num_ranks * count, *own_NRC.shape[1:])
-    return all_NRC, dist.all_gather_into_tensor(all_NRC, sent_NRC, async_op=True)
+    # Its name since torch 2.13, which deprecates the other.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    return all_NRC, gather(all_NRC, sent_NRC, async_op=True)
 
 
 def _rank_and_number() -> tuple[int, int]:

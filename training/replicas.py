@@ -29,7 +29,7 @@ def weights_hash(parameters: Iterable[Tensor]) -> Tensor:
     result = torch.zeros((), dtype=torch.int64, device=places.device)
     for parameter in parameters:
         bits = parameter.detach().flatten().view(torch.int16 if parameter.element_size() == 2 else torch.int32)
-        for chunk in bits.split(CHUNK):
+        for chunk in torch.split(bits, CHUNK):
             result = (chunk * odd_numbers[: len(chunk)]).sum() + result * ODD
     return result
 
@@ -47,7 +47,10 @@ def check_replicas(saver: Saver, counters: Counters) -> None:
     accelerator = saver.accelerator
     if accelerator.num_processes == 1:
         return
-    first, *others = accelerator.gather(weights_hash(saver.task.model.parameters()).view(1)).tolist()
+    own = weights_hash(saver.task.model.parameters())
+    by_rank = own.new_zeros(accelerator.num_processes)
+    by_rank[accelerator.process_index] = own
+    first, *others = accelerator.reduce(by_rank, "sum").tolist()
     parted = [str(rank) for rank, other in enumerate(others, 1) if other != first]
     if parted:
         ranks = f"rank {parted[0]}" if len(parted) == 1 else f"ranks {', '.join(parted)}"

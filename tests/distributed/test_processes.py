@@ -314,6 +314,7 @@ def test_a_bit_that_differs_between_ranks_stops_the_run_at_the_next_evaluation(
     )
     file = write(with_training(config, precision="bf16", eval_interval=5, checkpoint_interval=4), tmp_path)
     done = command(*torchrun(2), script, "--config", file, "--output_dir", "run", cwd=tmp_path, **ENVIRONMENT)
+    assert "Warning" not in done.stderr, done.stderr
     message = "error: at step 10 the weights of rank 1 are not those of rank 0: "
     assert done.stderr.count(message) == 1, done.stderr
     assert "checkpoints/step-00000005: test the cards, remove step-00000008 beside it, and go on with" in done.stderr

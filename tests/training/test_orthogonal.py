@@ -54,7 +54,7 @@ class Ranks:
     def rank_and_number(self) -> tuple[int, int]:
         return self._here.rank, self._count
 
-    def all_gather_into_tensor(self, received: Tensor, sent: Tensor, *, async_op: bool) -> Any:
+    def all_gather(self, received: Tensor, sent: Tensor, *, async_op: bool) -> Any:
         """Nothing is there before the wait."""
         self._sent[self._here.rank] = sent
         self._barrier.wait(10)
@@ -97,7 +97,8 @@ def test_each_matrix_is_orthogonalized_on_one_rank_and_known_to_all(
         return {i: matrix for places, found in chosen for i, matrix in zip(places, found, strict=True)}
 
     monkeypatch.setattr(orthogonal, "_rank_and_number", ranks.rank_and_number)
-    monkeypatch.setattr(orthogonal.dist, "all_gather_into_tensor", ranks.all_gather_into_tensor)
+    for name in ("all_gather_single", "all_gather_into_tensor"):
+        monkeypatch.setattr(orthogonal.dist, name, ranks.all_gather, raising=False)
     monkeypatch.setattr(orthogonal, "orthogonalize", counting)
     results = ranks.run(work)
     assert sum(computed) == len(SHAPES)

@@ -1,5 +1,6 @@
 """Orthogonal matrices, and how they are dealt out over the ranks."""
 
+import math
 from collections.abc import Callable
 from threading import Barrier, Thread, local
 from types import SimpleNamespace
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from training import orthogonal
+from training.config.sections import OptimizerConfig
+from training.optimizer import MuonAdamW
 from training.orthogonal import deal, orthogonalize, orthogonalized
 
 SHAPES = ((6, 6), (4, 12), (6, 6), (12, 4), (6, 6), (4, 12), (6, 6), (6, 6))
@@ -78,13 +81,22 @@ class Ranks:
         return results
 
 
+def on_ranks(num_ranks: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any]) -> list[Any]:
+    """What each of several ranks makes of the same work."""
+    ranks = Ranks(num_ranks)
+    monkeypatch.setattr(orthogonal, "_rank_and_number", ranks.rank_and_number)
+    for name in ("all_gather_single", "all_gather_into_tensor"):
+        monkeypatch.setattr(orthogonal.dist, name, ranks.all_gather, raising=False)
+    return ranks.run(work)
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 7])
 def test_each_matrix_is_orthogonalized_on_one_rank_and_known_to_all(
     num_ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     matrices = [torch.randn(shape, dtype=torch.float64) for shape in SHAPES]
-    ranks, computed = Ranks(num_ranks), list[int]()
+    computed = list[int]()
 
     def counting(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
         computed.append(len(matrices_NRC))
@@ -96,11 +108,8 @@ def test_each_matrix_is_orthogonalized_on_one_rank_and_known_to_all(
         )
         return {i: matrix for places, found in chosen for i, matrix in zip(places, found, strict=True)}
 
-    monkeypatch.setattr(orthogonal, "_rank_and_number", ranks.rank_and_number)
-    for name in ("all_gather_single", "all_gather_into_tensor"):
-        monkeypatch.setattr(orthogonal.dist, name, ranks.all_gather, raising=False)
     monkeypatch.setattr(orthogonal, "orthogonalize", counting)
-    results = ranks.run(work)
+    results = on_ranks(num_ranks, monkeypatch, work)
     assert sum(computed) == len(SHAPES)
     for result in results:
         assert sorted(result) == list(range(len(SHAPES)))
@@ -109,3 +118,27 @@ def test_each_matrix_is_orthogonalized_on_one_rank_and_known_to_all(
                 matrix, orthogonalize(matrices[place][None], torch.float64)[0], rtol=0, atol=1e-12
             )
             assert torch.equal(matrix, results[0][place]), "to the same bits everywhere"
+
+
+def test_steps_are_the_same_on_any_number_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp64, with a step that is left out on the way."""
+
+    def train() -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
+        group = {"params": params, "muon": True, "lr": 0.1, "weight_decay": 0.1}
+        optimizer = MuonAdamW([group], OptimizerConfig(), torch.float64)
+        for step in range(4):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype) * (math.nan if step == 2 else 1.0)
+            optimizer.found_inf = torch.tensor(float(step == 2))
+            optimizer.step()
+        return params + [optimizer.state[p]["momentum"] for p in params]
+
+    (alone,) = on_ranks(1, monkeypatch, train)
+    for num_ranks in (2, 3):
+        together = on_ranks(num_ranks, monkeypatch, train)
+        for ours, expected in zip(together[0], alone, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=0, atol=1e-8)
+        for others in together[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(together[0], others, strict=True))

@@ -65,7 +65,7 @@ def _way_back(saver: Saver, last_equal: int | None) -> str:
     steps, run = saver.store.steps(), saver.run
     good = [step for step in steps if last_equal is not None and step <= last_equal]
     if not good:
-        return "No checkpoint is from before: start the run anew, on other cards"
+        return "No checkpoint is known to be good: test the cards, and start the run anew"
     doubtful = ", ".join(checkpoint_name(step) for step in steps if step > good[-1])
     remove = f"remove {doubtful} beside it, " if doubtful else ""
     return (

@@ -94,5 +94,5 @@ def test_ranks_that_have_parted_end_the_run_with_the_way_back(tmp_path: Path) ->
     with pytest.raises(PartedReplicasError, match="the weights of rank 1 are .* test the cards, and go on with: "):
         check_replicas(saver_of(tmp_path, [1], [10, 20], 2), counters)
     for never in (Counters(step=40), Counters(step=40, val_step=5)):
-        with pytest.raises(PartedReplicasError, match="No checkpoint is from before: start the run anew"):
+        with pytest.raises(PartedReplicasError, match="No checkpoint is known to be good: test the cards, and start"):
             check_replicas(saver_of(tmp_path, [1], [10], 2), never)

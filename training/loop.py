@@ -30,7 +30,7 @@ from training.runtime.errors import StoppedBySignal
 from training.runtime.progress import Progress
 from training.runtime.signals import StopSignals
 from training.saving import Saver
-from training.schedule import jump
+from training.schedule import count_steps, jump
 from training.seeds import derive_seed
 from training.step import DeviceStep, Launched, Outcome
 from training.storage.checkpoint import Checkpoint
@@ -59,9 +59,10 @@ class Trainer:
         self.changes: list[str] = []
         task.model.to(accelerator.device, torch.float64 if runtime.precision == "fp64" else torch.float32)
         optimizer = build_optimizer(task.model, config.optimizer, bf16=runtime.precision == "bf16")
-        decay = config.training.ema_decay
+        parallel_model = accelerator.prepare(task.model)
+        decay = config.training.ema_decay  # The average is made after that: DDP gives the weights other memory.
         self._average = WeightAverage(task.model, decay) if decay else None
-        self.device_step = DeviceStep(accelerator, task.model, config, self.num_steps, optimizer, self._average)
+        self.device_step = DeviceStep(accelerator, parallel_model, task, config, optimizer, self._average)
         self.saver = Saver(runtime, task, config, run, optimizer, self._average)
         self._nonfinite = NonFinitePolicy(self.saver)
         self._reported, self._clock = Counters(), 0.0
@@ -160,8 +161,8 @@ class Trainer:
             self.device_step.guard.leave_out()
         counters.step, counters.samples = launched.step, counters.samples + self.config.training.batch_size
         counters.tokens += outcome.num_targets
-        before, self._clock = self._clock, time.perf_counter()
-        counters.seconds += self._clock - before
+        counters.seconds += outcome.time - self._clock
+        self._clock = outcome.time
         reporter.progress.advance()
         measures = {
             "train_loss": loss / outcome.num_targets,
@@ -273,11 +274,3 @@ class Trainer:
         if self.accelerator.is_main_process:
             steps_left = self.num_steps - self.counters.step
             reporter.report(metrics, sample, self.counters.seconds / self.counters.step * steps_left)
-
-
-def count_steps(config: RunConfig, task: Task) -> int:
-    """Optimizer steps of a whole run: `max_steps`, or what `epochs` needs, whichever is less."""
-    limits = [] if config.training.max_steps is None else [config.training.max_steps]
-    if config.training.epochs is not None:
-        limits.append(math.ceil(config.training.epochs * task.data.samples_per_epoch / config.training.batch_size))
-    return min(limits)

@@ -4,6 +4,7 @@ What the host wants to know is copied behind the work that makes it (`Late`), an
 """
 
 import math
+import time
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -17,28 +18,34 @@ from training.batches import StepBatches
 from training.config.sections import RunConfig
 from training.nonfinite import Guard
 from training.optimizer import MuonAdamW
-from training.schedule import learning_rate_scale
+from training.schedule import count_steps, learning_rate_scale
 from training.seeds import derive_seed
-from training.task import Batch, loss_sum
+from training.task import Batch, Task, loss_sum
 
 
 class Late:
-    """Tensors on their way to the host: on a GPU into pinned memory, behind the work that is given to it now."""
+    """Tensors on their way to the host: on a GPU into pinned memory, behind the work that is given to it now.
+
+    Attributes:
+        time: When they were there, as `time.perf_counter` counts; for a GPU it is known when they are read.
+    """
 
     def __init__(self, *tensors: Tensor) -> None:
         self._tensors = tensors
         self._arrived: torch.cuda.Event | None = None
+        self.time = time.perf_counter()
         if tensors[0].is_cuda:
             self._tensors = tuple(torch.empty_like(t, device="cpu", pin_memory=True) for t in tensors)
             for here, there in zip(self._tensors, tensors, strict=True):
                 here.copy_(there, non_blocking=True)
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
     def read(self) -> list[list[float]]:
         """Their numbers; waits for them."""
         if self._arrived is not None:
             self._arrived.synchronize()
+            self.time = time.perf_counter()
         return [tensor.tolist() for tensor in self._tensors]
 
 
@@ -51,6 +58,7 @@ class Outcome(NamedTuple):
         grad_norm: Of the gradient of the loss's mean, before it was clipped.
         usable: False where a number is not finite: then this step and the one behind it have changed nothing.
         num_targets: In the global batch.
+        time: When it was known, as `time.perf_counter` counts.
     """
 
     loss: float
@@ -58,6 +66,7 @@ class Outcome(NamedTuple):
     grad_norm: float
     usable: bool
     num_targets: int
+    time: float
 
 
 class Launched(NamedTuple):
@@ -79,7 +88,7 @@ class Launched(NamedTuple):
     def outcome(self) -> Outcome:
         """Wait for the step, and not for what was launched behind it."""
         (loss, stops, grad_norm, closed), (num_targets,) = self.numbers.read()
-        return Outcome(loss, stops > 0, grad_norm, closed == 0, int(num_targets))
+        return Outcome(loss, stops > 0, grad_norm, closed == 0, int(num_targets), self.numbers.time)
 
 
 class DeviceStep:
@@ -87,25 +96,24 @@ class DeviceStep:
 
     Args:
         accelerator: Processes, device and mixed precision.
-        model: What has the weights; it is prepared here.
-        config: The configuration.
-        num_steps: Of the whole run, for the learning rate.
+        parallel_model: The task's model, prepared for several processes and for its precision.
+        task, config: As of `Trainer`.
         optimizer, average: What follows the gradients.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
-        model: nn.Module,
+        parallel_model: nn.Module,
+        task: Task,
         config: RunConfig,
-        num_steps: int,
         optimizer: MuonAdamW,
         average: WeightAverage | None,
     ) -> None:
-        self._accelerator, self._config, self._num_steps = accelerator, config, num_steps
+        self._accelerator, self._config, self._num_steps = accelerator, config, count_steps(config, task)
         self._optimizer, self._average = optimizer, average
-        self._set_sample_seeds = getattr(model, "set_sample_seeds", None)
-        self._parallel_model = accelerator.prepare(model)
+        self._parallel_model = parallel_model
+        self._set_sample_seeds = getattr(task.model, "set_sample_seeds", None)
         self.guard = Guard(accelerator.scaler, accelerator.device)
 
     def launch(self, step: int, batches: StepBatches, *, stop: bool) -> Launched:

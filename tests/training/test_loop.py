@@ -30,7 +30,7 @@ from training.evaluation import validation_loss
 from training.optimizer import MuonAdamW
 from training.runtime.device import Runtime
 from training.runtime.errors import InputError, NonFiniteError, StoppedBySignal
-from training.schedule import learning_rate_scale
+from training.schedule import count_steps, learning_rate_scale
 from training.step import DeviceStep, Launched
 from training.storage import checkpoint
 from training.storage.checkpoint import Checkpoint, CheckpointError, CheckpointStore
@@ -549,9 +549,9 @@ def test_a_batch_too_small_to_split_is_an_error_before_anything_is_written(confi
 def test_epochs_and_max_steps_end_a_run_whichever_is_first(config: GPTConfig) -> None:
     task = GPTTask(config)
     per_epoch = math.ceil(2 * task.data.samples_per_epoch / 8)
-    assert loop.count_steps(with_training(config, max_steps=None, epochs=2), task) == per_epoch
-    assert loop.count_steps(with_training(config, max_steps=3, epochs=2), task) == 3
-    assert loop.count_steps(with_training(config, max_steps=10**6, epochs=2), task) == per_epoch
+    assert count_steps(with_training(config, max_steps=None, epochs=2), task) == per_epoch
+    assert count_steps(with_training(config, max_steps=3, epochs=2), task) == 3
+    assert count_steps(with_training(config, max_steps=10**6, epochs=2), task) == per_epoch
 
 
 def test_a_state_file_of_a_newer_version_is_read(config: GPTConfig, trained: Trained, tmp_path: Path) -> None:

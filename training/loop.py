@@ -125,13 +125,15 @@ class Trainer:
             if behind is None:
                 self._clock = time.perf_counter()
             now = behind or self._launch(self.counters.step + 1, batches, signals)
-            behind = None if self._pauses_after(now.step) else self._launch(now.step + 1, batches, signals)
+            pausing = self._pauses_after(now.step) or self._stops_alone(signals)
+            behind = None if pausing else self._launch(now.step + 1, batches, signals)
             outcome = self._settle(now, reporter)
+            stopping = outcome.stop or self._stops_alone(signals)
             if not outcome.usable:
                 behind = None  # It has changed nothing, and is done again.
-            if outcome.stop and behind is not None:
+            if stopping and behind is not None:
                 self._settle(behind, reporter)
-            self._finish_step(signals, reporter, stopping=outcome.stop)
+            self._finish_step(signals, reporter, stopping=stopping)
 
     def _launch(self, step: int, batches: Batches, signals: StopSignals) -> Launched:
         with record_function("data"):
@@ -143,6 +145,10 @@ class Trainer:
         training = self.config.training
         intervals = (training.eval_interval, training.checkpoint_interval)
         return step >= self.num_steps or any(interval and step % interval == 0 for interval in intervals)
+
+    def _stops_alone(self, signals: StopSignals) -> bool:
+        """Whether the only process was asked to stop: it has no others to agree with, by what a step sums up."""
+        return signals.received is not None and self.accelerator.num_processes == 1
 
     def _settle(self, launched: Launched, reporter: Reporter) -> Outcome:
         """Wait for a step, count it, and report it where that is due.

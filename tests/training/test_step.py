@@ -1,6 +1,7 @@
 """A step on the device: it asks nothing, holds back what is not finite, and is the same however it is split."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,9 +116,14 @@ def test_a_resume_splits_a_step_as_the_run_did(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(batches, "MICRO_BATCH_TOKENS", 48)
-    train_gpt(config, output_dir=tmp_path / "whole")
-    train_gpt(with_training(config, max_steps=6), output_dir=tmp_path / "run")
-    assert Checkpoint(tmp_path / "run/checkpoints/last").state["setup"]["micro_batch"] == 3
+    train_gpt(config, output_dir=tmp_path / "run")
+    whole = Checkpoint(tmp_path / "run/checkpoints/last")
+    assert whole.state["setup"]["micro_batch"] == 3
+    tensors = whole.tensors("model")
+    shutil.rmtree(whole.folder)
     monkeypatch.setattr(batches, "MICRO_BATCH_TOKENS", 2048)
-    train_gpt(with_training(config, max_steps=6), output_dir=tmp_path / "run", resume=True)
+    train_gpt(config, output_dir=tmp_path / "run", resume=True)
     assert "micro_batch" not in capsys.readouterr().out
+    resumed = Checkpoint(tmp_path / "run/checkpoints/last")
+    assert resumed.state["setup"]["micro_batch"] == 3
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in resumed.tensors("model").items())

@@ -26,9 +26,9 @@ from training.evaluation import Interrupted, validation_loss
 from training.optimizer import MuonAdamW
 from training.reporting import Reporter
 from training.runtime.device import Runtime
-from training.runtime.errors import InputError, SaveError
+from training.runtime.errors import InputError, SaveError, StoppedBySignal
 from training.runtime.signals import StopSignals
-from training.step import Launched
+from training.step import DeviceStep, Launched
 from training.storage.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from training.storage.run_folder import RunFolder
 from training.task import Batch, loss_sum
@@ -163,6 +163,29 @@ def test_all_ranks_stop_where_one_was_asked_to(
     asked = torch.tensor([0.0, 1.0])  # Beside the loss, by the other rank.
     monkeypatch.setattr(Rank, "reduce", lambda rank, tensor, how: 2 * tensor + (asked if tensor.ndim else 0))
     assert launch(trainer, 2).outcome().stop is True
+
+
+def test_several_ranks_stop_two_steps_after_a_signal_at_most(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes in the middle of step 4, too late for the numbers that this one sums up."""
+    trainer = trainer_of(with_training(config, eval_interval=0, checkpoint_interval=0), Rank(0, 2), tmp_path)
+    signals, original = SimpleNamespace(received=None), DeviceStep.launch
+
+    def signalling(device_step: DeviceStep, number: int, *arguments: Any, **options: Any) -> Launched:
+        signals.received = number >= 4 or None
+        return original(device_step, number, *arguments, **options)
+
+    def finish(signals: Any, reporter: Any, *, stopping: bool) -> None:
+        if stopping:
+            raise StoppedBySignal
+
+    monkeypatch.setattr(DeviceStep, "launch", signalling)
+    monkeypatch.setattr(trainer, "_finish_step", finish)
+    monkeypatch.setattr(trainer, "_report_step", lambda metrics, reporter: None)
+    with trainer.batches() as batches, pytest.raises(StoppedBySignal):
+        trainer._train(batches, cast(StopSignals, signals), QUIET)
+    assert trainer.counters.step == 6
 
 
 def test_counters_count_what_all_ranks_did_over_all_resumes(config: GPTConfig, tmp_path: Path) -> None:

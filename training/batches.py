@@ -1,6 +1,6 @@
 """What a process computes of each step: its share of the global batch, in micro-batches, made ahead by one thread."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from types import TracebackType
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.config.sections import RunConfig
 from training.seeds import derive_seed
-from training.task import Batch, Data
+from training.task import Data, Uncut
 
 MICRO_BATCH_TOKENS = 2048
 """Targets of a micro-batch on a CPU: so few that what a block computes of them stays in its cache."""
@@ -44,7 +44,7 @@ class StepBatches(NamedTuple):
     """
 
     shares: list[tuple[int, int]]
-    batches: list[Batch]
+    batches: list[Uncut]
     seeds: list[Tensor]
     num_targets: int
 
@@ -63,9 +63,12 @@ class Batches:
     def __init__(
         self, data: Data, config: RunConfig, accelerator: Accelerator, micro_batch: int, num_steps: int
     ) -> None:
-        self._data, self._config, self._micro_batch, self._num_steps = data, config, micro_batch, num_steps
+        self._config, self._micro_batch, self._num_steps = config, micro_batch, num_steps
         self._rank, self._num_ranks = accelerator.process_index, accelerator.num_processes
         self._device = accelerator.device
+        self._cut: Callable[[int, int], Uncut] = data.training_batch
+        if self._device.type == "cuda" and hasattr(data, "cutter"):
+            self._cut = data.cutter(self._device) or data.training_batch
         self._thread = ThreadPoolExecutor(1, "batches", self._enter_device)
         self._ahead: tuple[int, Future[StepBatches]] | None = None
 
@@ -88,7 +91,7 @@ class Batches:
     def make(self, step: int) -> StepBatches:
         """The batches of a step, in memory that a GPU copies from by itself, if there is one."""
         shares = self.shares(step)
-        batches = [self._data.training_batch(first, count) for first, count in shares]
+        batches = [self._cut(first, count) for first, count in shares]
         num_targets = sum(batch.num_targets for batch in batches)
         seeds = [self._seeds(step, first, count) for first, count in shares]
         if self._device.type == "cuda":

@@ -39,8 +39,24 @@ class Batch(NamedTuple):
         return int((self.targets_BT != IGNORED).sum())
 
 
+class Uncut(Protocol):
+    """A batch that comes into being as it goes to the device, as a `Batch` can too."""
+
+    @property
+    def num_targets(self) -> int:
+        """Number of targets that count."""
+
+    def pinned(self) -> "Uncut":
+        """The same, in memory that a GPU copies from by itself."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`."""
+
+
 class Data(Protocol):
     """What a model is trained and validated on.
+
+    It may have a method `cutter(device)`: what makes training batches with its tokens on the device, if they fit there.
 
     Attributes:
         samples_per_epoch: Training sequences in one pass over the data.

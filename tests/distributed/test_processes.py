@@ -253,23 +253,21 @@ def test_sigterm_to_the_launcher_stops_all_processes_with_a_checkpoint(config: G
 
 POISONED = """
 import math, os, sys
-from data.windows import TextData
-from gpt.task import GPTTask
 from launch.train_gpt import main
-from training import loop
+from training import step
 from training.runtime.errors import exit_code
 
-class PoisonedData(TextData):
-    def training_batch(self, first, count):
-        loop.poisoned = first == 44 and os.environ["RANK"] == "1"  # step 6, the second half of its eight samples
-        return super().training_batch(first, count)
+poisoned = False
 
-class Poisoned(GPTTask):
-    data_class = PoisonedData
+def launch(device_step, at, *arguments, **options):
+    global poisoned
+    poisoned = at == 6 and os.environ["RANK"] == "1"
+    return sound_launch(device_step, at, *arguments, **options)
 
-sound = loop.loss_sum
-loop.loss_sum = lambda *arguments: sound(*arguments) * (math.nan if loop.poisoned else 1.0)
-sys.exit(exit_code(lambda: main(Poisoned)))
+sound, sound_launch = step.loss_sum, step.DeviceStep.launch
+step.DeviceStep.launch = launch
+step.loss_sum = lambda *arguments: sound(*arguments) * (math.nan if poisoned else 1.0)
+sys.exit(exit_code(main))
 """
 
 

@@ -132,15 +132,18 @@ class DeviceStep:
         loss_here = losses.sum()
         stop_here = torch.full_like(loss_here, stop)
         with record_function("optimizer"):
-            summed = accelerator.reduce(torch.stack((loss_here, stop_here)), "sum")
-            grad_norm = self._clip_gradients()
-            self._optimizer.found_inf = unchanged = self.guard.judge(summed[0], grad_norm)
+            numbers_here = torch.stack((loss_here, stop_here, self._gradient_norm().to(loss_here.dtype)))
+            loss, stops, norms = accelerator.reduce(numbers_here, "sum").unbind()
+            # One norm for all: unequal cards may each add it up in another order, and would clip to other weights.
+            grad_norm = norms / accelerator.num_processes
+            self._clip_gradients(grad_norm)
+            self._optimizer.found_inf = unchanged = self.guard.judge(loss, grad_norm)
             self._optimizer.step()
             if self._average is not None:
                 self._average.update(step, unchanged)
             self.guard.update_loss_scale()
             self._optimizer.zero_grad()
-        numbers = torch.stack((*summed, grad_norm.to(summed.dtype), self.guard.closed.to(summed.dtype)))
+        numbers = torch.stack((loss, stops, grad_norm, self.guard.closed.to(loss.dtype)))
         return Launched(step, learning_rate, batches.shares, losses, Late(numbers, num_targets.view(1)))
 
     def backward(self, batches: StepBatches) -> tuple[Tensor, Tensor]:
@@ -179,9 +182,13 @@ class DeviceStep:
         """The forward pass: the sum of a micro-batch's losses."""
         return loss_sum(self._parallel_model, batch, self._config.training.label_smoothing)
 
-    def _clip_gradients(self) -> Tensor:
-        """Undo the loss scale, and keep to the configured norm; return the norm that it was."""
+    def _gradient_norm(self) -> Tensor:
+        """Undo the loss scale, and add up the norm of the gradient."""
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.unscale_(self._optimizer)
+        return nn.utils.get_total_norm([p.grad for p in self._parallel_model.parameters() if p.grad is not None])
+
+    def _clip_gradients(self, norm: Tensor) -> None:
+        """Bring gradients of a norm down to the configured one."""
         max_norm = self._config.training.max_grad_norm or math.inf
-        return nn.utils.clip_grad_norm_(self._parallel_model.parameters(), max_norm)
+        nn.utils.clip_grads_with_norm_(self._parallel_model.parameters(), max_norm, norm)

@@ -160,7 +160,7 @@ def test_all_ranks_stop_where_one_was_asked_to(
 ) -> None:
     trainer = trainer_of(config, Rank(0, 2), tmp_path)
     assert launch(trainer, 1).outcome().stop is False
-    asked = torch.tensor([0.0, 1.0])  # Beside the loss, by the other rank.
+    asked = torch.tensor([0.0, 1.0, 0.0])  # Beside the loss, by the other rank.
     monkeypatch.setattr(Rank, "reduce", lambda rank, tensor, how: 2 * tensor + (asked if tensor.ndim else 0))
     assert launch(trainer, 2).outcome().stop is True
 
@@ -310,6 +310,25 @@ def test_gradients_are_clipped_where_that_is_asked_for(
     told = step(trainer_of(with_training(config, max_grad_norm=max_grad_norm), Rank(loss_scale=64.0), tmp_path), 1)
     assert told["grad_norm"] > 10
     assert norms == [pytest.approx(min(most, told["grad_norm"]), rel=1e-5)]
+
+
+def test_all_ranks_clip_by_one_norm(config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards of different kinds may add it up to other last bits."""
+
+    class BesideAnother(Rank):
+        def reduce(self, tensor: Tensor, how: str) -> Tensor:
+            others = tensor * torch.tensor([1.0, 1.0, 3.0]) if tensor.shape == (3,) else tensor
+            return tensor + others
+
+    norms: list[float] = []
+
+    def note(gradients: Any, most: float, norm: Tensor) -> None:
+        norms.append(float(norm))
+
+    monkeypatch.setattr(nn.utils, "clip_grads_with_norm_", note)
+    told = [step(trainer_of(config, rank(0, 2), tmp_path), 1)["grad_norm"] for rank in (Rank, BesideAnother)]
+    assert norms == pytest.approx(told)
+    assert told[1] == pytest.approx(2 * told[0])
 
 
 @pytest.mark.parametrize("changed", ["training.batch_size", "optimizer.name", "data_sha256", "seed", "model.d_ff"])

@@ -35,6 +35,7 @@ def write(config: RunConfig, folder: Path) -> Path:
 def exact(config: GPTConfig) -> GPTConfig:
     """20 steps in fp64 without dropout: what is left to differ is a mistake."""
     config = with_training(config, precision="fp64", max_steps=20, eval_interval=10, ema_decay=0.9)
+    config = with_training(config, eval_raw_weights=True)
     return replace(config, model=replace(config.model, dropout=0.0))
 
 

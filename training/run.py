@@ -46,7 +46,11 @@ def train(
     """
     training = config.training
     runtime = make_accelerator(
-        training.precision, deterministic=training.deterministic, timeout=training.collective_timeout
+        training.precision,
+        tf32=training.tf32,
+        compression=training.gradient_compression,
+        deterministic=training.deterministic,
+        timeout=training.collective_timeout,
     )
     accelerator = runtime.accelerator
     run = None

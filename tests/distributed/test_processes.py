@@ -74,6 +74,26 @@ def test_two_processes_give_the_losses_of_one(
         assert measured.stdout.count(f"loss                {one[-1]['val_loss']:.4f} nats per character\n") == 1
 
 
+def test_gradients_sent_in_half_the_bytes_train_about_as_well(
+    exact: GPTConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_gpt(exact, output_dir=tmp_path / "one")
+    file = write(with_training(exact, gradient_compression="fp16", accumulation_steps=2), tmp_path)
+    train = [*torchrun(2), ROOT / "launch/train_gpt.py", "--config", file, "--output_dir", "two"]
+    done = command(*train, cwd=tmp_path, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    one, two = ([line["train_loss"] for line in read_metrics(tmp_path / run)] for run in ("one", "two"))
+    differences = [abs(a - b) for a, b in zip(one, two, strict=True)]
+    assert differences[0] < 1e-8
+    assert 1e-7 < max(differences) < 1e-3
+    refused = command(*train, "--training.gradient_compression", "bf16", "--resume", cwd=tmp_path, **ENVIRONMENT)
+    message = "error: training.gradient_compression bf16 needs GPUs, this run is on cpu: use fp16 or none"
+    assert refused.stderr.count(message) == 1
+    train_gpt(exact, output_dir=tmp_path / "two", resume=True)
+    said = "training.gradient_compression was 'fp16', is now 'none': the steps to come differ for it"
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "accumulation_steps", [pytest.param(1, marks=pytest.mark.nightly), pytest.param(3, marks=pytest.mark.ci)]
 )

@@ -18,10 +18,10 @@ class Counters:
     """Where a run stands.
 
     Attributes:
-        step: Optimizer steps done.
+        step: Optimizer steps done, and their numbers read; one more may be under way.
         samples: Training sequences seen.
         tokens: Training targets seen.
-        seconds: Time spent in steps, over all resumes; evaluation and writing are not in it.
+        seconds: Time spent in steps, over all resumes; evaluation and saving are not in it.
         eval_every: Evaluations go by every so many-th window of the validation split; 1 for all of it.
         val_loss: Of the newest evaluation, in nats per token; None where it took a part of the split.
         val_step: When that was.

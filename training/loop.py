@@ -102,7 +102,8 @@ class Trainer:
         self._reported = replace(self.counters)
         with StopSignals() as signals, self.batches() as batches:
             try:
-                self.device_step.warm_up_ddp_buckets(batches.make(1))
+                if self.accelerator.num_processes > 1:
+                    self.device_step.warm_up_ddp_buckets(batches.make(1))
                 if self.counters.pending_evaluation is not None:
                     self._finish_step(signals, reporter, stopping=False)
                 self._train(batches, signals, reporter)

@@ -1,7 +1,8 @@
 """A step of one token for each sequence, by torch.compile, and on a GPU as a CUDA graph.
 
 All blocks of a model are alike, so that one of them is compiled and serves for all. A CUDA graph then holds the kernels
-of the whole step, so that a token costs one launch.
+of the whole step, so that a token costs one launch. A token of one sequence has a step of few kernels of its own
+(`decoding/one_token.py`).
 
 Shapes: B batch, T = 1 token, M model size, V vocabulary.
 """
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from decoding.models import LanguageModel
+from decoding.one_token import OneTokenStep, can_read_one_token
 from layers import CachePositions, KVCache, LayerCache, RotaryAngles
 
 
@@ -33,6 +35,8 @@ class CompiledStep:
         self._embed = torch.compile(_embed, fullgraph=True, **options)
         self._block = torch.compile(_block, fullgraph=True, **options)
         self._head = torch.compile(_head, fullgraph=True, **options)
+        few_kernels = self._on_gpu and can_read_one_token(model)
+        self._one_token = OneTokenStep(model, options["options"]) if few_kernels else None
         self._graphs: dict[KVCache, _Graph] = {}
         self._recording = Lock()
 
@@ -55,6 +59,8 @@ class CompiledStep:
 
     def run(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
         """The same of fixed shapes and addresses, without a question to the host, and without moving the cache on."""
+        if self._one_token is not None and cache.batch_size == 1:
+            return self._one_token(tokens_BT, cache)
         x_BTM, rotary, cache_positions = self._embed(self._model, tokens_BT, cache)
         for block, layer in zip(self._model.decoder_layers, cache.layers, strict=True):
             x_BTM = self._block(block, x_BTM, rotary, layer, cache_positions)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from decoding.choices import Mode, Precision
 from decoding.compiled import CompiledStep
 from decoding.int8 import Int8Linear
+from decoding.merging import merge_products
 from decoding.models import LanguageModel
 from decoding.native import NativeError, NativeStep
 from layers import KVCache
@@ -32,8 +33,14 @@ Model = TypeVar("Model", bound=nn.Module)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 
 
-def convert(model: Model, precision: Precision) -> Model:
-    """Change the dtype of a model in place, and return it; int8 means `Int8Linear` layers in a model of bf16."""
+def convert(model: Model, precision: Precision, *, merge: bool = True) -> Model:
+    """Make a model that no longer trains ready to be decoded from, in place, and return it.
+
+    Args:
+        model: As it was loaded.
+        precision: Its dtype; int8 means `Int8Linear` layers in a model of bf16.
+        merge: Join matrices that read the same inputs (`decoding/merging.py`), which gives weights other names.
+    """
     if precision == "int8":
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
@@ -41,6 +48,8 @@ def convert(model: Model, precision: Precision) -> Model:
                     setattr(module, name, Int8Linear(child))
     for parameter in model.parameters():  # The tables of positions stay as exact as they are.
         parameter.data = parameter.data.to(_DTYPES[precision])
+    if merge:
+        merge_products(model)
     return model
 
 

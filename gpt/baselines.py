@@ -150,7 +150,7 @@ def _baselines(model: GPT, options: Namespace, *, compiled: bool) -> list[Varian
     if compiled and device.type == "cuda":
         ways[", compiled"] = {"cache_implementation": "static", "max_cache_len": model.config.max_len}
     for precision in BASELINE_PRECISIONS:
-        converted = convert(deepcopy(model), precision)
+        converted = convert(deepcopy(model), precision, merge=False)  # They know the weights by their names.
         theirs, of_model = to_transformers(converted), partial(costs, converted)
         found += transformers_variants(theirs, precision, inputs, ways, options, of_model)
     return found

@@ -98,6 +98,7 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(d_model, d_model, bias=False)
         self.query_norm: nn.Module = RMSNorm(self.head_size) if qk_norm else nn.Identity()
         self.key_norm: nn.Module = RMSNorm(self.head_size) if qk_norm else nn.Identity()
+        self.merged: nn.Module | None = None  # Query, key and value in one, where a model no longer trains.
 
     def forward(
         self,
@@ -128,10 +129,14 @@ class MultiHeadAttention(nn.Module):
         Returns:
             A tensor of shape (B, T, M).
         """
-        q_BHTD = self._queries(x_BTM, rotary)
-        if cache is None or cache_positions is not None:
-            source = (x_BTM, rotary) if memory_BSM is None else (memory_BSM, memory_rotary)
-            k_BHSD, v_BHSD = self._keys(*source), self._heads(self.value(source[0]))
+        if memory_BSM is None:
+            q_BTM, k_BSM, v_BSM = self._own(x_BTM)
+            q_BHTD, k_BHSD, v_BHSD = self._queries(q_BTM, rotary), self._keys(k_BSM, rotary), self._heads(v_BSM)
+        else:
+            q_BHTD = self._queries(self.query(x_BTM), rotary)
+            if cache is None or cache_positions is not None:
+                k_BHSD = self._keys(self.key(memory_BSM), memory_rotary)
+                v_BHSD = self._heads(self.value(memory_BSM))
         if cache is not None:
             if cache_positions is not None:
                 cache.store(k_BHSD, v_BHSD, cache_positions)
@@ -168,7 +173,8 @@ class MultiHeadAttention(nn.Module):
         memory_rotary: RotaryAngles | None = None,
     ) -> None:
         """Store the keys and values of `memory_BSM` for cross-attention that reads `cache` alone."""
-        cache.store(self._keys(memory_BSM, memory_rotary), self._heads(self.value(memory_BSM)), cache_positions)
+        k_BHSD = self._keys(self.key(memory_BSM), memory_rotary)
+        cache.store(k_BHSD, self._heads(self.value(memory_BSM)), cache_positions)
 
     def weights(
         self,
@@ -183,19 +189,28 @@ class MultiHeadAttention(nn.Module):
 
         The arguments are those of `forward` in cross-attention, which never holds these weights itself.
         """
-        q_BHTD, k_BHSD = self._queries(x_BTM, rotary), self._keys(memory_BSM, memory_rotary)
+        q_BHTD, k_BHSD = self._queries(self.query(x_BTM), rotary), self._keys(self.key(memory_BSM), memory_rotary)
         k_BHSD = k_BHSD.repeat_interleave(q_BHTD.size(1) // k_BHSD.size(1), 1)
         scores_BHTS = q_BHTD @ k_BHSD.mT / self.head_size**0.5
         if mask_BTS is not None:
             scores_BHTS = scores_BHTS.masked_fill(~mask_BTS.unsqueeze(1), -torch.inf)
         return scores_BHTS.softmax(-1)
 
-    def _queries(self, x_BTM: Tensor, rotary: RotaryAngles | None) -> Tensor:
-        q_BHTD = self.query_norm(self._heads(self.query(x_BTM)))
+    def _own(self, x_BTM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of self-attention, as their matrices leave them."""
+        if self.merged is None:
+            return self.query(x_BTM), self.key(x_BTM), self.value(x_BTM)
+        heads_BTM: Tensor = self.merged(x_BTM)
+        of_keys = (heads_BTM.size(-1) - x_BTM.size(-1)) // 2
+        q_BTM, k_BTM, v_BTM = heads_BTM.split([x_BTM.size(-1), of_keys, of_keys], -1)
+        return q_BTM, k_BTM, v_BTM
+
+    def _queries(self, q_BTM: Tensor, rotary: RotaryAngles | None) -> Tensor:
+        q_BHTD = self.query_norm(self._heads(q_BTM))
         return q_BHTD if rotary is None else apply_rotary(q_BHTD, rotary)
 
-    def _keys(self, source_BSM: Tensor, rotary: RotaryAngles | None) -> Tensor:
-        k_BHSD = self.key_norm(self._heads(self.key(source_BSM)))
+    def _keys(self, k_BSM: Tensor, rotary: RotaryAngles | None) -> Tensor:
+        k_BHSD = self.key_norm(self._heads(k_BSM))
         return k_BHSD if rotary is None else apply_rotary(k_BHSD, rotary)
 
     def _heads(self, x_BTM: Tensor) -> Tensor:

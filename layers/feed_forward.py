@@ -20,7 +20,11 @@ class SwiGLU(nn.Module):
         self.gate = nn.Linear(d_model, d_ff, bias=False)
         self.up = nn.Linear(d_model, d_ff, bias=False)
         self.down = nn.Linear(d_ff, d_model, bias=False)
+        self.merged: nn.Module | None = None  # Gate and up in one, where a model no longer trains.
 
     def forward(self, x_BTM: Tensor) -> Tensor:
         """Map (B, T, M) to (B, T, M), each token by itself."""
-        return self.down(F.silu(self.gate(x_BTM)) * self.up(x_BTM))
+        if self.merged is None:
+            return self.down(F.silu(self.gate(x_BTM)) * self.up(x_BTM))
+        gate_BTF, up_BTF = self.merged(x_BTM).chunk(2, -1)
+        return self.down(F.silu(gate_BTF) * up_BTF)

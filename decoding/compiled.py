@@ -7,6 +7,7 @@ of the whole step, so that a token costs one launch. A token of one sequence has
 Shapes: B batch, T = 1 token, M model size, V vocabulary.
 """
 
+from importlib.util import find_spec
 from threading import Lock
 from typing import Any
 
@@ -16,6 +17,16 @@ from torch import Tensor, nn
 from decoding.models import LanguageModel
 from decoding.one_token import OneTokenStep, can_read_one_token
 from layers import CachePositions, KVCache, LayerCache, RotaryAngles
+
+
+def missing_for_compiling(device: torch.device) -> str | None:
+    """What a device lacks for a compiled step, in words; None where it can be had."""
+    if device.type != "cuda":
+        return None
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 7 else f"Triton wants compute capability 7.0, this GPU has {major}.{minor}"
 
 
 class CompiledStep:

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 import decoding.compiled
 import decoding.decoder
-from decoding.compiled import CompiledStep
-from decoding.decoder import MAX_TOKENS, Decoder, Mode, Precision, convert
+from decoding.compiled import CompiledStep, missing_for_compiling
+from decoding.decoder import COMPILED_STEPS, MAX_TOKENS, Decoder, Mode, Precision, convert, resolved
 from decoding.int8 import Int8Linear
 from decoding.native import NativeError, library
 from gpt.config import ModelConfig
@@ -349,6 +349,42 @@ def test_the_native_step_reads_prompts_where_torch_is_slow_at_bf16(
     with pytest.raises(ValueError, match="the cache holds 72 tokens of a sequence, 73 were asked for"):
         decoder.prefill(tokens_BT[:, :23], cache)
     assert cache.lengths == [50] * 3
+
+
+GPU = torch.device("cuda", 0)
+
+
+def with_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], triton: bool) -> None:
+    monkeypatch.setattr(decoding.compiled, "find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+
+def test_auto_is_compiled_for_long_texts_on_a_gpu_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpu(monkeypatch, (8, 9), triton=True)
+    assert resolved("auto", GPU, COMPILED_STEPS) == "compiled"
+    assert resolved("auto", GPU, COMPILED_STEPS - 1) == resolved("auto", GPU, 0) == "eager"
+    assert resolved("auto", torch.device("cpu"), COMPILED_STEPS) == "auto"
+    for mode in ("eager", "compiled", "native"):
+        assert resolved(mode, GPU, COMPILED_STEPS) == resolved(mode, GPU, 0) == mode
+
+
+@pytest.mark.parametrize(
+    ("capability", "triton", "reason"),
+    [
+        ((9, 0), False, "the package triton is not installed"),
+        ((6, 1), True, "Triton wants compute capability 7.0, this GPU has 6.1"),
+    ],
+)
+def test_where_nothing_can_be_compiled_auto_is_eager_and_compiled_an_error(
+    capability: tuple[int, int], triton: bool, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpu(monkeypatch, capability, triton)
+    assert resolved("auto", GPU, COMPILED_STEPS) == "eager"
+    model = random_model(NARROW)
+    monkeypatch.setattr(decoding.decoder, "missing_for_compiling", lambda device: missing_for_compiling(GPU))
+    with pytest.raises(InputError, match=f"^there is no compiled step here: {reason}$"):
+        Decoder(model, "compiled")
+    assert missing_for_compiling(torch.device("cpu")) is None
 
 
 def test_an_unknown_mode_is_an_error() -> None:

@@ -304,17 +304,18 @@ def test_one_thread_at_a_time_records_a_graph(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("texts", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @torch.inference_mode()
-def test_a_step_recorded_as_a_cuda_graph_equals_the_model(precision: Precision) -> None:
+def test_a_step_recorded_as_a_cuda_graph_equals_the_model(precision: Precision, texts: int) -> None:
     model = convert(random_model(replace(WIDE, num_kv_heads=2)).cuda(), precision)
     decoder, eager = Decoder(model, "compiled"), Decoder(model, "eager")
-    tokens_BT = random_tokens(model).cuda()
+    tokens_BT = random_tokens(model, texts).cuda()
     for _ in range(2):  # The second time with the cache, and the graph, of the first.
-        cache, plain = decoder.take_cache(3), eager.take_cache(3)
+        cache, plain = decoder.take_cache(texts), eager.take_cache(texts)
         kept: list[tuple[Tensor, Tensor]] = []
         for reader, into in ((decoder, cache), (eager, plain)):
-            reader.prefill(tokens_BT[:, :7], into, COUNTS)
+            reader.prefill(tokens_BT[:, :7], into, COUNTS[:texts])
         for token in range(7, 40):
             new_BT = tokens_BT[:, token : token + 1]
             kept.append((decoder.decode_step(new_BT, cache), eager.decode_step(new_BT, plain).float()))
@@ -322,7 +323,7 @@ def test_a_step_recorded_as_a_cuda_graph_equals_the_model(precision: Precision) 
             assert_near(recorded_BTV, expected_BTV, 1e-4 if precision == "fp32" else 8 * BF16)
         decoder.give_back(cache)
     assert len(decoder._compiled._graphs) == 1
-    assert Decoder(model).mode == "eager"
+    assert (Decoder(model).mode, Decoder(model, steps=COMPILED_STEPS).mode) == ("eager", "compiled")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])

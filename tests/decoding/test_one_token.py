@@ -120,3 +120,20 @@ def test_only_a_long_context_is_summed_by_several_kernels(
     OneTokenStep(random_model(replace(NARROW, max_len=max_len)), {"tuned": True})
     assert asked["_attend"] == {"fullgraph": True, "options": {"tuned": True, "split_reductions": split}}
     assert asked["_down"] == {"fullgraph": True, "options": {"tuned": True}}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_a_token_takes_six_kernels_a_block_and_two_more(positions: str, precision: Precision) -> None:
+    size = replace(WIDE, qk_norm=False, positions=positions)
+    decoder = Decoder(convert(random_model(size).cuda(), precision), "compiled")
+    greedy(decoder, [[1, 2]], 3)
+    assert decoder._compiled is not None
+    (graph,) = decoder._compiled._graphs.values()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
+        graph._graph.replay()
+        torch.cuda.synchronize()
+    kernels = [event.name for event in trace.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert 0 < len(kernels) <= 2 + 6 * size.num_layers, kernels

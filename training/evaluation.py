@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from training.average import WeightAverage
-from training.task import Batch, Task, evaluating, loss_sum
+from training.loss import LossModel
+from training.task import Batch, Task, evaluating
 
 
 class Interrupted(Exception):
@@ -75,9 +76,12 @@ def mean_loss(
         Interrupted: A process gave up.
     """
     losses: list[Tensor] = []
+    loss_model = LossModel(model)
     num_targets, gave_up = 0.0, False
     for batch in batches:
-        losses.append(loss_sum(model, batch.to(accelerator.device)))
+        inputs, targets_BT = batch.to(accelerator.device)
+        with accelerator.autocast():
+            losses.append(loss_model(*inputs, targets_BT))
         num_targets += batch.num_targets
         gave_up = interrupted()
         if gave_up:

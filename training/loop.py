@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from training.average import WeightAverage
+from training.compiling import Compiling
 from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig
 from training.evaluation import Interrupted, evaluate
+from training.loss import LossModel
 from training.nonfinite import NonFinitePolicy
 from training.optimizer import build_optimizer
+from training.recompute import recompute_in_training
 from training.reporting import Reporter
 from training.runtime.device import Runtime
 from training.runtime.errors import StoppedBySignal
@@ -30,8 +33,8 @@ from training.schedule import jump, learning_rate_scale
 from training.seeds import derive_seed
 from training.storage.checkpoint import Checkpoint
 from training.storage.run_folder import RunFolder
-from training.storage.state import Counters, changes
-from training.task import Task, loss_sum
+from training.storage.state import Counters, changes, saved_state
+from training.task import Task
 from training.tracking import Tracker
 
 
@@ -54,10 +57,15 @@ class Trainer:
         self.changes: list[str] = []
         task.model.to(accelerator.device, torch.float64 if runtime.precision == "fp64" else torch.float32)
         self._optimizer = build_optimizer(task.model, config.optimizer, bf16=runtime.precision == "bf16")
-        self._parallel_model, self._accelerated_optimizer = accelerator.prepare(task.model, self._optimizer)
+        recompute_in_training(task.model, config.training.recompute)
+        loss_model = LossModel(task.model, config.training.label_smoothing)
+        self._parallel_model, self._accelerated_optimizer = accelerator.prepare(loss_model, self._optimizer)
+        tokens = self.num_steps * config.training.batch_size * task.data.tokens_per_sample
+        self.compiling = Compiling(loss_model, config.training, accelerator, work=task.flops_per_token * tokens)
         decay = config.training.ema_decay
         self._average = WeightAverage(task.model, decay) if decay else None
         self.saver = Saver(runtime, task, config, run, self._optimizer, self._average)
+        self.saver.setup["compile"] = self.compiling.mode
         self._nonfinite = NonFinitePolicy(self.saver)
         self._reported = Counters()
 
@@ -67,6 +75,8 @@ class Trainer:
         if self._is_over and counters.val_step != counters.step and counters.pending_evaluation is None:
             # It was to go on for longer, and is now asked for no further step than this one.
             counters.pending_evaluation = self.run.metrics_of(counters.step) or self._progress_metrics()
+        self.compiling.go_on(str(saved_state(checkpoint).setup.get("compile", "off")))
+        self.saver.setup["compile"] = self.compiling.mode
         self.changes = changes(checkpoint, self.config, self.saver.setup)
         if self.changes:
             before = parse_config_text(type(self.config), checkpoint.text("config.yaml"))
@@ -90,6 +100,7 @@ class Trainer:
         self._reported = replace(self.counters)
         with StopSignals() as signals:
             try:
+                self._compile(reporter)
                 self._warm_up_ddp_buckets()
                 if self.counters.pending_evaluation is not None:
                     self._finish_step(signals, reporter, stopping=False)
@@ -215,13 +226,28 @@ class Trainer:
         for batch in batches:
             last = batch is batches[-1]
             with nullcontext() if last else accelerator.no_sync(self._parallel_model):
-                loss = loss_sum(
-                    self._parallel_model, batch.to(accelerator.device), self.config.training.label_smoothing
-                )
+                inputs, targets_BT = batch.to(accelerator.device)
+                loss = self._parallel_model(*inputs, targets_BT)
                 # DDP takes the mean of the processes' gradients: times their number it is the sum.
                 accelerator.backward(loss * accelerator.num_processes / num_targets)
             losses.append(loss.detach())
         return torch.stack(losses), num_targets
+
+    def _compile(self, reporter: Reporter) -> None:
+        """Compile a step, if that is to be, by a pass of the first one whose gradients are thrown away."""
+        if self.compiling.mode == "off":
+            return
+        batches = [self.task.data.training_batch(*share) for step in (1, 2) for share in self._shares(step)]
+
+        def one_pass() -> None:
+            for batch in batches[: len(batches) // 2]:
+                inputs, targets_BT = batch.to(self.accelerator.device)
+                with self.accelerator.no_sync(self._parallel_model):
+                    self.accelerator.backward(self._parallel_model(*inputs, targets_BT) / max(1, batch.num_targets))
+
+        self.compiling.compile(batches, one_pass, reporter)
+        self._accelerated_optimizer.zero_grad()
+        self.saver.setup["compile"] = self.compiling.mode
 
     def _warm_up_ddp_buckets(self) -> None:
         """Let DDP rebuild its buckets before the first step, so that a resumed run adds gradients in the same order."""
@@ -285,6 +311,7 @@ class Trainer:
         return measures
 
     def _report(self, metrics: dict[str, float], sample: str | None, reporter: Reporter) -> None:
+        metrics |= self.compiling.take_measures()
         if self.accelerator.is_main_process:
             steps_left = self.num_steps - self.counters.step
             reporter.report(metrics, sample, self.counters.seconds / self.counters.step * steps_left)

@@ -155,6 +155,7 @@ def _introduce(runtime: Runtime, trainer: Trainer, space: str, trackers: list[Tr
         "note": "\nnote        ".join(data.notes),
         "steps": f"{trainer.num_steps:,} of {tokens_per_step:,.0f} tokens, {epochs:.3g} epochs",
         "optimizer": ", ".join(f"{text} ({name})" for name, text in trainer.config.optimizer.rates.items()),
+        "compile": trainer.compiling.description,
         "folder": str(trainer.run.path),
         "checkpoints": space,
         "tracking": "\ntracking    ".join(tracker.description for tracker in trackers),

@@ -256,8 +256,9 @@ import math, os, sys
 from data.windows import TextData
 from gpt.task import GPTTask
 from launch.train_gpt import main
-from training import loop
+from training import loop, loss
 from training.runtime.errors import exit_code
+import torch
 
 class PoisonedData(TextData):
     def training_batch(self, first, count):
@@ -267,8 +268,10 @@ class PoisonedData(TextData):
 class Poisoned(GPTTask):
     data_class = PoisonedData
 
-sound = loop.loss_sum
-loop.loss_sum = lambda *arguments: sound(*arguments) * (math.nan if loop.poisoned else 1.0)
+sound = loss.loss_sum
+loss.loss_sum = lambda *arguments: sound(*arguments) * (
+    math.nan if loop.poisoned and torch.is_grad_enabled() else 1.0
+)
 sys.exit(exit_code(lambda: main(Poisoned)))
 """
 

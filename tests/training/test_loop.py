@@ -345,7 +345,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, step: int, kind: str) -> None:
         loss.register_hook(lambda gradient: gradient * math.inf)
         return loss
 
-    monkeypatch.setattr(loop, "loss_sum", poisoned)
+    monkeypatch.setattr("training.loss.loss_sum", poisoned)
 
 
 @pytest.mark.parametrize(("kind", "cause"), [("loss", "loss is nan"), ("gradient", "gradient norm is (nan|inf)")])
@@ -390,7 +390,7 @@ def poison_steps(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
         return loss_sum(*arguments) * (math.nan if now in steps and torch.is_grad_enabled() else 1.0)
 
     monkeypatch.setattr(TextData, "training_batch", noting)
-    monkeypatch.setattr(loop, "loss_sum", poisoned)
+    monkeypatch.setattr("training.loss.loss_sum", poisoned)
 
 
 def test_steps_that_are_not_finite_are_left_out_up_to_so_many_in_a_row(

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,6 +50,9 @@ class Rank:
         self._alone = True
         yield
         self._alone = False
+
+    def autocast(self) -> "nullcontext[None]":
+        return nullcontext()
 
     def backward(self, loss: Tensor) -> None:
         self.alone.append(self._alone)

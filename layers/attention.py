@@ -156,7 +156,7 @@ class MultiHeadAttention(nn.Module):
             *(q_BHTD, k_BHSD, v_BHSD),
             attn_mask=mask,
             dropout_p=dropout,
-            is_causal=causal and q_BHTD.size(2) > 1,
+            is_causal=causal if q_BHTD.size(2) > 1 else False,  # A compiler that leaves sizes open wants a bool.
             enable_gqa=self.grouped,
         )
 

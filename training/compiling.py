@@ -4,7 +4,7 @@ import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -28,6 +28,8 @@ BACKEND = "inductor"
 # and makes a step of quick.yaml 1.3 times as fast, which has paid after 3 minutes, some 3e13 operations.
 WORTH_ON_CPU = 6e13
 WORTH_ON_GPU = 2e15
+STEPS_TO_COMPILE_FOR = 4
+"""The first ones of a run, whose batches show which sizes there are."""
 
 
 class Choice(NamedTuple):
@@ -68,18 +70,20 @@ class Compiling:
         if self._training.compile == "auto":
             self._choice = self._possible(Choice(mode, "as the run began"))
 
-    def compile(self, batches: Sequence[Batch], one_pass: Callable[[], None], reporter: Reporter) -> None:
+    def compile(self, batches: Sequence[Batch], one_pass: Callable[[Batch], None], reporter: Reporter) -> None:
         """Compile, and say so; where that fails, the run goes on without.
 
         Args:
-            batches: Some that will come: whether they are all of the same size.
-            one_pass: Computes gradients of all parts of a step that is no step, without a word to other processes.
+            batches: The first ones of the run, whatever the step that it goes on from: code that is written for some
+                sizes may depend on those that came first.
+            one_pass: Computes gradients that no step takes, without a word to other processes.
             reporter: To say it with.
         """
-        undo = compile_step(self._loss_model, self.mode, self._training.recompute, any_size=_sizes_differ(batches))
+        by_size = {_sizes(batch): batch for batch in reversed(batches)}
+        undo = compile_step(self._loss_model, self.mode, self._training.recompute, any_size=len(by_size) > 1)
         reporter.progress.doing("compiling …")
         start = time.perf_counter()
-        self._choice = self._agreed(_fault_in(one_pass), self._choice)
+        self._choice = self._agreed(_fault_in(one_pass, reversed(by_size.values())), self._choice)
         if self.mode == "off":
             undo()
             reporter.say(f"compile     {self.description}")
@@ -159,6 +163,15 @@ def has_cpp_compiler() -> bool:
     return True
 
 
+def keep_equal_sizes_apart() -> None:
+    """Let sizes that are left open differ later, also where they are equal in the first batch: no second code then."""
+    try:
+        from torch.fx.experimental import _config
+    except ImportError:
+        return
+    _config.use_duck_shape = False
+
+
 def compile_step(loss_model: LossModel, mode: Mode, recompute: str, *, any_size: bool) -> Callable[[], None]:
     """Let a model in training call compiled code, which is written when it is first called; evaluation stays as it is.
 
@@ -175,6 +188,7 @@ def compile_step(loss_model: LossModel, mode: Mode, recompute: str, *, any_size:
         What undoes it.
     """
     torch.compiler.reset()
+    keep_equal_sizes_apart()
     compiled = partial(torch.compile, backend=BACKEND, dynamic=any_size)
     # torch's way to send gradients early cannot cut a graph where a part of it is to be computed twice.
     torch._dynamo.config.optimize_ddp = recompute == "none"
@@ -198,17 +212,19 @@ def _run(module: nn.Module, *arguments: Any, **options: Any) -> Any:
     return type(module).forward(module, *arguments, **options)
 
 
-def _sizes_differ(batches: Sequence[Batch]) -> bool:
-    return len({tuple(t.shape for t in (*batch.inputs, batch.targets_BT)) for batch in batches}) > 1
+def _sizes(batch: Batch) -> tuple[torch.Size, ...]:
+    return tuple(tensor.shape for tensor in (*batch.inputs, batch.targets_BT))
 
 
-def _fault_in(one_pass: Callable[[], None]) -> str | None:
-    """Compute a pass; if it cannot be compiled, say why in a line."""
+def _fault_in(one_pass: Callable[[Batch], None], batches: Iterable[Batch]) -> str | None:
+    """Compute passes; if one cannot be compiled, say why in a line."""
     from torch._dynamo.exc import TorchDynamoException
 
     try:
-        one_pass()
+        for batch in batches:
+            one_pass(batch)
     except TorchDynamoException as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"torch.compile failed: {lines[0] if lines else type(error).__name__}"
+        cause = getattr(error, "inner_exception", error)
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        return f"torch.compile failed: {lines[0] if lines else type(cause).__name__}"
     return None

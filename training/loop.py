@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from training.average import WeightAverage
-from training.compiling import Compiling
+from training.compiling import STEPS_TO_COMPILE_FOR, Compiling
 from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig
 from training.evaluation import Interrupted, evaluate
@@ -34,7 +34,7 @@ from training.seeds import derive_seed
 from training.storage.checkpoint import Checkpoint
 from training.storage.run_folder import RunFolder
 from training.storage.state import Counters, changes, saved_state
-from training.task import Task
+from training.task import Batch, Task
 from training.tracking import Tracker
 
 
@@ -234,17 +234,17 @@ class Trainer:
         return torch.stack(losses), num_targets
 
     def _compile(self, reporter: Reporter) -> None:
-        """Compile a step, if that is to be, by a pass of the first one whose gradients are thrown away."""
+        """Compile a step, if that is to be, by passes whose gradients are thrown away."""
         if self.compiling.mode == "off":
             return
-        batches = [self.task.data.training_batch(*share) for step in (1, 2) for share in self._shares(step)]
 
-        def one_pass() -> None:
-            for batch in batches[: len(batches) // 2]:
-                inputs, targets_BT = batch.to(self.accelerator.device)
-                with self.accelerator.no_sync(self._parallel_model):
-                    self.accelerator.backward(self._parallel_model(*inputs, targets_BT) / max(1, batch.num_targets))
+        def one_pass(batch: Batch) -> None:
+            inputs, targets_BT = batch.to(self.accelerator.device)
+            with self.accelerator.no_sync(self._parallel_model):
+                self.accelerator.backward(self._parallel_model(*inputs, targets_BT) / targets_BT.numel())
 
+        first_steps = range(1, 1 + STEPS_TO_COMPILE_FOR)
+        batches = [self.task.data.training_batch(*share) for step in first_steps for share in self._shares(step)]
         self.compiling.compile(batches, one_pass, reporter)
         self._accelerated_optimizer.zero_grad()
         self.saver.setup["compile"] = self.compiling.mode

@@ -57,6 +57,11 @@ def curve(run: Path) -> list[tuple[Any, ...]]:
     return [tuple(line.get(key, 0.0) for key in ("train_loss", "val_loss", "grad_norm")) for line in read_metrics(run)]
 
 
+def same_curve(run: Path, plain: Path) -> bool:
+    """Up to rounding: what is traced does without the layers' own kernels."""
+    return all(one == pytest.approx(two, rel=1e-4) for one, two in zip(curve(run), curve(plain), strict=True))
+
+
 def setup(run: Path) -> Any:
     return Checkpoint(run / "checkpoints/last").state["setup"]["compile"]
 
@@ -94,7 +99,7 @@ def test_one_code_serves_all_blocks_and_steps_and_changes_no_number(
     assert counter.frame_count == 1
     assert not counters["graph_break"]
     assert setup(tmp_path / "run") == mode
-    assert curve(tmp_path / "run") == curve(tmp_path / "plain")
+    assert same_curve(tmp_path / "run", tmp_path / "plain")
     lines = read_metrics(tmp_path / "run")
     assert [line["step"] for line in lines if "compile_seconds" in line] == [1]
     assert 0 < lines[0]["seconds"] < lines[0]["compile_seconds"]
@@ -111,8 +116,7 @@ def test_one_code_serves_batches_of_all_lengths(tmp_path: Path, counting: Counti
     train_seq2seq(with_training(config, compile=mode), output_dir=tmp_path / "run")
     assert counter.frame_count == kinds
     assert not counters["graph_break"]
-    for run, plain in zip(curve(tmp_path / "run"), curve(tmp_path / "plain"), strict=True):
-        assert run == pytest.approx(plain, rel=1e-4)
+    assert same_curve(tmp_path / "run", tmp_path / "plain")
 
 
 @pytest.mark.parametrize("recompute", ["blocks", "attention"])
@@ -126,7 +130,7 @@ def test_what_is_recomputed_is_a_part_of_the_compiled_code(
     train_gpt(with_training(short, compile=mode, recompute=recompute), output_dir=tmp_path / "run")
     assert counter.frame_count == 1
     assert not counters["graph_break"]
-    assert curve(tmp_path / "run") == curve(tmp_path / "plain")
+    assert same_curve(tmp_path / "run", tmp_path / "plain")
 
 
 def test_a_loss_in_chunks_stays_outside_of_the_graph_and_its_chunks_are_compiled(
@@ -138,7 +142,7 @@ def test_a_loss_in_chunks_stays_outside_of_the_graph_and_its_chunks_are_compiled
     train_gpt(short, output_dir=tmp_path / "plain")
     train_gpt(with_training(short, compile="model"), output_dir=tmp_path / "run")
     assert counter.frame_count == 2, "what comes before the loss, and a chunk"
-    assert curve(tmp_path / "run") == curve(tmp_path / "plain")
+    assert same_curve(tmp_path / "run", tmp_path / "plain")
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.ci)])
@@ -208,7 +212,7 @@ def test_a_compiler_that_fails_costs_no_more_than_its_speed(
     assert "compile     off (torch.compile failed: " in (printed := capsys.readouterr().out)
     assert "no compiler, no luck)\n" in printed
     assert setup(tmp_path / "run") == "off"
-    assert curve(tmp_path / "run") == curve(tmp_path / "plain")
+    assert same_curve(tmp_path / "run", tmp_path / "plain")
 
 
 def test_an_error_of_the_model_is_none_of_the_compiler(

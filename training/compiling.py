@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
 
 from training.config.sections import TrainingConfig
 from training.loss import LossModel, chunk_gradients
@@ -23,6 +23,8 @@ from training.task import Batch
 Mode = Literal["off", "blocks", "model"]
 MODES: tuple[Mode, ...] = ("off", "blocks", "model")
 BACKEND = "inductor"
+Part = tuple[Batch, Tensor]
+"""Of a step's batch, with the seeds of its samples."""
 
 # Floating point operations of a process in a whole run from which on compiling pays. On two CPU cores it takes 38 s
 # and makes a step of quick.yaml 1.3 times as fast, which has paid after 3 minutes, some 3e13 operations.
@@ -70,16 +72,16 @@ class Compiling:
         if self._training.compile == "auto":
             self._choice = self._possible(Choice(mode, "as the run began"))
 
-    def compile(self, batches: Sequence[Batch], one_pass: Callable[[Batch], None], reporter: Reporter) -> None:
+    def compile(self, parts: Sequence[Part], one_pass: Callable[[Batch, Tensor], None], reporter: Reporter) -> None:
         """Compile, and say so; where that fails, the run goes on without.
 
         Args:
-            batches: The first ones of the run, whatever the step that it goes on from: code that is written for some
-                sizes may depend on those that came first.
+            parts: The first batches of the run with their seeds, whatever the step that it goes on from: code that is
+                written for some sizes may depend on those that came first.
             one_pass: Computes gradients that no step takes, without a word to other processes.
             reporter: To say it with.
         """
-        by_size = {_sizes(batch): batch for batch in reversed(batches)}
+        by_size = {_sizes(part[0]): part for part in reversed(parts)}
         undo = compile_step(self._loss_model, self.mode, self._training.recompute, any_size=len(by_size) > 1)
         reporter.progress.doing("compiling …")
         start = time.perf_counter()
@@ -216,13 +218,13 @@ def _sizes(batch: Batch) -> tuple[torch.Size, ...]:
     return tuple(tensor.shape for tensor in (*batch.inputs, batch.targets_BT))
 
 
-def _fault_in(one_pass: Callable[[Batch], None], batches: Iterable[Batch]) -> str | None:
+def _fault_in(one_pass: Callable[[Batch, Tensor], None], parts: Iterable[Part]) -> str | None:
     """Compute passes; if one cannot be compiled, say why in a line."""
     from torch._dynamo.exc import TorchDynamoException
 
     try:
-        for batch in batches:
-            one_pass(batch)
+        for part in parts:
+            one_pass(*part)
     except TorchDynamoException as error:
         cause = getattr(error, "inner_exception", error)
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]

@@ -48,6 +48,9 @@ class MuonAdamW(torch.optim.Optimizer):
         muon_dtype: What Muon orthogonalises in.
     """
 
+    _step_supports_amp_scaling = True
+    found_inf: Tensor | None = None
+
     def __init__(self, groups: Iterable[dict[str, Any]], config: OptimizerConfig, muon_dtype: torch.dtype) -> None:
         super().__init__(groups, {})
         self._config = config
@@ -97,9 +100,11 @@ class MuonAdamW(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             eps=self._config.eps,
             maximize=False,
+            found_inf=self.found_inf,
         )
 
     def _muon_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        kept = torch.zeros(()) if self.found_inf is None else self.found_inf
         by_shape: dict[torch.Size, list[Tensor]] = {}
         for p in params:
             by_shape.setdefault(p.shape, []).append(p)
@@ -107,12 +112,13 @@ class MuonAdamW(torch.optim.Optimizer):
             gradients = torch.stack([p.grad for p in same if p.grad is not None])
             momenta = [self.state[p]["momentum"] for p in same]
             for momentum, gradient in zip(momenta, gradients, strict=True):
-                momentum.mul_(self._config.momentum).add_(gradient)
+                momentum.copy_(torch.where(kept > 0, momentum, self._config.momentum * momentum + gradient))
             directions = gradients.add_(torch.stack(momenta), alpha=self._config.momentum)
             updates = orthogonalize(directions, self._muon_dtype).to(same[0].dtype)
             scale = max(1.0, shape[0] / shape[1]) ** 0.5
             for p, update in zip(same, updates, strict=True):
-                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
+                decayed = p * (1 - group["lr"] * group["weight_decay"])
+                p.copy_(torch.where(kept > 0, p, decayed.add_(update, alpha=-group["lr"] * scale)))
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, *, bf16: bool) -> MuonAdamW:

@@ -253,26 +253,22 @@ def test_sigterm_to_the_launcher_stops_all_processes_with_a_checkpoint(config: G
 
 POISONED = """
 import math, os, sys
-from data.windows import TextData
-from gpt.task import GPTTask
 from launch.train_gpt import main
-from training import loop, loss
+from training import loss, step
 from training.runtime.errors import exit_code
 import torch
 
-class PoisonedData(TextData):
-    def training_batch(self, first, count):
-        loop.poisoned = first == 44 and os.environ["RANK"] == "1"  # step 6, the second half of its eight samples
-        return super().training_batch(first, count)
+poisoned = False
 
-class Poisoned(GPTTask):
-    data_class = PoisonedData
+def launch(device_step, at, *arguments, **options):
+    global poisoned
+    poisoned = at == 6 and os.environ["RANK"] == "1"
+    return sound_launch(device_step, at, *arguments, **options)
 
-sound = loss.loss_sum
-loss.loss_sum = lambda *arguments: sound(*arguments) * (
-    math.nan if loop.poisoned and torch.is_grad_enabled() else 1.0
-)
-sys.exit(exit_code(lambda: main(Poisoned)))
+sound, sound_launch = loss.loss_sum, step.DeviceStep.launch
+step.DeviceStep.launch = launch
+loss.loss_sum = lambda *arguments: sound(*arguments) * (math.nan if poisoned and torch.is_grad_enabled() else 1.0)
+sys.exit(exit_code(main))
 """
 
 

@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt.config import GPTConfig
 from gpt.task import GPTTask, train_gpt
-from layers.transformer import Transformer
 from training import batches, loop
 from training.config.command_line import config_to_yaml
 from training.nonfinite import Guard
@@ -92,13 +91,8 @@ def numbers(run: Path) -> list[list[float]]:
     return [[line[name] for name in ("train_loss", "grad_norm")] for line in read_metrics(run)]
 
 
-FOLLOWS_SAMPLES = hasattr(Transformer, "set_sample_seeds")
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize(
-    "dropout", [0.0, pytest.param(0.2, marks=pytest.mark.skipif(not FOLLOWS_SAMPLES, reason="masks of torch's own"))]
-)
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_micro_batches_change_no_step(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float, optimizer: Any
 ) -> None:

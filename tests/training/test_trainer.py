@@ -215,16 +215,21 @@ def test_weights_optimizer_and_average_go_on_from_a_checkpoint(config: GPTConfig
         assert all(torch.equal(tensors[key], own[key]) for key in tensors | own)
 
 
-def test_dropout_belongs_to_seed_step_and_rank(
-    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("follows_samples", [True, False])
+def test_dropout_belongs_to_seed_step_and_place_or_rank(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follows_samples: bool
 ) -> None:
-    """Of the same samples, so that masks alone differ."""
-    batch = GPTTask(config).data.training_batch(0, 8)
-    monkeypatch.setattr(TextData, "training_batch", lambda data, first, count: batch)
+    """Of the same samples, so that masks alone differ: those of seeds by sample, and those of torch's generator."""
+    (inputs_BT,), targets_BT = GPTTask(config).data.training_batch(0, 8)
+    monkeypatch.setattr(
+        TextData, "training_batch", lambda data, first, count: Batch((inputs_BT[:count],), targets_BT[:count])
+    )
 
     def loss(seed: int = 1, number: int = 1, index: int = 0) -> float:
         torch.rand(7)
         trainer = trainer_of(replace(config, seed=seed), Rank(index, 2), tmp_path)
+        if not follows_samples:
+            trainer.device_step._set_sample_seeds = None
         return step(trainer, number)["train_loss"]
 
     assert loss() == loss()

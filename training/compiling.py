@@ -68,7 +68,7 @@ class Compiling:
 
     def go_on(self, before: str) -> None:
         """Let `auto` take what the run has done until now: any other way rounds in another way."""
-        mode = next((mode for mode in MODES if mode == before), "off")
+        mode: Mode = next((mode for mode in MODES if mode == before), "off")
         if self._training.compile == "auto":
             self._choice = self._possible(Choice(mode, "as the run began"))
 

@@ -100,7 +100,7 @@ def chunk_gradients(
     return loss, gradients_CV.to(hidden_CM.dtype)
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def chunked_loss_sum(
     hidden_NM: Tensor,
     weight_VM: Tensor,
@@ -128,7 +128,8 @@ def chunked_loss_sum(
             head_VM = weight_VM.to(dtype)
             losses = [chunk_loss(chunk_logits(h.to(dtype), head_VM), t, label_smoothing)[0] for h, t in chunks]
             return torch.stack(losses).sum()
-        loss: Tensor = _ChunkedLoss.apply(hidden_NM, weight_VM, targets_N, label_smoothing, gradients, dtype)
+        asked = hidden_NM, weight_VM, targets_N, label_smoothing, gradients, dtype
+        loss: Tensor = _ChunkedLoss.apply(*asked)  # type: ignore[no-untyped-call]
         return loss
 
 
@@ -137,12 +138,12 @@ def _chunks(weight_VM: Tensor, *rows: Tensor) -> "zip[tuple[Tensor, ...]]":
     count = rows[0].size(0)
     most = max(1, MAX_LOGITS_BYTES // (4 * weight_VM.size(0)))
     parts = -(-count // most)
-    return zip(*(row.split(-(-count // parts)) for row in rows), strict=True)
+    return zip(*(torch.split(row, -(-count // parts)) for row in rows), strict=True)
 
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden_NM: Tensor,
         weight_VM: Tensor,
@@ -165,6 +166,6 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         by_hidden_NM, by_weight_VM = ctx.saved_tensors
         return gradient * by_hidden_NM, gradient * by_weight_VM, None, None, None, None

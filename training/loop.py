@@ -27,6 +27,7 @@ from training.loss import LossModel
 from training.nonfinite import NonFinitePolicy
 from training.optimizer import build_optimizer
 from training.recompute import recompute_in_training
+from training.replicas import check_replicas
 from training.reporting import Reporter
 from training.runtime.device import Runtime
 from training.runtime.errors import StoppedBySignal
@@ -248,8 +249,10 @@ class Trainer:
         Raises:
             Interrupted: A stop request came; nothing is noted, and the evaluation is still pending.
             NonFiniteError: The validation loss is not finite.
+            PartedReplicasError: The ranks' weights are not the same.
         """
         counters, task = self.counters, self.task
+        check_replicas(self.saver, counters)
         reporter.progress.doing("evaluating …")
         measures, sample = evaluate(
             self.accelerator,

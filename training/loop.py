@@ -235,8 +235,8 @@ class Trainer:
         return {"step": counters.step, "epoch": epoch, "tokens": counters.tokens, "seconds": counters.seconds}
 
     def _compile(self, batches: Batches, reporter: Reporter) -> None:
-        """Compile a step, if that is to be."""
-        if self.compiling.mode == "off":
+        """Compile a step, if that is to be, and there are steps to come."""
+        if self.compiling.mode == "off" or self._is_over:
             return
         first = [batches.make(step) for step in range(1, 1 + STEPS_TO_COMPILE_FOR)]
         parts = [(batch.to(self.accelerator.device), seeds_B) for made in first for batch, seeds_B in made.parts]

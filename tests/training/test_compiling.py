@@ -176,6 +176,8 @@ def test_a_compiled_run_goes_on_to_the_bit_as_it_began(
     assert (tmp_path / "whole/checkpoints/last/model.safetensors").read_bytes() == weights
     lines = read_metrics(tmp_path / "whole")
     assert [line["step"] for line in lines if "compile_seconds" in line] == [1, 3]
+    train_gpt(short, output_dir=tmp_path / "whole", resume=True)
+    assert "compiled" not in capsys.readouterr().out, "no step is to come"
     train_gpt(with_training(short, compile="off", max_steps=5), output_dir=tmp_path / "whole", resume=True)
     assert "compile was 'model', is now 'off': the steps to come differ for it" in capsys.readouterr().out
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from seq2seq_models import small_config
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,6 +15,7 @@ from gpt.config import GPTConfig
 from gpt.model import GPT
 from seq2seq.model import EncoderDecoder
 from training import loss
+from training.evaluation import mean_loss
 from training.loss import LossModel, chunked_loss_sum
 from training.task import IGNORED, Batch, loss_sum
 
@@ -148,6 +150,20 @@ def test_an_evaluation_computes_no_gradients(
     with torch.no_grad():
         chunked = LossModel(model)(*batch.inputs, batch.targets_BT)
         torch.testing.assert_close(chunked, loss_sum(model, batch), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+def test_an_evaluation_computes_in_the_precision_of_the_run(
+    config: GPTConfig, monkeypatch: pytest.MonkeyPatch, chunks: bool
+) -> None:
+    if chunks:
+        monkeypatch.setattr(loss, "MAX_LOGITS_BYTES", 7 * 4 * VOCAB)
+    model, dtypes = gpt(config, dtype=torch.float32), set()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
+    mean_loss(Accelerator(cpu=True, mixed_precision="bf16"), model, [text_batch()])
+    assert dtypes == {torch.bfloat16}
 
 
 class OtherLogits(GPT):

@@ -197,7 +197,7 @@ class MultiHeadAttention(nn.Module):
             *(q_BHTD, k_BHSD, v_BHSD),
             attn_mask=mask,
             dropout_p=self.dropout.p if self.dropout.is_active else 0.0,
-            is_causal=causal and q_BHTD.size(2) > 1,
+            is_causal=causal if q_BHTD.size(2) > 1 else False,  # A compiler that leaves sizes open wants a bool.
             enable_gqa=self.grouped,
         )
 

@@ -1,0 +1,89 @@
+"""How much memory a training takes at most, and how much it should by a formula."""
+
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from training.config.sections import RunConfig
+
+ACTIVATIONS = "activations, estimated"
+
+
+def expected_bytes(model: nn.Module, config: RunConfig, precision: str, targets: int) -> dict[str, int]:
+    """What a step keeps at once on one device, by a formula. With P weights of w bytes (4; 8 in fp64):
+
+    - weights, gradients: w P each.
+    - weights in 16 bits, which autocast keeps from the forward to the backward pass: 2 bytes for each of a matrix.
+    - optimizer: adamw 2 w P; muon w for each weight of a block's matrix, and 2 w for the others.
+    - average: w P where there is one.
+    - activations: each linear layer's input and output in the dtype of products, for each target at once; and four
+      times the logits in fp32: they, their softmax, and the gradients of both. This is an estimate. It leaves out what
+      norms, dropout and attention keep, counts an input that several layers share once for each, takes an
+      encoder-decoder's sources to be as long as its targets, and knows of no recomputing and no loss in chunks.
+
+    Args:
+        model, config: What is trained.
+        precision: The dtype of products.
+        targets: Tokens that go through the model at once.
+    """
+    width = 8 if precision == "fp64" else 4
+    product_width = 2 if precision in ("bf16", "fp16") else width
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    in_blocks = {id(p): p.numel() for stack in stacks for p in stack.parameters() if p.ndim == 2}
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    vocabulary = next(module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding))
+    kept = product_width * sum(layer.in_features + layer.out_features for layer in linear) + 4 * width * vocabulary
+    by_muon = sum(in_blocks.values()) if config.optimizer.name == "muon" else 0
+    found = {
+        "weights": width * weights,
+        "weights in 16 bits": 2 * sum(layer.weight.numel() for layer in linear) if product_width == 2 else 0,
+        "gradients": width * weights,
+        "optimizer": width * (2 * weights - by_muon),
+        "average": width * weights if config.training.ema_decay else 0,
+        ACTIVATIONS: targets * kept,
+    }
+    return {name: size for name, size in found.items() if size}
+
+
+class MemoryPeak:
+    """The most memory that a training takes of its device.
+
+    Of a GPU: what torch has allocated at most. Of a CPU: the peak of the process's resident memory over what it was as
+    this was made, with the training's state, which was there already; Linux alone tells it, and what torch's allocator
+    keeps for later counts too.
+
+    Args:
+        device: What is trained on.
+        state_bytes: Size of weights, optimizer and average.
+    """
+
+    def __init__(self, device: torch.device, state_bytes: int) -> None:
+        self._device = device
+        self._before = (_resident("VmRSS") or 0) - state_bytes
+
+    def forget(self) -> None:
+        """Count from here."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            with suppress(OSError):  # Where it cannot be forgotten, the peak is that of the whole process.
+                Path("/proc/self/clear_refs").write_text("5")
+
+    def bytes(self) -> int | None:
+        """The peak since `forget`, or None where nobody tells."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        peak = _resident("VmHWM")
+        return None if peak is None else peak - self._before
+
+
+def _resident(name: str) -> int | None:
+    """A size in /proc/self/status, in bytes."""
+    with suppress(OSError):
+        found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        return None if found is None else 1024 * int(found[1])
+    return None

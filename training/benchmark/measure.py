@@ -69,6 +69,7 @@ class Rounds:
     description: str = "benchmark"
     marks: list[tuple[float, float]] = field(default_factory=list)  # Seconds and tokens as a round began or ended.
     peak_bytes: int | None = None
+    reserved_bytes: int | None = None
     last: dict[str, float] = field(default_factory=dict)
     compile_seconds: float | None = None
     _reports: int = 0
@@ -93,7 +94,7 @@ class Rounds:
             return
         self.last = dict(metrics)
         if self._reports == self.plan.reports[-1]:
-            self.peak_bytes = self.memory.bytes()
+            self.peak_bytes, self.reserved_bytes = self.memory.bytes(), self.memory.reserved()
         if self.profiler is not None:
             self.profiler.advance()
         if self.is_done:
@@ -114,18 +115,21 @@ class UntilLoss:
 
     loss: float
     description: str = "benchmark"
-    best: float | None = None
-    reached: dict[str, float] | None = None
-    reached_at: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+    ended_at: float = 0.0
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the last evaluation was the one."""
+        return bool(self.curve) and self.curve[-1]["val_loss"] <= self.loss
 
     def log(self, metrics: Mapping[str, float], sample: str | None) -> None:
         """A step was reported."""
-        found = metrics.get("val_loss")
-        if found is None or self.reached is not None:
+        if "val_loss" not in metrics or self.is_reached:
             return
-        self.best = found if self.best is None else min(self.best, found)
-        if found <= self.loss:
-            self.reached, self.reached_at = dict(metrics), time.perf_counter()
+        self.ended_at = time.perf_counter()
+        self.curve.append({name: metrics[name] for name in ("step", "epoch", "seconds", "train_loss", "val_loss")})
+        if self.is_reached:
             request_stop()
 
     def finish(self) -> None:
@@ -173,8 +177,8 @@ def measure_until(make_task: Callable[[], Task], config: RunConfig, loss: float)
     """Train as configured, but to a validation loss and no further.
 
     Returns:
-        `step`, `seconds` of training and `wall_seconds` with the evaluations, or only the `best` loss of the whole
-        training; nothing but in the main process.
+        `reached`, the `curve` of the evaluations, whose last one is where the training ended, and `wall_seconds` until
+        then, evaluations and compiling included; nothing but in the main process.
 
     Raises:
         As `measure`.
@@ -185,13 +189,10 @@ def measure_until(make_task: Callable[[], Task], config: RunConfig, loss: float)
         stopped = _fit(trainer, until)
         if not trainer.accelerator.is_main_process:
             return {}
-        if stopped and until.reached is None:
+        if stopped and not until.is_reached:
             raise KeyboardInterrupt
-    found: dict[str, Any] = {"loss": loss, "best": until.best}
-    if until.reached is not None:
-        found |= {name: until.reached[name] for name in ("step", "seconds", "val_loss")}
-        found["wall_seconds"] = until.reached_at - start
-    return found
+    seconds = until.ended_at - start
+    return {"loss": loss, "reached": until.is_reached, "curve": until.curve, "wall_seconds": seconds}
 
 
 @contextmanager
@@ -200,6 +201,7 @@ def _trainer(make_task: Callable[[], Task], config: RunConfig, num_steps: int) -
     asked = config.training
     runtime = make_accelerator(asked.precision, deterministic=asked.deterministic, timeout=asked.collective_timeout)
     task = make_task()
+    task.sample, task.metrics = _no_sample, _no_metrics  # type: ignore[method-assign]
     length = max(num_steps, count_steps(config, task))
     training = replace(asked, max_steps=length, epochs=None)
     with tempfile.TemporaryDirectory() as folder:
@@ -215,8 +217,18 @@ def _trainer(make_task: Callable[[], Task], config: RunConfig, num_steps: int) -
     gc.collect()
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _no_sample(seed: int) -> str:
+    """In the place of `Task.sample`, whose time is nobody's to measure."""
+    return ""
+
+
+def _no_metrics(val_loss: float) -> dict[str, float]:
+    """In the place of `Task.metrics`."""
+    return {}
 
 
 def _save_nothing(*state: object, **options: object) -> None:
@@ -261,6 +273,7 @@ def _figures(trainer: Trainer, rounds: Rounds, products_before: float) -> dict[s
         "printed_peak_flops": processes * printed if printed else None,
         "compile_seconds": rounds.compile_seconds,
         "peak_bytes": rounds.peak_bytes,
+        "reserved_bytes": rounds.reserved_bytes,
         "expected_bytes": expected_bytes(task.model, trainer.config, precision, at_once),
     }
     if rounds.profiler is not None:

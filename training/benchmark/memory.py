@@ -1,6 +1,7 @@
 """How much memory a training takes at most, and how much it should by a formula."""
 
 import re
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import nn
 from training.config.sections import RunConfig
 
 ACTIVATIONS = "activations, estimated"
+WATCH_SECONDS = 0.02
 
 
 def expected_bytes(model: nn.Module, config: RunConfig, precision: str, targets: int) -> dict[str, int]:
@@ -73,12 +75,44 @@ class MemoryPeak:
             with suppress(OSError):  # Where it cannot be forgotten, the peak is that of the whole process.
                 Path("/proc/self/clear_refs").write_text("5")
 
+    def reserved(self) -> int | None:
+        """The same with what torch's allocator has taken of a GPU to hand it out later; its context comes on top."""
+        return torch.cuda.max_memory_reserved(self._device) if self._device.type == "cuda" else None
+
     def bytes(self) -> int | None:
         """The peak since `forget`, or None where nobody tells."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         peak = _resident("VmHWM")
         return None if peak is None else peak - self._before
+
+
+class CardMemory:
+    """The most that is taken of a GPU's memory while this is entered, by another process say, over what was before.
+
+    Attributes:
+        bytes: How much; None where there is no GPU.
+    """
+
+    def __init__(self) -> None:
+        self.bytes: int | None = None
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "CardMemory":
+        if torch.cuda.is_available():
+            self._watcher.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        if self._watcher.ident is not None:
+            self._watcher.join()
+
+    def _watch(self) -> None:
+        before, self.bytes = torch.cuda.mem_get_info()[0], 0
+        while not self._over.wait(WATCH_SECONDS):
+            self.bytes = max(self.bytes, before - torch.cuda.mem_get_info()[0])
 
 
 def _resident(name: str) -> int | None:

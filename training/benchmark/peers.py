@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from training.benchmark.memory import CardMemory
 from training.runtime.errors import InputError
 
 PATTERN = r"iter (?P<step>\d+): loss (?P<loss>[\d.]+|nan), time (?P<milliseconds>[\d.]+)ms"
@@ -28,6 +29,8 @@ class Peer:
         pattern: Finds `milliseconds` (of a step) or `tokens_per_second` in a line, and may find `loss`.
         tokens: Tokens of a step; None for as many as ours has.
         turns: Tokens per second of each time that it ran.
+        loss: That of its last line.
+        card_bytes: The most that it took of the GPU's memory, its context included.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Peer:
     tokens: float | None = None
     turns: list[float] = field(default_factory=list)
     loss: float | None = None
+    card_bytes: int | None = None
 
     @classmethod
     def parse(cls, text: str, pattern: str, tokens: float | None) -> "Peer":
@@ -73,12 +77,14 @@ class Peer:
         )  # fmt: skip
         assert process.stdout is not None
         try:
-            for line in process.stdout:
-                last.append(line.strip())
-                if found := self.pattern.search(line):
-                    rates.append(self._rate(found.groupdict(), tokens))
-                    say(f"{self.name}: {line.strip()}")
-            code = process.wait()
+            with CardMemory() as memory:
+                for line in process.stdout:
+                    last.append(line.strip())
+                    if found := self.pattern.search(line):
+                        rates.append(self._rate(found.groupdict(), tokens))
+                        say(f"{self.name}: {line.strip()}")
+                code = process.wait()
+            self.card_bytes = memory.bytes
         finally:
             with suppress(ProcessLookupError):  # It, and whatever it has started.
                 os.killpg(process.pid, signal.SIGKILL)
@@ -107,5 +113,6 @@ class Peer:
             "fastest": max(self.turns),
             "turns": self.turns,
             "loss": self.loss,
+            "card_bytes": self.card_bytes,
             "ratio": statistics.median(ratios),
         }

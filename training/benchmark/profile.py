@@ -35,7 +35,7 @@ class StepProfiler:
     def advance(self) -> None:
         """Start, then stop and read the trace."""
         if self._profiler is None:
-            on_gpu = torch.cuda.is_initialized()
+            on_gpu = torch.cuda.is_available()
             if on_gpu:
                 torch.cuda.synchronize()  # What was launched before has no place in the trace.
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]

@@ -9,7 +9,7 @@ from training.runtime.tables import print_table
 MIB = 2**20
 
 
-def show(figures: Mapping[str, Any]) -> None:
+def show(figures: dict[str, Any]) -> None:
     """Print the tables, and what they depend on."""
     of_gpu = not figures["device"].startswith("cpu")
     processes = f"{figures['processes']} processes, " if figures["processes"] > 1 else ""
@@ -21,7 +21,12 @@ def show(figures: Mapping[str, Any]) -> None:
     if figures["compile_seconds"] is not None:
         print(f"compiling  {figures['compile_seconds']:.1f} s, before the rounds")
     print(f"measured   medians of {len(figures['rounds'])} rounds\n")
-    print_table([_speed("ours", figures), *(_speed(peer["name"], peer) for peer in figures["peers"])])
+    ours = figures | {"card_bytes": figures["reserved_bytes"]}
+    print_table([_speed("ours", ours), *(_speed(peer["name"], peer) for peer in figures["peers"])])
+    if figures["peers"] and figures["reserved_bytes"]:
+        print(
+            "memory: what torch's allocator took of the card; of a peer all that it took, its CUDA context included\n"
+        )
     _show_shares(figures)
     if figures.get("parts"):
         print_table(_part_rows(figures["parts"]))
@@ -46,6 +51,7 @@ def _speed(name: str, row: Mapping[str, Any]) -> dict[str, str]:
         "tokens/s (slowest to fastest)": "{tokens_per_second:,.0f} ({slowest:,.0f} to {fastest:,.0f})".format_map(row),
         "ms a step": f"{row['milliseconds_per_step']:,.2f}" if "milliseconds_per_step" in row else "",
         "last loss": "" if row["loss"] is None else f"{row['loss']:.4f}",
+        "MiB of the card": f"{row['card_bytes'] / MIB:,.0f}" if row["card_bytes"] else "",
         "ours to it": f"{row['ratio']:.2f}x" if "ratio" in row else "",
     }
 
@@ -75,13 +81,13 @@ def _memory_rows(figures: Mapping[str, Any], *, of_gpu: bool) -> list[dict[str, 
 
 
 def _until(until: Mapping[str, Any]) -> str:
-    if "seconds" not in until:
-        best = "never measured" if until["best"] is None else f"at best {until['best']:.4f}"
-        return f"validation loss {until['loss']:g} was not reached: it was {best}"
-    return (
-        f"validation loss {until['val_loss']:.4f} at step {until['step']:,.0f}, after {until['seconds']:.1f} s of "
-        f"training ({until['wall_seconds']:.1f} s with evaluations and compiling)"
-    )
+    curve, seconds = until["curve"], until["wall_seconds"]
+    best = min(curve, key=lambda evaluated: evaluated["val_loss"])
+    reached = f"{best['val_loss']:.4f} at step {best['step']:,.0f}, after {best['seconds']:.1f} s of training"
+    if until["reached"]:
+        return f"validation loss {reached} ({seconds:.1f} s with evaluations and compiling)"
+    last = curve[-1]["val_loss"]
+    return f"validation loss {until['loss']:g} was not reached: the best was {reached}; the last {last:.4f}"
 
 
 def plot(figures: Mapping[str, Any], output: Path) -> None:

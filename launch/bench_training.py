@@ -31,8 +31,8 @@ def parse(of_pairs: bool) -> tuple[Namespace, GPTConfig | Seq2SeqConfig]:
     for name, formats in (("json", (".json",)), ("plot", (".png", ".svg", ".pdf"))):
         if options[name]:
             check_output(Path(options[name]), formats)
-    if options.profile and not Path(options.profile).is_dir():
-        raise InputError(f"profile: there is no folder {options.profile}")
+    if options.profile:
+        Path(options.profile).mkdir(parents=True, exist_ok=True)
     return options, parser.build(config_class, options)
 
 
@@ -56,12 +56,12 @@ def _parser() -> StrictParser:
         metavar="[NAME=]COMMAND",
         help="Another trainer, which runs in turn with ours and prints lines that tell its speed; may come again.",
     )
-    add("--peer_pattern", type=str, help="A regular expression that finds <milliseconds> or <tokens_per_second> in "
-        "such a line, and maybe <loss>. Default: nanoGPT's lines.")  # fmt: skip
+    pattern = "A regular expression that finds <milliseconds> or <tokens_per_second> in such a line, and maybe <loss>."
+    add("--peer_pattern", type=str, help=f"{pattern} Default: nanoGPT's lines.")
     add("--peer_tokens", type=int, help="Tokens in a step of the peers. Default: as many as in ours.")
     add("--turns", type=int, default=2, help="How often all run in turn; without --peer once.")
-    add("--profile", type=str, metavar="DIR", help="Leave a trace there that Perfetto opens, and print what is "
-        "expensive.")  # fmt: skip
+    profile = "Leave a trace that Perfetto opens in this folder, and print what is expensive."
+    add("--profile", type=str, metavar="DIR", help=profile)
     add("--json", type=str, help="Write the figures to this file, a .json.")
     add("--plot", type=str, help="Draw them into this file: a .png, .svg or .pdf.")
     return parser

@@ -115,7 +115,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
 def run(part: Part, output: Path, seconds: float, environment: dict[str, str]) -> dict[str, Any]:
     """Run a part for so many seconds at most; what it prints goes to NAME.txt."""
     file, log = output / f"{part.name}.json", output / f"{part.name}.txt"
-    words = [word.format(json=file, output=output) for word in part.words]
+    words = [word.replace("{json}", str(file)).replace("{output}", str(output)) for word in part.words]
     start = time.monotonic()
     with log.open("w") as out:
         process = subprocess.Popen(

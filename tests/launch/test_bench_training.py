@@ -38,7 +38,7 @@ def test_a_gpt_is_timed_in_turn_with_a_peer(
     bench: Any, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     peer = "slow=echo 'iter 0: loss 9.9, time 1.00ms, mfu 1%'; echo 'iter 1: loss 1.25, time 1000.00ms, mfu 1%'"
-    files = ["--json", "b.json", "--plot", "b.png", "--profile", tmp_path]
+    files = ["--json", "b.json", "--plot", "b.png", "--profile", "traces"]
     own = ["--data.source", text_file, "--model.max_len", "16", "--training.precision", "fp32"]
     until = ["--until", "50", "--training.eval_interval", "3"]
     assert bench("--config", GPT, *SMALL, *SHORT, *own, *files, *until, "--peer", peer, "--peer_tokens", "10") == 0
@@ -64,13 +64,13 @@ def test_a_gpt_is_timed_in_turn_with_a_peer(
     assert 0 < evaluated["val_loss"] <= 50
     assert 0 < evaluated["seconds"] < until["wall_seconds"]
     assert (tmp_path / "b.png").stat().st_size > 10_000
-    with gzip.open(tmp_path / "trace.json.gz") as file:
+    with gzip.open(tmp_path / "traces/trace.json.gz") as file:
         assert any(event["name"] == "aten::mm" for event in json.load(file)["traceEvents"])
     printed = capsys.readouterr().out
     assert "slow: iter 1: loss 1.25, time 1000.00ms, mfu 1%" in printed
     assert "together, by formula" in printed
     assert "calls  aten::" in printed
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.json", "b.png", "text.txt", "trace.json.gz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.json", "b.png", "text.txt", "traces"]
 
 
 def test_an_encoder_decoder_that_does_not_come_to_a_loss(
@@ -123,7 +123,7 @@ def test_the_length_of_the_run_is_its_own_where_it_is_long_enough(
         (["--rounds", "0"], "rounds must be at least 1, got 0"),
         (["--peer_tokens", "0", "--peer", "true"], "peer_tokens must be at least 1, got 0"),
         (["--json", "b.txt"], "cannot write b.txt: expected a name that ends in .json"),
-        (["--profile", "nowhere"], "profile: there is no folder nowhere"),
+        (["--profile", "/dev/null/x"], "/dev/null/x: Not a directory"),
         (["--model.layers", "2"], "unknown option model.layers: did you mean"),
         (["--peer", "x=echo 1", "--peer_pattern", "1"], "peer_pattern must have a group"),
     ],

@@ -24,9 +24,7 @@ def show(figures: dict[str, Any]) -> None:
     ours = figures | {"card_bytes": figures["reserved_bytes"]}
     print_table([_speed("ours", ours), *(_speed(peer["name"], peer) for peer in figures["peers"])])
     if figures["peers"] and figures["reserved_bytes"]:
-        print(
-            "memory: what torch's allocator took of the card; of a peer all that it took, its CUDA context included\n"
-        )
+        print("memory: what torch's allocator took of the card; of a peer all that it took, with its CUDA context\n")
     _show_shares(figures)
     if figures.get("parts"):
         print_table(_part_rows(figures["parts"]))
@@ -109,7 +107,7 @@ def plot(figures: Mapping[str, Any], output: Path) -> None:
     else:
         parts.set_axis_off()
     sizes = {name: size / MIB for name, size in figures["expected_bytes"].items()}
-    _bars(memory, sizes, "memory by formula, MiB")
+    _bars(memory, sizes, "memory, MiB: the formula")
     if figures["peak_bytes"] is not None:
         memory.barh("measured", figures["peak_bytes"] / MIB, color="0.5")
     figure.savefig(output)

@@ -81,9 +81,9 @@ def test_all_is_told_in_tables(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_loss_that_was_not_reached(capsys: pytest.CaptureFixture[str]) -> None:
     curve = FIGURES["until"]["curve"]
     show(FIGURES | {"until": FIGURES["until"] | {"reached": False, "loss": 1.0, "curve": curve[::-1]}})
-    assert capsys.readouterr().out.endswith(
-        "validation loss 1 was not reached: the best was 1.7900 at step 500, after 19.0 s of training; the last 1.9000\n"
-    )
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("validation loss 1 was not reached: the best was 1.7900 at step 500, after 19.0 s of")
+    assert said.endswith("; the last 1.9000")
 
 
 def test_it_is_drawn(tmp_path: Path) -> None:

@@ -6,6 +6,9 @@ Shapes: B batch, T tokens, M model size, F feed-forward size.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layers.native import kernels
+from layers.products import linears
+
 
 class SwiGLU(nn.Module):
     """`down(silu(gate(x)) * up(x))`, without biases (Shazeer 2020, "GLU Variants Improve Transformer", equation 6).
@@ -23,4 +26,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BTM: Tensor) -> Tensor:
         """Map (B, T, M) to (B, T, M), each token by itself."""
-        return self.down(F.silu(self.gate(x_BTM)) * self.up(x_BTM))
+        both_BTF = linears(x_BTM, self.gate, self.up)
+        if len(both_BTF) == 1 and kernels.serve(both_BTF[0]):
+            return self.down(kernels.swiglu(both_BTF[0]))
+        gate_BTF, up_BTF = both_BTF if len(both_BTF) == 2 else both_BTF[0].chunk(2, -1)
+        return self.down(F.silu(gate_BTF) * up_BTF)

@@ -1,25 +1,31 @@
 """A step of a decoder in C++ (`step.cpp`), over the model's own weights and cache."""
 
 import ctypes
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from decoding.int8 import Int8Linear
 from decoding.models import CachedModel
-from decoding.native.build import NativeError, library
 from layers.attention import MultiHeadAttention
 from layers.block import Block, Memory
 from layers.cache import KVCache
+from layers.dropout import Dropout
 from layers.feed_forward import SwiGLU
+from layers.native import build
+from layers.native.build import NativeError
 from layers.norm import RMSNorm
 from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
 
+SOURCE = Path(__file__).with_name("step.cpp")
+FLAGS = ("-ffp-contract=off",)
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _KNOWN = (
     *(Block, MultiHeadAttention, SwiGLU, RMSNorm, Int8Linear),
     *(LearnedPositions, RotaryPositions, SinusoidalPositions),
-    *(nn.Linear, nn.Embedding, nn.Identity, nn.Dropout),
+    *(nn.Linear, nn.Embedding, nn.Identity, Dropout),
 )
 _ADDRESS, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
@@ -69,6 +75,18 @@ class _Tokens(ctypes.Structure):
         ("logits", _ADDRESS),
         ("threads", _INTEGER),
     ]
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The built step.
+
+    Raises:
+        NativeError: There is no compiler, or it failed.
+    """
+    found = build.library(SOURCE, *FLAGS)
+    found.read_tokens.restype = ctypes.c_bool
+    return found
 
 
 class NativeStep:

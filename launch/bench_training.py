@@ -1,6 +1,7 @@
 """Time how a model trains: `python launch/bench_training.py --config FILE [--section.key value …]`, of either model."""
 
 import json
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -71,6 +72,7 @@ def main() -> None:
     """Parse, and only then load torch and what trains the model."""
     model_type = asked_model_type(sys.argv[1:]) or "gpt"
     options, config = parse(model_type == "seq2seq")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would say when it starts and stops.
     from training.benchmark.report import plot, show
     from training.benchmark.turns import benchmark
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,13 @@ from gpt.task import GPTTask, train_gpt
 from seq2seq.config import ModelConfig as PairModel
 from seq2seq.config import Seq2SeqConfig
 from seq2seq.task import train_seq2seq
+from training import compiling
+from training.benchmark.measure import fit, temporary_trainer
 from training.run import Result
 from training.runtime.errors import InputError, StoppedBySignal
 from training.runtime.machine import describe_machine
 from training.storage.checkpoint import Checkpoint
+from training.storage.run_folder import RunFolder
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--json", required=True, help="where to write")
@@ -46,8 +50,11 @@ parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="w
 parser.add_argument("--tiny", action="store_true", help="models of seconds")
 options = parser.parse_args()
 ON_GPU = options.device == "cuda"
+ROOT = Path(__file__).parents[2]
 TEXT = "".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(3000))
 WIDTH, LENGTH, BATCH = (32, 32, 8) if options.tiny else (256, 256, 32)
+if options.tiny:
+    compiling.BACKEND = "aot_eager"  # Traced as for inductor, which would take minutes on a CPU.
 Check = Callable[[Path], Mapping[str, Any]]
 CHECKS: dict[str, Check] = {}
 
@@ -128,6 +135,67 @@ def precisions_learn_alike(folder: Path) -> Mapping[str, Any]:
     assert found["fp32"][-1] < found["fp32"][0] - 0.1, f"nothing was learnt: {found['fp32']}"
     assert max(apart.values()) < 0.05, f"further from fp32 than 0.05: {apart}"
     return {"losses": found, "apart": apart}
+
+
+def apart(config: RunConfig, other: RunConfig, folder: Path) -> dict[str, Any]:
+    """How far the losses of two trainings are from each other; the first one's steps are compiled.
+
+    They add in another order, and optimizers enlarge what comes of that.
+    """
+    compiled, plain = losses(config, folder / "compiled"), losses(other, folder / "eager")
+    seconds = [
+        line["compile_seconds"] for line in RunFolder(folder / "compiled").read_metrics() if "compile_seconds" in line
+    ]
+    if not seconds and not ON_GPU:
+        raise LeftOut("nothing can be compiled here")
+    assert seconds, "nothing was compiled"
+    furthest = max(abs(a - b) for a, b in zip(compiled, plain, strict=True))
+    assert furthest < 5e-3, f"the losses are {furthest:.2g} apart: {compiled}, {plain}"
+    return {"furthest_apart": furthest, "compile_seconds": seconds[0]}
+
+
+@check
+def a_compiled_gpt_is_the_eager_one(folder: Path) -> Mapping[str, Any]:
+    """The losses of some steps, compiled as a whole."""
+    return apart(gpt_config(folder, compile="model"), gpt_config(folder, compile="off"), folder)
+
+
+@check
+def a_compiled_encoder_decoder_is_the_eager_one(folder: Path) -> Mapping[str, Any]:
+    """The same, by its blocks."""
+    return apart(pair_config(folder, compile="blocks"), pair_config(folder, compile="off"), folder)
+
+
+class Watched:
+    """A tracker that lets nothing wait for the device from step 8 to step 16."""
+
+    description = "watch"
+
+    def log(self, metrics: Mapping[str, float], sample: str | None) -> None:
+        if ON_GPU and metrics["step"] in (8, 16):
+            torch.cuda.set_sync_debug_mode("error" if metrics["step"] == 8 else "default")
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+@check
+def no_step_waits_for_the_device(folder: Path) -> Mapping[str, Any]:
+    """Steps are launched, read a step late and reported, while torch raises an error at what waits for the device."""
+    config = gpt_config(folder, log_interval=4, ema_decay=0.9, precision="bf16", compile="off")
+    with temporary_trainer(lambda: GPTTask(config), config, 24) as trainer:
+        try:
+            fit(trainer, Watched())
+        except RuntimeError as error:
+            ours = [frame for frame in traceback.extract_tb(error.__traceback__) if str(ROOT) in frame.filename]
+            where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "nowhere"
+            raise AssertionError(f"{where}: {error}") from error
+        finally:
+            if ON_GPU:
+                torch.cuda.set_sync_debug_mode("default")
+    if not ON_GPU:
+        raise LeftOut("a CPU's steps wait for nothing else")
+    return {"steps_watched": 8}
 
 
 @check

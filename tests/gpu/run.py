@@ -59,7 +59,7 @@ class Part:
     least: float = 20.0
 
 
-def training(name: str, config: str, more: str, options: argparse.Namespace, limit: float = 75) -> Part:
+def training(name: str, config: str, more: str, options: argparse.Namespace, limit: float = 60) -> Part:
     """A benchmark of a configuration's training."""
     words = ["launch/bench_training.py", "--config", f"configs/gpt/{config}.yaml", *shlex.split(more)]
     words += shlex.split(f"{TINY['gpt']} {TINY['training']} --data.source {options.text}" if options.tiny else "")
@@ -86,29 +86,41 @@ def nanogpt(folder: str | None, shape: str) -> str:
 
 
 def parts(options: argparse.Namespace) -> list[Part]:
-    """All, the most valuable first."""
-    tiny, checks = options.tiny, ["--device", options.device, *(["--tiny"] if options.tiny else [])]
-    seed_peer = nanogpt(
-        options.nanogpt, "--n_layer=12 --n_head=12 --n_embd=768 --block_size=512 --batch_size=32 --dropout=0.1"
-    )
-    small_peer = nanogpt(
-        options.nanogpt, "--n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --batch_size=64 --dropout=0.2"
-    )
+    """All, the most valuable first; with models of seconds only what would be another command."""
+    tiny, theirs = options.tiny, 90 if options.nanogpt else 0
+    shapes = {
+        "seed": "--n_layer=12 --n_head=12 --n_embd=768 --block_size=512 --batch_size=32 --dropout=0.1",
+        "shakespeare": "--n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --batch_size=64 --dropout=0.2",
+        "quick": "--n_layer=4 --n_head=4 --n_embd=128 --block_size=128 --batch_size=12 --dropout=0.0",
+    }
+    peers = {name: nanogpt(options.nanogpt, shape) for name, shape in shapes.items()}
+    compiled = f"--training.compile {'off' if tiny else 'model'}"
     until = "--until 9 --training.max_steps 4" if tiny else "--until 1.4697 --training.eval_interval 50 --rounds 1"
-    trace = "--profile {output}"
+    checks = ["--device", options.device, *(["--tiny"] if tiny else [])]
     found = [
         Part(name="checks", words=["tests/gpu/checks.py", "--json", "{json}", *checks], limit=150),
-        training("seed", "seed", f"{seed_peer} {trace}", options, limit=110),
-        training("shakespeare", "shakespeare", small_peer, options, limit=100),
-        training("shakespeare_until", "shakespeare", until, options),
+        training("seed", "seed", f"{compiled} {peers['seed']} --profile {{output}}", options, limit=100 + theirs),
+        training("shakespeare", "shakespeare", f"{compiled} {peers['shakespeare']}", options, limit=75 + theirs),
+        training("shakespeare_until", "shakespeare", f"{compiled} {until}", options, limit=75),
+        training("quick", "quick", f"{compiled} {peers['quick']}", options, limit=60 + theirs),
+        training("seed_recompute_blocks", "seed", f"{compiled} --training.recompute blocks", options, limit=90),
         decoding("decode_bf16", "bf16", options, limit=80),
-        training("quick", "quick", "", options),
-        decoding("decode_fp32_int8", "fp32 int8", options, limit=100),
     ]
-    if not tiny:
-        epochs = "--until 0 --rounds 1"
-        found.append(training("seed_50_epochs", "seed", epochs, options, limit=400))
-        found[-1].least = 100
+    if tiny:
+        return found
+    found += [
+        training("seed_off", "seed", "--training.compile off", options),
+        training("seed_recompute_attention", "seed", f"{compiled} --training.recompute attention", options, limit=90),
+        decoding("decode_fp32_int8", "fp32 int8", options, limit=100),
+        training("seed_50_epochs", "seed", f"{compiled} --rounds 1 --until 0", options, limit=400),
+    ]
+    found[-1].least = 100
+    others = [(config, mode) for mode in ("off", "blocks") for config in ("shakespeare", "quick", "seed")]
+    found += [
+        training(f"{config}_{mode}", config, f"--training.compile {mode}", options)
+        for config, mode in others
+        if (config, mode) != ("seed", "off")
+    ]
     return found
 
 
@@ -147,7 +159,7 @@ def run_all(options: argparse.Namespace, output: Path) -> list[dict[str, Any]]:
     if options.device == "cpu":
         environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     results: list[dict[str, Any]] = []
-    for part in parts(options):
+    for part in [part for part in parts(options) if options.only is None or part.name in options.only]:
         left = options.budget - RESERVE - (time.monotonic() - begun)
         if left < part.least:
             results.append({"part": part.name, "outcome": f"left out, {max(left, 0):.0f} s were left"})
@@ -178,6 +190,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="What only a GPU can tell.")
     parser.add_argument("--budget", type=float, default=530.0, help="seconds for all")
     parser.add_argument("--output", help="a folder for the files; default: docs/results/gpu/NUMBER, the next free one")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="leave the other parts out")
     parser.add_argument("--nanogpt", help="a clone of nanoGPT, to run in turn with ours")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="models of seconds, to try this script itself")

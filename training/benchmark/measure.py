@@ -162,10 +162,10 @@ def measure(
     """
     rounds = Rounds(plan=plan, profiler=profiler)
     training = replace(config.training, eval_interval=0, patience=0, checkpoint_interval=0, log_interval=INTERVAL)
-    with _trainer(make_task, replace(config, training=training), plan.num_steps) as trainer:
+    with temporary_trainer(make_task, replace(config, training=training), plan.num_steps) as trainer:
         rounds.memory = MemoryPeak(trainer.accelerator.device, trainer.saver.checkpoint_bytes)
         before = products_per_second(trainer.accelerator.device, trainer.saver.setup["precision"])
-        _fit(trainer, rounds)
+        fit(trainer, rounds)
         if not trainer.accelerator.is_main_process:
             return {}
         if not rounds.is_done:
@@ -184,9 +184,9 @@ def measure_until(make_task: Callable[[], Task], config: RunConfig, loss: float)
         As `measure`.
     """
     until = UntilLoss(loss=loss)
-    with _trainer(make_task, config, 0) as trainer:
+    with temporary_trainer(make_task, config, 0) as trainer:
         start = time.perf_counter()
-        stopped = _fit(trainer, until)
+        stopped = fit(trainer, until)
         if not trainer.accelerator.is_main_process:
             return {}
         if stopped and not until.is_reached:
@@ -196,7 +196,7 @@ def measure_until(make_task: Callable[[], Task], config: RunConfig, loss: float)
 
 
 @contextmanager
-def _trainer(make_task: Callable[[], Task], config: RunConfig, num_steps: int) -> Iterator[Trainer]:
+def temporary_trainer(make_task: Callable[[], Task], config: RunConfig, num_steps: int) -> Iterator[Trainer]:
     """What trains a configuration, for so many steps at least, and leaves nothing behind."""
     asked = config.training
     runtime = make_accelerator(asked.precision, deterministic=asked.deterministic, timeout=asked.collective_timeout)
@@ -235,7 +235,7 @@ def _save_nothing(*state: object, **options: object) -> None:
     """In the place of `Saver.save`."""
 
 
-def _fit(trainer: Trainer, tracker: Tracker) -> bool:
+def fit(trainer: Trainer, tracker: Tracker) -> bool:
     """Train, and tell whether that ended by a stop request."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # Under nohup; a run would not hear our own then.
     if ignored:

@@ -3,7 +3,9 @@
 Shapes: B batch, T tokens, N tokens of a split.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,32 @@ from training.seeds import generator
 from training.task import IGNORED, Batch
 
 MAX_LISTED = 16
+DEVICE_SHARE = 1 / 64
+"""The most of a device's memory that a text's tokens may take."""
+
+
+class UncutWindows(NamedTuple):
+    """Where windows begin in a text whose tokens are on the device, to be cut there."""
+
+    tokens_N: Tensor
+    starts_B: Tensor
+    context: int
+
+    @property
+    def num_targets(self) -> int:
+        """Number of targets: T of each window."""
+        return len(self.starts_B) * self.context
+
+    def pinned(self) -> "UncutWindows":
+        """The same, with the places in memory that a GPU copies from by itself."""
+        return self._replace(starts_B=self.starts_B.pin_memory())
+
+    def to(self, device: torch.device) -> Batch:
+        """Cut the windows; the text is a ring."""
+        starts_B = self.starts_B.to(device, non_blocking=True)
+        positions_BT = (starts_B[:, None] + torch.arange(self.context + 1, device=device)) % len(self.tokens_N)
+        tokens_BT = self.tokens_N[positions_BT].long()
+        return Batch((tokens_BT[:, :-1].contiguous(),), tokens_BT[:, 1:].contiguous())
 
 
 class TextData:
@@ -57,10 +85,21 @@ class TextData:
 
         An epoch takes the training text as a ring, cuts it into windows from a random offset on, and shuffles them.
         """
-        starts_B = torch.cat([starts for _, starts in self._starts(first, count)])
-        positions_BT = (starts_B[:, None] + torch.arange(self.context + 1)) % len(self._train_N)
-        tokens_BT = self._train_N[positions_BT].long()
-        return Batch((tokens_BT[:, :-1].contiguous(),), tokens_BT[:, 1:].contiguous())
+        return self._uncut(self._train_N, first, count).to(self._train_N.device)
+
+    def cutter(self, device: torch.device) -> Callable[[int, int], UncutWindows] | None:
+        """What makes training batches of the text's tokens on a GPU, if they take a small share of its memory.
+
+        None as well for a subclass that makes its batches itself.
+        """
+        tokens_N, memory = self._train_N, torch.cuda.get_device_properties(device).total_memory
+        own = type(self).training_batch is not TextData.training_batch
+        if own or tokens_N.numel() * tokens_N.element_size() > DEVICE_SHARE * memory:
+            return None
+        return partial(self._uncut, tokens_N.to(device))
+
+    def _uncut(self, tokens_N: Tensor, first: int, count: int) -> UncutWindows:
+        return UncutWindows(tokens_N, torch.cat([starts for _, starts in self._starts(first, count)]), self.context)
 
     def describe_samples(self, first: int, count: int) -> str:
         """Where windows `first` to `first + count` of the stream begin in the training text."""

@@ -1,10 +1,12 @@
 """The state of a run, saved as checkpoints and restored from one."""
 
 from dataclasses import asdict
+from typing import Any
 
 from torch import Tensor
 
 from training.average import WeightAverage
+from training.batches import choose_micro_batch
 from training.config.command_line import config_to_yaml
 from training.config.sections import RunConfig
 from training.optimizer import MuonAdamW, optimizer_tensors
@@ -39,7 +41,8 @@ class Saver:
         self.accelerator, self.task, self.config, self.run = runtime.accelerator, task, config, run
         self._optimizer, self._average = optimizer, average
         self.store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
-        self.setup = {"processes": runtime.accelerator.num_processes, "precision": runtime.precision}
+        self.setup: dict[str, Any] = {"processes": runtime.accelerator.num_processes, "precision": runtime.precision}
+        self.setup["micro_batch"] = choose_micro_batch(runtime.accelerator.device, task.data.tokens_per_sample)
         self._identity = run_identity(config, task)
         self._best_on_disk: tuple[float | None, int | None] = (None, None)
 
@@ -61,7 +64,10 @@ class Saver:
             InputError: It is another run's.
         """
         check_identity(checkpoint, self._identity)
-        counters = saved_state(checkpoint).counters
+        state = saved_state(checkpoint)
+        counters, recorded = state.counters, state.setup.get("micro_batch")
+        device, tokens_per_sample = self.accelerator.device, self.task.data.tokens_per_sample
+        self.setup["micro_batch"] = choose_micro_batch(device, tokens_per_sample, recorded)
         self._best_on_disk = (counters.best_val_loss, counters.best_step)
         for name, text in self.task.checkpoint_files().items():
             if checkpoint.text(name) != text:

@@ -24,9 +24,14 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`, copied while the device goes on computing where it can."""
         if device.type == "cuda":
-            inputs = tuple(t.pin_memory().to(device, non_blocking=True) for t in self.inputs)
-            return Batch(inputs, self.targets_BT.pin_memory().to(device, non_blocking=True))
+            pinned = self.pinned()
+            inputs = tuple(t.to(device, non_blocking=True) for t in pinned.inputs)
+            return Batch(inputs, pinned.targets_BT.to(device, non_blocking=True))
         return Batch(tuple(t.to(device) for t in self.inputs), self.targets_BT.to(device))
+
+    def pinned(self) -> "Batch":
+        """The batch in memory that a GPU copies from by itself."""
+        return Batch(tuple(t.pin_memory() for t in self.inputs), self.targets_BT.pin_memory())
 
     @property
     def num_targets(self) -> int:
@@ -34,8 +39,24 @@ class Batch(NamedTuple):
         return int((self.targets_BT != IGNORED).sum())
 
 
+class Uncut(Protocol):
+    """A batch that comes into being as it goes to the device, as a `Batch` can too."""
+
+    @property
+    def num_targets(self) -> int:
+        """Number of targets that count."""
+
+    def pinned(self) -> "Uncut":
+        """The same, in memory that a GPU copies from by itself."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`."""
+
+
 class Data(Protocol):
     """What a model is trained and validated on.
+
+    It may have a method `cutter(device)`: what makes training batches with its tokens on the device, if they fit there.
 
     Attributes:
         samples_per_epoch: Training sequences in one pass over the data.

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from data.config import TEXT_SOURCES, TextConfig
 from data.text import Source, load_source
 from data.windows import TextData
 from training.runtime.errors import InputError
-from training.task import IGNORED
+from training.task import IGNORED, Batch
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -214,3 +215,28 @@ def test_line_ends_of_a_prompt_become_those_of_the_vocabulary() -> None:
     assert windows.decode(windows.encode_prompt("a\r\nb\n")) == "a\r\nb\n"
     with pytest.raises(InputError, match=r"'x' \(U\+0078\) at line 2, column 1 of the prompt: .*'x' 2, 'y' 1\); leave"):
         unix.encode_prompt("a\r\nxyx")
+
+
+@pytest.mark.parametrize(("memory", "fits"), [(64 * 4 * 1800, True), (64 * 4 * 1800 - 1, False)])
+def test_a_device_cuts_the_same_windows_where_the_text_fits(
+    monkeypatch: pytest.MonkeyPatch, memory: int, fits: bool
+) -> None:
+    text = TextData(letters(2000), context=7, seed=3)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory))
+    cut, place = text.cutter(torch.device("cpu")), text.samples_per_epoch - 3
+    assert (cut is not None) == fits
+    if cut is not None:
+        uncut, expected = cut(place, 8), text.training_batch(place, 8)
+        batch = uncut.to(torch.device("cpu"))
+        assert torch.equal(batch.inputs[0], expected.inputs[0])
+        assert torch.equal(batch.targets_BT, expected.targets_BT)
+        assert uncut.num_targets == expected.num_targets == 8 * 7
+
+
+def test_a_subclass_that_makes_its_own_batches_is_not_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(TextData):
+        def training_batch(self, first: int, count: int) -> Batch:
+            return super().training_batch(0, count)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**40))
+    assert Own(letters(2000), context=7, seed=3).cutter(torch.device("cpu")) is None

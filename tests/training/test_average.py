@@ -28,8 +28,13 @@ def test_the_average_follows_its_equation() -> None:
             model.weight.normal_()
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.weight.detach()
-        average.update(step)
+        average.update(step, torch.zeros(()))
         torch.testing.assert_close(average.tensors["weight"], expected)
+        kept = average.tensors["weight"].clone()
+        with torch.no_grad():
+            model.weight.normal_()
+        average.update(step, torch.ones(()))
+        assert torch.equal(average.tensors["weight"], kept)
 
 
 def test_the_weights_come_back_to_the_last_bit_even_after_an_error() -> None:

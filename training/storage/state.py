@@ -18,10 +18,10 @@ class Counters:
     """Where a run stands.
 
     Attributes:
-        step: Optimizer steps done.
+        step: Optimizer steps done, and their numbers read; one more may be under way.
         samples: Training sequences seen.
         tokens: Training targets seen.
-        seconds: Time spent in steps, over all resumes; evaluation and writing are not in it.
+        seconds: Time spent in steps, over all resumes; evaluation and saving are not in it.
         val_loss: The newest validation loss, in nats per token.
         val_step: When that was measured.
         best_val_loss: The lowest one.

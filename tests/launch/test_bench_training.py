@@ -57,6 +57,10 @@ def test_a_gpt_is_timed_in_turn_with_a_peer(
     assert figures["expected_bytes"]["weights"] == figures["expected_bytes"]["gradients"] == weights
     assert weights < figures["expected_bytes"]["optimizer"] < 2 * weights, "half of Muon's are enough"
     assert len(figures["expensive"]) == 10
+    parts = figures["parts"]["milliseconds"]
+    assert {"data", "forward", "backward", "optimizer", "other"} == parts.keys()
+    assert sum(parts.values()) == pytest.approx(figures["parts"]["step_milliseconds"])
+    assert min(parts["forward"], parts["backward"], parts["optimizer"]) > 0
     until = figures["until"]
     assert until["reached"]
     [evaluated] = until["curve"]

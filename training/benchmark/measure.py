@@ -255,16 +255,19 @@ def fit(trainer: Trainer, tracker: Tracker) -> bool:
 def _figures(trainer: Trainer, rounds: Rounds, products_before: float) -> dict[str, Any]:
     """All that is to be told of a training whose rounds are over."""
     accelerator, task, training = trainer.accelerator, trainer.task, trainer.config.training
-    device, processes, precision = accelerator.device, accelerator.num_processes, trainer.saver.setup["precision"]
+    device, processes, setup = accelerator.device, accelerator.num_processes, trainer.saver.setup
+    precision: str = setup["precision"]
     tokens = training.batch_size * task.data.tokens_per_sample
     products = (products_before + products_per_second(device, precision)) / 2
     printed = peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
-    at_once = round(tokens / processes / training.accumulation_steps)
+    sequences = training.batch_size / processes / training.accumulation_steps
+    at_once = min(sequences, setup["micro_batch"] or sequences) * task.data.tokens_per_sample
     figures = describe_machine(device) | {
         "processes": processes,
         "precision": precision,
         "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
         "batch_size": training.batch_size,
+        "micro_batch": setup["micro_batch"],
         "tokens_per_step": tokens,
         "flops_per_token": task.flops_per_token,
         "rounds": rounds.rates(),
@@ -274,7 +277,7 @@ def _figures(trainer: Trainer, rounds: Rounds, products_before: float) -> dict[s
         "compile_seconds": rounds.compile_seconds,
         "peak_bytes": rounds.peak_bytes,
         "reserved_bytes": rounds.reserved_bytes,
-        "expected_bytes": expected_bytes(task.model, trainer.config, precision, at_once),
+        "expected_bytes": expected_bytes(task.model, trainer.config, precision, round(at_once)),
     }
     if rounds.profiler is not None:
         figures |= {"parts": rounds.profiler.parts, "expensive": rounds.profiler.expensive}

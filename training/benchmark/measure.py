@@ -20,11 +20,12 @@ from training.benchmark.memory import MemoryPeak, expected_bytes
 from training.benchmark.profile import StepProfiler
 from training.benchmark.speed import products_per_second
 from training.config.sections import RunConfig
-from training.loop import Trainer, count_steps
+from training.loop import Trainer
 from training.runtime.device import make_accelerator
 from training.runtime.errors import NonFiniteError, StoppedBySignal
 from training.runtime.hardware import peak_flops
 from training.runtime.machine import describe_machine
+from training.schedule import count_steps
 from training.storage.run_folder import RunFolder
 from training.task import Task
 from training.tracking import Tracker

@@ -98,7 +98,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
     until = "--until 9 --training.max_steps 4" if tiny else "--until 1.4697 --training.eval_interval 50 --rounds 1"
     checks = ["--device", options.device, *(["--tiny"] if tiny else [])]
     found = [
-        Part(name="checks", words=["tests/gpu/checks.py", "--json", "{json}", *checks], limit=150),
+        Part(name="checks", words=["tests/gpu/checks.py", "--json", "{json}", *checks], limit=600 if tiny else 150),
         training("seed", "seed", f"{compiled} {peers['seed']} --profile {{output}}", options, limit=100 + theirs),
         training("shakespeare", "shakespeare", f"{compiled} {peers['shakespeare']}", options, limit=75 + theirs),
         training("shakespeare_until", "shakespeare", f"{compiled} {until}", options, limit=75),

@@ -269,6 +269,7 @@ def _figures(trainer: Trainer, rounds: Rounds, products_before: float) -> dict[s
         "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
         "batch_size": training.batch_size,
         "micro_batch": setup["micro_batch"],
+        "compile": setup["compile"],
         "tokens_per_step": tokens,
         "flops_per_token": task.flops_per_token,
         "rounds": rounds.rates(),

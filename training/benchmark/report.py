@@ -18,8 +18,8 @@ def show(figures: dict[str, Any]) -> None:
     print(f"model      {figures['source']}: {figures['parameters']:,} parameters")
     batch, tokens, precision = (figures[name] for name in ("batch_size", "tokens_per_step", "precision"))
     print(f"step       {batch} sequences, {tokens:,.0f} tokens, {precision}")
-    if figures["compile_seconds"] is not None:
-        print(f"compiling  {figures['compile_seconds']:.1f} s, before the rounds")
+    seconds = "" if figures["compile_seconds"] is None else f", in {figures['compile_seconds']:.1f} s before the rounds"
+    print(f"compile    {figures['compile']}{seconds}")
     print(f"measured   medians of {len(figures['rounds'])} rounds\n")
     ours = figures | {"card_bytes": figures["reserved_bytes"]}
     print_table([_speed("ours", ours), *(_speed(peer["name"], peer) for peer in figures["peers"])])

@@ -23,6 +23,7 @@ MEASURED: dict[str, Any] = {
     "loss": 2.5,
     "products_per_second": 7e14,
     "printed_peak_flops": 989.4e12,
+    "compile": "model",
     "compile_seconds": 41.5,
     "peak_bytes": 9 * 2**30,
     "reserved_bytes": 10 * 2**30,
@@ -63,7 +64,7 @@ def test_all_is_told_in_tables(capsys: pytest.CaptureFixture[str]) -> None:
     show(FIGURES)
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: " ".join(line.split()[1:]) for line in lines if line}
-    assert rows["compiling"] == "41.5 s, before the rounds"
+    assert rows["compile"] == "model, in 41.5 s before the rounds"
     assert rows["ours"] == "500,000 (490,000 to 510,000) 32.77 2.5000 10,240"
     assert rows["nanoGPT"] == "400,000 (390,000 to 410,000) 2.4000 12,288 1.25x"
     assert "350.0 TFLOP/s by the model's shape are 50.0% of the 700.0 TFLOP/s at which the" in lines

@@ -29,6 +29,8 @@ def parse(of_pairs: bool) -> tuple[Namespace, GPTConfig | Seq2SeqConfig]:
             raise InputError(f"{name} must be at least 1, got {options[name]}")
     if options.peer_tokens is not None and options.peer_tokens < 1:
         raise InputError(f"peer_tokens must be at least 1, got {options.peer_tokens}")
+    if options.until is not None and options["training.eval_tokens"]:
+        raise InputError("--until goes by the whole validation split: leave training.eval_tokens at 0")
     for name, formats in (("json", (".json",)), ("plot", (".png", ".svg", ".pdf"))):
         if options[name]:
             check_output(Path(options[name]), formats)

@@ -127,6 +127,7 @@ def test_the_length_of_the_run_is_its_own_where_it_is_long_enough(
         (["--rounds", "0"], "rounds must be at least 1, got 0"),
         (["--peer_tokens", "0", "--peer", "true"], "peer_tokens must be at least 1, got 0"),
         (["--json", "b.txt"], "cannot write b.txt: expected a name that ends in .json"),
+        (["--until", "2", "--training.eval_tokens", "999"], "--until goes by the whole validation split: leave"),
         (["--profile", "/dev/null/x"], "/dev/null/x: Not a directory"),
         (["--model.layers", "2"], "unknown option model.layers: did you mean"),
         (["--peer", "x=echo 1", "--peer_pattern", "1"], "peer_pattern must have a group"),

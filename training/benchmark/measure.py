@@ -227,7 +227,7 @@ def _no_sample(seed: int) -> str:
     return ""
 
 
-def _no_metrics(val_loss: float) -> dict[str, float]:
+def _no_metrics(val_loss: float | None) -> dict[str, float]:
     """In the place of `Task.metrics`."""
     return {}
 

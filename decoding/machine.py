@@ -1,11 +1,9 @@
 """What the figures of every benchmark depend on: the machine, how fast it is, and what a step asks of it."""
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -15,6 +13,7 @@ from decoding.choices import ROWS
 from decoding.generation import context_used
 from decoding.int8 import Int8Linear
 from decoding.models import LanguageModel
+from training.runtime.machine import describe_machine
 from training.seeds import generator
 
 PROMPT_TOKENS = 8
@@ -38,26 +37,6 @@ def fill_zero_weights(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.any():
             parameter.normal_(0.0, 0.02, generator=generator(0, name))
-
-
-def cpu_name() -> str:
-    """The processor's own name, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What computes, and with what."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}: {cpu_name()}",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def describe(model: nn.Module, source: str) -> dict[str, Any]:

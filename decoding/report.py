@@ -1,10 +1,10 @@
 """A benchmark's figures as tables, and its curves as a picture."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from decoding.benchmark import Benchmark
+from training.runtime.tables import print_table
 
 COLUMNS = {
     "mode": "{mode}",
@@ -57,16 +57,6 @@ def _cell(form: str, row: dict[str, Any]) -> str:
         return form.format(**row)
     except KeyError:
         return ""
-
-
-def print_table(rows: Sequence[dict[str, str]]) -> None:
-    """The first column goes to the left and the others to the right; empty ones are left out."""
-    columns = [name for name in rows[0] if any(row[name] for row in rows)]
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in columns}
-    for row in [{name: name for name in columns}, *rows]:
-        cells = [f"{row[name]:>{widths[name]}}" for name in columns[1:]]
-        print("  ".join([f"{row[columns[0]]:{widths[columns[0]]}}", *cells]))
-    print()
 
 
 def plot(benchmark: Benchmark, output: Path) -> None:

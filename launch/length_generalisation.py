@@ -48,9 +48,9 @@ def parse() -> Namespace:
 def main() -> None:
     """Parse, train, measure, and print, write and draw the figures."""
     options = parse()
-    from decoding.machine import describe_machine
     from seq2seq.length_generalisation import Trial, measure_trial, plot, table, train_trial
     from training.runtime.device import inference_device
+    from training.runtime.machine import describe_machine
     from training.runtime.progress import Progress
     from training.runtime.threads import set_cpu_threads
 

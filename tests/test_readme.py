@@ -66,6 +66,7 @@ def name(each: Typed) -> str:
 
 TRAININGS = commands("launch/train_gpt.py", "launch/train_seq2seq.py")
 BENCHMARKS = commands("launch/bench_kv_cache.py")
+OF_TRAINING = commands("launch/bench_training.py")
 OF_SECONDS = commands("launch/evaluate.py", "launch/plot_runs.py", "data.dates", "data.text")
 
 
@@ -129,7 +130,7 @@ def test_a_training_runs_with_a_small_model(each: Typed, folder: Path, tmp_path:
     assert read_metrics(tmp_path / "run")[-1]["step"] == 2
 
 
-@pytest.mark.parametrize("each", BENCHMARKS, ids=name)
+@pytest.mark.parametrize("each", BENCHMARKS + OF_TRAINING, ids=name)
 def test_a_benchmark_is_parsed_as_it_stands(each: Typed, folder: Path) -> None:
     """Commands parse, and only then load torch, which is not there."""
     done = subprocess.run(
@@ -155,6 +156,16 @@ def test_a_benchmark_runs_with_a_small_model(each: Typed, folder: Path) -> None:
     done = command(each.script, *each.arguments, *small, "--repeats", "1", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("each", [each for each in OF_TRAINING if "--peer" not in each.arguments], ids=name)
+def test_a_benchmark_of_training_runs_with_a_small_model(each: Typed, folder: Path) -> None:
+    short = f"{SMALL} --warm_up 4 --steps 4 --rounds 1"
+    text = "--data.source text.txt" if "configs/gpt/" in name(each) else "--data.val_samples 10"
+    done = command(each.script, *each.arguments, *short.split(), *text.split(), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "tokens/s (slowest to fastest)" in done.stdout
 
 
 @pytest.mark.parametrize("each", commands("demo/app.py", "launch/length_generalisation.py"), ids=name)

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from decoding.choices import Mode
-from decoding.machine import describe_machine
 from demo.page import build
 from demo.quick_training import QuickTraining
 from demo.serving import listen, serve
 from demo.session import Session
 from training.runtime.device import inference_device
+from training.runtime.machine import describe_machine
 from training.runtime.threads import set_cpu_threads
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -9,10 +9,11 @@ import torch
 
 from decoding import benchmark
 from decoding.benchmark import FIRST_TOKENS, Benchmark, Prompts, Variant, cache_rows, random_tokens, timed
-from decoding.machine import Costs, describe_machine, machine_speed
+from decoding.machine import Costs, machine_speed
 from decoding.report import plot, show
 from decoding.sampling import Chosen
 from training.runtime.errors import NonFiniteError
+from training.runtime.machine import describe_machine
 
 ABOUT = describe_machine(torch.device("cpu")) | {
     "model": {"source": "a test", "parameters": 1000, "max_len": 64},

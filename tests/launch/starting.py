@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from decoding.machine import describe_machine  # Before torch: it says how threads wait.
+from training.runtime.machine import describe_machine  # Before torch: it says how threads wait.
 
 # isort: split
 import torch

@@ -104,6 +104,10 @@ def test_a_configuration_is_printed_without_torch(script: str, tmp_path: Path) -
         (["launch/train_gpt.py", "--config", "none.yaml"], "none.yaml"),
         (["launch/evaluate.py", "--checkpoint", "x", "--beams", "2", "--seed", "3"], "--seed is for texts"),
         (["launch/bench_kv_cache.py", "--checkpoint", "x", "--json", "x.txt"], "cannot write x.txt"),
+        (
+            ["launch/bench_training.py", "--config", str(ROOT / "configs/gpt/quick.yaml"), "--turns", "0"],
+            "turns must be",
+        ),
         (["demo/app.py", "--port", "0"], "port must be at least 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

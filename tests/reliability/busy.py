@@ -19,9 +19,10 @@ from pathlib import Path
 
 from helpers import ROOT, command, read_metrics
 
-from decoding.machine import describe_machine, fill_zero_weights
+from decoding.machine import fill_zero_weights
 from gpt.config import GPTConfig
 from training.config.command_line import StrictParser, parse_config_text
+from training.runtime.machine import describe_machine
 from training.runtime.threads import WAITS, set_cpu_threads
 from training.seeds import generator
 

@@ -28,7 +28,7 @@ from reliability.save_cost import accelerate_saves, our_saves, seed_model
 from reliability.stopping import measure_stops
 from tqdm import tqdm
 
-from decoding.machine import cpu_name
+from training.runtime.machine import cpu_name
 
 KILLS_PER_COMBINATION = 9
 PROCESSES = (1, 2, 3)

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from data.config import PairConfig, TextConfig
-from decoding.machine import cpu_name
 from gpt.config import GPTConfig, ModelConfig
 from gpt.task import train_gpt
 from seq2seq.config import ModelConfig as Seq2SeqModelConfig
 from seq2seq.config import Seq2SeqConfig
 from seq2seq.task import train_seq2seq
 from training.config.sections import OptimizerConfig, RunConfig, ScheduleConfig, TrainingConfig
+from training.runtime.machine import cpu_name
 
 RECORD = Path(__file__).with_name("golden.json")
 TEXT = "".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(300))

@@ -8,7 +8,6 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data.characters import CharTokenizer
@@ -77,6 +76,7 @@ class TextData:
                     f"the {name} split of {source.origin} has {len(tokens_N):,} characters, too few for one context of "
                     f"{context:,}: use a longer text or a smaller --model.max_len"
                 )
+        self.validation_targets = len(self._val_N) - 1
         # Fewer than T tokens are left out of an epoch, others each time.
         self.samples_per_epoch, self.tokens_per_sample = len(self._train_N) // context, float(context)
 
@@ -117,9 +117,9 @@ class TextData:
             offset = torch.randint(length, (), generator=generator(self.seed, epoch, "offset"))
             yield epoch, (offset + windows * self.context) % length
 
-    def validation_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
-        """Windows side by side over the validation text; see `side_by_side`."""
-        return side_by_side(self._val_N, self.context, batch_size, rank, num_ranks)
+    def validation_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1, every: int = 1) -> Iterator[Batch]:
+        """Windows side by side over the validation text, or every so many-th of them; see `side_by_side`."""
+        return side_by_side(self._val_N, self.context, batch_size, rank, num_ranks, every)
 
 
 def encode_split(tokenizer: CharTokenizer, text: str, name: str, unknown: Unknown) -> tuple[Tensor, str]:
@@ -133,12 +133,18 @@ def encode_split(tokenizer: CharTokenizer, text: str, name: str, unknown: Unknow
     return torch.from_numpy(tokens), f"{skipped:,} unknown characters skipped" if skipped else ""
 
 
-def side_by_side(tokens_N: Tensor, context: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
-    """A rank's share of the windows of T = `context` tokens: each of the N - 1 targets comes once, over all ranks."""
-    windows = -(-(len(tokens_N) - 1) // context)
-    padding = (0, windows * context - (len(tokens_N) - 1))
-    inputs_BT = F.pad(tokens_N[:-1].long(), padding, value=0).view(windows, context)
-    targets_BT = F.pad(tokens_N[1:].long(), padding, value=IGNORED).view(windows, context)
-    for start in range(rank * batch_size, windows, num_ranks * batch_size):
-        rows = slice(start, start + batch_size)
-        yield Batch((inputs_BT[rows],), targets_BT[rows])
+def side_by_side(
+    tokens_N: Tensor, context: int, batch_size: int, rank: int = 0, num_ranks: int = 1, every: int = 1
+) -> Iterator[Batch]:
+    """A rank's share of the windows of T = `context` tokens: each of the N - 1 targets comes once, over all ranks.
+
+    With `every` k only the first of each k windows comes. A batch is cut when it is asked for.
+    """
+    num_targets = len(tokens_N) - 1
+    starts = range(0, num_targets, every * context)
+    for first in range(rank * batch_size, len(starts), num_ranks * batch_size):
+        positions_BT = torch.tensor(starts[first : first + batch_size])[:, None] + torch.arange(context)
+        padding_BT = positions_BT >= num_targets
+        positions_BT.clamp_(max=num_targets - 1)
+        inputs_BT = tokens_N[positions_BT].long().masked_fill(padding_BT, 0)
+        yield Batch((inputs_BT,), tokens_N[positions_BT + 1].long().masked_fill(padding_BT, IGNORED))

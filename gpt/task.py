@@ -53,9 +53,9 @@ class GPTTask:
         prompt = default_prompt(tokenizer)
         return "".join(sample_text(self.model, tokenizer, prompt, max_new_tokens=length, seed=seed))
 
-    def metrics(self, val_loss: float) -> Mapping[str, float]:
+    def metrics(self, val_loss: float | None) -> Mapping[str, float]:
         """Perplexity per character, and bits per character."""
-        return text_metrics(val_loss)
+        return {} if val_loss is None else text_metrics(val_loss)
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """The tokenizer."""

@@ -22,7 +22,7 @@ from training.batches import Batches
 from training.compiling import STEPS_TO_COMPILE_FOR, Compiling
 from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig
-from training.evaluation import Interrupted, evaluate
+from training.evaluation import SUBSET, WHOLE, Interrupted, evaluate, stride
 from training.loss import LossModel
 from training.nonfinite import NonFinitePolicy
 from training.optimizer import build_optimizer
@@ -43,6 +43,9 @@ from training.storage.state import Counters, changes, saved_state
 from training.task import Task
 from training.tracking import Tracker
 
+LOSSES = {SUBSET: SUBSET, WHOLE: "validation loss"}
+"""What the terminal calls them, first the one that a run goes by where it has both."""
+
 
 class Trainer:
     """Trains a task, from the beginning or from a checkpoint.
@@ -59,7 +62,7 @@ class Trainer:
         self.accelerator, self.task, self.config, self.run = accelerator, task, config, run
         self._peak_flops = runtime.peak_flops
         self.num_steps = count_steps(config, task)
-        self.counters = Counters()
+        self.counters = Counters(eval_every=stride(task.data, config.training.eval_tokens))
         self.changes: list[str] = []
         task.model.to(accelerator.device, torch.float64 if runtime.precision == "fp64" else torch.float32)
         optimizer = build_optimizer(task.model, config.optimizer, bf16=runtime.precision == "bf16")
@@ -79,7 +82,8 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same run; what differs from the run that wrote it is then in `changes`."""
         counters = self.counters = self.saver.restore(checkpoint)
-        if self._is_over and counters.val_step != counters.step and counters.pending_evaluation is None:
+        measured = counters.val_step == counters.step and counters.val_loss is not None
+        if self._is_over and not measured and counters.pending_evaluation is None:
             # It was to go on for longer, and is now asked for no further step than this one.
             counters.pending_evaluation = self.run.metrics_of(counters.step) or self._progress_metrics()
         self.compiling.go_on(str(saved_state(checkpoint).setup.get("compile", "off")))
@@ -90,6 +94,7 @@ class Trainer:
             steps_before = count_steps(before, self.task)
             rise = jump(before.schedule, steps_before, self.config.schedule, self.num_steps, counters.step)
             self.changes += [rise] if rise else []
+        self.changes += [self.saver.forgotten] if self.saver.forgotten else []
 
     def fit(self, trackers: Sequence[Tracker]) -> None:
         """Train to the last step.
@@ -108,7 +113,8 @@ class Trainer:
         with StopSignals() as signals, self.batches() as batches:
             try:
                 self._compile(batches, reporter)
-                self.device_step.warm_up_ddp_buckets(batches.make(1))
+                if self.accelerator.num_processes > 1:
+                    self.device_step.warm_up_ddp_buckets(batches.make(1))
                 if self.counters.pending_evaluation is not None:
                     self._finish_step(signals, reporter, stopping=False)
                 self._train(batches, signals, reporter)
@@ -258,31 +264,36 @@ class Trainer:
             self.accelerator,
             task,
             self._average,
-            batch_size=self.config.training.eval_batch_size,
+            self.config.training,
+            is_last=self._ends_with,
             sample_seed=derive_seed(self.config.seed, counters.step, "sample"),
             interrupted=lambda: signals.received is not None,
         )
-        val_loss = measures["val_loss"]
+        losses = {words: measures[name] for name, words in LOSSES.items() if name in measures}
         counters.pending_evaluation = None
-        if not math.isfinite(val_loss):
-            self._report(metrics, None, reporter)
-            self._nonfinite.stop(f"at step {counters.step} the validation loss is {val_loss}", counters, reporter)
-        reporter.say(
-            f"step {counters.step}/{self.num_steps}  validation loss {val_loss:.4f}  ({self._judge(val_loss)})"
-        )
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                self._report(metrics, None, reporter)
+                self._nonfinite.stop(f"at step {counters.step} the {name} is {loss}", counters, reporter)
+        counters.val_loss = measures.get(WHOLE)
+        verdict = self._judge(next(iter(losses.values())))
+        said = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        reporter.say(f"step {counters.step}/{self.num_steps}  {said}  ({verdict})")
         if sample is not None and task.shows_samples:
             reporter.say(sample)
         self._report(metrics | measures, sample, reporter)
 
-    def _judge(self, val_loss: float) -> str:
-        """Note a new validation loss, and say in words how it compares."""
+    def _ends_with(self, loss: float) -> bool:
+        """Whether the run ends with an evaluation of this loss."""
+        return self._is_over or 0 < self.config.training.patience <= self.counters.stale_with(loss)
+
+    def _judge(self, loss: float) -> str:
+        """Note a new loss that the run goes by, and say in words how it compares."""
         counters, patience = self.counters, self.config.training.patience
-        counters.val_loss, counters.val_step = val_loss, counters.step
-        if counters.best_val_loss is None or val_loss < counters.best_val_loss:
-            counters.best_val_loss, counters.best_step, counters.stale_evaluations = val_loss, counters.step, 0
+        counters.judge(loss)
+        if counters.best_step == counters.step:
             return "the best so far"
-        counters.stale_evaluations += 1
-        best = f"best {counters.best_val_loss:.4f} at step {counters.best_step}"
+        best = f"best {counters.best:.4f} at step {counters.best_step}"
         if 0 < patience <= counters.stale_evaluations:
             return f"{best}; stopping early, after {counters.stale_evaluations} evaluations without a better one"
         return best

@@ -180,10 +180,9 @@ class DeviceStep:
 
     def warm_up_ddp_buckets(self, batches: StepBatches) -> None:
         """Let DDP rebuild its buckets before the first step, so that a resumed run adds gradients in the same order."""
-        if self._accelerator.num_processes > 1:
-            for _ in range(2):
-                self.backward(batches)
-                self._optimizer.zero_grad()
+        for _ in range(2):
+            self.backward(batches)
+            self._optimizer.zero_grad()
 
     def _loss(self, batch: Batch) -> Tensor:
         """The forward pass: the sum of a micro-batch's losses."""

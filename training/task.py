@@ -71,14 +71,21 @@ class Data(Protocol):
     sha256: str
 
     @property
+    def validation_targets(self) -> int:
+        """Targets of the validation split."""
+
+    @property
     def notes(self) -> Sequence[str]:
         """What was done to read it and what is left out, one line each."""
 
     def training_batch(self, first: int, count: int) -> Batch:
         """Samples `first` to `first + count` of the endless stream of all epochs; a pure function."""
 
-    def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterable[Batch]:
-        """This rank's share of the validation split; over all ranks every target comes once."""
+    def validation_batches(self, batch_size: int, rank: int, num_ranks: int, every: int = 1) -> Iterable[Batch]:
+        """This rank's share of the validation split; over all ranks every target comes once.
+
+        With `every` k, the split is taken as stretches of k windows (or pairs), and the first of each comes.
+        """
 
     def describe_samples(self, first: int, count: int) -> str:
         """Where samples `first` to `first + count` of the stream come from, for people to look at."""
@@ -108,8 +115,11 @@ class Task(Protocol):
     def sample(self, seed: int) -> str:
         """Text that shows what the model can do now."""
 
-    def metrics(self, val_loss: float) -> Mapping[str, float]:
-        """What else to measure at an evaluation, in the main process alone: names and numbers for metrics.jsonl."""
+    def metrics(self, val_loss: float | None) -> Mapping[str, float]:
+        """What else to measure at an evaluation, in the main process alone: names and numbers for metrics.jsonl.
+
+        `val_loss` is None where only a part of the validation split was measured.
+        """
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """Names and contents of text files that a checkpoint needs besides weights: vocabulary and the like."""

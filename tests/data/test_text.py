@@ -12,7 +12,7 @@ from data import text as data
 from data.characters import CharTokenizer
 from data.config import TEXT_SOURCES, TextConfig
 from data.text import Source, load_source
-from data.windows import TextData
+from data.windows import TextData, side_by_side
 from training.runtime.errors import InputError
 from training.task import IGNORED, Batch
 
@@ -185,6 +185,26 @@ def test_validation_shows_every_target_once_over_all_ranks(batch_size: int, num_
             seen.append(batch.targets_BT[batch.targets_BT != IGNORED])
     assert len(torch.cat(seen)) == 103 - 1
     assert len(set(torch.cat(seen).tolist())) == 102
+
+
+@pytest.mark.parametrize(("every", "num_ranks"), [(3, 1), (4, 2), (50, 3)])
+def test_the_first_window_of_every_stretch_comes_on_whichever_ranks(every: int, num_ranks: int) -> None:
+    text = TextData(Source("".join(chr(0x4E00 + i) for i in range(203)) * 10, "signs"), context=10, seed=1)
+    rows = [
+        (tuple(inputs.tolist()), tuple(targets.tolist()))
+        for batch_size, ranks, k in ((4, 1, 1), (2, num_ranks, every))
+        for rank in range(ranks)
+        for batch in text.validation_batches(batch_size, rank, ranks, k)
+        for inputs, targets in zip(batch.inputs[0], batch.targets_BT, strict=True)
+    ]
+    whole, part = rows[:21], rows[21:]
+    assert sorted(part) == sorted(whole[::every])
+
+
+def test_windows_are_cut_when_they_are_asked_for() -> None:
+    tokens_N = torch.zeros(1, dtype=torch.uint8).expand(10**13)
+    batch = next(side_by_side(tokens_N, 16, 4, rank=1, num_ranks=2))
+    assert batch.targets_BT.shape == (4, 16)
 
 
 def test_tokenizer_round_trip() -> None:

@@ -35,6 +35,7 @@ def write(config: RunConfig, folder: Path) -> Path:
 def exact(config: GPTConfig) -> GPTConfig:
     """20 steps in fp64 without dropout: what is left to differ is a mistake."""
     config = with_training(config, precision="fp64", max_steps=20, eval_interval=10, ema_decay=0.9)
+    config = with_training(config, eval_raw_weights=True)
     return replace(config, model=replace(config.model, dropout=0.0))
 
 
@@ -71,6 +72,26 @@ def test_several_processes_give_the_losses_of_one(
         measured = command(*torchrun(processes), *measure, cwd=tmp_path, **ENVIRONMENT)
         assert measured.returncode == 0, measured.stderr
         assert measured.stdout.count(f"loss                {one[-1]['val_loss']:.4f} nats per character\n") == 1
+
+
+def test_gradients_sent_in_half_the_bytes_train_about_as_well(
+    exact: GPTConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_gpt(exact, output_dir=tmp_path / "one")
+    file = write(with_training(exact, gradient_compression="fp16", accumulation_steps=2), tmp_path)
+    train = [*torchrun(2), ROOT / "launch/train_gpt.py", "--config", file, "--output_dir", "two"]
+    done = command(*train, cwd=tmp_path, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    one, two = ([line["train_loss"] for line in read_metrics(tmp_path / run)] for run in ("one", "two"))
+    differences = [abs(a - b) for a, b in zip(one, two, strict=True)]
+    assert differences[0] < 1e-8
+    assert 1e-7 < max(differences) < 1e-3
+    refused = command(*train, "--training.gradient_compression", "bf16", "--resume", cwd=tmp_path, **ENVIRONMENT)
+    message = "error: training.gradient_compression bf16 needs GPUs, this run is on cpu: use fp16 or none"
+    assert refused.stderr.count(message) == 1
+    train_gpt(exact, output_dir=tmp_path / "two", resume=True)
+    said = "training.gradient_compression was 'fp16', is now 'none': the steps to come differ for it"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

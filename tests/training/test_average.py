@@ -57,7 +57,7 @@ def test_the_weights_come_back_to_the_last_bit_even_after_an_error() -> None:
 
 def test_a_run_is_evaluated_by_its_average_and_commands_use_it(config: GPTConfig, tmp_path: Path) -> None:
     train_gpt(config, output_dir=tmp_path / "plain")
-    config = with_training(config, ema_decay=0.99)
+    config = with_training(config, ema_decay=0.99, eval_raw_weights=True)
     train_gpt(config, output_dir=tmp_path / "run")
     plain, lines = read_metrics(tmp_path / "plain"), read_metrics(tmp_path / "run")
     assert [line["train_loss"] for line in lines] == [line["train_loss"] for line in plain]

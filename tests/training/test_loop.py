@@ -197,7 +197,9 @@ def test_an_evaluation_does_not_keep_a_run_from_stopping_and_is_done_at_the_resu
     evaluation: int,
     ema_decay: float,
 ) -> None:
-    config = replace(with_training(config, ema_decay=ema_decay, eval_batch_size=4), tracking="tensorboard")
+    raw = ema_decay > 0
+    config = with_training(config, ema_decay=ema_decay, eval_raw_weights=raw, eval_batch_size=4)
+    config = replace(config, tracking="tensorboard")
     trained(config, tmp_path / "whole")
     stop_in_evaluation(monkeypatch, evaluation)
     with pytest.raises(StoppedBySignal):
@@ -596,6 +598,8 @@ def test_options_that_are_said_to_change_no_step_change_none(
 ) -> None:
     training: dict[str, Any] = {
         "eval_interval": 4,
+        "eval_tokens": 100,
+        "eval_raw_weights": True,
         "eval_batch_size": 3,
         "patience": 9,
         "log_interval": 5,

@@ -174,6 +174,25 @@ def test_found_inf_decides_on_the_device_whether_anything_changes(name: str, dty
         assert bits(all_tensors(models[0], ours)) == bits(all_tensors(models[1], plain))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_on_a_gpu_is_left_out_without_a_wait(name: str) -> None:
+    model = Net().cuda()
+    optimizer = build_optimizer(model, OptimizerConfig(name=name), bf16=True)
+    for step, poison in enumerate([1.0, math.nan]):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, poison)
+        before = {key: tensor.clone() for key, tensor in all_tensors(model, optimizer).items()}
+        optimizer.found_inf = torch.full((), float(step), device="cuda")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        after = all_tensors(model, optimizer)
+        assert all(torch.equal(tensor, after[key]) for key, tensor in before.items()) == bool(step)
+
+
 def test_a_device_whose_fused_adamw_ignores_found_inf_asks_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizer_module, "NEEDS_HOST_TO_SKIP", ("cpu",))
     monkeypatch.setattr(optimizer_module, "adamw", None)

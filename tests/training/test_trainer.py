@@ -111,21 +111,25 @@ def test_the_shares_of_all_ranks_are_the_batch(
     assert max(counts) - min(counts) <= 1
 
 
-@pytest.mark.parametrize(("accumulation_steps", "num_processes"), [(1, 2), (2, 2), (3, 1)])
+@pytest.mark.parametrize(
+    ("accumulation_steps", "num_processes", "micro_batch"),
+    [(1, 2, 0), (2, 2, 0), (3, 1, 0), (1, 2, 3), (3, 1, 2)],
+)
 def test_the_mean_of_the_ranks_gradients_is_the_gradient_of_the_whole_batch(
-    config: GPTConfig, tmp_path: Path, accumulation_steps: int, num_processes: int
+    config: GPTConfig, tmp_path: Path, accumulation_steps: int, num_processes: int, micro_batch: int
 ) -> None:
     config = with_training(config, precision="fp64")
-    config = replace(config, model=replace(config.model, dropout=0.0))
 
-    def gradients(rank: Rank, parts: int) -> list[Tensor]:
+    def gradients(rank: Rank, parts: int, micro_batch: int = 0) -> list[Tensor]:
         trainer = trainer_of(with_training(config, accumulation_steps=parts), rank, tmp_path)
-        assert int(trainer.device_step.backward(trainer.batches().make(2))[1]) == 8 * 16
-        assert rank.alone == [True] * (parts - 1) + [False], "the last part's alone add up those of all"
+        trainer.saver.setup["micro_batch"] = micro_batch
+        batches = trainer.batches().make(2)
+        assert int(trainer.device_step.backward(batches)[1]) == 8 * 16
+        assert rank.alone == [True] * (len(batches.shares) - 1) + [False], "the last part's alone add up those of all"
         return [parameter.grad for parameter in trainer.task.model.parameters() if parameter.grad is not None]
 
     whole = gradients(Rank(), 1)
-    each = [gradients(Rank(index, num_processes), accumulation_steps) for index in range(num_processes)]
+    each = [gradients(Rank(index, num_processes), accumulation_steps, micro_batch) for index in range(num_processes)]
     assert len(whole) > 10
     for expected, *own in zip(whole, *each, strict=True):
         torch.testing.assert_close(torch.stack(own).mean(0), expected, rtol=0, atol=1e-12)

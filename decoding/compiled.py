@@ -1,11 +1,13 @@
 """A step of one token for each sequence, by torch.compile, and on a GPU as a CUDA graph.
 
 All blocks of a model are alike, so that one of them is compiled and serves for all. A CUDA graph then holds the kernels
-of the whole step, so that a token costs one launch.
+of the whole step, so that a token costs one launch. A token of one sequence has a step of few kernels of its own
+(`decoding/one_token.py`).
 
 Shapes: B batch, T = 1 token, M model size, V vocabulary.
 """
 
+from importlib.util import find_spec
 from threading import Lock
 from typing import Any
 
@@ -13,7 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from decoding.models import LanguageModel
+from decoding.one_token import OneTokenStep, can_read_one_token
 from layers import CachePositions, KVCache, LayerCache, RotaryAngles
+
+
+def missing_for_compiling(device: torch.device) -> str | None:
+    """What a device lacks for a compiled step, in words; None where it can be had."""
+    if device.type != "cuda":
+        return None
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 7 else f"Triton wants compute capability 7.0, this GPU has {major}.{minor}"
 
 
 class CompiledStep:
@@ -33,6 +46,8 @@ class CompiledStep:
         self._embed = torch.compile(_embed, fullgraph=True, **options)
         self._block = torch.compile(_block, fullgraph=True, **options)
         self._head = torch.compile(_head, fullgraph=True, **options)
+        few_kernels = self._on_gpu and can_read_one_token(model)
+        self._one_token = OneTokenStep(model, options["options"]) if few_kernels else None
         self._graphs: dict[KVCache, _Graph] = {}
         self._recording = Lock()
 
@@ -55,6 +70,8 @@ class CompiledStep:
 
     def run(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
         """The same of fixed shapes and addresses, without a question to the host, and without moving the cache on."""
+        if self._one_token is not None and cache.batch_size == 1:
+            return self._one_token(tokens_BT, cache)
         x_BTM, rotary, cache_positions = self._embed(self._model, tokens_BT, cache)
         for block, layer in zip(self._model.decoder_layers, cache.layers, strict=True):
             x_BTM = self._block(block, x_BTM, rotary, layer, cache_positions)

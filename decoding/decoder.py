@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from decoding.choices import Mode, Precision
-from decoding.compiled import CompiledStep
+from decoding.compiled import CompiledStep, missing_for_compiling
 from decoding.int8 import Int8Linear
+from decoding.merging import merge_products
 from decoding.models import LanguageModel
 from decoding.native import NativeError, NativeStep
 from layers import KVCache
@@ -28,12 +29,21 @@ CHUNK = 512
 MAX_TOKENS = 32
 """With more tokens at once, torch's matrix products are faster than those of the native step."""
 
+COMPILED_STEPS = 5000
+"""On a GPU, tokens of a text from which on compiling pays: it took 21 s to save 4.6 ms a step (docs/results)."""
+
 Model = TypeVar("Model", bound=nn.Module)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.bfloat16}
 
 
-def convert(model: Model, precision: Precision) -> Model:
-    """Change the dtype of a model in place, and return it; int8 means `Int8Linear` layers in a model of bf16."""
+def convert(model: Model, precision: Precision, *, merge: bool = True) -> Model:
+    """Make a model that no longer trains ready to be decoded from, in place, and return it.
+
+    Args:
+        model: As it was loaded.
+        precision: Its dtype; int8 means `Int8Linear` layers in a model of bf16.
+        merge: Join matrices that read the same inputs (`decoding/merging.py`), which gives weights other names.
+    """
     if precision == "int8":
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
@@ -41,7 +51,19 @@ def convert(model: Model, precision: Precision) -> Model:
                     setattr(module, name, Int8Linear(child))
     for parameter in model.parameters():  # The tables of positions stay as exact as they are.
         parameter.data = parameter.data.to(_DTYPES[precision])
+    if merge:
+        merge_products(model)
     return model
+
+
+def resolved(mode: Mode, device: torch.device, steps: int) -> Mode:
+    """What auto means for so many steps on a device: compiled where they pay for it on a GPU; auto stays on a CPU.
+
+    The same question has the same answer: nothing is timed.
+    """
+    if mode != "auto" or device.type == "cpu":
+        return mode
+    return "compiled" if steps >= COMPILED_STEPS and missing_for_compiling(device) is None else "eager"
 
 
 class Decoder:
@@ -49,15 +71,20 @@ class Decoder:
 
     Args:
         model: In evaluation mode.
-        mode: How single tokens are read; auto for native where it can be had, else eager.
+        mode: How single tokens are read; see `resolved` for auto.
+        steps: How many will be read one after the other, as far as is known.
 
     Raises:
         InputError: `mode` cannot be had; the message says why.
     """
 
-    def __init__(self, model: LanguageModel, mode: Mode = "auto") -> None:
+    def __init__(self, model: LanguageModel, mode: Mode = "auto", steps: int = 0) -> None:
         if mode not in get_args(Mode):
             raise InputError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode}")
+        device = model.embedding.weight.device
+        mode = resolved(mode, device, steps)
+        if mode == "compiled" and (missing := missing_for_compiling(device)):
+            raise InputError(f"there is no compiled step here: {missing}")
         self.model, self.mode = model, mode
         self._native: NativeStep | None = None
         if mode in ("auto", "native"):

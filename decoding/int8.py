@@ -30,4 +30,11 @@ class Int8Linear(nn.Module):
 
     def forward(self, x_BTI: Tensor) -> Tensor:
         """Map (B, T, I) to (B, T, O), in the dtype of `x_BTI`."""
-        return (F.linear(x_BTI, self.weight.to(x_BTI.dtype)) * self.scale_O).to(x_BTI.dtype)
+        return product(x_BTI, self.weight, self.scale_O)
+
+
+def product(x_BTI: Tensor, weight: Tensor, scale_O: Tensor | None) -> Tensor:
+    """Outputs of a layer without bias, (B, T, O), in the dtype of `x_BTI`; with scales, of rounded weights."""
+    if scale_O is None:
+        return F.linear(x_BTI, weight)
+    return (F.linear(x_BTI, weight.to(x_BTI.dtype)) * scale_O).to(x_BTI.dtype)

@@ -8,7 +8,20 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from decoding.int8 import Int8Linear
+from decoding.merging import Rows
 from layers import CachePositions, KVCache, Memory, RMSNorm, RotaryAngles, RotaryPositions
+from layers.attention import MultiHeadAttention
+from layers.block import Block
+from layers.dropout import Dropout
+from layers.feed_forward import SwiGLU
+from layers.positions import LearnedPositions, SinusoidalPositions
+
+_KNOWN = (
+    *(Block, MultiHeadAttention, SwiGLU, RMSNorm, Int8Linear, Rows),
+    *(LearnedPositions, RotaryPositions, SinusoidalPositions),
+    *(nn.Linear, nn.Embedding, nn.Identity, Dropout),
+)
 
 
 class Shape(Protocol):
@@ -74,3 +87,19 @@ class TranslationModel(CachedModel, Protocol):
 
     def hidden_states(self, target_BT: Tensor, memory: Memory, cache: KVCache | None = None) -> Tensor:
         """All of the decoder but the head, (B, T, M)."""
+
+
+def decoder_parts(model: CachedModel) -> list[nn.Module]:
+    """What a new token passes."""
+    parts = (model.embedding, model.positions, model.rotary, *model.decoder_layers, model.norm, model.head)
+    return [part for part in parts if part is not None]
+
+
+def unknown_parts(model: CachedModel) -> set[str]:
+    """The classes in a decoder that a step other than its own does not know: a subclass may do anything.
+
+    The model's very class is known where it says `has_native_step`.
+    """
+    modules = (module for part in decoder_parts(model) for module in part.modules())
+    unknown = {type(module).__name__ for module in modules if type(module) not in _KNOWN}
+    return unknown | (set() if vars(type(model)).get("has_native_step") else {type(model).__name__})

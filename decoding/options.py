@@ -134,7 +134,8 @@ TABLE = (
            "With --beams: 0 ranks what was found by its probability, 1 by that per token."),
     Option("mode", GPT, get_args(Mode), "auto", WRITE,
            "How a token is read: eager; compiled, by torch.compile, on a GPU as a CUDA graph; native, on a CPU by a "
-           "kernel in C++ that is built once; auto for native where it can be had, else eager."),
+           "kernel in C++ that is built once; auto for native where it can be had on a CPU, on a GPU for compiled from "
+           "5,000 characters on, else eager."),
     Option("mode", PAIRS, get_args(TargetMode), "auto", WRITE,
            "How a token is read: by the model as it stands (eager), or in C++ on a CPU (native); auto for the faster "
            "of them."),

@@ -59,8 +59,9 @@ def parse() -> Namespace:
         "--mode",
         choices=get_args(Mode),
         default="auto",
-        help="How a step is computed, as in evaluate.py; compiled waits for torch.compile once for each model. "
-        "Default: native where it can be had, else eager.",
+        help="How a step is computed, as in evaluate.py; compiled waits for torch.compile once for each model, but "
+        "begins with that of the best run at the start. Default: native where it can be had on a CPU; on a GPU "
+        "compiled, with a concurrency of 1; else eager.",
     )
     parser.add_argument("--seconds", type=float, default=120.0, help="Longest time of a request, in seconds.")
     return parser.parse_args()

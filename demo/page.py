@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from decoding.decoder import COMPILED_STEPS, resolved
 from demo.api import add_api
 from demo.limits import Limits
 from demo.quick_training import QuickTraining
@@ -73,7 +74,11 @@ def run(options: Namespace, auth: tuple[str, str] | None) -> None:
     listener = listen(options.host, options.port)
     set_cpu_threads()
     limits = Limits(seconds=options.seconds, new_tokens=options.new_tokens)
-    session = Session(Path(options.runs), inference_device(), limits, options.mode)
+    device = inference_device()
+    # A server writes enough for compiling to pay, unless requests share the device: that step serves one at a time.
+    mode = resolved(options.mode, device, COMPILED_STEPS if options.concurrency == 1 else 0)
+    session = Session(Path(options.runs), device, limits, mode)
+    session.compile_ahead()
     training = QuickTraining(Path(options.runs))
     page = build(session, training)
     names = ("host", "concurrency", "share", "allowed_hosts", "trusted_proxies", "waiting", "places")

@@ -1,5 +1,6 @@
 """What the page does, without a page: requests are checked, run as jobs, and their results filled in token by token."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -32,6 +33,8 @@ from gpt.task import LoadedGPT
 from seq2seq.attention_map import cross_attention
 from training.runtime.errors import InputError, require_finite
 
+log = logging.getLogger(__name__)
+
 ALTERNATIVES = 4
 BLOCK = 10
 """Tokens that a variant of the benchmark writes before the next one's turn."""
@@ -55,8 +58,27 @@ class Session:
         self.jobs = Jobs()
         self._mode = mode
         self._compiled: Decoder | None = None
+        self._ahead: threading.Thread | None = None
         # A request that was ended may still compile, or be at its last token, when the next one begins.
         self._turn: AbstractContextManager[Any] = threading.Lock() if mode == "compiled" else nullcontext()
+
+    def compile_ahead(self) -> None:
+        """In mode compiled, compile the run that a page opens with, in a thread; requests are eager meanwhile."""
+        if self._mode == "compiled":
+            self._ahead = threading.Thread(target=self._compile_best, name="compiling", daemon=True)
+            self._ahead.start()
+
+    def _compile_best(self) -> None:
+        try:
+            run = self.catalogue.best("gpt")
+            if run is not None:
+                decoder = Decoder(self.catalogue.gpt(run).model, "compiled")
+                _compile(decoder)
+                self._compiled = decoder
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning("the model cannot be compiled, so that texts are written eagerly: %s", reason)
+            self._mode = "eager"
 
     def write(self, owner: str, run: Any, prompt: Any, **options: Any) -> Generator[Writing, None, None]:
         """Continue a prompt; closing the iterator ends the work at the next token.
@@ -95,7 +117,7 @@ class Session:
                 phase="compiling" if is_new else "writing",
             )
             if is_new:
-                list(generate(decoder, [[0]], max_new_tokens=2))
+                _compile(decoder)
                 job.check()
                 job.result.phase = "writing"
             _write(job, job.result, decoder, loaded, asked)
@@ -181,12 +203,19 @@ class Session:
 
     def _decoder(self, model: GPT) -> tuple[Decoder, bool]:
         """A model's decoder, and whether it has to be compiled first; a compiled one is kept for the next request."""
+        if self._ahead is not None and self._ahead.is_alive():
+            return Decoder(model, "eager"), False
         if self._mode != "compiled":
             return Decoder(model, self._mode), False
         is_new = self._compiled is None or self._compiled.model is not model
         if self._compiled is None or is_new:
             self._compiled = Decoder(model, "compiled")
         return self._compiled, is_new
+
+
+def _compile(decoder: Decoder) -> None:
+    """Write a token and read it, by which the step is made."""
+    list(generate(decoder, [[0]], max_new_tokens=2))
 
 
 _ENDS = {

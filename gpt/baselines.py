@@ -14,7 +14,7 @@ from torch import Tensor
 from decoding.baselines import transformers_variants
 from decoding.benchmark import Benchmark, Prompts, Seconds, Variant, random_tokens, timed
 from decoding.choices import ROWS, Mode, Precision
-from decoding.decoder import Decoder, convert
+from decoding.decoder import COMPILED_STEPS, Decoder, convert
 from decoding.generation import context_used, generate
 from decoding.machine import PROMPT_TOKENS, costs, describe, with_random_weights
 from decoding.models import LanguageModel
@@ -48,7 +48,7 @@ def prepare(options: Namespace, config: GPTConfig | None) -> Benchmark:
         model = with_random_weights(GPT(config.model, VOCAB_SIZE), config.seed, device)
         source = f"{options.config[0]}, random weights"
     uncached = options.uncached == "yes"
-    fastest = "compiled" if device.type == "cuda" else Decoder(model).mode
+    fastest = Decoder(model, steps=COMPILED_STEPS).mode
     modes = list(dict.fromkeys(options.mode or ["eager", fastest]))
     precisions = options.precision or ["fp32", *(("bf16", "int8") if modes != ["eager"] else ())]
     models = {precision: convert(deepcopy(model), precision) for precision in precisions}
@@ -151,7 +151,7 @@ def _baselines(model: GPT, options: Namespace, *, compiled: bool) -> list[Varian
     if compiled and device.type == "cuda":
         ways[", compiled"] = {"cache_implementation": "static", "max_cache_len": model.config.max_len}
     for precision in BASELINE_PRECISIONS:
-        converted = convert(deepcopy(model), precision)
+        converted = convert(deepcopy(model), precision, merge=False)  # They know the weights by their names.
         theirs, of_model = to_transformers(converted), partial(costs, converted)
         found += transformers_variants(theirs, precision, inputs, ways, options, of_model)
     return found

@@ -55,7 +55,8 @@ def compose(options: Namespace) -> None:
     set_cpu_threads()
     loaded = load_gpt(options.checkpoint, inference_device(), weights=options.weights)
     convert(loaded.model, options.precision or "fp32")
-    decoder = Decoder(loaded.model, options.mode)
+    # Those of several texts are read at once, and how long a conversation gets is not known.
+    decoder = Decoder(loaded.model, options.mode, 0 if options.interactive else options.max_new_tokens)
     if options.interactive:
         converse(options, decoder, loaded)
     elif options.beams:

@@ -15,6 +15,7 @@ from decoding.baselines import transformers_variants
 from decoding.benchmark import Benchmark, Prompts, Seconds, Variant, random_tokens, timed
 from decoding.choices import TargetMode
 from decoding.machine import count_parameters, describe, with_random_weights
+from decoding.merging import merge_products
 from decoding.native import NativeError
 from decoding.targets import decode_steps, native_step
 from seq2seq.config import Seq2SeqConfig
@@ -40,6 +41,7 @@ def prepare(options: Namespace, config: Seq2SeqConfig | None) -> Benchmark:
         symbols = ALPHABET if config.data.task == "pairs" else config.data.symbols
         fresh = EncoderDecoder(config.model, len(Vocabulary(symbols, "characters")))
         model, source = with_random_weights(fresh, config.seed, device), f"{options.config[0]}, random weights"
+    merge_products(model)
     room = model.config.max_len - FRAME
     if length > room:
         raise InputError(f"length must be at most model.max_len minus {FRAME} ({room}), got {length}")

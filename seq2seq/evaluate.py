@@ -13,6 +13,7 @@ from data.pair_batches import by_length, check_source, load_pairs
 from data.pairs import FilePairs
 from data.strings import GeneratedPairs, Pair
 from data.vocabulary import END, Vocabulary, split
+from decoding.merging import merge_products
 from decoding.sampling import Sampling
 from decoding.targets import decode, search
 from seq2seq.accuracy import LengthAccuracy, accuracy_by_length
@@ -32,6 +33,7 @@ def evaluate(options: Namespace) -> None:
     sampling = Sampling.of(options)
     set_cpu_threads()
     loaded = load_seq2seq(options.checkpoint, inference_device(), weights=options.weights)
+    merge_products(loaded.model)
     if options.split is None:
         write(options, loaded, sampling)
     else:

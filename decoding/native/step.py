@@ -8,25 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from decoding.int8 import Int8Linear
-from decoding.models import CachedModel
+from decoding.merging import Rows
+from decoding.models import CachedModel, decoder_parts, unknown_parts
 from layers.attention import MultiHeadAttention
 from layers.block import Block, Memory
 from layers.cache import KVCache
-from layers.dropout import Dropout
-from layers.feed_forward import SwiGLU
 from layers.native import build
 from layers.native.build import NativeError
 from layers.norm import RMSNorm
-from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions
+from layers.positions import LearnedPositions, SinusoidalPositions
 
 SOURCE = Path(__file__).with_name("step.cpp")
 FLAGS = ("-ffp-contract=off",)
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-_KNOWN = (
-    *(Block, MultiHeadAttention, SwiGLU, RMSNorm, Int8Linear),
-    *(LearnedPositions, RotaryPositions, SinusoidalPositions),
-    *(nn.Linear, nn.Embedding, nn.Identity, Dropout),
-)
 _ADDRESS, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
@@ -104,8 +98,7 @@ class NativeStep:
 
     def __init__(self, model: CachedModel) -> None:
         blocks = model.decoder_layers
-        parts = (model.embedding, model.positions, model.rotary, *blocks, model.norm, model.head)
-        _check(model, [part for part in parts if part is not None])
+        _check(model)
         self._library = library()
         self._vocab_size, d_model = model.embedding.weight.shape
         self._kept: list[Tensor] = []
@@ -190,10 +183,10 @@ class NativeStep:
         )
 
     def _matrix(self, module: nn.Module) -> _Matrix:
-        assert isinstance(module, nn.Linear | nn.Embedding | Int8Linear)
+        assert isinstance(module, nn.Linear | nn.Embedding | Int8Linear | Rows)
         weight = module.weight.detach()  # It keeps the memory, whatever becomes of the parameter.
         self._kept.append(weight)
-        scales = self._copy(module.scale_O) if isinstance(module, Int8Linear) else None
+        scales = self._copy(module.scale_O) if isinstance(module, Int8Linear | Rows) else None
         return _Matrix(weight.data_ptr(), scales, *weight.shape, _KINDS[weight.dtype])
 
     def _copy(self, tensor: Tensor | None) -> int | None:
@@ -209,12 +202,9 @@ def _addresses(cache: KVCache) -> "ctypes.Array[ctypes.c_void_p]":
     return (_ADDRESS * len(rows))(*rows)
 
 
-def _check(model: CachedModel, parts: list[nn.Module]) -> None:
-    unknown = {type(module).__name__ for part in parts for module in part.modules() if type(module) not in _KNOWN}
-    if not vars(type(model)).get("has_native_step"):
-        unknown.add(type(model).__name__)
-    if unknown:
+def _check(model: CachedModel) -> None:
+    if unknown := unknown_parts(model):
         raise NativeError(f"the model has parts that it does not know: {', '.join(sorted(unknown))}")
-    wrong = {str(tensor.dtype) for part in parts for tensor in part.parameters()} - {"torch.float32", "torch.bfloat16"}
-    if wrong or model.embedding.weight.device.type != "cpu":
+    found = {str(tensor.dtype) for part in decoder_parts(model) for tensor in part.parameters()}
+    if found - {"torch.float32", "torch.bfloat16"} or model.embedding.weight.device.type != "cpu":
         raise NativeError("it computes on the CPU, from weights in fp32, bf16 or int8")

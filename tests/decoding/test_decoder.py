@@ -2,25 +2,37 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
+from gpt_models import (
+    BF16,
+    COUNTS,
+    LONG_HEADS,
+    NARROW,
+    WIDE,
+    assert_near,
+    assert_reads_like,
+    greedy,
+    in_fp32,
+    poisoned,
+    random_model,
+    random_tokens,
+    with_backend,
+)
 from torch import Tensor, nn
 
 import decoding.compiled
 import decoding.decoder
-from decoding.compiled import CompiledStep
-from decoding.decoder import MAX_TOKENS, Decoder, Mode, Precision, convert
-from decoding.generation import generate
+from decoding.compiled import CompiledStep, missing_for_compiling
+from decoding.decoder import COMPILED_STEPS, MAX_TOKENS, Decoder, Mode, Precision, convert, resolved
 from decoding.int8 import Int8Linear
 from decoding.native import NativeError, library
-from decoding.sampling import GREEDY
 from gpt.config import ModelConfig
-from gpt.model import GPT
 from layers import KVCache
 from training.runtime.errors import InputError
 
@@ -30,63 +42,7 @@ try:
 except NativeError as error:
     NATIVE = pytest.param("native", marks=pytest.mark.skip(reason=str(error)))
 
-# Head sizes of 6, 32 and 84: none, two and five times the 16 numbers that the native step takes at once, and a rest.
-NARROW = ModelConfig(num_layers=2, d_model=24, num_heads=4, d_ff=40, max_len=36)
-WIDE = ModelConfig(num_layers=2, d_model=128, num_heads=4, d_ff=384, max_len=72)
-LONG_HEADS = ModelConfig(num_layers=1, d_model=168, num_heads=2, d_ff=52, max_len=36)
 SIZES = pytest.mark.parametrize("size", [NARROW, WIDE, LONG_HEADS], ids=["narrow", "wide", "long heads"])
-BF16 = 2.0**-8
-"""What rounding to bf16 changes in a number."""
-
-
-def random_model(config: ModelConfig, vocab_size: int = 19) -> GPT:
-    """A model none of whose weights is zero, so that no part of it is idle."""
-    model = GPT(config, vocab_size).eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 1.5 * config.d_model**-0.5, generator=generator).add_(0.01)
-    return model
-
-
-def random_tokens(model: GPT, texts: int = 3) -> Tensor:
-    size = texts, model.config.max_len
-    return torch.randint(model.vocab_size, size, generator=torch.Generator().manual_seed(1))
-
-
-def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    assert actual.shape == expected.shape
-    difference = (actual.float() - expected).abs().max().item() / expected.abs().max().item()
-    assert difference <= tolerance
-
-
-def poisoned(cache: KVCache) -> KVCache:
-    """Full of what no token may see."""
-    for layer in cache.layers:
-        layer.keys_BHSD.fill_(100.0)
-        layer.values_BHSD.fill_(3e4)
-    return cache
-
-
-COUNTS, PIECES = [5, 2, 7], [1, 1, 3, 1, 1, 10, 1, 1, 9, 1]
-
-
-@torch.inference_mode()
-def assert_reads_like(
-    decoder: Decoder, whole: GPT, tolerance: float = 1e-5, pieces: Sequence[int] = PIECES, max_len: int | None = None
-) -> None:
-    """Ragged prompts and then pieces of three texts, up to the end of the longest one's cache."""
-    tokens_BT = random_tokens(whole)
-    expected_BTV, cache = whole(tokens_BT), poisoned(decoder.take_cache(3, max_len))
-    rows_B, ends_B = torch.arange(3), torch.tensor(COUNTS)
-    logits_BV = decoder.prefill(tokens_BT[:, : max(COUNTS)], cache, COUNTS)
-    assert_near(logits_BV, expected_BTV[rows_B, ends_B - 1], tolerance)
-    for piece in pieces:
-        places_BT = ends_B[:, None] + torch.arange(piece)
-        logits_BTV = decoder.decode_step(tokens_BT.gather(1, places_BT), cache)
-        assert_near(logits_BTV, expected_BTV[rows_B[:, None], places_BT], tolerance)
-        ends_B += piece
-    assert cache.lengths == cache.lengths_B.tolist() == ends_B.tolist()
 
 
 @pytest.mark.parametrize("mode", ["eager", NATIVE])
@@ -108,18 +64,6 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
-
-
-def in_fp32(model: GPT) -> GPT:
-    """A model that computes in fp32 with the weights of one of fewer bits."""
-    exact = deepcopy(model)
-    for module in list(exact.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, Int8Linear):
-                linear = nn.Linear(child.weight.size(1), child.weight.size(0), bias=False)
-                linear.weight.data = child.weight.float() * child.scale_O[:, None]
-                setattr(module, name, linear)
-    return exact.float()
 
 
 @pytest.mark.usefixtures("threads")
@@ -174,11 +118,12 @@ def test_a_converted_model_keeps_its_positions_exact(precision: Precision, dtype
     assert layers == {Int8Linear if precision == "int8" else nn.Linear}
     for name, weight in original.named_parameters():
         module = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(module, Int8Linear):
-            error = (module.weight.float() * module.scale_O[:, None] - weight).abs()
-            assert (error <= module.scale_O[:, None] * 0.501).all()
+        scale_O = getattr(module, "scale_O", None)
+        if scale_O is None:
+            assert torch.equal(module.weight, weight.to(dtype))
         else:
-            assert torch.equal(model.get_parameter(name), weight.to(dtype))
+            error = (module.weight.float() * scale_O[:, None] - weight).abs()
+            assert (error <= scale_O[:, None] * 0.501).all()
 
 
 @pytest.mark.parametrize("counts", [None, [7, 7, 7], [7, 3, 4], [1, 6, 3], [2, 7, 5], [0, 7, 1], [3, 3, 3]])
@@ -231,11 +176,6 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     torch._dynamo.reset()
 
 
-def with_backend(backend: str) -> object:
-    compile_with = torch.compile
-    return lambda function, **options: compile_with(function, backend=backend, **options)
-
-
 @torch.inference_mode()
 def test_what_does_not_fit_into_the_cache_is_an_error_and_changes_nothing(decoder: Decoder) -> None:
     tokens_BT = random_tokens(decoder.model)
@@ -281,11 +221,6 @@ def test_more_tokens_than_the_native_step_takes_are_read_too(decoder: Decoder) -
     cache = decoder.take_cache(MAX_TOKENS + 1)
     read = [decoder.decode_step(part_BT, cache) for part_BT in tokens_BT[:, :4].split([1, 2, 1], 1)]
     assert_near(torch.cat(read, 1), decoder.model(tokens_BT)[:, :4])
-
-
-def greedy(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-    steps = generate(decoder, prompts, max_new_tokens=count, sampling=GREEDY, seeds=range(len(prompts)))
-    return torch.stack([chosen.tokens_B for chosen in steps], 1).tolist()
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.nightly)])
@@ -369,17 +304,18 @@ def test_one_thread_at_a_time_records_a_graph(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("texts", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @torch.inference_mode()
-def test_a_step_recorded_as_a_cuda_graph_equals_the_model(precision: Precision) -> None:
+def test_a_step_recorded_as_a_cuda_graph_equals_the_model(precision: Precision, texts: int) -> None:
     model = convert(random_model(replace(WIDE, num_kv_heads=2)).cuda(), precision)
     decoder, eager = Decoder(model, "compiled"), Decoder(model, "eager")
-    tokens_BT = random_tokens(model).cuda()
+    tokens_BT = random_tokens(model, texts).cuda()
     for _ in range(2):  # The second time with the cache, and the graph, of the first.
-        cache, plain = decoder.take_cache(3), eager.take_cache(3)
+        cache, plain = decoder.take_cache(texts), eager.take_cache(texts)
         kept: list[tuple[Tensor, Tensor]] = []
         for reader, into in ((decoder, cache), (eager, plain)):
-            reader.prefill(tokens_BT[:, :7], into, COUNTS)
+            reader.prefill(tokens_BT[:, :7], into, COUNTS[:texts])
         for token in range(7, 40):
             new_BT = tokens_BT[:, token : token + 1]
             kept.append((decoder.decode_step(new_BT, cache), eager.decode_step(new_BT, plain).float()))
@@ -387,7 +323,7 @@ def test_a_step_recorded_as_a_cuda_graph_equals_the_model(precision: Precision) 
             assert_near(recorded_BTV, expected_BTV, 1e-4 if precision == "fp32" else 8 * BF16)
         decoder.give_back(cache)
     assert len(decoder._compiled._graphs) == 1
-    assert Decoder(model).mode == "eager"
+    assert (Decoder(model).mode, Decoder(model, steps=COMPILED_STEPS).mode) == ("eager", "compiled")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
@@ -414,6 +350,42 @@ def test_the_native_step_reads_prompts_where_torch_is_slow_at_bf16(
     with pytest.raises(ValueError, match="the cache holds 72 tokens of a sequence, 73 were asked for"):
         decoder.prefill(tokens_BT[:, :23], cache)
     assert cache.lengths == [50] * 3
+
+
+GPU = torch.device("cuda", 0)
+
+
+def with_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], triton: bool) -> None:
+    monkeypatch.setattr(decoding.compiled, "find_spec", lambda name: object() if triton else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+
+def test_auto_is_compiled_for_long_texts_on_a_gpu_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpu(monkeypatch, (8, 9), triton=True)
+    assert resolved("auto", GPU, COMPILED_STEPS) == "compiled"
+    assert resolved("auto", GPU, COMPILED_STEPS - 1) == resolved("auto", GPU, 0) == "eager"
+    assert resolved("auto", torch.device("cpu"), COMPILED_STEPS) == "auto"
+    for mode in ("eager", "compiled", "native"):
+        assert resolved(mode, GPU, COMPILED_STEPS) == resolved(mode, GPU, 0) == mode
+
+
+@pytest.mark.parametrize(
+    ("capability", "triton", "reason"),
+    [
+        ((9, 0), False, "the package triton is not installed"),
+        ((6, 1), True, "Triton wants compute capability 7.0, this GPU has 6.1"),
+    ],
+)
+def test_where_nothing_can_be_compiled_auto_is_eager_and_compiled_an_error(
+    capability: tuple[int, int], triton: bool, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpu(monkeypatch, capability, triton)
+    assert resolved("auto", GPU, COMPILED_STEPS) == "eager"
+    model = random_model(NARROW)
+    monkeypatch.setattr(decoding.decoder, "missing_for_compiling", lambda device: missing_for_compiling(GPU))
+    with pytest.raises(InputError, match=f"^there is no compiled step here: {reason}$"):
+        Decoder(model, "compiled")
+    assert missing_for_compiling(torch.device("cpu")) is None
 
 
 def test_an_unknown_mode_is_an_error() -> None:

@@ -184,6 +184,66 @@ def test_what_is_compiled_is_used_by_one_request_at_a_time(runs: Path, monkeypat
     assert not any(met), "a request began while another one read"
 
 
+def test_the_best_run_is_compiled_ahead_and_requests_are_eager_meanwhile(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiling, go_on = Event(), Event()
+    read = Decoder.decode_step
+
+    def held(self: Decoder, *arguments: Any) -> torch.Tensor:
+        if self.mode == "compiled" and not go_on.is_set():
+            compiling.set()
+            assert go_on.wait(20)
+        return read(self, *arguments)
+
+    monkeypatch.setattr(decoding.compiled.torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(Decoder, "decode_step", held)
+    session = Session(runs, mode="compiled")
+    session.compile_ahead()
+    assert compiling.wait(20)
+    best = session.catalogue.best("gpt")
+    asked: dict[str, Any] = {"max_new_tokens": 12, "seed": 3}
+    meanwhile = last(session.write("me", best, "7 times", **asked))
+    go_on.set()
+    assert session._ahead is not None
+    session._ahead.join(20)
+    looks = list(session.write("me", best, "7 times", **asked))
+    assert (meanwhile.mode, looks[-1].mode) == ("eager", "compiled")
+    assert "compiling" not in [look.phase for look in looks]
+    assert looks[-1].text == meanwhile.text
+    assert len(session._compiled._free[1]) == 1, "the cache that it was compiled with"
+
+
+@pytest.mark.parametrize("message", ["no room\nat all", ""])
+def test_what_cannot_be_compiled_ahead_is_one_line_and_read_eagerly(
+    message: str, runs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(function: Any, **options: Any) -> Any:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(decoding.compiled.torch, "compile", fails)
+    session = Session(runs, mode="compiled")
+    session.compile_ahead()
+    assert session._ahead is not None
+    session._ahead.join(20)
+    reason = "no room" if message else "RuntimeError"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the model cannot be compiled, so that texts are written eagerly: {reason}"
+    ]
+    assert last(session.write("me", "small", "7 times", max_new_tokens=5)).mode == "eager"
+
+
+def test_nothing_is_compiled_ahead_where_there_is_nothing_or_another_mode(runs: Path, tmp_path: Path) -> None:
+    other = Session(runs)
+    other.compile_ahead()
+    assert other._ahead is None
+    empty = Session(tmp_path / "none", mode="compiled")
+    empty.compile_ahead()
+    assert empty._ahead is not None
+    empty._ahead.join(20)
+    assert (empty._compiled, empty._mode) == (None, "compiled")
+
+
 LONG: dict[str, Any] = {"max_new_tokens": 2000, "when_full": "slide"}
 
 

@@ -202,7 +202,7 @@ class MultiHeadAttention(nn.Module):
             return self.query(x_BTM), self.key(x_BTM), self.value(x_BTM)
         heads_BTM: Tensor = self.merged(x_BTM)
         of_keys = (heads_BTM.size(-1) - x_BTM.size(-1)) // 2
-        q_BTM, k_BTM, v_BTM = heads_BTM.split([x_BTM.size(-1), of_keys, of_keys], -1)
+        q_BTM, k_BTM, v_BTM = torch.split(heads_BTM, [x_BTM.size(-1), of_keys, of_keys], -1)
         return q_BTM, k_BTM, v_BTM
 
     def _queries(self, q_BTM: Tensor, rotary: RotaryAngles | None) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: B batch, S source tokens, T target tokens, P the longer of the two.
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from statistics import fmean
 
 import torch
@@ -97,10 +98,16 @@ class PairData:
             return list(range(count))
         return sorted(dice.sample(range(self.max_len), count))
 
-    def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterator[Batch]:
-        """A rank's share of the validation pairs."""
-        for start in range(rank * batch_size, len(self.validation), num_ranks * batch_size):
-            yield make_batch(encode(self.validation[start : start + batch_size], self.vocabulary))
+    @cached_property
+    def validation_targets(self) -> int:
+        """Target tokens of the validation pairs."""
+        return sum(len(target) for _, target in encode(self.validation, self.vocabulary))
+
+    def validation_batches(self, batch_size: int, rank: int, num_ranks: int, every: int = 1) -> Iterator[Batch]:
+        """A rank's share of the validation pairs, or of every so many-th of them, from the shortest to the longest."""
+        pairs = self.validation[::every]
+        for start in range(rank * batch_size, len(pairs), num_ranks * batch_size):
+            yield make_batch(encode(pairs[start : start + batch_size], self.vocabulary))
 
     def describe_samples(self, first: int, count: int) -> str:
         """Which pairs stand at `first` to `first + count` of the stream."""

@@ -3,10 +3,11 @@
 Shapes: B batch, T tokens, N tokens of a split.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data.characters import CharTokenizer
@@ -19,6 +20,32 @@ from training.seeds import generator
 from training.task import IGNORED, Batch
 
 MAX_LISTED = 16
+DEVICE_SHARE = 1 / 64
+"""The most of a device's memory that a text's tokens may take."""
+
+
+class UncutWindows(NamedTuple):
+    """Where windows begin in a text whose tokens are on the device, to be cut there."""
+
+    tokens_N: Tensor
+    starts_B: Tensor
+    context: int
+
+    @property
+    def num_targets(self) -> int:
+        """Number of targets: T of each window."""
+        return len(self.starts_B) * self.context
+
+    def pinned(self) -> "UncutWindows":
+        """The same, with the places in memory that a GPU copies from by itself."""
+        return self._replace(starts_B=self.starts_B.pin_memory())
+
+    def to(self, device: torch.device) -> Batch:
+        """Cut the windows; the text is a ring."""
+        starts_B = self.starts_B.to(device, non_blocking=True)
+        positions_BT = (starts_B[:, None] + torch.arange(self.context + 1, device=device)) % len(self.tokens_N)
+        tokens_BT = self.tokens_N[positions_BT].long()
+        return Batch((tokens_BT[:, :-1].contiguous(),), tokens_BT[:, 1:].contiguous())
 
 
 class TextData:
@@ -49,6 +76,7 @@ class TextData:
                     f"the {name} split of {source.origin} has {len(tokens_N):,} characters, too few for one context of "
                     f"{context:,}: use a longer text or a smaller --model.max_len"
                 )
+        self.validation_targets = len(self._val_N) - 1
         # Fewer than T tokens are left out of an epoch, others each time.
         self.samples_per_epoch, self.tokens_per_sample = len(self._train_N) // context, float(context)
 
@@ -57,10 +85,21 @@ class TextData:
 
         An epoch takes the training text as a ring, cuts it into windows from a random offset on, and shuffles them.
         """
-        starts_B = torch.cat([starts for _, starts in self._starts(first, count)])
-        positions_BT = (starts_B[:, None] + torch.arange(self.context + 1)) % len(self._train_N)
-        tokens_BT = self._train_N[positions_BT].long()
-        return Batch((tokens_BT[:, :-1].contiguous(),), tokens_BT[:, 1:].contiguous())
+        return self._uncut(self._train_N, first, count).to(self._train_N.device)
+
+    def cutter(self, device: torch.device) -> Callable[[int, int], UncutWindows] | None:
+        """What makes training batches of the text's tokens on a GPU, if they take a small share of its memory.
+
+        None as well for a subclass that makes its batches itself.
+        """
+        tokens_N, memory = self._train_N, torch.cuda.get_device_properties(device).total_memory
+        own = type(self).training_batch is not TextData.training_batch
+        if own or tokens_N.numel() * tokens_N.element_size() > DEVICE_SHARE * memory:
+            return None
+        return partial(self._uncut, tokens_N.to(device))
+
+    def _uncut(self, tokens_N: Tensor, first: int, count: int) -> UncutWindows:
+        return UncutWindows(tokens_N, torch.cat([starts for _, starts in self._starts(first, count)]), self.context)
 
     def describe_samples(self, first: int, count: int) -> str:
         """Where windows `first` to `first + count` of the stream begin in the training text."""
@@ -78,9 +117,9 @@ class TextData:
             offset = torch.randint(length, (), generator=generator(self.seed, epoch, "offset"))
             yield epoch, (offset + windows * self.context) % length
 
-    def validation_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
-        """Windows side by side over the validation text; see `side_by_side`."""
-        return side_by_side(self._val_N, self.context, batch_size, rank, num_ranks)
+    def validation_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1, every: int = 1) -> Iterator[Batch]:
+        """Windows side by side over the validation text, or every so many-th of them; see `side_by_side`."""
+        return side_by_side(self._val_N, self.context, batch_size, rank, num_ranks, every)
 
 
 def encode_split(tokenizer: CharTokenizer, text: str, name: str, unknown: Unknown) -> tuple[Tensor, str]:
@@ -94,12 +133,18 @@ def encode_split(tokenizer: CharTokenizer, text: str, name: str, unknown: Unknow
     return torch.from_numpy(tokens), f"{skipped:,} unknown characters skipped" if skipped else ""
 
 
-def side_by_side(tokens_N: Tensor, context: int, batch_size: int, rank: int = 0, num_ranks: int = 1) -> Iterator[Batch]:
-    """A rank's share of the windows of T = `context` tokens: each of the N - 1 targets comes once, over all ranks."""
-    windows = -(-(len(tokens_N) - 1) // context)
-    padding = (0, windows * context - (len(tokens_N) - 1))
-    inputs_BT = F.pad(tokens_N[:-1].long(), padding, value=0).view(windows, context)
-    targets_BT = F.pad(tokens_N[1:].long(), padding, value=IGNORED).view(windows, context)
-    for start in range(rank * batch_size, windows, num_ranks * batch_size):
-        rows = slice(start, start + batch_size)
-        yield Batch((inputs_BT[rows],), targets_BT[rows])
+def side_by_side(
+    tokens_N: Tensor, context: int, batch_size: int, rank: int = 0, num_ranks: int = 1, every: int = 1
+) -> Iterator[Batch]:
+    """A rank's share of the windows of T = `context` tokens: each of the N - 1 targets comes once, over all ranks.
+
+    With `every` k only the first of each k windows comes. A batch is cut when it is asked for.
+    """
+    num_targets = len(tokens_N) - 1
+    starts = range(0, num_targets, every * context)
+    for first in range(rank * batch_size, len(starts), num_ranks * batch_size):
+        positions_BT = torch.tensor(starts[first : first + batch_size])[:, None] + torch.arange(context)
+        padding_BT = positions_BT >= num_targets
+        positions_BT.clamp_(max=num_targets - 1)
+        inputs_BT = tokens_N[positions_BT].long().masked_fill(padding_BT, 0)
+        yield Batch((inputs_BT,), tokens_N[positions_BT + 1].long().masked_fill(padding_BT, IGNORED))

@@ -13,13 +13,14 @@ from decoding.merging import Rows
 from layers import CachePositions, KVCache, Memory, RMSNorm, RotaryAngles, RotaryPositions
 from layers.attention import MultiHeadAttention
 from layers.block import Block
+from layers.dropout import Dropout
 from layers.feed_forward import SwiGLU
 from layers.positions import LearnedPositions, SinusoidalPositions
 
 _KNOWN = (
     *(Block, MultiHeadAttention, SwiGLU, RMSNorm, Int8Linear, Rows),
     *(LearnedPositions, RotaryPositions, SinusoidalPositions),
-    *(nn.Linear, nn.Embedding, nn.Identity, nn.Dropout),
+    *(nn.Linear, nn.Embedding, nn.Identity, Dropout),
 )
 
 

@@ -45,6 +45,7 @@ class Entry:
         kind: Of its model.
         task: Of an encoder-decoder: copy, reverse or pairs.
         val_loss: At its step, in nats; None where it was not measured.
+        val_loss_subset: The same over a part of the validation split, which does not compare with other runs'.
         megabytes: Size of the checkpoint's weights.
     """
 
@@ -52,13 +53,15 @@ class Entry:
     kind: ModelType
     task: str | None
     val_loss: float | None
+    val_loss_subset: float | None
     megabytes: float
 
     @property
     def label(self) -> str:
         """What the picker shows."""
         task = f"{self.task}, " if self.task else ""
-        loss = "" if self.val_loss is None else f"val. loss {self.val_loss:.3f}, "
+        subset = "" if self.val_loss_subset is None else f"val_loss_subset {self.val_loss_subset:.3f}, "
+        loss = subset if self.val_loss is None else f"val. loss {self.val_loss:.3f}, "
         return f"{self.name} ({task}{loss}{self.megabytes:.1f} MB)"
 
 
@@ -219,11 +222,13 @@ def _read_entry(folder: Path, checkpoint: Path, _: Version) -> Entry | str:
         kind = checkpoint_model_type(checkpoint)
         if kind is None:
             return f"{checkpoint} holds neither a tokenizer nor a vocabulary"
+        metrics = RunFolder(folder).metrics_of(step) or {}
         return Entry(
             name=folder.name,
             kind=kind,
             task=setting(checkpoint / "config.yaml", "task") if kind == "seq2seq" else None,
-            val_loss=(RunFolder(folder).metrics_of(step) or {}).get("val_loss"),
+            val_loss=metrics.get("val_loss"),
+            val_loss_subset=metrics.get("val_loss_subset"),
             megabytes=(checkpoint / "model.safetensors").stat().st_size / 1e6,
         )
     except MissingFileError as error:

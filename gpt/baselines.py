@@ -18,12 +18,13 @@ from decoding.decoder import COMPILED_STEPS, Decoder, convert
 from decoding.generation import context_used, generate
 from decoding.machine import PROMPT_TOKENS, costs, describe, with_random_weights
 from decoding.models import LanguageModel
-from decoding.native.build import build, find_compiler
+from decoding.native import FLAGS, SOURCE
 from decoding.sampling import GREEDY, Chosen, Sampler, seen_tokens
 from gpt.config import GPTConfig
 from gpt.model import GPT
 from gpt.task import load_gpt
 from gpt.to_transformers import to_transformers
+from layers.native.build import build, find_compiler
 from training.config.command_line import Namespace
 from training.runtime.device import inference_device
 from training.runtime.errors import require_finite
@@ -173,5 +174,5 @@ def _native_build_seconds() -> float:
     """How long the native step takes to build, once for a machine."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        build(find_compiler(), Path(folder, "native.so"))
+        build(find_compiler(), SOURCE, FLAGS, Path(folder, "native.so"))
         return time.perf_counter() - start

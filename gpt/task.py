@@ -11,7 +11,7 @@ from data.characters import CharTokenizer
 from data.config import TextConfig, Unknown
 from data.text import Source, load_source
 from data.windows import TextData, encode_split, side_by_side
-from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH
+from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, Mode
 from decoding.decoder import Decoder
 from decoding.sampling import Sampling
 from decoding.writing import write
@@ -53,9 +53,9 @@ class GPTTask:
         prompt = default_prompt(tokenizer)
         return "".join(sample_text(self.model, tokenizer, prompt, max_new_tokens=length, seed=seed))
 
-    def metrics(self, val_loss: float) -> Mapping[str, float]:
+    def metrics(self, val_loss: float | None) -> Mapping[str, float]:
         """Perplexity per character, and bits per character."""
-        return text_metrics(val_loss)
+        return {} if val_loss is None else text_metrics(val_loss)
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """The tokenizer."""
@@ -89,9 +89,11 @@ def sample_text(
 
     `decoding.writing.write` is faster and can do more, with a model that no longer changes.
     """
+    # On a GPU a step would have to be compiled first.
+    mode: Mode = "auto" if model.embedding.weight.device.type == "cpu" else "eager"
     with evaluating(model):
         pieces = write(
-            Decoder(model, "eager"),
+            Decoder(model, mode),
             tokenizer,
             prompt,
             max_new_tokens=max_new_tokens,

@@ -11,8 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layers.cache import CachePositions, LayerCache
+from layers.dropout import Dropout
+from layers.native import kernels
+from layers.native.kernels import Group
 from layers.norm import RMSNorm
 from layers.positions import RotaryAngles, apply_rotary
+from layers.products import linears
 
 # A constant, because torch.compile cannot trace the question. Older versions of torch have no answer.
 CPU_HAS_AMX: bool = getattr(torch.cpu, "get_capabilities", dict[str, bool])().get("amx_bf16", False)
@@ -55,6 +59,36 @@ def attend_with_one_query(q_BH1D: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, mask_B
     return y_BHGD.view(q_BH1D.shape).to(q_BH1D.dtype)
 
 
+def attend_with_dropout(
+    q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, mask_BTS: Tensor | None, causal: bool, dropout: Dropout
+) -> Tensor:
+    """Attention whose weights are dropped as `dropout` says; the arguments are those of `_attend`, before it.
+
+    torch's fused attention on a CPU has no dropout, and on a GPU draws masks of its own.
+    """
+    assert dropout.keys_B is not None
+    groups = q_BHTD.size(1) // k_BHSD.size(1)
+    k_BHSD, v_BHSD = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k_BHSD, v_BHSD))
+    dtype = q_BHTD.dtype
+    if dtype == torch.bfloat16 and not CPU_HAS_AMX:
+        q_BHTD, k_BHSD, v_BHSD = q_BHTD.float(), k_BHSD.float(), v_BHSD.float()
+    with torch.autocast("cpu", enabled=False):
+        if kernels.serve(q_BHTD):
+            asked = mask_BTS, causal, dropout.keys_B, dropout.p
+            return kernels.attention_with_dropout(q_BHTD, k_BHSD, v_BHSD, *asked).to(dtype)
+        scores_BHTS = q_BHTD @ k_BHSD.mT / q_BHTD.size(-1) ** 0.5
+        if mask_BTS is not None:
+            scores_BHTS = scores_BHTS.masked_fill(~mask_BTS.unsqueeze(1), -torch.inf)
+        if causal:
+            scores_BHTS = scores_BHTS.masked_fill(~_causal_mask(q_BHTD, k_BHSD), -torch.inf)
+        return (dropout(scores_BHTS.softmax(-1)) @ v_BHSD).to(dtype)
+
+
+def _causal_mask(q_BHTD: Tensor, k_BHSD: Tensor) -> Tensor:
+    size = q_BHTD.size(2), k_BHSD.size(2)
+    return torch.ones(size, dtype=torch.bool, device=q_BHTD.device).tril()
+
+
 class MultiHeadAttention(nn.Module):
     """`softmax(Q K^T / sqrt(D)) V`, projected back to the model size (Vaswani et al. 2017, section 3.2).
 
@@ -91,14 +125,15 @@ class MultiHeadAttention(nn.Module):
             )
         self.head_size = d_model // num_heads
         self.grouped = kv_heads != num_heads
-        self.dropout = dropout
+        self.qk_norm = qk_norm
+        self.dropout = Dropout(dropout)
+        self.heads = {"query": num_heads, "key": kv_heads, "value": kv_heads}
         self.query = nn.Linear(d_model, d_model, bias=False)
         self.key = nn.Linear(d_model, kv_heads * self.head_size, bias=False)
         self.value = nn.Linear(d_model, kv_heads * self.head_size, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
         self.query_norm: nn.Module = RMSNorm(self.head_size) if qk_norm else nn.Identity()
         self.key_norm: nn.Module = RMSNorm(self.head_size) if qk_norm else nn.Identity()
-        self.merged: nn.Module | None = None  # Query, key and value in one, where a model no longer trains.
 
     def forward(
         self,
@@ -129,14 +164,14 @@ class MultiHeadAttention(nn.Module):
         Returns:
             A tensor of shape (B, T, M).
         """
-        if memory_BSM is None:
-            q_BTM, k_BSM, v_BSM = self._own(x_BTM)
-            q_BHTD, k_BHSD, v_BHSD = self._queries(q_BTM, rotary), self._keys(k_BSM, rotary), self._heads(v_BSM)
+        stores = cache is None or cache_positions is not None
+        if stores and memory_BSM is None:
+            q_BHTD, k_BHSD, v_BHSD = self._project(x_BTM, rotary, "query", "key", "value")
         else:
-            q_BHTD = self._queries(self.query(x_BTM), rotary)
-            if cache is None or cache_positions is not None:
-                k_BHSD = self._keys(self.key(memory_BSM), memory_rotary)
-                v_BHSD = self._heads(self.value(memory_BSM))
+            (q_BHTD,) = self._project(x_BTM, rotary, "query")
+            if stores:
+                assert memory_BSM is not None
+                k_BHSD, v_BHSD = self._project(memory_BSM, memory_rotary, "key", "value")
         if cache is not None:
             if cache_positions is not None:
                 cache.store(k_BHSD, v_BHSD, cache_positions)
@@ -152,15 +187,15 @@ class MultiHeadAttention(nn.Module):
         return self.out(y_BTM if cache is None else y_BTM.to(x_BTM.dtype))
 
     def _attend(self, q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, mask_BTS: Tensor | None, causal: bool) -> Tensor:
+        if self.dropout.is_active and self.dropout.keys_B is not None and q_BHTD.device.type == "cpu":
+            return attend_with_dropout(q_BHTD, k_BHSD, v_BHSD, mask_BTS, causal, self.dropout)
         mask = None if mask_BTS is None else mask_BTS.unsqueeze(1)
         if causal and mask is not None:
-            size = q_BHTD.size(2), k_BHSD.size(2)
-            mask, causal = torch.ones(size, dtype=torch.bool, device=q_BHTD.device).tril() & mask, False
-        dropout = self.dropout if self.training else 0.0
+            mask, causal = _causal_mask(q_BHTD, k_BHSD) & mask, False
         return _attend(
             *(q_BHTD, k_BHSD, v_BHSD),
             attn_mask=mask,
-            dropout_p=dropout,
+            dropout_p=self.dropout.p if self.dropout.is_active else 0.0,
             is_causal=causal and q_BHTD.size(2) > 1,
             enable_gqa=self.grouped,
         )
@@ -173,8 +208,8 @@ class MultiHeadAttention(nn.Module):
         memory_rotary: RotaryAngles | None = None,
     ) -> None:
         """Store the keys and values of `memory_BSM` for cross-attention that reads `cache` alone."""
-        k_BHSD = self._keys(self.key(memory_BSM), memory_rotary)
-        cache.store(k_BHSD, self._heads(self.value(memory_BSM)), cache_positions)
+        k_BHSD, v_BHSD = self._project(memory_BSM, memory_rotary, "key", "value")
+        cache.store(k_BHSD, v_BHSD, cache_positions)
 
     def weights(
         self,
@@ -189,30 +224,27 @@ class MultiHeadAttention(nn.Module):
 
         The arguments are those of `forward` in cross-attention, which never holds these weights itself.
         """
-        q_BHTD, k_BHSD = self._queries(self.query(x_BTM), rotary), self._keys(self.key(memory_BSM), memory_rotary)
+        (q_BHTD,), (k_BHSD,) = self._project(x_BTM, rotary, "query"), self._project(memory_BSM, memory_rotary, "key")
         k_BHSD = k_BHSD.repeat_interleave(q_BHTD.size(1) // k_BHSD.size(1), 1)
         scores_BHTS = q_BHTD @ k_BHSD.mT / self.head_size**0.5
         if mask_BTS is not None:
             scores_BHTS = scores_BHTS.masked_fill(~mask_BTS.unsqueeze(1), -torch.inf)
         return scores_BHTS.softmax(-1)
 
-    def _own(self, x_BTM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of self-attention, as their matrices leave them."""
-        if self.merged is None:
-            return self.query(x_BTM), self.key(x_BTM), self.value(x_BTM)
-        heads_BTM: Tensor = self.merged(x_BTM)
-        of_keys = (heads_BTM.size(-1) - x_BTM.size(-1)) // 2
-        q_BTM, k_BTM, v_BTM = torch.split(heads_BTM, [x_BTM.size(-1), of_keys, of_keys], -1)
-        return q_BTM, k_BTM, v_BTM
+    def _project(self, x_BTM: Tensor, rotary: RotaryAngles | None, *names: str) -> tuple[Tensor, ...]:
+        """Queries, keys or values of tokens, (B, H, T, D) each; queries and keys are normed and rotated."""
+        products = linears(x_BTM, *(self.get_submodule(name) for name in names))
+        norms = {"query": self.query_norm, "key": self.key_norm} if self.qk_norm else {}
+        groups = [Group(self.heads[name], norms.get(name), name != "value") for name in names]
+        merged = len(products) == 1
+        if merged and self.head_size <= kernels.MAX_HEAD_SIZE and kernels.serve(products[0]):
+            return kernels.split_heads(products[0], self.head_size, groups, rotary)
+        if merged:
+            products = torch.split(products[0], [group.heads * self.head_size for group in groups], -1)
+        return tuple(self._heads(*each, rotary) for each in zip(products, groups, strict=True))
 
-    def _queries(self, q_BTM: Tensor, rotary: RotaryAngles | None) -> Tensor:
-        q_BHTD = self.query_norm(self._heads(q_BTM))
-        return q_BHTD if rotary is None else apply_rotary(q_BHTD, rotary)
-
-    def _keys(self, k_BSM: Tensor, rotary: RotaryAngles | None) -> Tensor:
-        k_BHSD = self.key_norm(self._heads(k_BSM))
-        return k_BHSD if rotary is None else apply_rotary(k_BHSD, rotary)
-
-    def _heads(self, x_BTM: Tensor) -> Tensor:
+    def _heads(self, x_BTM: Tensor, group: Group, rotary: RotaryAngles | None) -> Tensor:
         """Split (B, T, H * D) into (B, H, T, D)."""
-        return x_BTM.view(*x_BTM.shape[:-1], -1, self.head_size).transpose(1, 2)
+        x_BHTD = x_BTM.view(*x_BTM.shape[:-1], group.heads, self.head_size).transpose(1, 2)
+        x_BHTD = x_BHTD if group.norm is None else group.norm(x_BHTD)
+        return x_BHTD if rotary is None or not group.rotated else apply_rotary(x_BHTD, rotary)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from layers.attention import MultiHeadAttention
 from layers.cache import CachePositions, KVCache, LayerCache
+from layers.dropout import Dropout
 from layers.feed_forward import SwiGLU
 from layers.norm import RMSNorm
 from layers.positions import RotaryAngles
@@ -67,7 +68,7 @@ class Block(nn.Module):
         self.cross_attention = attention() if cross else None
         self.feed_forward_norm = RMSNorm(d_model)
         self.feed_forward = SwiGLU(d_model, d_ff)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -114,8 +115,8 @@ class Block(nn.Module):
         )
         x_BTM = x_BTM + self.dropout(attended_BTM)
         if memory is not None:
-            x_BTM = x_BTM + self.dropout(self._attend_to_memory(x_BTM, rotary, memory, memory_cache))
-        return x_BTM + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTM)))
+            x_BTM = x_BTM + self.dropout(self._attend_to_memory(x_BTM, rotary, memory, memory_cache), place=1)
+        return x_BTM + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTM)), place=2)
 
     def _attend_to_memory(
         self, x_BTM: Tensor, rotary: RotaryAngles | None, memory: Memory, cache: LayerCache | None

@@ -6,6 +6,9 @@ Shapes: B batch, T tokens, M model size, F feed-forward size.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layers.native import kernels
+from layers.products import linears
+
 
 class SwiGLU(nn.Module):
     """`down(silu(gate(x)) * up(x))`, without biases (Shazeer 2020, "GLU Variants Improve Transformer", equation 6).
@@ -20,11 +23,11 @@ class SwiGLU(nn.Module):
         self.gate = nn.Linear(d_model, d_ff, bias=False)
         self.up = nn.Linear(d_model, d_ff, bias=False)
         self.down = nn.Linear(d_ff, d_model, bias=False)
-        self.merged: nn.Module | None = None  # Gate and up in one, where a model no longer trains.
 
     def forward(self, x_BTM: Tensor) -> Tensor:
         """Map (B, T, M) to (B, T, M), each token by itself."""
-        if self.merged is None:
-            return self.down(F.silu(self.gate(x_BTM)) * self.up(x_BTM))
-        gate_BTF, up_BTF = self.merged(x_BTM).chunk(2, -1)
+        both_BTF = linears(x_BTM, self.gate, self.up)
+        if len(both_BTF) == 1 and kernels.serve(both_BTF[0]):
+            return self.down(kernels.swiglu(both_BTF[0]))
+        gate_BTF, up_BTF = both_BTF if len(both_BTF) == 2 else both_BTF[0].chunk(2, -1)
         return self.down(F.silu(gate_BTF) * up_BTF)

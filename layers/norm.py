@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from layers.native import kernels
+
 
 class RMSNorm(nn.Module):
     """`y = x / sqrt(mean(x^2) + eps) * weight` over the last dimension (Zhang and Sennrich 2019, equation 4).
@@ -19,5 +21,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` of any shape that ends in `size`; the result has its shape and dtype."""
+        """Normalise `x` of any shape that ends in `size`; the result has its shape.
+
+        Its dtype is that of `x`, or under autocast on a CPU what the product that comes next would turn it into.
+        """
+        if kernels.serve(x):
+            return kernels.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from layers.attention import MultiHeadAttention
 from layers.block import Block
 from layers.cache import KVCache
+from layers.dropout import Dropout, set_sample_seeds
 from layers.feed_forward import SwiGLU
 from layers.norm import RMSNorm
 from layers.positions import LearnedPositions, RotaryAngles, build_positions
@@ -38,7 +39,7 @@ class Transformer(nn.Module):
         self.positions, self.rotary = build_positions(
             config.positions, max_len=config.max_len, d_model=config.d_model, head_size=config.head_size
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def new_blocks(self, *, cross: bool = False) -> nn.ModuleList:
         """As many blocks as the configuration has layers."""
@@ -89,8 +90,16 @@ class Transformer(nn.Module):
         if self.head is not None:
             self.head.weight.zero_()
 
-    def embed(self, tokens_BT: Tensor, positions_BT: Tensor | None) -> tuple[Tensor, RotaryAngles | None]:
+    def set_sample_seeds(self, seeds_B: Tensor | None) -> None:
+        """Let dropout follow from a seed of 64 bits for each sequence of the batch that comes next; None: no longer."""
+        set_sample_seeds(self, seeds_B)
+
+    def embed(
+        self, tokens_BT: Tensor, positions_BT: Tensor | None, place: int = 0
+    ) -> tuple[Tensor, RotaryAngles | None]:
         """What the first block takes: embeddings, (B, T, M), and the rotary angles, at `positions_BT` or from 0 on.
+
+        What is dropped of several inputs of a model differs by their `place`.
 
         Raises:
             ValueError: The sequences are longer than `max_len`.
@@ -101,7 +110,7 @@ class Transformer(nn.Module):
         x_BTM = self.embedding(tokens_BT) * math.sqrt(self.config.d_model)
         if self.positions is not None:
             x_BTM = self.positions(x_BTM, positions_BT)
-        return self.dropout(x_BTM), None if self.rotary is None else self.rotary(length, positions_BT)
+        return self.dropout(x_BTM, place), None if self.rotary is None else self.rotary(length, positions_BT)
 
     def logits(self, hidden_BTM: Tensor) -> Tensor:
         """Logits of shape (B, T, V) from what `hidden_states` returned."""

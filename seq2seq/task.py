@@ -45,7 +45,7 @@ class Seq2SeqTask:
             predictions = predict(self.model, self.data.vocabulary, pairs, SAMPLES)
         return sample_table(pairs, predictions, self.data.vocabulary)
 
-    def metrics(self, val_loss: float) -> Mapping[str, float]:
+    def metrics(self, val_loss: float | None) -> Mapping[str, float]:
         """`token_accuracy`, and the `exact_match` of greedy decoding, both from 0 to 1."""
         pairs, vocabulary, batch = self.data.decoded, self.data.vocabulary, self.config.training.eval_batch_size
         with evaluating(self.model):

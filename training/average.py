@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class WeightAverage:
@@ -24,10 +24,11 @@ class WeightAverage:
         self.tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights of a step, counted from 1."""
-        decay = min(self._decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.tensors.values()), self._weights, 1 - decay)
+    def update(self, step: int, unchanged: Tensor) -> None:
+        """Take in the weights of a step, counted from 1, unless `unchanged` is 1: a tensor, so that nobody waits."""
+        share = 1 - min(self._decay, (1 + step) / (10 + step))
+        shares = [((1 - unchanged) * share).to(self._weights[0].dtype)] * len(self._weights)
+        torch._foreach_lerp_(list(self.tensors.values()), self._weights, shares)
 
     @contextmanager
     def in_model(self) -> Iterator[None]:

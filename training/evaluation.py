@@ -9,49 +9,85 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from training.average import WeightAverage
-from training.task import Batch, Task, evaluating, loss_sum
+from training.config.sections import TrainingConfig
+from training.task import Batch, Data, Task, evaluating, loss_sum
+
+WHOLE, SUBSET = "val_loss", "val_loss_subset"
+"""What the mean loss over the validation split is called, and that over a part of it: two that never compare."""
 
 
 class Interrupted(Exception):
     """An evaluation was given up, by all processes."""
 
 
+def stride(data: Data, eval_tokens: int) -> int:
+    """Every how many-th window of the validation split is evaluated, so that about `eval_tokens` targets are left.
+
+    1, the whole split, where it has no more of them, or for 0.
+    """
+    return -(-data.validation_targets // eval_tokens) if eval_tokens else 1
+
+
 def evaluate(
     accelerator: Accelerator,
     task: Task,
     average: WeightAverage | None,
+    training: TrainingConfig,
     *,
-    batch_size: int,
+    is_last: Callable[[float], bool],
     sample_seed: int,
     interrupted: Callable[[], bool],
 ) -> tuple[dict[str, float], str | None]:
-    """Measure a model on its validation split.
+    """Measure a model on its validation split, or on the part of it that `training.eval_tokens` asks for.
 
-    Where there is an average of the weights it is the one to be measured and sampled from, and `raw_val_loss` is that
-    of the weights themselves.
+    Where there is an average of the weights it is the one to be measured and sampled from. With
+    `training.eval_raw_weights` the weights themselves are measured too, under `raw_` and the same names.
+
+    Args:
+        accelerator, task, average, training: Of the run.
+        is_last: Whether the run ends, by the loss that was measured: the end measures the whole split in any case.
+        sample_seed: Of the sample.
+        interrupted: Asked after every batch whether to give up.
 
     Returns:
-        `val_loss` and other measures for metrics.jsonl; and a sample, in the main process where the loss is finite.
+        `val_loss`, or for a part of the split `val_loss_subset`, and other measures for metrics.jsonl; and a sample, in
+        the main process where the loss is finite.
 
     Raises:
         Interrupted: A process gave up.
     """
-    measures, sample = {}, None
-    if average is not None:
-        measures["raw_val_loss"] = validation_loss(accelerator, task, batch_size, interrupted)
+    every = stride(task.data, training.eval_tokens)
+    strides = {SUBSET: every, WHOLE: 1}
+
+    def loss(name: str) -> float:
+        return validation_loss(accelerator, task, training.eval_batch_size, interrupted, strides[name])
+
+    others, sample = {}, None
     with average.in_model() if average else nullcontext():
-        val_loss = validation_loss(accelerator, task, batch_size, interrupted)
-        if math.isfinite(val_loss) and accelerator.is_main_process:
-            measures |= {name: float(value) for name, value in task.metrics(val_loss).items()}
+        judged = WHOLE if every == 1 else SUBSET
+        losses = {judged: loss(judged)}
+        if every > 1 and is_last(losses[judged]):
+            losses[WHOLE] = loss(WHOLE)
+        if all(map(math.isfinite, losses.values())) and accelerator.is_main_process:
+            others = {name: float(value) for name, value in task.metrics(losses.get(WHOLE)).items()}
             sample = task.sample(sample_seed)
-    return {"val_loss": val_loss} | measures, sample
+    if average is not None and training.eval_raw_weights:
+        others |= {f"raw_{name}": loss(name) for name in losses}
+    return losses | others, sample
 
 
 def validation_loss(
-    accelerator: Accelerator, task: Task, batch_size: int, interrupted: Callable[[], bool] = lambda: False
+    accelerator: Accelerator,
+    task: Task,
+    batch_size: int,
+    interrupted: Callable[[], bool] = lambda: False,
+    every: int = 1,
 ) -> float:
-    """Mean negative log-likelihood over every target of the validation split; see `mean_loss`."""
-    batches = task.data.validation_batches(batch_size, accelerator.process_index, accelerator.num_processes)
+    """Mean negative log-likelihood over every target of the validation split, or of every so many-th window of it.
+
+    See `mean_loss`.
+    """
+    batches = task.data.validation_batches(batch_size, accelerator.process_index, accelerator.num_processes, every)
     with evaluating(task.model):
         return mean_loss(accelerator, task.model, batches, interrupted)
 

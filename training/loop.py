@@ -1,38 +1,47 @@
 """The training loop. It knows no model: a `Task` brings model and data.
 
-One optimizer step works on one global batch. Its samples are split over processes and accumulation steps, losses are
-summed, and the sum is divided by the number of targets of the whole global batch, so that a step is the same however
-it is split. A step depends on (seed, step, rank) and the state in a checkpoint, on nothing else.
+One optimizer step works on one global batch. Its samples are split over processes, accumulation steps and
+micro-batches, losses are summed, and the sum is divided by the number of targets of the whole global batch, so that a
+step is the same however it is split. A step depends on (seed, step, rank) and the state in a checkpoint, on nothing
+else.
+
+The host is a step ahead: it launches step s + 1, and then settles step s, which is to read its numbers, count and
+report it. Nothing is under way during an evaluation or a save.
 """
 
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch.profiler import record_function
 
 from training.average import WeightAverage
+from training.batches import Batches
 from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig
-from training.evaluation import Interrupted, evaluate
+from training.evaluation import SUBSET, WHOLE, Interrupted, evaluate, stride
 from training.nonfinite import NonFinitePolicy
 from training.optimizer import build_optimizer
+from training.replicas import check_replicas
 from training.reporting import Reporter
 from training.runtime.device import Runtime
 from training.runtime.errors import StoppedBySignal
 from training.runtime.progress import Progress
 from training.runtime.signals import StopSignals
 from training.saving import Saver
-from training.schedule import jump, learning_rate_scale
+from training.schedule import count_steps, jump
 from training.seeds import derive_seed
+from training.step import DeviceStep, Launched, Outcome
 from training.storage.checkpoint import Checkpoint
 from training.storage.run_folder import RunFolder
 from training.storage.state import Counters, changes
-from training.task import Task, loss_sum
+from training.task import Task
 from training.tracking import Tracker
+
+LOSSES = {SUBSET: SUBSET, WHOLE: "validation loss"}
+"""What the terminal calls them, first the one that a run goes by where it has both."""
 
 
 class Trainer:
@@ -50,21 +59,23 @@ class Trainer:
         self.accelerator, self.task, self.config, self.run = accelerator, task, config, run
         self._peak_flops = runtime.peak_flops
         self.num_steps = count_steps(config, task)
-        self.counters = Counters()
+        self.counters = Counters(eval_every=stride(task.data, config.training.eval_tokens))
         self.changes: list[str] = []
         task.model.to(accelerator.device, torch.float64 if runtime.precision == "fp64" else torch.float32)
-        self._optimizer = build_optimizer(task.model, config.optimizer, bf16=runtime.precision == "bf16")
-        self._parallel_model, self._accelerated_optimizer = accelerator.prepare(task.model, self._optimizer)
-        decay = config.training.ema_decay
+        optimizer = build_optimizer(task.model, config.optimizer, bf16=runtime.precision == "bf16")
+        parallel_model = accelerator.prepare(task.model)
+        decay = config.training.ema_decay  # The average is made after that: DDP gives the weights other memory.
         self._average = WeightAverage(task.model, decay) if decay else None
-        self.saver = Saver(runtime, task, config, run, self._optimizer, self._average)
+        self.device_step = DeviceStep(accelerator, parallel_model, task, config, optimizer, self._average)
+        self.saver = Saver(runtime, task, config, run, optimizer, self._average)
         self._nonfinite = NonFinitePolicy(self.saver)
-        self._reported = Counters()
+        self._reported, self._clock = Counters(), 0.0
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same run; what differs from the run that wrote it is then in `changes`."""
         counters = self.counters = self.saver.restore(checkpoint)
-        if self._is_over and counters.val_step != counters.step and counters.pending_evaluation is None:
+        measured = counters.val_step == counters.step and counters.val_loss is not None
+        if self._is_over and not measured and counters.pending_evaluation is None:
             # It was to go on for longer, and is now asked for no further step than this one.
             counters.pending_evaluation = self.run.metrics_of(counters.step) or self._progress_metrics()
         self.changes = changes(checkpoint, self.config, self.saver.setup)
@@ -73,6 +84,7 @@ class Trainer:
             steps_before = count_steps(before, self.task)
             rise = jump(before.schedule, steps_before, self.config.schedule, self.num_steps, counters.step)
             self.changes += [rise] if rise else []
+        self.changes += [self.saver.forgotten] if self.saver.forgotten else []
 
     def fit(self, trackers: Sequence[Tracker]) -> None:
         """Train to the last step.
@@ -88,18 +100,20 @@ class Trainer:
         progress = Progress(self.counters.step, self.num_steps, visible=self.accelerator.is_main_process)
         reporter = Reporter(self.run, progress, trackers)
         self._reported = replace(self.counters)
-        with StopSignals() as signals:
+        with StopSignals() as signals, self.batches() as batches:
             try:
-                self._warm_up_ddp_buckets()
+                if self.accelerator.num_processes > 1:
+                    self.device_step.warm_up_ddp_buckets(batches.make(1))
                 if self.counters.pending_evaluation is not None:
                     self._finish_step(signals, reporter, stopping=False)
-                while not self._is_over:
-                    metrics, stopping = self._train_step(signals, reporter)
-                    progress.advance()
-                    self._report_step(metrics, reporter)
-                    self._finish_step(signals, reporter, stopping=stopping)
+                self._train(batches, signals, reporter)
             finally:
                 reporter.close()
+
+    def batches(self) -> Batches:
+        """This process's share of the batches of all steps; to be closed."""
+        micro_batch = self.saver.setup["micro_batch"]
+        return Batches(self.task.data, self.config, self.accelerator, micro_batch, self.num_steps)
 
     def shutdown(self) -> None:
         """Leave the process group; all processes do, after `fit`.
@@ -108,8 +122,68 @@ class Trainer:
         and a thread that has yet to give a tensor back to Python waits for ever.
         """
         self.accelerator.free_memory()
-        del self._parallel_model
+        del self.device_step
         self.accelerator.end_training()
+
+    def _train(self, batches: Batches, signals: StopSignals, reporter: Reporter) -> None:
+        """Take steps to the end, with one under way behind the one that is settled, unless the run pauses between."""
+        behind = None
+        while not self._is_over:
+            if behind is None:
+                self._clock = time.perf_counter()
+            now = behind or self._launch(self.counters.step + 1, batches, signals)
+            pausing = self._pauses_after(now.step) or self._stops_alone(signals)
+            behind = None if pausing else self._launch(now.step + 1, batches, signals)
+            outcome = self._settle(now, reporter)
+            stopping = outcome.stop or self._stops_alone(signals)
+            if not outcome.usable:
+                behind = None  # It has changed nothing, and is done again.
+            if stopping and behind is not None:
+                self._settle(behind, reporter)
+            self._finish_step(signals, reporter, stopping=stopping)
+
+    def _launch(self, step: int, batches: Batches, signals: StopSignals) -> Launched:
+        with record_function("data"):
+            taken = batches.take(step)
+        return self.device_step.launch(step, taken, stop=signals.received is not None)
+
+    def _pauses_after(self, step: int) -> bool:
+        """Whether the last step is done, or an evaluation or a save may be due."""
+        training = self.config.training
+        intervals = (training.eval_interval, training.checkpoint_interval)
+        return step >= self.num_steps or any(interval and step % interval == 0 for interval in intervals)
+
+    def _stops_alone(self, signals: StopSignals) -> bool:
+        """Whether the only process was asked to stop: it has no others to agree with, by what a step sums up."""
+        return signals.received is not None and self.accelerator.num_processes == 1
+
+    def _settle(self, launched: Launched, reporter: Reporter) -> Outcome:
+        """Wait for a step, count it, and report it where that is due.
+
+        Raises:
+            NonFiniteError: Its loss or gradient is not finite, and it is one too many.
+        """
+        counters, outcome = self.counters, launched.outcome()
+        loss, norm = outcome.loss, outcome.grad_norm
+        if outcome.usable:
+            counters.skipped_steps += not math.isfinite(norm)  # For fp16's loss scale.
+            counters.nonfinite_streak = 0
+        else:
+            cause = f"gradient norm is {norm}" if math.isfinite(loss) else f"loss is {loss}"
+            self._nonfinite.skip_step(counters, reporter, cause, launched.losses, launched.shares)
+            self.device_step.guard.leave_out()
+        counters.step, counters.samples = launched.step, counters.samples + self.config.training.batch_size
+        counters.tokens += outcome.num_targets
+        counters.seconds += outcome.time - self._clock
+        self._clock = outcome.time
+        reporter.progress.advance()
+        measures = {
+            "train_loss": loss / outcome.num_targets,
+            "learning_rate": launched.learning_rate,
+            "grad_norm": norm,
+        }
+        self._report_step(self._progress_metrics() | measures, reporter)
+        return outcome
 
     def _report_step(self, metrics: dict[str, float], reporter: Reporter) -> None:
         """Report a step where that is due; one that is to be evaluated first has a pending evaluation from here on."""
@@ -149,86 +223,11 @@ class Trainer:
     def _is_due(self, interval: int) -> bool:
         return self._is_over or (interval > 0 and self.counters.step % interval == 0)
 
-    def _train_step(self, signals: StopSignals, reporter: Reporter) -> tuple[dict[str, float], bool]:
-        """Do one optimizer step; return its metrics, and whether any process was asked to stop."""
-        start = time.perf_counter()
-        accelerator, counters, config = self.accelerator, self.counters, self.config
-        step = counters.step + 1
-        torch.manual_seed(derive_seed(config.seed, step, accelerator.process_index, "dropout"))
-        learning_rate = self._optimizer.set_learning_rate(learning_rate_scale(config.schedule, step, self.num_steps))
-        losses, targets = self._backward(step)
-        grad_norm = accelerator.clip_grad_norm_(
-            self._parallel_model.parameters(), config.training.max_grad_norm or math.inf
-        )
-        # The wait for the device in a step, which also lets all processes agree to stop.
-        loss_here = losses.sum()
-        stop_here = torch.full_like(loss_here, signals.received is not None)
-        summed = accelerator.reduce(torch.stack((loss_here, stop_here)), "sum")
-        loss_total, stops, norm = torch.stack((*summed, grad_norm)).tolist()
-        num_targets = int(targets)
-        if self._nonfinite.is_usable(loss_total, norm):
-            self._accelerated_optimizer.step()
-            skipped = self._accelerated_optimizer.step_was_skipped
-            if self._average is not None and not skipped:
-                self._average.update(step)
-            counters.skipped_steps += skipped
-            counters.nonfinite_streak = 0
-        else:
-            cause = f"gradient norm is {norm}" if math.isfinite(loss_total) else f"loss is {loss_total}"
-            self._nonfinite.skip_step(counters, reporter, cause, losses, self._shares(step))
-        self._accelerated_optimizer.zero_grad()
-        counters.step, counters.samples = step, counters.samples + config.training.batch_size
-        counters.tokens += num_targets
-        counters.seconds += time.perf_counter() - start
-        measures = {"train_loss": loss_total / num_targets, "learning_rate": learning_rate, "grad_norm": norm}
-        return self._progress_metrics() | measures, stops > 0
-
     def _progress_metrics(self) -> dict[str, float]:
         """How far the run has come, as a line of metrics begins."""
         counters = self.counters
         epoch = counters.samples / self.task.data.samples_per_epoch
         return {"step": counters.step, "epoch": epoch, "tokens": counters.tokens, "seconds": counters.seconds}
-
-    def _shares(self, step: int) -> list[tuple[int, int]]:
-        """This process's share of a step's global batch, by first sample and count of each accumulation step.
-
-        The counts differ by one at most.
-        """
-        accelerator, training = self.accelerator, self.config.training
-        parts = training.accumulation_steps * accelerator.num_processes
-        edges = [(step - 1) * training.batch_size + training.batch_size * part // parts for part in range(parts + 1)]
-        mine = range(accelerator.process_index, parts, accelerator.num_processes)
-        return [(edges[part], edges[part + 1] - edges[part]) for part in mine]
-
-    def _backward(self, step: int) -> tuple[Tensor, Tensor]:
-        """Add up the gradients of a global batch.
-
-        Returns:
-            The sums of losses of this process's accumulation steps, and the number of targets of all processes.
-        """
-        accelerator = self.accelerator
-        batches = [self.task.data.training_batch(first, count) for first, count in self._shares(step)]
-        # Filled on the device: copying a number there would wait for all that the device still has to do.
-        targets_here = torch.full((), sum(batch.num_targets for batch in batches), device=accelerator.device)
-        num_targets = accelerator.reduce(targets_here, "sum")
-        losses = []
-        for batch in batches:
-            last = batch is batches[-1]
-            with nullcontext() if last else accelerator.no_sync(self._parallel_model):
-                loss = loss_sum(
-                    self._parallel_model, batch.to(accelerator.device), self.config.training.label_smoothing
-                )
-                # DDP takes the mean of the processes' gradients: times their number it is the sum.
-                accelerator.backward(loss * accelerator.num_processes / num_targets)
-            losses.append(loss.detach())
-        return torch.stack(losses), num_targets
-
-    def _warm_up_ddp_buckets(self) -> None:
-        """Let DDP rebuild its buckets before the first step, so that a resumed run adds gradients in the same order."""
-        if self.accelerator.num_processes > 1:
-            for _ in range(2):
-                self._backward(step=1)
-                self._accelerated_optimizer.zero_grad()
 
     def _evaluate(self, metrics: dict[str, float], signals: StopSignals, reporter: Reporter) -> None:
         """Do the pending evaluation, judge its validation loss, and report the step with it.
@@ -236,38 +235,45 @@ class Trainer:
         Raises:
             Interrupted: A stop request came; nothing is noted, and the evaluation is still pending.
             NonFiniteError: The validation loss is not finite.
+            PartedReplicasError: The ranks' weights are not the same.
         """
         counters, task = self.counters, self.task
+        check_replicas(self.saver, counters)
         reporter.progress.doing("evaluating …")
         measures, sample = evaluate(
             self.accelerator,
             task,
             self._average,
-            batch_size=self.config.training.eval_batch_size,
+            self.config.training,
+            is_last=self._ends_with,
             sample_seed=derive_seed(self.config.seed, counters.step, "sample"),
             interrupted=lambda: signals.received is not None,
         )
-        val_loss = measures["val_loss"]
+        losses = {words: measures[name] for name, words in LOSSES.items() if name in measures}
         counters.pending_evaluation = None
-        if not math.isfinite(val_loss):
-            self._report(metrics, None, reporter)
-            self._nonfinite.stop(f"at step {counters.step} the validation loss is {val_loss}", counters, reporter)
-        reporter.say(
-            f"step {counters.step}/{self.num_steps}  validation loss {val_loss:.4f}  ({self._judge(val_loss)})"
-        )
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                self._report(metrics, None, reporter)
+                self._nonfinite.stop(f"at step {counters.step} the {name} is {loss}", counters, reporter)
+        counters.val_loss = measures.get(WHOLE)
+        verdict = self._judge(next(iter(losses.values())))
+        said = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        reporter.say(f"step {counters.step}/{self.num_steps}  {said}  ({verdict})")
         if sample is not None and task.shows_samples:
             reporter.say(sample)
         self._report(metrics | measures, sample, reporter)
 
-    def _judge(self, val_loss: float) -> str:
-        """Note a new validation loss, and say in words how it compares."""
+    def _ends_with(self, loss: float) -> bool:
+        """Whether the run ends with an evaluation of this loss."""
+        return self._is_over or 0 < self.config.training.patience <= self.counters.stale_with(loss)
+
+    def _judge(self, loss: float) -> str:
+        """Note a new loss that the run goes by, and say in words how it compares."""
         counters, patience = self.counters, self.config.training.patience
-        counters.val_loss, counters.val_step = val_loss, counters.step
-        if counters.best_val_loss is None or val_loss < counters.best_val_loss:
-            counters.best_val_loss, counters.best_step, counters.stale_evaluations = val_loss, counters.step, 0
+        counters.judge(loss)
+        if counters.best_step == counters.step:
             return "the best so far"
-        counters.stale_evaluations += 1
-        best = f"best {counters.best_val_loss:.4f} at step {counters.best_step}"
+        best = f"best {counters.best:.4f} at step {counters.best_step}"
         if 0 < patience <= counters.stale_evaluations:
             return f"{best}; stopping early, after {counters.stale_evaluations} evaluations without a better one"
         return best
@@ -288,11 +294,3 @@ class Trainer:
         if self.accelerator.is_main_process:
             steps_left = self.num_steps - self.counters.step
             reporter.report(metrics, sample, self.counters.seconds / self.counters.step * steps_left)
-
-
-def count_steps(config: RunConfig, task: Task) -> int:
-    """Optimizer steps of a whole run: `max_steps`, or what `epochs` needs, whichever is less."""
-    limits = [] if config.training.max_steps is None else [config.training.max_steps]
-    if config.training.epochs is not None:
-        limits.append(math.ceil(config.training.epochs * task.data.samples_per_epoch / config.training.batch_size))
-    return min(limits)

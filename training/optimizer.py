@@ -1,6 +1,6 @@
 """AdamW, and Muon with AdamW, as one optimizer object with parameter groups."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,31 +8,10 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from training.config.sections import OptimizerConfig
+from training.orthogonal import orthogonalized
 
-ORTHOGONAL_STEPS = 5
-
-
-def orthogonalize(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bring all singular values of each matrix near 1, keeping its singular vectors.
-
-    Five Newton-Schulz steps with the quintic `a X + b (X X^T) X + c (X X^T)^2 X` (Jordan et al. 2024, "Muon"): the
-    values end between about 0.7 and 1.2.
-
-    Args:
-        matrices_NRC: N matrices of R rows and C columns.
-        dtype: What to compute in.
-
-    Returns:
-        N matrices of R x C, in `dtype`.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    tall = matrices_NRC.size(-2) > matrices_NRC.size(-1)
-    x = matrices_NRC.mT if tall else matrices_NRC
-    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
-    for _ in range(ORTHOGONAL_STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
+NEEDS_HOST_TO_SKIP = ("mps",)
+"""Devices whose fused AdamW takes a `found_inf` and does not look at it."""
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -42,11 +21,24 @@ class MuonAdamW(torch.optim.Optimizer):
     by `sqrt(max(1, rows / columns))`. AdamW (Loshchilov and Hutter 2019) is torch's own. Both remove
     `lr * weight_decay` of each weight per step.
 
+    Whether a step is done can be decided on the device, as in torch's own fused optimizers (`torch.amp.GradScaler`
+    knows them by `_step_supports_amp_scaling`): the attributes below count in every `step` while they are set.
+
     Args:
         groups: Parameter groups with `params`, `muon`, `lr` and `weight_decay`.
         config: Betas, eps and momentum.
         muon_dtype: What Muon orthogonalises in.
+
+    Attributes:
+        found_inf: One number, in fp32: 0, or 1 for a step that changes no weight, moment, momentum or step count,
+            whatever the gradients are. The same on all ranks.
+        grad_scale: One number, in fp32, that the gradients are too large by. There is no such attribute but while
+            it is set: `GradScaler` asks.
     """
+
+    _step_supports_amp_scaling = True
+    found_inf: Tensor | None = None
+    grad_scale: Tensor | None
 
     def __init__(self, groups: Iterable[dict[str, Any]], config: OptimizerConfig, muon_dtype: torch.dtype) -> None:
         super().__init__(groups, {})
@@ -72,15 +64,17 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient. There is no closure."""
+        """Update every parameter that has a gradient; gradients may be changed too. There is no closure."""
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if group["muon"]:
-                self._muon_step(params, group)
-            elif params:
-                self._adamw_step(params, group)
+            if not params:
+                continue
+            device = params[0].device
+            skip = (torch.zeros((), device=device) if self.found_inf is None else self.found_inf.reshape(())) != 0
+            if device.type not in NEEDS_HOST_TO_SKIP or not skip:
+                (self._muon_step if group["muon"] else self._adamw_step)(params, group, skip)
 
-    def _adamw_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+    def _adamw_step(self, params: list[Tensor], group: dict[str, Any], skip: Tensor) -> None:
         states = [self.state[p] for p in params]
         adamw(
             params,
@@ -90,6 +84,8 @@ class MuonAdamW(torch.optim.Optimizer):
             [],
             [s["step"] for s in states],
             fused=params[0].device.type in ("cpu", "cuda", "mps"),
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=skip.float(),
             amsgrad=False,
             beta1=self._config.beta1,
             beta2=self._config.beta2,
@@ -99,20 +95,37 @@ class MuonAdamW(torch.optim.Optimizer):
             maximize=False,
         )
 
-    def _muon_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        by_shape: dict[torch.Size, list[Tensor]] = {}
-        for p in params:
-            by_shape.setdefault(p.shape, []).append(p)
-        for shape, same in by_shape.items():
-            gradients = torch.stack([p.grad for p in same if p.grad is not None])
-            momenta = [self.state[p]["momentum"] for p in same]
-            for momentum, gradient in zip(momenta, gradients, strict=True):
-                momentum.mul_(self._config.momentum).add_(gradient)
-            directions = gradients.add_(torch.stack(momenta), alpha=self._config.momentum)
-            updates = orthogonalize(directions, self._muon_dtype).to(same[0].dtype)
+    def _muon_step(self, params: list[Tensor], group: dict[str, Any], skip: Tensor) -> None:
+        gradients = [p.grad for p in params if p.grad is not None]
+        momenta, momentum, dtype = [self.state[p]["momentum"] for p in params], self._config.momentum, params[0].dtype
+        grad_scale = getattr(self, "grad_scale", None)
+        if grad_scale is not None:
+            torch._foreach_div_(gradients, grad_scale.reshape(()))
+        _zero(gradients, where=skip)
+        torch._foreach_mul_(momenta, _either(skip, 1.0, momentum, dtype))
+        torch._foreach_add_(momenta, gradients)
+        torch._foreach_mul_(params, _either(skip, 1.0, 1 - group["lr"] * group["weight_decay"], dtype))
+        counts = _either(skip, 0.0, 1.0, dtype).reshape(1)  # Of one axis: a product with it is of its dtype.
+
+        def directions(places: Sequence[int]) -> Sequence[Tensor]:
+            return torch._foreach_add([gradients[i] for i in places], [momenta[i] for i in places], alpha=momentum)
+
+        shapes = [(p.size(0), p.size(1)) for p in params]
+        for places, updates in orthogonalized(directions, shapes, self._muon_dtype, params[0].device):
+            shape = shapes[places[0]]
             scale = max(1.0, shape[0] / shape[1]) ** 0.5
-            for p, update in zip(same, updates, strict=True):
-                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"] * scale)
+            torch._foreach_add_([params[i] for i in places], (counts * updates).unbind(), alpha=-group["lr"] * scale)
+
+
+def _either(condition: Tensor, yes: float, no: float, dtype: torch.dtype) -> Tensor:
+    """One number of two, chosen on the device."""
+    return torch.full_like(condition, no, dtype=dtype).masked_fill_(condition, yes)
+
+
+def _zero(tensors: list[Tensor], *, where: Tensor) -> None:
+    """Make all tensors 0 if `where` is true: as integers, because NaN times 0 is NaN."""
+    bits = [t.view(torch.int64 if t.dtype == torch.float64 else torch.int32) for t in tensors]
+    torch._foreach_mul_(bits, (~where).to(bits[0].dtype))
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, *, bf16: bool) -> MuonAdamW:

@@ -75,6 +75,9 @@ def plot_runs(runs: Sequence[Path], output: Path, *, x_axis: XAxis, references: 
         train, validation = _points(metrics, x_axis, "train_loss"), _points(metrics, x_axis, "val_loss")
         axes.plot(*train, color=colour, alpha=0.35, linewidth=1, label=f"{name}, training")
         axes.plot(*validation, color=colour, marker="o", markersize=3, label=f"{name}, validation")
+        subset = _points(metrics, x_axis, "val_loss_subset")
+        if subset != ([], []):
+            axes.plot(*subset, color=colour, linestyle=":", marker=".", label=f"{name}, val_loss_subset")
     for reference in references:
         axes.axhline(reference.loss, color="0.4", linestyle="--", linewidth=1)
         axes.annotate(

@@ -46,7 +46,11 @@ def train(
     """
     training = config.training
     runtime = make_accelerator(
-        training.precision, deterministic=training.deterministic, timeout=training.collective_timeout
+        training.precision,
+        tf32=training.tf32,
+        compression=training.gradient_compression,
+        deterministic=training.deterministic,
+        timeout=training.collective_timeout,
     )
     accelerator = runtime.accelerator
     run = None
@@ -149,11 +153,13 @@ def _introduce(runtime: Runtime, trainer: Trainer, space: str, trackers: list[Tr
     tokens_per_epoch = data.samples_per_epoch * data.tokens_per_sample
     tokens_per_step = training.batch_size * data.tokens_per_sample
     epochs = trainer.num_steps * training.batch_size / data.samples_per_epoch
+    every = trainer.counters.eval_every
     lines = {
         "model": f"{parameters:,} parameters",
         "data": f"{data.origin}, {tokens_per_epoch:,.0f} tokens per epoch",
         "note": "\nnote        ".join(data.notes),
         "steps": f"{trainer.num_steps:,} of {tokens_per_step:,.0f} tokens, {epochs:.3g} epochs",
+        "evaluation": None if every == 1 else f"val_loss_subset, over 1 in {every} windows of the validation split",
         "optimizer": ", ".join(f"{text} ({name})" for name, text in trainer.config.optimizer.rates.items()),
         "folder": str(trainer.run.path),
         "checkpoints": space,

@@ -1,12 +1,15 @@
 """The state of a run, saved as checkpoints and restored from one."""
 
 from dataclasses import asdict
+from typing import Any
 
 from torch import Tensor
 
 from training.average import WeightAverage
+from training.batches import choose_micro_batch
 from training.config.command_line import config_to_yaml
 from training.config.sections import RunConfig
+from training.evaluation import stride
 from training.optimizer import MuonAdamW, optimizer_tensors
 from training.reporting import Reporter
 from training.runtime.device import Runtime
@@ -25,6 +28,9 @@ class Saver:
     Args:
         runtime, task, config, run: As of `Trainer`.
         optimizer, average: What a checkpoint holds besides the model.
+
+    Attributes:
+        forgotten: What a run that goes on no longer knows, in words.
     """
 
     def __init__(
@@ -39,9 +45,12 @@ class Saver:
         self.accelerator, self.task, self.config, self.run = runtime.accelerator, task, config, run
         self._optimizer, self._average = optimizer, average
         self.store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
-        self.setup = {"processes": runtime.accelerator.num_processes, "precision": runtime.precision}
+        self.setup: dict[str, Any] = {"processes": runtime.accelerator.num_processes, "precision": runtime.precision}
+        self.setup["micro_batch"] = choose_micro_batch(runtime.accelerator.device, task.data.tokens_per_sample)
         self._identity = run_identity(config, task)
-        self._best_on_disk: tuple[float | None, int | None] = (None, None)
+        self._every = stride(task.data, config.training.eval_tokens)
+        self._best_on_disk = _best(Counters())
+        self.forgotten: str | None = None
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -61,8 +70,12 @@ class Saver:
             InputError: It is another run's.
         """
         check_identity(checkpoint, self._identity)
-        counters = saved_state(checkpoint).counters
-        self._best_on_disk = (counters.best_val_loss, counters.best_step)
+        state = saved_state(checkpoint)
+        counters, recorded = state.counters, state.setup.get("micro_batch")
+        device, tokens_per_sample = self.accelerator.device, self.task.data.tokens_per_sample
+        self.setup["micro_batch"] = choose_micro_batch(device, tokens_per_sample, recorded)
+        self.forgotten = counters.go_by(self._every)
+        self._best_on_disk = _best(counters)
         for name, text in self.task.checkpoint_files().items():
             if checkpoint.text(name) != text:
                 raise InputError(f"{checkpoint.folder / name} is not the one of the run's data: its symbols differ")
@@ -98,9 +111,9 @@ class Saver:
                     f"{error}; {newest}. When that is mended, go on with: {self.run.resume_command}"
                 ) from error
             reporter.say(f"warning     {error}; the run goes on, {newest}")
-            counters.best_val_loss, counters.best_step = self._best_on_disk
+            counters.best_val_loss, counters.best_val_loss_subset, counters.best_step = self._best_on_disk
         else:
-            self._best_on_disk = (counters.best_val_loss, counters.best_step)
+            self._best_on_disk = _best(counters)
 
     def write(self, counters: Counters, *, best: bool = False) -> None:
         """Write a checkpoint, in the main process alone."""
@@ -111,3 +124,7 @@ class Saver:
         files = {"config.yaml": config_to_yaml(self.config)} | dict(self.task.checkpoint_files())
         state = SavedState(counters.step, counters, self._identity, self.setup)
         self.store.save(counters.step, tensors=self.tensors(), state=asdict(state), files=files, best=best)
+
+
+def _best(counters: Counters) -> tuple[float | None, float | None, int | None]:
+    return counters.best_val_loss, counters.best_val_loss_subset, counters.best_step

@@ -1,8 +1,9 @@
-"""The learning rate as a function of the step."""
+"""The number of steps, and the learning rate as a function of the step."""
 
 import math
 
-from training.config.sections import ScheduleConfig
+from training.config.sections import RunConfig, ScheduleConfig
+from training.task import Task
 
 NOTABLE = 0.05
 """A rise of the learning rate by so much of its peak, which the schedule so far had not in it, is said."""
@@ -44,3 +45,11 @@ def jump(before: ScheduleConfig, steps_before: int, now: ScheduleConfig, num_ste
         f"the learning rate goes from {last:.3g} of its peak to {first:.3g} at once: --schedule.restart_step {step} "
         f"warms it up instead, --schedule.name constant holds it at a peak of your own"
     )
+
+
+def count_steps(config: RunConfig, task: Task) -> int:
+    """Optimizer steps of a whole run: `max_steps`, or what `epochs` needs, whichever is less."""
+    limits = [] if config.training.max_steps is None else [config.training.max_steps]
+    if config.training.epochs is not None:
+        limits.append(math.ceil(config.training.epochs * task.data.samples_per_epoch / config.training.batch_size))
+    return min(limits)

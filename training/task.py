@@ -24,9 +24,14 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`, copied while the device goes on computing where it can."""
         if device.type == "cuda":
-            inputs = tuple(t.pin_memory().to(device, non_blocking=True) for t in self.inputs)
-            return Batch(inputs, self.targets_BT.pin_memory().to(device, non_blocking=True))
+            pinned = self.pinned()
+            inputs = tuple(t.to(device, non_blocking=True) for t in pinned.inputs)
+            return Batch(inputs, pinned.targets_BT.to(device, non_blocking=True))
         return Batch(tuple(t.to(device) for t in self.inputs), self.targets_BT.to(device))
+
+    def pinned(self) -> "Batch":
+        """The batch in memory that a GPU copies from by itself."""
+        return Batch(tuple(t.pin_memory() for t in self.inputs), self.targets_BT.pin_memory())
 
     @property
     def num_targets(self) -> int:
@@ -34,8 +39,24 @@ class Batch(NamedTuple):
         return int((self.targets_BT != IGNORED).sum())
 
 
+class Uncut(Protocol):
+    """A batch that comes into being as it goes to the device, as a `Batch` can too."""
+
+    @property
+    def num_targets(self) -> int:
+        """Number of targets that count."""
+
+    def pinned(self) -> "Uncut":
+        """The same, in memory that a GPU copies from by itself."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`."""
+
+
 class Data(Protocol):
     """What a model is trained and validated on.
+
+    It may have a method `cutter(device)`: what makes training batches with its tokens on the device, if they fit there.
 
     Attributes:
         samples_per_epoch: Training sequences in one pass over the data.
@@ -50,14 +71,21 @@ class Data(Protocol):
     sha256: str
 
     @property
+    def validation_targets(self) -> int:
+        """Targets of the validation split."""
+
+    @property
     def notes(self) -> Sequence[str]:
         """What was done to read it and what is left out, one line each."""
 
     def training_batch(self, first: int, count: int) -> Batch:
         """Samples `first` to `first + count` of the endless stream of all epochs; a pure function."""
 
-    def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterable[Batch]:
-        """This rank's share of the validation split; over all ranks every target comes once."""
+    def validation_batches(self, batch_size: int, rank: int, num_ranks: int, every: int = 1) -> Iterable[Batch]:
+        """This rank's share of the validation split; over all ranks every target comes once.
+
+        With `every` k, the split is taken as stretches of k windows (or pairs), and the first of each comes.
+        """
 
     def describe_samples(self, first: int, count: int) -> str:
         """Where samples `first` to `first + count` of the stream come from, for people to look at."""
@@ -87,8 +115,11 @@ class Task(Protocol):
     def sample(self, seed: int) -> str:
         """Text that shows what the model can do now."""
 
-    def metrics(self, val_loss: float) -> Mapping[str, float]:
-        """What else to measure at an evaluation, in the main process alone: names and numbers for metrics.jsonl."""
+    def metrics(self, val_loss: float | None) -> Mapping[str, float]:
+        """What else to measure at an evaluation, in the main process alone: names and numbers for metrics.jsonl.
+
+        `val_loss` is None where only a part of the validation split was measured.
+        """
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """Names and contents of text files that a checkpoint needs besides weights: vocabulary and the like."""

@@ -22,7 +22,9 @@ from training.storage.state import Counters
 CURVES = {
     "train_loss": "loss/train",
     "val_loss": "loss/validation",
+    "val_loss_subset": "loss/validation_subset",
     "raw_val_loss": "loss/validation_raw_weights",
+    "raw_val_loss_subset": "loss/validation_subset_raw_weights",
     "learning_rate": "optimizer/learning_rate",
     "grad_norm": "optimizer/grad_norm",
     "tokens_per_second": "speed/tokens_per_second",
@@ -148,7 +150,8 @@ class WeightsAndBiases:
         self._tracker.store_init_configuration(asdict(config))
         for metrics in run.read_metrics():
             if metrics["step"] >= self._tracker.tracker.step:
-                self.log(metrics, run.read_sample(int(metrics["step"])) if "val_loss" in metrics else None)
+                evaluated = not metrics.keys().isdisjoint(("val_loss", "val_loss_subset"))
+                self.log(metrics, run.read_sample(int(metrics["step"])) if evaluated else None)
 
     def log(self, metrics: Mapping[str, float], sample: str | None) -> None:
         """Send a line of metrics, and the text that was sampled at its step."""

@@ -87,9 +87,10 @@ def show_losses(result: "Result", unit: str) -> None:
     counters = result.counters
     print(f"\ntrained {counters.step:,} steps on {counters.tokens:,} {unit}s in {counters.seconds:.0f} s")
     print(f"validation loss  {counters.val_loss:.4f} nats per {unit}, over the whole validation split")
+    subset = "" if counters.eval_every == 1 else "val_loss_subset "
     print(
         f"best checkpoint  {result.run.path / 'checkpoints/best'} "
-        f"(step {counters.best_step}, {counters.best_val_loss:.4f})\n"
+        f"(step {counters.best_step}, {subset}{counters.best:.4f})\n"
     )
 
 

@@ -4,7 +4,7 @@ The machine's C++ compiler builds it at first use, in some seconds, for this ver
 user's cache folder.
 """
 
-from decoding.native.build import NativeError, library
-from decoding.native.step import NativeStep
+from decoding.native.step import FLAGS, SOURCE, NativeStep, library
+from layers.native.build import NativeError
 
-__all__ = ["NativeError", "NativeStep", "library"]
+__all__ = ["FLAGS", "SOURCE", "NativeError", "NativeStep", "library"]

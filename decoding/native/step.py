@@ -1,6 +1,8 @@
 """A step of a decoder in C++ (`step.cpp`), over the model's own weights and cache."""
 
 import ctypes
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -8,13 +10,16 @@ from torch import Tensor, nn
 from decoding.int8 import Int8Linear
 from decoding.merging import Rows
 from decoding.models import CachedModel, decoder_parts, unknown_parts
-from decoding.native.build import NativeError, library
 from layers.attention import MultiHeadAttention
 from layers.block import Block, Memory
 from layers.cache import KVCache
+from layers.native import build
+from layers.native.build import NativeError
 from layers.norm import RMSNorm
 from layers.positions import LearnedPositions, SinusoidalPositions
 
+SOURCE = Path(__file__).with_name("step.cpp")
+FLAGS = ("-ffp-contract=off",)
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _ADDRESS, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
@@ -64,6 +69,18 @@ class _Tokens(ctypes.Structure):
         ("logits", _ADDRESS),
         ("threads", _INTEGER),
     ]
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The built step.
+
+    Raises:
+        NativeError: There is no compiler, or it failed.
+    """
+    found = build.library(SOURCE, *FLAGS)
+    found.read_tokens.restype = ctypes.c_bool
+    return found
 
 
 class NativeStep:

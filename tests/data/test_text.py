@@ -3,6 +3,7 @@
 import hashlib
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from data import text as data
 from data.characters import CharTokenizer
 from data.config import TEXT_SOURCES, TextConfig
 from data.text import Source, load_source
-from data.windows import TextData
+from data.windows import TextData, side_by_side
 from training.runtime.errors import InputError
-from training.task import IGNORED
+from training.task import IGNORED, Batch
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -186,6 +187,26 @@ def test_validation_shows_every_target_once_over_all_ranks(batch_size: int, num_
     assert len(set(torch.cat(seen).tolist())) == 102
 
 
+@pytest.mark.parametrize(("every", "num_ranks"), [(3, 1), (4, 2), (50, 3)])
+def test_the_first_window_of_every_stretch_comes_on_whichever_ranks(every: int, num_ranks: int) -> None:
+    text = TextData(Source("".join(chr(0x4E00 + i) for i in range(203)) * 10, "signs"), context=10, seed=1)
+    rows = [
+        (tuple(inputs.tolist()), tuple(targets.tolist()))
+        for batch_size, ranks, k in ((4, 1, 1), (2, num_ranks, every))
+        for rank in range(ranks)
+        for batch in text.validation_batches(batch_size, rank, ranks, k)
+        for inputs, targets in zip(batch.inputs[0], batch.targets_BT, strict=True)
+    ]
+    whole, part = rows[:21], rows[21:]
+    assert sorted(part) == sorted(whole[::every])
+
+
+def test_windows_are_cut_when_they_are_asked_for() -> None:
+    tokens_N = torch.zeros(1, dtype=torch.uint8).expand(10**13)
+    batch = next(side_by_side(tokens_N, 16, 4, rank=1, num_ranks=2))
+    assert batch.targets_BT.shape == (4, 16)
+
+
 def test_tokenizer_round_trip() -> None:
     tokenizer = CharTokenizer.from_text("hello\nwörld 🙂")
     again = CharTokenizer.from_json(tokenizer.to_json())
@@ -214,3 +235,28 @@ def test_line_ends_of_a_prompt_become_those_of_the_vocabulary() -> None:
     assert windows.decode(windows.encode_prompt("a\r\nb\n")) == "a\r\nb\n"
     with pytest.raises(InputError, match=r"'x' \(U\+0078\) at line 2, column 1 of the prompt: .*'x' 2, 'y' 1\); leave"):
         unix.encode_prompt("a\r\nxyx")
+
+
+@pytest.mark.parametrize(("memory", "fits"), [(64 * 4 * 1800, True), (64 * 4 * 1800 - 1, False)])
+def test_a_device_cuts_the_same_windows_where_the_text_fits(
+    monkeypatch: pytest.MonkeyPatch, memory: int, fits: bool
+) -> None:
+    text = TextData(letters(2000), context=7, seed=3)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=memory))
+    cut, place = text.cutter(torch.device("cpu")), text.samples_per_epoch - 3
+    assert (cut is not None) == fits
+    if cut is not None:
+        uncut, expected = cut(place, 8), text.training_batch(place, 8)
+        batch = uncut.to(torch.device("cpu"))
+        assert torch.equal(batch.inputs[0], expected.inputs[0])
+        assert torch.equal(batch.targets_BT, expected.targets_BT)
+        assert uncut.num_targets == expected.num_targets == 8 * 7
+
+
+def test_a_subclass_that_makes_its_own_batches_is_not_passed_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(TextData):
+        def training_batch(self, first: int, count: int) -> Batch:
+            return super().training_batch(0, count)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2**40))
+    assert Own(letters(2000), context=7, seed=3).cutter(torch.device("cpu")) is None

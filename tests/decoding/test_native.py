@@ -13,16 +13,16 @@ from helpers import command
 from seq2seq_models import random_model as random_encoder_decoder
 from torch import Tensor, nn
 
-import decoding.native.build
 import decoding.native.step
+import layers.native.build
 from data.pair_batches import frame_source, padded
 from data.vocabulary import PAD
 from decoding.decoder import Decoder, Precision, convert
-from decoding.native import NativeError, NativeStep, library
-from decoding.native.build import find_compiler
+from decoding.native import FLAGS, SOURCE, NativeError, NativeStep, library
 from gpt.config import ModelConfig
 from gpt.model import GPT
 from layers import KVCache, Memory
+from layers.native.build import find_compiler
 from seq2seq.model import EncoderDecoder
 from training.runtime.errors import InputError
 
@@ -353,19 +353,20 @@ def test_without_a_home_the_library_is_kept_where_nobody_else_may_write(
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", find_home)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folder = decoding.native.build._cache_folder()
+    folder = layers.native.build._cache_folder()
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o077 == 0
-    assert decoding.native.build._cache_folder() == folder
+    assert layers.native.build._cache_folder() == folder
     folder.chmod(0o777)
     with pytest.raises(NativeError, match="can be written to by others: set XDG_CACHE_HOME"):
-        decoding.native.build._cache_folder()
+        layers.native.build._cache_folder()
 
 
 @pytest.mark.usefixtures("built")
 def test_a_damaged_library_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    damaged = decoding.native.build._cache_folder() / f"native-{decoding.native.build._fingerprint(find_compiler())}.so"
+    fingerprint = layers.native.build._fingerprint(find_compiler(), SOURCE, FLAGS)
+    damaged = layers.native.build._cache_folder() / f"step-{fingerprint}.so"
     damaged.write_bytes(b"damaged")
     with pytest.raises(NativeError, match="could not build it"):
         library.__wrapped__()

@@ -65,6 +65,16 @@ def test_metrics_are_read_once_and_then_from_their_end(tmp_path: Path, monkeypat
     assert steps(metrics, run) == []
 
 
+def test_a_loss_over_a_part_of_the_split_has_a_name_of_its_own_and_is_nothing_to_compare(folder: Path) -> None:
+    run = RunFolder(folder / "small")
+    run.metrics_file.write_text('{"step": 20, "val_loss_subset": 0.5}\n{"step": 40, "val_loss_subset": 0.25}\n')
+    (entry,) = [entry for entry in Catalogue(folder).entries() if entry.name == "small"]
+    assert (entry.val_loss, entry.val_loss_subset) == (None, 0.25)
+    assert "(val_loss_subset 0.250, " in entry.label
+    (line,) = [line for line in read_curves([run]).charts["loss"] if "train" not in line.name]
+    assert (line.name, line.points) == ("small, val_loss_subset", [(20, 0.5), (40, 0.25)])
+
+
 def test_a_long_run_costs_a_look_at_the_page_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, seen = RunFolder(folder / "small"), parsed(monkeypatch)
     run.metrics_file.write_text(lines(0, 40) + '{"step": 40, "val_loss": 1.25}\n' + lines(41, LINES))

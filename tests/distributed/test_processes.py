@@ -35,32 +35,33 @@ def write(config: RunConfig, folder: Path) -> Path:
 def exact(config: GPTConfig) -> GPTConfig:
     """20 steps in fp64 without dropout: what is left to differ is a mistake."""
     config = with_training(config, precision="fp64", max_steps=20, eval_interval=10, ema_decay=0.9)
+    config = with_training(config, eval_raw_weights=True)
     return replace(config, model=replace(config.model, dropout=0.0))
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "accumulation_steps"),
+    ("processes", "optimizer", "accumulation_steps"),
     [
-        pytest.param("adamw", 1, marks=pytest.mark.nightly),
-        pytest.param("muon", 1, marks=pytest.mark.nightly),
-        pytest.param("adamw", 3, marks=pytest.mark.nightly),
-        ("muon", 2),
+        pytest.param(2, "adamw", 1, marks=pytest.mark.nightly),
+        pytest.param(2, "muon", 1, marks=pytest.mark.nightly),
+        pytest.param(2, "adamw", 3, marks=pytest.mark.nightly),
+        pytest.param(3, "muon", 1, marks=pytest.mark.ci),
+        (2, "muon", 2),
     ],
 )
-def test_two_processes_give_the_losses_of_one(
-    exact: GPTConfig, tmp_path: Path, optimizer: Any, accumulation_steps: int
+def test_several_processes_give_the_losses_of_one(
+    exact: GPTConfig, tmp_path: Path, processes: int, optimizer: Any, accumulation_steps: int
 ) -> None:
     exact = replace(exact, optimizer=replace(exact.optimizer, name=optimizer))
     train_gpt(exact, output_dir=tmp_path / "one")
     file = write(with_training(exact, accumulation_steps=accumulation_steps), tmp_path)
-    done = command(
-        *torchrun(2), ROOT / "launch/train_gpt.py", "--config", file, "--output_dir", "two", cwd=tmp_path, **ENVIRONMENT
-    )
+    train = [*torchrun(processes), ROOT / "launch/train_gpt.py", "--config", file, "--output_dir", "many"]
+    done = command(*train, cwd=tmp_path, **ENVIRONMENT)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("device      cpu, 2 processes, 1 threads each, fp64") == 1
-    one, two = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two")
-    assert len(one) == len(two) == 20
-    for a, b in zip(one, two, strict=True):
+    assert done.stdout.count(f"device      cpu, {processes} processes, 1 threads each, fp64") == 1
+    one, many = read_metrics(tmp_path / "one"), read_metrics(tmp_path / "many")
+    assert len(one) == len(many) == 20
+    for a, b in zip(one, many, strict=True):
         assert a["tokens"] == b["tokens"]
         assert b["train_loss"] == pytest.approx(a["train_loss"], abs=1e-8, rel=0)
         assert ("val_loss" in a) == (a["step"] in (10, 20))
@@ -68,9 +69,29 @@ def test_two_processes_give_the_losses_of_one(
             assert b[key] == pytest.approx(a[key], abs=1e-8, rel=0), key
     if accumulation_steps == 1:
         measure = [ROOT / "launch/evaluate.py", "--checkpoint", "one/checkpoints/last", "--split", "val"]
-        measured = command(*torchrun(2), *measure, cwd=tmp_path, **ENVIRONMENT)
+        measured = command(*torchrun(processes), *measure, cwd=tmp_path, **ENVIRONMENT)
         assert measured.returncode == 0, measured.stderr
         assert measured.stdout.count(f"loss                {one[-1]['val_loss']:.4f} nats per character\n") == 1
+
+
+def test_gradients_sent_in_half_the_bytes_train_about_as_well(
+    exact: GPTConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_gpt(exact, output_dir=tmp_path / "one")
+    file = write(with_training(exact, gradient_compression="fp16", accumulation_steps=2), tmp_path)
+    train = [*torchrun(2), ROOT / "launch/train_gpt.py", "--config", file, "--output_dir", "two"]
+    done = command(*train, cwd=tmp_path, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    one, two = ([line["train_loss"] for line in read_metrics(tmp_path / run)] for run in ("one", "two"))
+    differences = [abs(a - b) for a, b in zip(one, two, strict=True)]
+    assert differences[0] < 1e-8
+    assert 1e-7 < max(differences) < 1e-3
+    refused = command(*train, "--training.gradient_compression", "bf16", "--resume", cwd=tmp_path, **ENVIRONMENT)
+    message = "error: training.gradient_compression bf16 needs GPUs, this run is on cpu: use fp16 or none"
+    assert refused.stderr.count(message) == 1
+    train_gpt(exact, output_dir=tmp_path / "two", resume=True)
+    said = "training.gradient_compression was 'fp16', is now 'none': the steps to come differ for it"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -253,23 +274,21 @@ def test_sigterm_to_the_launcher_stops_all_processes_with_a_checkpoint(config: G
 
 POISONED = """
 import math, os, sys
-from data.windows import TextData
-from gpt.task import GPTTask
 from launch.train_gpt import main
-from training import loop
+from training import step
 from training.runtime.errors import exit_code
 
-class PoisonedData(TextData):
-    def training_batch(self, first, count):
-        loop.poisoned = first == 44 and os.environ["RANK"] == "1"  # step 6, the second half of its eight samples
-        return super().training_batch(first, count)
+poisoned = False
 
-class Poisoned(GPTTask):
-    data_class = PoisonedData
+def launch(device_step, at, *arguments, **options):
+    global poisoned
+    poisoned = at == 6 and os.environ["RANK"] == "1"
+    return sound_launch(device_step, at, *arguments, **options)
 
-sound = loop.loss_sum
-loop.loss_sum = lambda *arguments: sound(*arguments) * (math.nan if loop.poisoned else 1.0)
-sys.exit(exit_code(lambda: main(Poisoned)))
+sound, sound_launch = step.loss_sum, step.DeviceStep.launch
+step.DeviceStep.launch = launch
+step.loss_sum = lambda *arguments: sound(*arguments) * (math.nan if poisoned else 1.0)
+sys.exit(exit_code(main))
 """
 
 
@@ -290,6 +309,36 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_one_for_all(config: GPTConfig,
         assert re.findall(r"exitcode  : (\d+)", done.stderr) == ["4"] * 2
         saved = tmp_path / "run/checkpoints"
         assert os.readlink(saved / "last") == os.readlink(saved / "best") == "step-00000005", "no weight has changed"
+
+
+@pytest.mark.ci
+def test_a_bit_that_differs_between_ranks_stops_the_run_at_the_next_evaluation(
+    config: GPTConfig, tmp_path: Path
+) -> None:
+    script = tmp_path / "parted.py"
+    script.write_text(
+        "import os, sys\n"
+        "import torch\n"
+        "from launch.train_gpt import main\n"
+        "from training.optimizer import MuonAdamW\n"
+        "from training.runtime.errors import exit_code\n"
+        "step, steps = MuonAdamW.step, iter(range(1, 100))\n"
+        "def flip(optimizer, closure=None):\n"
+        "    step(optimizer, closure)\n"
+        "    if next(steps) == 7 and os.environ['RANK'] == '1':\n"
+        "        weight = optimizer.param_groups[0]['params'][0].detach()\n"
+        "        weight.view(torch.int32)[0, 0] ^= 1\n"
+        "MuonAdamW.step = flip\n"
+        "sys.exit(exit_code(main))\n"
+    )
+    file = write(with_training(config, precision="bf16", eval_interval=5, checkpoint_interval=4), tmp_path)
+    done = command(*torchrun(2), script, "--config", file, "--output_dir", "run", cwd=tmp_path, **ENVIRONMENT)
+    assert "Warning" not in done.stderr, done.stderr
+    message = "error: at step 10 the weights of rank 1 are not those of rank 0: "
+    assert done.stderr.count(message) == 1, done.stderr
+    assert "checkpoints/step-00000005: test the cards, remove step-00000008 beside it, and go on with" in done.stderr
+    assert re.findall(r"exitcode  : (\d+)", done.stderr) == ["1"] * 2
+    assert [line["step"] for line in read_metrics(tmp_path / "run") if "val_loss" in line] == [5]
 
 
 def test_a_save_that_fails_ends_all_processes_at_once(config: GPTConfig, tmp_path: Path) -> None:

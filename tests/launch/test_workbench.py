@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text(TEXT)
     small = "--data.source text.txt --model.num_layers 1 --model.d_model 16 --model.num_heads 2 --model.max_len 32"
     loop = "--training.max_steps 40 --training.eval_interval 20 --training.log_interval 5 --tracking none"
-    for run, more in (("plain", ""), ("average", "--training.ema_decay 0.9")):
+    for run, more in (("plain", ""), ("average", "--training.ema_decay 0.9 --training.eval_raw_weights true")):
         options = f"{small} {loop} {more} --output_dir {run}".split()
         done = command(ROOT / "launch/train_gpt.py", *options, cwd=folder)
         assert done.returncode == 0, done.stderr

@@ -34,10 +34,10 @@ class MarkedStore(CheckpointStore):
 class MarkedEvaluations:
     """Prints `evaluating`; the end of an evaluation is told by the loop itself."""
 
-    def validation_batches(self, batch_size: int, rank: int, num_ranks: int) -> Iterator[Batch]:
+    def validation_batches(self, batch_size: int, rank: int, num_ranks: int, every: int = 1) -> Iterator[Batch]:
         if rank == 0:
             print("evaluating", flush=True)
-        return super().validation_batches(batch_size, rank, num_ranks)  # type: ignore[misc]
+        return super().validation_batches(batch_size, rank, num_ranks, every)  # type: ignore[misc]
 
 
 class MarkedText(MarkedEvaluations, TextData):

@@ -76,6 +76,14 @@ def test_ranks_share_the_validation_pairs_and_none_comes_twice() -> None:
     assert len(set(rows)) == len(rows)
 
 
+def test_every_so_many_th_pair_is_a_part_of_the_validation_pairs() -> None:
+    data = PairData(small_config().data, 16, seed=1)
+    batches = [batch for rank in range(2) for batch in data.validation_batches(4, rank, 2, 5)]
+    rows = [tuple(row[row > END].tolist()) for batch in batches for row in batch.inputs[0]]
+    assert sorted(rows) == sorted(tuple(data.vocabulary.encode(pair.source)) for pair in data.validation[::5])
+    assert data.validation_targets == sum(batch.num_targets for batch in data.validation_batches(9, 0, 1))
+
+
 def test_a_training_batch_is_a_pure_function_of_its_place() -> None:
     data = PairData(small_config().data, 16, seed=1)
     whole, again = data.training_batch(0, 8), PairData(small_config().data, 16, seed=1)

@@ -28,8 +28,13 @@ def test_the_average_follows_its_equation() -> None:
             model.weight.normal_()
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.weight.detach()
-        average.update(step)
+        average.update(step, torch.zeros(()))
         torch.testing.assert_close(average.tensors["weight"], expected)
+        kept = average.tensors["weight"].clone()
+        with torch.no_grad():
+            model.weight.normal_()
+        average.update(step, torch.ones(()))
+        assert torch.equal(average.tensors["weight"], kept)
 
 
 def test_the_weights_come_back_to_the_last_bit_even_after_an_error() -> None:
@@ -52,7 +57,7 @@ def test_the_weights_come_back_to_the_last_bit_even_after_an_error() -> None:
 
 def test_a_run_is_evaluated_by_its_average_and_commands_use_it(config: GPTConfig, tmp_path: Path) -> None:
     train_gpt(config, output_dir=tmp_path / "plain")
-    config = with_training(config, ema_decay=0.99)
+    config = with_training(config, ema_decay=0.99, eval_raw_weights=True)
     train_gpt(config, output_dir=tmp_path / "run")
     plain, lines = read_metrics(tmp_path / "plain"), read_metrics(tmp_path / "run")
     assert [line["train_loss"] for line in lines] == [line["train_loss"] for line in plain]

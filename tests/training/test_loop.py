@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -27,11 +27,11 @@ from training import evaluation, loop
 from training.config.command_line import config_to_yaml
 from training.config.fields import options_of
 from training.evaluation import validation_loss
-from training.nonfinite import NonFinitePolicy
 from training.optimizer import MuonAdamW
 from training.runtime.device import Runtime
 from training.runtime.errors import InputError, NonFiniteError, StoppedBySignal
-from training.schedule import learning_rate_scale
+from training.schedule import count_steps, learning_rate_scale
+from training.step import DeviceStep, Launched
 from training.storage import checkpoint
 from training.storage.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from training.storage.run_folder import RunFolder
@@ -123,19 +123,20 @@ def test_the_same_command_twice_is_equal_to_the_last_bit(config: GPTConfig, trai
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
     """Send a signal to this process in the middle of a step."""
-    original = TextData.training_batch
+    original = DeviceStep.launch
 
-    def signalling(data: TextData, first: int, count: int) -> Batch:
-        if first == (step - 1) * 8:
+    def signalling(device_step: DeviceStep, at: int, *arguments: Any, **options: Any) -> Launched:
+        if at == step:
             signal.raise_signal(number)
-        return original(data, first, count)
+        return original(device_step, at, *arguments, **options)
 
-    monkeypatch.setattr(TextData, "training_batch", signalling)
+    monkeypatch.setattr(DeviceStep, "launch", signalling)
 
 
 @pytest.mark.parametrize(
     ("step", "number", "optimizer"),
     [
+        (1, signal.SIGINT, "adamw"),
         (3, signal.SIGINT, "muon"),
         (5, signal.SIGTERM, "adamw"),
         (8, signal.SIGTERM, "muon"),
@@ -196,7 +197,9 @@ def test_an_evaluation_does_not_keep_a_run_from_stopping_and_is_done_at_the_resu
     evaluation: int,
     ema_decay: float,
 ) -> None:
-    config = replace(with_training(config, ema_decay=ema_decay, eval_batch_size=4), tracking="tensorboard")
+    raw = ema_decay > 0
+    config = with_training(config, ema_decay=ema_decay, eval_raw_weights=raw, eval_batch_size=4)
+    config = replace(config, tracking="tensorboard")
     trained(config, tmp_path / "whole")
     stop_in_evaluation(monkeypatch, evaluation)
     with pytest.raises(StoppedBySignal):
@@ -345,7 +348,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, step: int, kind: str) -> None:
         loss.register_hook(lambda gradient: gradient * math.inf)
         return loss
 
-    monkeypatch.setattr(loop, "loss_sum", poisoned)
+    monkeypatch.setattr("training.step.loss_sum", poisoned)
 
 
 @pytest.mark.parametrize(("kind", "cause"), [("loss", "loss is nan"), ("gradient", "gradient norm is (nan|inf)")])
@@ -368,29 +371,23 @@ def test_a_non_finite_number_stops_the_run_before_the_weights_change(
     assert equal(weights(tmp_path / "poisoned"), weights(tmp_path / "sound"))
 
 
-@pytest.mark.parametrize(("scale", "stops"), [(None, True), (1.0, True), (2.0, False), (65536.0, False)])
-def test_fp16_stops_only_when_its_loss_scale_has_reached_the_floor(scale: float | None, stops: bool) -> None:
-    scaler = None if scale is None else SimpleNamespace(get_scale=lambda: scale)
-    policy = NonFinitePolicy(cast(Any, SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler))))
-    assert policy.is_usable(1.0, 1.0)
-    assert policy.is_usable(1.0, math.inf) is not stops
-    assert not policy.is_usable(math.nan, 1.0), "the loss itself is not scaled"
+def poison_steps(monkeypatch: pytest.MonkeyPatch, steps: set[int], overflows: int = 0) -> None:
+    """Make the loss of some steps not a number, and the gradient of one too large."""
+    original, now = DeviceStep.launch, 0
 
-
-def poison_steps(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
-    """Make the loss of some steps of a run of eight samples each not a number."""
-    original, now = TextData.training_batch, 0
-
-    def noting(data: TextData, first: int, count: int) -> Batch:
+    def noting(device_step: DeviceStep, at: int, *arguments: Any, **options: Any) -> Launched:
         nonlocal now
-        now = first // 8 + 1
-        return original(data, first, count)
+        now = at
+        return original(device_step, at, *arguments, **options)
 
     def poisoned(*arguments: Any) -> Tensor:
-        return loss_sum(*arguments) * (math.nan if now in steps and torch.is_grad_enabled() else 1.0)
+        loss = loss_sum(*arguments) * (math.nan if now in steps and torch.is_grad_enabled() else 1.0)
+        if now == overflows:
+            loss.register_hook(lambda gradient: gradient * math.inf)
+        return loss
 
-    monkeypatch.setattr(TextData, "training_batch", noting)
-    monkeypatch.setattr(loop, "loss_sum", poisoned)
+    monkeypatch.setattr(DeviceStep, "launch", noting)
+    monkeypatch.setattr("training.step.loss_sum", poisoned)
 
 
 def test_steps_that_are_not_finite_are_left_out_up_to_so_many_in_a_row(
@@ -444,7 +441,7 @@ def test_the_learning_rate_follows_the_schedule_and_gradients_keep_to_their_norm
     rates, norms = [], []
     original = MuonAdamW.step
 
-    def watched(optimizer: MuonAdamW, closure: None) -> None:
+    def watched(optimizer: MuonAdamW) -> None:
         rates.append([group["lr"] for group in optimizer.param_groups])
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
         norms.append(torch.nn.utils.get_total_norm(gradients).item())
@@ -520,7 +517,7 @@ def test_a_run_stopped_before_its_first_evaluation_can_end_there(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop_at(monkeypatch, 2, signal.SIGTERM)
-    with pytest.raises(StoppedBySignal):
+    with pytest.raises(StoppedBySignal, match="saved step 2"):
         train_gpt(config, output_dir=tmp_path / "run")
     monkeypatch.undo()
     result = train_gpt(with_training(config, max_steps=2), output_dir=tmp_path / "run", resume=True)
@@ -553,9 +550,9 @@ def test_a_batch_too_small_to_split_is_an_error_before_anything_is_written(confi
 def test_epochs_and_max_steps_end_a_run_whichever_is_first(config: GPTConfig) -> None:
     task = GPTTask(config)
     per_epoch = math.ceil(2 * task.data.samples_per_epoch / 8)
-    assert loop.count_steps(with_training(config, max_steps=None, epochs=2), task) == per_epoch
-    assert loop.count_steps(with_training(config, max_steps=3, epochs=2), task) == 3
-    assert loop.count_steps(with_training(config, max_steps=10**6, epochs=2), task) == per_epoch
+    assert count_steps(with_training(config, max_steps=None, epochs=2), task) == per_epoch
+    assert count_steps(with_training(config, max_steps=3, epochs=2), task) == 3
+    assert count_steps(with_training(config, max_steps=10**6, epochs=2), task) == per_epoch
 
 
 def test_a_state_file_of_a_newer_version_is_read(config: GPTConfig, trained: Trained, tmp_path: Path) -> None:
@@ -601,6 +598,8 @@ def test_options_that_are_said_to_change_no_step_change_none(
 ) -> None:
     training: dict[str, Any] = {
         "eval_interval": 4,
+        "eval_tokens": 100,
+        "eval_raw_weights": True,
         "eval_batch_size": 3,
         "patience": 9,
         "log_interval": 5,
@@ -721,19 +720,57 @@ def test_a_tracker_whose_disk_is_full_ends_and_the_run_goes_on(
     assert len(read_metrics(tmp_path / "run")) == 12
 
 
-def test_a_step_left_out_under_fp16_does_not_disturb_the_next(
-    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = with_training(config, max_nonfinite_steps=1)
-    poison_steps(monkeypatch, {3, 6})
+def fp16_trainer(config: GPTConfig, folder: Path, loss_scale: float) -> loop.Trainer:
+    """A trainer that computes in fp32, with a loss scale that grows every third step."""
     accelerator = Accelerator(cpu=True)
-    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
-    monkeypatch.setattr(
-        accelerator, "unscale_gradients", lambda: accelerator.scaler.unscale_(accelerator._optimizers[0])
-    )
-    run = RunFolder(tmp_path / "run")
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=loss_scale, growth_interval=3)
+    run = RunFolder(folder)
     run.create(config_to_yaml(config))
-    trainer = loop.Trainer(Runtime(accelerator, "fp32", "", [], None), GPTTask(config), config, run)
+    return loop.Trainer(Runtime(accelerator, "fp32", "", [], None), GPTTask(config), config, run)
+
+
+@pytest.mark.parametrize("loss_scale", [1.0, 8.0])
+def test_a_step_left_out_under_fp16_does_not_disturb_the_next(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss_scale: float
+) -> None:
+    poison_steps(monkeypatch, {3, 6}, overflows=8)
+    trainer = fp16_trainer(with_training(config, max_nonfinite_steps=1), tmp_path / "run", loss_scale)
     trainer.fit([])
-    assert trainer.counters.skipped_steps == 2
+    assert trainer.counters.skipped_steps == 3
     assert [line["step"] for line in read_metrics(tmp_path / "run")] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("loss_scale", [None, 1.0, 8.0])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_numbers_read_late_change_no_step(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: Any, loss_scale: float | None
+) -> None:
+    """With steps that are left out, each run is the one that settles every step before it launches the next."""
+    config = with_training(config, max_nonfinite_steps=2, ema_decay=0.9, eval_interval=0, checkpoint_interval=0)
+    config = replace(config, optimizer=replace(config.optimizer, name=optimizer))
+    poison_steps(monkeypatch, {2, 3, 6}, overflows=9)
+    for name in ("late", "at once"):
+        trainer = fp16_trainer(config, tmp_path / name, loss_scale or 8.0)
+        if loss_scale is None:
+            trainer.accelerator.scaler = trainer.device_step.guard._scaler = None
+        if name == "at once":
+            monkeypatch.setattr(trainer, "_pauses_after", lambda step: True)
+        trainer.fit([])
+        assert trainer.counters.skipped_steps == 4
+    assert losses(tmp_path / "late") == losses(tmp_path / "at once")
+    assert equal(weights(tmp_path / "late"), weights(tmp_path / "at once"))
+    late, at_once = (Checkpoint(tmp_path / name / "checkpoints/last") for name in ("late", "at once"))
+    assert equal(late.tensors("ema"), at_once.tensors("ema"))
+    assert late.state["counters"] | {"seconds": 0.0} == at_once.state["counters"] | {"seconds": 0.0}
+
+
+@pytest.mark.parametrize("loss_scale", [1.0, 8.0])
+def test_a_run_that_stops_saves_the_loss_scale_of_its_last_good_step(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss_scale: float
+) -> None:
+    config = with_training(config, eval_interval=0, checkpoint_interval=0)
+    poison_steps(monkeypatch, {6})
+    with pytest.raises(NonFiniteError, match="at step 6 the loss is nan"):
+        fp16_trainer(config, tmp_path / "run", loss_scale).fit([])
+    counters = saved_state(Checkpoint(tmp_path / "run/checkpoints/last")).counters
+    assert (counters.step, counters.loss_scale, counters.loss_scale_streak) == (5, 2 * loss_scale, 2)

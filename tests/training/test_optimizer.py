@@ -1,11 +1,18 @@
 """The optimizer against torch's own, and against its equations."""
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from training import optimizer as optimizer_module
 from training.config.sections import OptimizerConfig
-from training.optimizer import MuonAdamW, build_optimizer, optimizer_tensors, orthogonalize
+from training.optimizer import MuonAdamW, build_optimizer, optimizer_tensors
+from training.orthogonal import orthogonalize
 
 
 class Net(nn.Module):
@@ -44,20 +51,6 @@ def test_adamw_equals_torchs_with_decay_on_the_matrices_of_blocks_alone() -> Non
     take_steps(theirs, torch.optim.AdamW(groups, lr=0.01, betas=(0.8, 0.9), eps=1e-6), 10)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 6, 20), (2, 20, 6)])
-def test_orthogonalize_brings_singular_values_near_one_and_keeps_the_vectors(shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    matrices = torch.randn(*shape, dtype=torch.float64)
-    result = orthogonalize(matrices, torch.float64)
-    singular = torch.linalg.svdvals(result)
-    assert singular.max() < 1.3
-    assert singular.median() > 0.65
-    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    turned = left.mT @ result @ right.mT
-    off_diagonal = turned - torch.diag_embed(turned.diagonal(dim1=-2, dim2=-1))
-    assert off_diagonal.abs().max() < 1e-10
 
 
 def test_a_muon_step_follows_its_equation() -> None:
@@ -129,3 +122,109 @@ def test_bf16_is_used_only_where_training_uses_it() -> None:
         direction = orthogonalize(weight.grad[None] * 1.95, torch.float32)[0]
         error = (before - weight.detach()) / (0.02 * (9 / 6) ** 0.5) - direction
         assert bool(error.abs().max() < 1e-4) == exact
+
+
+def gradients_of(model: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator, dtype=p.dtype)
+
+
+def all_tensors(model: nn.Module, optimizer: MuonAdamW) -> dict[str, Tensor]:
+    return model.state_dict() | optimizer_tensors(model, optimizer)
+
+
+def bits(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: t.detach().contiguous().flatten().view(torch.uint8).tolist() for name, t in tensors.items()}
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the times that the host asks for a number."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_found_inf_decides_on_the_device_whether_anything_changes(name: str, dtype: torch.dtype) -> None:
+    """With 1 nothing does, whatever the gradients are; with 0 all does, as without it."""
+    config = OptimizerConfig(name=name, learning_rate=0.01, weight_decay=0.1)
+    models = [Net().to(dtype) for _ in range(2)]
+    ours, plain = (build_optimizer(model, config, bf16=False) for model in models)
+    for step, poison in enumerate([None, math.nan, 1.0, math.inf, None, -math.inf]):
+        gradients_of(models[0], step)
+        if poison is not None:
+            for p in models[0].parameters():
+                assert p.grad is not None
+                p.grad[..., 0] *= poison
+        ours.found_inf = torch.tensor([float(poison is not None)])
+        before = bits(all_tensors(models[0], ours))
+        with HostReads() as reads:
+            ours.step()
+        assert reads.count == 0, "the host does not know"
+        if poison is None:
+            gradients_of(models[1], step)
+            plain.step()
+        else:
+            assert bits(all_tensors(models[0], ours)) == before
+        assert bits(all_tensors(models[0], ours)) == bits(all_tensors(models[1], plain))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_on_a_gpu_is_left_out_without_a_wait(name: str) -> None:
+    model = Net().cuda()
+    optimizer = build_optimizer(model, OptimizerConfig(name=name), bf16=True)
+    for step, poison in enumerate([1.0, math.nan]):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, poison)
+        before = {key: tensor.clone() for key, tensor in all_tensors(model, optimizer).items()}
+        optimizer.found_inf = torch.full((), float(step), device="cuda")
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        after = all_tensors(model, optimizer)
+        assert all(torch.equal(tensor, after[key]) for key, tensor in before.items()) == bool(step)
+
+
+def test_a_device_whose_fused_adamw_ignores_found_inf_asks_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizer_module, "NEEDS_HOST_TO_SKIP", ("cpu",))
+    monkeypatch.setattr(optimizer_module, "adamw", None)
+    model = Net()
+    optimizer = build_optimizer(model, OptimizerConfig(), bf16=False)
+    gradients_of(model, 0)
+    optimizer.found_inf = torch.ones(1)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("unscaled_before", [False, True])
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_torchs_scaler_leaves_steps_out_and_unscales(name: str, unscaled_before: bool) -> None:
+    config = OptimizerConfig(name=name, learning_rate=0.01)
+    models = [Net() for _ in range(2)]
+    ours, plain = (build_optimizer(model, config, bf16=False) for model in models)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=100)
+    scaler.scale(torch.ones(()))
+    for step, overflows in enumerate([False, True, False]):
+        gradients_of(models[0], step)
+        for p in models[0].parameters():
+            assert p.grad is not None
+            p.grad *= math.inf if overflows else scaler.get_scale()
+        if unscaled_before:
+            scaler.unscale_(ours)
+        with HostReads() as reads:
+            scaler.step(ours)
+        assert reads.count == 0
+        assert ours.found_inf is None
+        scaler.update()
+        if not overflows:
+            gradients_of(models[1], step)
+            plain.step()
+        assert bits(all_tensors(models[0], ours)) == bits(all_tensors(models[1], plain))
+    assert scaler.get_scale() == 512.0

@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from helpers import with_training
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from data.windows import TextData
 from gpt.config import GPTConfig
@@ -21,10 +23,12 @@ from gpt.task import GPTTask
 from training import loop
 from training.config.command_line import config_to_yaml
 from training.evaluation import Interrupted, validation_loss
+from training.optimizer import MuonAdamW
 from training.reporting import Reporter
 from training.runtime.device import Runtime
-from training.runtime.errors import InputError, SaveError
+from training.runtime.errors import InputError, SaveError, StoppedBySignal
 from training.runtime.signals import StopSignals
+from training.step import DeviceStep, Launched
 from training.storage.checkpoint import Checkpoint, CheckpointError, CheckpointStore
 from training.storage.run_folder import RunFolder
 from training.task import Batch, loss_sum
@@ -33,17 +37,15 @@ from training.task import Batch, loss_sum
 class Rank:
     """What the loop asks of Accelerate, as one of several processes that all have as much to add up."""
 
-    device, is_main_process, scaler = torch.device("cpu"), True, None
+    device, is_main_process = torch.device("cpu"), True
 
-    def __init__(self, process_index: int = 0, num_processes: int = 1, *, overflows: bool = False) -> None:
-        self.process_index, self.num_processes, self._overflows = process_index, num_processes, overflows
-        self._alone, self.alone, self.clipped_to = False, list[bool](), list[float]()
+    def __init__(self, process_index: int = 0, num_processes: int = 1, *, loss_scale: float | None = None) -> None:
+        self.process_index, self.num_processes = process_index, num_processes
+        self.scaler = None if loss_scale is None else GradScaler("cpu", init_scale=loss_scale, growth_interval=4)
+        self._alone, self.alone, self.overflows = False, list[bool](), False
 
-    def prepare(self, model: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
-        """An optimizer that may leave a step out, as under fp16."""
-        step = (lambda: None) if self._overflows else optimizer.step
-        wrapped = {"step": step, "zero_grad": optimizer.zero_grad, "step_was_skipped": self._overflows}
-        return model, SimpleNamespace(optimizer=optimizer, **wrapped)
+    def prepare(self, model: nn.Module) -> nn.Module:
+        return model
 
     @contextmanager
     def no_sync(self, model: nn.Module) -> Iterator[None]:
@@ -53,15 +55,12 @@ class Rank:
 
     def backward(self, loss: Tensor) -> None:
         self.alone.append(self._alone)
-        loss.backward()
+        loss = loss if self.scaler is None else self.scaler.scale(loss)
+        (loss * math.inf if self.overflows else loss).backward()
 
     def reduce(self, tensor: Tensor, how: str) -> Tensor:
         assert how == "sum"
         return tensor * self.num_processes
-
-    def clip_grad_norm_(self, parameters: Any, most: float) -> Tensor:
-        self.clipped_to.append(most)
-        return nn.utils.clip_grad_norm_(parameters, most)
 
 
 def trainer_of(config: GPTConfig, rank: Rank, folder: Path) -> loop.Trainer:
@@ -76,10 +75,21 @@ def trainer_of(config: GPTConfig, rank: Rank, folder: Path) -> loop.Trainer:
     return trainer
 
 
+QUIET = cast(Any, SimpleNamespace(say=lambda text: None, progress=SimpleNamespace(advance=lambda: None)))
+
+
+def launch(trainer: loop.Trainer, number: int, *, stop: bool = False) -> Launched:
+    return trainer.device_step.launch(number, trainer.batches().make(number), stop=stop)
+
+
 def step(trainer: loop.Trainer, number: int) -> dict[str, float]:
     """The metrics of one step."""
-    trainer.counters.step = number - 1
-    return trainer._train_step(cast(StopSignals, SimpleNamespace(received=None)), cast(Reporter, None))[0]
+    trainer.counters.step, trainer._clock = number - 1, time.perf_counter()
+    said: list[dict[str, float]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "_report_step", lambda metrics, reporter: said.append(metrics))
+        trainer._settle(launch(trainer, number), QUIET)
+    return said[0]
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation_steps", "num_processes"), [(8, 1, 2), (8, 3, 2), (7, 2, 3)])
@@ -89,7 +99,7 @@ def test_the_shares_of_all_ranks_are_the_batch(
     config = with_training(config, batch_size=batch_size, accumulation_steps=accumulation_steps)
     shares = []
     for index in range(num_processes):
-        own = trainer_of(config, Rank(index, num_processes), tmp_path)._shares(3)
+        own = trainer_of(config, Rank(index, num_processes), tmp_path).batches().shares(3)
         assert len(own) == accumulation_steps
         shares += own
     samples = sorted(sample for first, count in shares for sample in range(first, first + count))
@@ -98,21 +108,25 @@ def test_the_shares_of_all_ranks_are_the_batch(
     assert max(counts) - min(counts) <= 1
 
 
-@pytest.mark.parametrize(("accumulation_steps", "num_processes"), [(1, 2), (2, 2), (3, 1)])
+@pytest.mark.parametrize(
+    ("accumulation_steps", "num_processes", "micro_batch"),
+    [(1, 2, 0), (2, 2, 0), (3, 1, 0), (1, 2, 3), (3, 1, 2)],
+)
 def test_the_mean_of_the_ranks_gradients_is_the_gradient_of_the_whole_batch(
-    config: GPTConfig, tmp_path: Path, accumulation_steps: int, num_processes: int
+    config: GPTConfig, tmp_path: Path, accumulation_steps: int, num_processes: int, micro_batch: int
 ) -> None:
     config = with_training(config, precision="fp64")
-    config = replace(config, model=replace(config.model, dropout=0.0))
 
-    def gradients(rank: Rank, parts: int) -> list[Tensor]:
+    def gradients(rank: Rank, parts: int, micro_batch: int = 0) -> list[Tensor]:
         trainer = trainer_of(with_training(config, accumulation_steps=parts), rank, tmp_path)
-        assert int(trainer._backward(step=2)[1]) == 8 * 16
-        assert rank.alone == [True] * (parts - 1) + [False], "the last part's alone add up those of all"
+        trainer.saver.setup["micro_batch"] = micro_batch
+        batches = trainer.batches().make(2)
+        assert int(trainer.device_step.backward(batches)[1]) == 8 * 16
+        assert rank.alone == [True] * (len(batches.shares) - 1) + [False], "the last part's alone add up those of all"
         return [parameter.grad for parameter in trainer.task.model.parameters() if parameter.grad is not None]
 
     whole = gradients(Rank(), 1)
-    each = [gradients(Rank(index, num_processes), accumulation_steps) for index in range(num_processes)]
+    each = [gradients(Rank(index, num_processes), accumulation_steps, micro_batch) for index in range(num_processes)]
     assert len(whole) > 10
     for expected, *own in zip(whole, *each, strict=True):
         torch.testing.assert_close(torch.stack(own).mean(0), expected, rtol=0, atol=1e-12)
@@ -148,12 +162,34 @@ def test_the_validation_loss_of_two_ranks_is_that_of_one(
 def test_all_ranks_stop_where_one_was_asked_to(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    signals, reporter = cast(StopSignals, SimpleNamespace(received=None)), cast(Reporter, None)
     trainer = trainer_of(config, Rank(0, 2), tmp_path)
-    assert trainer._train_step(signals, reporter)[1] is False
+    assert launch(trainer, 1).outcome().stop is False
     asked = torch.tensor([0.0, 1.0])  # Beside the loss, by the other rank.
     monkeypatch.setattr(Rank, "reduce", lambda rank, tensor, how: 2 * tensor + (asked if tensor.ndim else 0))
-    assert trainer._train_step(signals, reporter)[1] is True
+    assert launch(trainer, 2).outcome().stop is True
+
+
+def test_several_ranks_stop_two_steps_after_a_signal_at_most(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes in the middle of step 4, too late for the numbers that this one sums up."""
+    trainer = trainer_of(with_training(config, eval_interval=0, checkpoint_interval=0), Rank(0, 2), tmp_path)
+    signals, original = SimpleNamespace(received=None), DeviceStep.launch
+
+    def signalling(device_step: DeviceStep, number: int, *arguments: Any, **options: Any) -> Launched:
+        signals.received = number >= 4 or None
+        return original(device_step, number, *arguments, **options)
+
+    def finish(signals: Any, reporter: Any, *, stopping: bool) -> None:
+        if stopping:
+            raise StoppedBySignal
+
+    monkeypatch.setattr(DeviceStep, "launch", signalling)
+    monkeypatch.setattr(trainer, "_finish_step", finish)
+    monkeypatch.setattr(trainer, "_report_step", lambda metrics, reporter: None)
+    with trainer.batches() as batches, pytest.raises(StoppedBySignal):
+        trainer._train(batches, cast(StopSignals, signals), QUIET)
+    assert trainer.counters.step == 6
 
 
 def test_counters_count_what_all_ranks_did_over_all_resumes(config: GPTConfig, tmp_path: Path) -> None:
@@ -180,16 +216,21 @@ def test_weights_optimizer_and_average_go_on_from_a_checkpoint(config: GPTConfig
         assert all(torch.equal(tensors[key], own[key]) for key in tensors | own)
 
 
-def test_dropout_belongs_to_seed_step_and_rank(
-    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("follows_samples", [True, False])
+def test_dropout_belongs_to_seed_step_and_place_or_rank(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follows_samples: bool
 ) -> None:
-    """Of the same samples, so that masks alone differ."""
-    batch = GPTTask(config).data.training_batch(0, 8)
-    monkeypatch.setattr(TextData, "training_batch", lambda data, first, count: batch)
+    """Of the same samples, so that masks alone differ: those of seeds by sample, and those of torch's generator."""
+    (inputs_BT,), targets_BT = GPTTask(config).data.training_batch(0, 8)
+    monkeypatch.setattr(
+        TextData, "training_batch", lambda data, first, count: Batch((inputs_BT[:count],), targets_BT[:count])
+    )
 
     def loss(seed: int = 1, number: int = 1, index: int = 0) -> float:
         torch.rand(7)
         trainer = trainer_of(replace(config, seed=seed), Rank(index, 2), tmp_path)
+        if not follows_samples:
+            trainer.device_step._set_sample_seeds = None
         return step(trainer, number)["train_loss"]
 
     assert loss() == loss()
@@ -201,7 +242,9 @@ def test_dropout_belongs_to_seed_step_and_rank(
 def test_the_average_takes_in_each_step_by_its_number_unless_it_was_left_out(
     config: GPTConfig, tmp_path: Path, overflows: bool
 ) -> None:
-    trainer = trainer_of(with_training(config, ema_decay=0.9), Rank(overflows=overflows), tmp_path)
+    rank = Rank(loss_scale=8.0)
+    rank.overflows = overflows
+    trainer = trainer_of(with_training(config, ema_decay=0.9), rank, tmp_path)
     assert trainer._average is not None
     name, weight = next(iter(trainer.task.model.named_parameters()))
     before = trainer._average.tensors[name].clone()
@@ -257,11 +300,20 @@ def test_the_last_save_of_a_run_must_succeed(
 
 @pytest.mark.parametrize(("max_grad_norm", "most"), [(0.0, math.inf), (0.1, 0.1)])
 def test_gradients_are_clipped_where_that_is_asked_for(
-    config: GPTConfig, tmp_path: Path, max_grad_norm: float, most: float
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_grad_norm: float, most: float
 ) -> None:
-    trainer = trainer_of(with_training(config, max_grad_norm=max_grad_norm), rank := Rank(), tmp_path)
-    assert step(trainer, 1)["grad_norm"] > 0.1
-    assert rank.clipped_to == [most]
+    norms: list[float] = []
+    monkeypatch.setattr("training.step.loss_sum", lambda *arguments: 100 * loss_sum(*arguments))
+    monkeypatch.setattr(
+        MuonAdamW,
+        "step",
+        lambda optimizer: norms.append(
+            float(nn.utils.get_total_norm([p.grad for group in optimizer.param_groups for p in group["params"]]))
+        ),
+    )
+    told = step(trainer_of(with_training(config, max_grad_norm=max_grad_norm), Rank(loss_scale=64.0), tmp_path), 1)
+    assert told["grad_norm"] > 10
+    assert norms == [pytest.approx(min(most, told["grad_norm"]), rel=1e-5)]
 
 
 @pytest.mark.parametrize("changed", ["training.batch_size", "optimizer.name", "data_sha256", "seed", "model.d_ff"])

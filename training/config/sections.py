@@ -121,15 +121,23 @@ class TrainingConfig(Section):
         batch_size: Sequences in one optimizer step, over all processes and all accumulation steps.
         accumulation_steps: Parts in which a process works through its share of a batch, to save memory.
         precision: The dtype to compute in. auto takes what the launch configuration says, else bf16 where the devices
-            of all processes are fast at it, else fp32. Weights are kept in fp32 (fp64 under fp64, which is for checking
-            results).
+            of all processes are fast at it, else fp16 where all are GPUs with tensor cores, else fp32. Weights are kept
+            in fp32 (fp64 under fp64, which is for checking results).
+        tf32: Let the matrix products of fp32 run on tensor cores, which read them with 10 bits of fraction for 23; for
+            GPUs of the Ampere generation and later.
+        gradient_compression: The dtype in which several processes send each other gradients, half as many bytes in bf16
+            or fp16 as in their own; none for their own. The sums are rounded too. fp16 has no numbers below 6e-8.
         ema_decay: Decay of a moving average of the weights, which is then evaluated, sampled and chosen by in place of
             the weights; 0 for none. 0.999 follows about a thousand steps.
         label_smoothing: Share of each target that training spreads over all tokens alike (Szegedy et al. 2015, section
             7); validation does without.
         max_grad_norm: Gradients are scaled down to this norm; 0 for no limit.
-        eval_interval: Steps between two evaluations of the whole validation split; 0 for one at the end only.
-        patience: Stop after so many evaluations in a row without a lower validation loss; 0 for never.
+        eval_interval: Steps between two evaluations; 0 for one at the end only.
+        eval_tokens: About how many targets of the validation split an evaluation takes: every so many-th window (or
+            pair), the same ones each time. Its loss is then `val_loss_subset`, by which the best checkpoint and
+            patience go; the end of the run measures the whole split too. 0, or as many as there are, for the whole.
+        eval_raw_weights: With `ema_decay`, measure the weights themselves too (`raw_val_loss`), not only their average.
+        patience: Stop after so many evaluations in a row without a lower loss; 0 for never.
         eval_batch_size: Sequences evaluated at a time, per process.
         log_interval: Steps between two lines of metrics.
         checkpoint_interval: Steps between two checkpoints; 0 for one at the end only.
@@ -149,10 +157,14 @@ class TrainingConfig(Section):
     batch_size: int = setting(32, on_resume="refused")
     accumulation_steps: int = 1
     precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = "auto"
+    tf32: bool = False
+    gradient_compression: Literal["none", "bf16", "fp16"] = "none"
     ema_decay: float = setting(0.0, on_resume="refused")
     label_smoothing: float = 0.0
     max_grad_norm: float = 1.0
     eval_interval: int = setting(250, on_resume="same")
+    eval_tokens: int = setting(0, on_resume="same")
+    eval_raw_weights: bool = setting(False, on_resume="same")
     patience: int = setting(0, on_resume="same")
     eval_batch_size: int = setting(64, on_resume="same")
     log_interval: int = setting(10, on_resume="same")
@@ -171,7 +183,8 @@ class TrainingConfig(Section):
         self.check("epochs", self.epochs is None or 0 < self.epochs <= 10**6, "null or above 0, and at most 1000000")
         for name in ("batch_size", "accumulation_steps", "eval_batch_size", "log_interval"):
             self.check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("max_grad_norm", "eval_interval", "patience", "checkpoint_interval", "max_nonfinite_steps"):
+        counts = ("eval_interval", "eval_tokens", "patience", "checkpoint_interval", "max_nonfinite_steps")
+        for name in ("max_grad_norm", *counts):
             self.check(name, 0 <= getattr(self, name) < inf, "at least 0, and finite")
         self.check("patience", not self.patience or self.eval_interval > 0, "0 without training.eval_interval")
         for name in ("ema_decay", "label_smoothing"):

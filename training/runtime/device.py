@@ -13,24 +13,33 @@ from warnings import filterwarnings
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, gather_object, parse_flag_from_env
+from accelerate.utils import (
+    DDPCommunicationHookType,
+    DistributedDataParallelKwargs,
+    gather_object,
+    parse_flag_from_env,
+)
 
 from training.runtime.errors import InputError
+from training.runtime.gpus import check_gpus, idle_gpus_warning
 from training.runtime.hardware import peak_flops
 from training.runtime.launch_settings import check_launch, ignored_settings, naming_refusals, own_plugins
 from training.runtime.threads import local_processes, set_cpu_threads
 
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
 AsWritten = Literal["auto"] | Precision
+Compression = Literal["none", "bf16", "fp16"]
 _meetings = count()
 """Numbers the times that the processes of a launch have met: once for each training of a session."""
 
 
 class ProcessDevice(NamedTuple):
-    """What one process computes on."""
+    """What one process computes on, and what its matrix products are fast in."""
 
     name: str
     fast_bf16: bool
+    fast_fp16: bool = False
+    tf32: bool = False
 
     @property
     def short_name(self) -> str:
@@ -57,10 +66,25 @@ def has_fast_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and cpu_has_fast_bf16()
 
 
+def describe_device(device: torch.device) -> ProcessDevice:
+    """What this process computes on.
+
+    NVIDIA's tensor cores multiply fp16 from Volta (sm_70) on, bf16 and TF32 from Ampere (sm_80) on.
+    """
+    if device.type != "cuda":
+        return ProcessDevice(device.type, has_fast_bf16(device))
+    nvidia, capability = torch.version.hip is None, torch.cuda.get_device_capability(device)
+    return ProcessDevice(
+        torch.cuda.get_device_name(device),
+        fast_bf16=has_fast_bf16(device),
+        fast_fp16=nvidia and capability >= (7, 0),
+        tf32=nvidia and capability >= (8, 0),
+    )
+
+
 def _gather_devices(device: torch.device) -> list[ProcessDevice]:
     """The devices of all processes, in the order of their ranks."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    devices: list[ProcessDevice] = gather_object([ProcessDevice(name, has_fast_bf16(device))])
+    devices: list[ProcessDevice] = gather_object([describe_device(device)])
     return devices
 
 
@@ -85,6 +109,8 @@ def choose_precision(asked: AsWritten, device: torch.device, devices: Sequence[P
         precision, reason = asked, "as configured"
     elif launched in ("bf16", "fp16"):
         precision, reason = cast("Precision", launched), "from the launch configuration"
+    elif slow and all(device.fast_fp16 for device in devices):
+        precision, reason = "fp16", f"the tensor cores of {slow[0]} know no bf16"
     else:
         precision, reason = ("fp32", f"{slow[0]} is not fast at bf16") if slow else ("bf16", "fast here")
     if precision == "fp16" and device.type != "cuda":
@@ -92,6 +118,30 @@ def choose_precision(asked: AsWritten, device: torch.device, devices: Sequence[P
     if precision == "fp64" and device.type == "mps":
         raise InputError("fp64 is not available on mps: use fp32, or the CPU")
     return precision, reason
+
+
+def set_tf32(asked: bool, precision: Precision, devices: Sequence[ProcessDevice]) -> str | None:
+    """Let fp32 products run on tensor cores, in TF32, or no longer; what an earlier training set is undone.
+
+    By the setting that torch.compile's lowering asks as well: in torch 2.10 it fails after the newer one,
+    `torch.backends.cuda.matmul.fp32_precision` (github.com/pytorch/pytorch/issues/166387).
+
+    Returns:
+        A line to warn with where TF32 changes nothing, or None.
+
+    Raises:
+        InputError: A device has no TF32.
+    """
+    without = [device.short_name for device in devices if not device.tf32]
+    if asked and without:
+        raise InputError(
+            f"training.tf32 needs an NVIDIA GPU of the Ampere generation or later in every process, {without[0]} is "
+            f"none: leave it out (--training.tf32 false)"
+        )
+    torch.set_float32_matmul_precision("high" if asked else "highest")
+    if asked and precision != "fp32":
+        return f"training.tf32 is for fp32 products, of which a run in {precision} has few: it changes little"
+    return None
 
 
 class Runtime(NamedTuple):
@@ -112,11 +162,20 @@ class Runtime(NamedTuple):
     peak_flops: float | None
 
 
-def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: float = 600.0) -> Runtime:
+def make_accelerator(
+    asked: AsWritten,
+    *,
+    tf32: bool = False,
+    compression: Compression = "none",
+    deterministic: bool = False,
+    timeout: float = 600.0,
+) -> Runtime:
     """Set up processes, device and mixed precision.
 
     Args:
         asked: The precision, as configured.
+        tf32: Whether fp32 products run in TF32.
+        compression: The dtype in which processes send each other gradients, or none for their own.
         deterministic: Whether a GPU may only use operations that give the same bits in every run.
         timeout: Seconds after which a process gives up to wait for the others.
 
@@ -143,31 +202,50 @@ def make_accelerator(asked: AsWritten, *, deterministic: bool = False, timeout: 
     devices = _gather_devices(device)
     precision, reason = choose_precision(asked, device, devices)
     mixed = precision if precision in ("bf16", "fp16") else "no"
-    # The models' buffers are constants, the same in every process.
-    constant_buffers = DistributedDataParallelKwargs(broadcast_buffers=False)
+    warning = set_tf32(tf32, precision, devices)
     # torch 2.13 wants another name for it, which Accelerate does not know yet.
     filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    ddp = _ddp_settings(compression, device)
     with naming_refusals():
-        accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[constant_buffers], **own_plugins())
+        accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[ddp], **own_plugins())
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise InputError(
             f"the launcher started {launched} processes, but on {device.type} each is alone: start one, "
             f"or set ACCELERATE_USE_CPU=true"
         )
-    return _described(accelerator, precision, reason, devices)
+    runtime = _described(accelerator, precision, reason, devices, tf32=tf32 and precision == "fp32")
+    return runtime._replace(warnings=[*runtime.warnings, *([warning] if warning else [])])
+
+
+def _ddp_settings(compression: Compression, device: torch.device) -> DistributedDataParallelKwargs:
+    """How DDP adds gradients up; an `InputError` where it cannot be in bf16.
+
+    Not with its static graph: under `no_sync`, with which gradients are accumulated, that fails in the first backward
+    pass, and where it does not it stops adding gradients up (github.com/pytorch/pytorch/issues/143580 and pull/187732).
+    """
+    if compression == "bf16" and device.type != "cuda" and PartialState().num_processes > 1:
+        raise InputError(
+            f"training.gradient_compression bf16 needs GPUs, this run is on {device.type}: use fp16 or none"
+        )
+    return DistributedDataParallelKwargs(
+        broadcast_buffers=False,  # The models' buffers are constants, the same in every process.
+        gradient_as_bucket_view=True,  # No second copy of all gradients.
+        comm_hook=DDPCommunicationHookType("no" if compression == "none" else compression),
+    )
 
 
 def _described(
-    accelerator: Accelerator, precision: Precision, reason: str, devices: Sequence[ProcessDevice]
+    accelerator: Accelerator, precision: Precision, reason: str, devices: Sequence[ProcessDevice], *, tf32: bool
 ) -> Runtime:
     """What was chosen, with what there is to say of it; sets the number of threads."""
     processes, threads = accelerator.num_processes, set_cpu_threads()
     plural = "process" if processes == 1 else "processes"
     names = "cpu" if accelerator.device.type == "cpu" else _join_names(devices)
     description = f"{names}, {processes} {plural}, {threads} threads each, {precision} ({reason})"
+    description += ", products in TF32" if tf32 else ""
     warnings = (idle_gpus_warning(processes), unequal_devices_warning(devices), *ignored_settings())
-    peaks = [peak_flops(each.name, precision) for each in devices]
+    peaks = [peak_flops(each.name, "tf32" if tf32 else precision) for each in devices]
     known = [peak for peak in peaks if peak is not None]
     return Runtime(
         accelerator=accelerator,
@@ -233,43 +311,6 @@ def inference_device() -> torch.device:
         raise InputError("this command runs in one process: start it with python, not with a launcher of several")
     check_gpus(1)
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def check_gpus(count: int) -> None:
-    """Raise an `InputError` if this build of torch has no code for one of the first `count` GPUs.
-
-    Without this, torch warns, and the first kernel fails. The rule is NVIDIA's, and torch's own (`_check_cubins`):
-    code for sm_XY runs where X is the same and Y not smaller; compute_XY is compiled anew for every later GPU.
-    """
-    # A build for AMD names no such architectures.
-    built = torch.cuda.get_arch_list() if torch.version.cuda else []
-    for index in range(min(count, torch.cuda.device_count()) if built else 0):
-        capability = torch.cuda.get_device_capability(index)
-        if not any(_runs_on(architecture, capability) for architecture in built):
-            # CUDA 13 left out what is older than sm_75.
-            build = "cu130" if capability >= (7, 5) else "cu126"
-            raise InputError(
-                f"{torch.cuda.get_device_name(index)} is sm_{capability[0]}{capability[1]}, and torch "
-                f"{torch.__version__} is built for {' '.join(built)}: "
-                f"pip install torch=={torch.__version__.partition('+')[0]}+{build} "
-                f"--index-url https://download.pytorch.org/whl/{build}, or choose other GPUs by CUDA_VISIBLE_DEVICES"
-            )
-
-
-def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
-    """Whether code for an architecture, as torch writes it (sm_86, sm_90a, compute_120), runs on a GPU."""
-    kind, _, number = architecture.partition("_")
-    major, minor = divmod(int(number.rstrip("af")), 10)
-    return (major, minor) <= capability and (kind == "compute" or major == capability[0])
-
-
-def idle_gpus_warning(num_processes: int) -> str | None:
-    """A line to print when this machine has GPUs that the launch does not use, or None."""
-    total, used = torch.cuda.device_count(), local_processes()
-    if not torch.cuda.is_available() or not num_processes <= used < total:
-        return None
-    launch = f"accelerate launch --multi_gpu --num_processes {total} …"
-    return f"{total - used} of {total} GPUs stand idle; to use them all: {launch}"
 
 
 def unequal_devices_warning(devices: Sequence[ProcessDevice]) -> str | None:

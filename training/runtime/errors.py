@@ -47,6 +47,12 @@ class LostProcessError(CommandError):
     """Another process of the launch has ended, or did not answer in time."""
 
 
+class PartedReplicasError(CommandError):
+    """The weights are not the same on all ranks any more."""
+
+    shared = True
+
+
 class SaveError(CommandError):
     """A checkpoint could not be written."""
 

@@ -7,7 +7,8 @@ these.
 Sources, all NVIDIA's:
 
 - The whitepapers of GA102 (3090, A6000), Ada (4090), RTX Blackwell (3090, 4090, 5090, 5070), RTX PRO Blackwell (6000
-  Ada, PRO 6000), V100, A100 and H100: rows "Peak BF16 Tensor TFLOPS with FP32 Accumulate" and "Peak FP32 TFLOPS".
+  Ada, PRO 6000), V100, A100 and H100: rows "Peak BF16 Tensor TFLOPS with FP32 Accumulate" and "Peak FP32 TFLOPS". In
+  all of them, and in the datasheets, "Peak TF32 Tensor TFLOPS" is half of the first.
 - The comparison page of the other GeForce cards: "AI TOPS" / 16 (50 series) or / 8 (40 series), and CUDA cores x boost
   clock x 4 (all). The two agree with each other, and with the whitepapers.
 - The datasheets of V100, T4, L4, L40S, A100, H100 and H200.
@@ -72,13 +73,18 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     Args:
         device_name: As `torch.cuda.get_device_name` gives it. It must match to the letter: a laptop's GPU, a "D" or a
             Max-Q of the same number is another one.
-        precision: bf16 and fp16 run on tensor cores; fp32 on CUDA cores, as nothing here turns TF32 on.
+        precision: bf16, fp16 and tf32 run on tensor cores, fp32 on CUDA cores.
 
     Returns:
-        Operations per second, or None where no figure is known, or the GPU has no tensor cores for bf16.
+        Operations per second, or None where no figure is known, or the GPU has no tensor cores for bf16 and TF32.
     """
     tensor_cores, cuda_cores = _PEAKS.get(device_name, (None, None))
-    before_bf16 = device_name.startswith("Tesla")
-    peaks = {"bf16": None if before_bf16 else tensor_cores, "fp16": tensor_cores, "fp32": cuda_cores}
+    since_ampere = None if device_name.startswith("Tesla") else tensor_cores
+    peaks = {
+        "bf16": since_ampere,
+        "tf32": None if since_ampere is None else since_ampere / 2,
+        "fp16": tensor_cores,
+        "fp32": cuda_cores,
+    }
     peak = peaks.get(precision)
     return None if peak is None else peak * 1e12

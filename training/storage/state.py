@@ -18,14 +18,16 @@ class Counters:
     """Where a run stands.
 
     Attributes:
-        step: Optimizer steps done.
+        step: Optimizer steps done, and their numbers read; one more may be under way.
         samples: Training sequences seen.
         tokens: Training targets seen.
-        seconds: Time spent in steps, over all resumes; evaluation and writing are not in it.
-        val_loss: The newest validation loss, in nats per token.
-        val_step: When that was measured.
-        best_val_loss: The lowest one.
-        best_step: When that was.
+        seconds: Time spent in steps, over all resumes; evaluation and saving are not in it.
+        eval_every: Evaluations go by every so many-th window of the validation split; 1 for all of it.
+        val_loss: Of the newest evaluation, in nats per token; None where it took a part of the split.
+        val_step: When that was.
+        best_val_loss: The lowest one, of a run that goes by it.
+        best_val_loss_subset: The lowest loss over a part of the split, of a run that goes by that.
+        best_step: When the lowest one was measured.
         stale_evaluations: Evaluations since then.
         loss_scale: fp16's loss scale, None in other precisions.
         loss_scale_streak: Steps since the loss scale last moved.
@@ -39,9 +41,11 @@ class Counters:
     samples: Count = 0
     tokens: Count = 0
     seconds: Amount = 0.0
+    eval_every: Count = 1
     val_loss: float | None = None
     val_step: Count | None = None
     best_val_loss: float | None = None
+    best_val_loss_subset: float | None = None
     best_step: Count | None = None
     stale_evaluations: Count = 0
     loss_scale: Amount | None = None
@@ -55,6 +59,39 @@ class Counters:
     def reported_step(self) -> int:
         """The last step whose metrics are written."""
         return self.step if self.pending_evaluation is None else self.step - 1
+
+    @property
+    def best(self) -> float | None:
+        """The lowest loss of those that the run goes by."""
+        return self.best_val_loss if self.eval_every == 1 else self.best_val_loss_subset
+
+    def stale_with(self, loss: float) -> int:
+        """Evaluations since the best one, where another one comes out with this loss."""
+        return 0 if self.best is None or loss < self.best else self.stale_evaluations + 1
+
+    def judge(self, loss: float) -> None:
+        """Note a loss that the run goes by. A step counts once, however often it is evaluated."""
+        if self.val_step == self.step:
+            return
+        self.val_step, self.stale_evaluations = self.step, self.stale_with(loss)
+        if self.stale_evaluations == 0:
+            self.best_val_loss, self.best_val_loss_subset = (loss, None) if self.eval_every == 1 else (None, loss)
+            self.best_step = self.step
+
+    def go_by(self, every: int) -> str | None:
+        """Evaluate every so many-th window from here on; losses over other parts of the split do not compare with it.
+
+        Returns:
+            What is forgotten for that, in words.
+        """
+        if every == self.eval_every:
+            return None
+        best, step = self.best, self.best_step
+        self.eval_every, self.stale_evaluations = every, 0
+        self.val_step = self.best_step = self.best_val_loss = self.best_val_loss_subset = None
+        if best is None:
+            return None
+        return f"the best so far ({best:.4f} at step {step}) is over another part of the split: it is chosen anew"
 
 
 @dataclass

@@ -14,16 +14,19 @@ from training.runtime import device as module
 from training.runtime.device import (
     ProcessDevice,
     choose_precision,
+    describe_device,
     has_fast_bf16,
-    idle_gpus_warning,
+    set_tf32,
     unequal_devices_warning,
 )
 from training.runtime.errors import InputError
+from training.runtime.gpus import check_gpus, idle_gpus_warning
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
-FAST, SLOW = (
-    ProcessDevice("NVIDIA GeForce RTX 3090", fast_bf16=True),
-    ProcessDevice("NVIDIA GeForce RTX 2080", fast_bf16=False),
+FAST, SLOW, OLD = (
+    ProcessDevice("NVIDIA GeForce RTX 3090", fast_bf16=True, fast_fp16=True, tf32=True),
+    ProcessDevice("NVIDIA GeForce RTX 2080", fast_bf16=False, fast_fp16=True),
+    ProcessDevice("NVIDIA GeForce GTX 1080", fast_bf16=False),
 )
 
 
@@ -51,11 +54,77 @@ def test_emulation_on_a_gpu_is_not_fast(monkeypatch: pytest.MonkeyPatch, native:
     assert has_fast_bf16(CUDA) == native
 
 
-@pytest.mark.parametrize("devices", [[FAST, SLOW], [SLOW, FAST]])
-def test_auto_takes_bf16_only_where_every_device_is_fast_at_it(devices: list[ProcessDevice]) -> None:
-    assert choose_precision("auto", CUDA, devices) == ("fp32", "RTX 2080 is not fast at bf16")
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ([FAST, FAST], ("bf16", "fast here")),
+        ([SLOW], ("fp16", "the tensor cores of RTX 2080 know no bf16")),
+        ([FAST, SLOW], ("fp16", "the tensor cores of RTX 2080 know no bf16")),
+        ([SLOW, FAST], ("fp16", "the tensor cores of RTX 2080 know no bf16")),
+        ([FAST, OLD], ("fp32", "GTX 1080 is not fast at bf16")),
+        ([SLOW, OLD], ("fp32", "RTX 2080 is not fast at bf16")),
+        ([OLD], ("fp32", "GTX 1080 is not fast at bf16")),
+    ],
+)
+def test_auto_takes_what_every_device_is_fast_at(devices: list[ProcessDevice], expected: tuple[str, str]) -> None:
+    assert choose_precision("auto", CUDA, devices) == expected
     assert choose_precision("bf16", CUDA, devices) == ("bf16", "as configured")
-    assert choose_precision("auto", CUDA, [FAST, FAST]) == ("bf16", "fast here")
+
+
+@pytest.mark.parametrize(
+    ("capability", "bf16", "fp16", "tf32"),
+    [
+        ((6, 1), False, False, False),
+        ((7, 0), False, True, False),
+        ((7, 5), False, True, False),
+        ((8, 0), True, True, True),
+        ((8, 9), True, True, True),
+        ((12, 0), True, True, True),
+    ],
+)
+def test_a_gpu_is_fast_at_what_its_tensor_cores_know(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], bf16: bool, fp16: bool, tf32: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: capability >= (8, 0))
+    assert describe_device(CUDA) == ProcessDevice("card", bf16, fp16, tf32)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert describe_device(CUDA) == ProcessDevice("card", bf16), "what is known of NVIDIA's is not of others"
+
+
+def test_tf32_is_set_for_a_training_and_undone_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_gather_devices", lambda device: [FAST])
+    first = module.make_accelerator("fp32", tf32=True)
+    assert torch.get_float32_matmul_precision() == "high"
+    assert torch.backends.cuda.matmul.allow_tf32
+    assert "fp32 (as configured), products in TF32" in first.description
+    assert first.warnings == []
+    module.make_accelerator("fp32")
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_tf32_changes_nothing_of_a_run_in_another_precision_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_gather_devices", lambda device: [FAST])
+    runtime = module.make_accelerator("bf16", tf32=True)
+    assert runtime.warnings == ["training.tf32 is for fp32 products, of which a run in bf16 has few: it changes little"]
+    assert "TF32" not in runtime.description
+    module.make_accelerator("fp32")
+
+
+@pytest.mark.parametrize("devices", [[SLOW], [FAST, SLOW], [OLD]])
+def test_tf32_where_a_device_lacks_it_is_one_clear_line(devices: list[ProcessDevice]) -> None:
+    with pytest.raises(
+        InputError, match=r"training\.tf32 needs an NVIDIA GPU of the Ampere .*, \w+ \d+ is none: leave"
+    ):
+        set_tf32(True, "fp32", devices)
+    assert set_tf32(False, "fp32", devices) is None
+
+
+def test_tf32_on_a_cpu_ends_a_run_at_once(config: GPTConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"training\.tf32 needs an NVIDIA GPU .*, cpu is none: leave it out"):
+        train_gpt(with_training(config, tf32=True), output_dir=tmp_path / "run")
 
 
 def test_mps_computes_in_fp32_and_refuses_fp64() -> None:
@@ -180,7 +249,7 @@ def test_code_runs_on_later_gpus_of_its_generation_and_ptx_on_all_later_ones(
 ) -> None:
     with_gpus(monkeypatch, built, capability)
     with nullcontext() if runs else pytest.raises(InputError):
-        module.check_gpus(1)
+        check_gpus(1)
 
 
 def test_a_gpu_without_code_is_named_with_the_command_that_helps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +258,7 @@ def test_a_gpu_without_code_is_named_with_the_command_that_helps(monkeypatch: py
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(InputError, match=r"Card 1 is sm_120, and torch .* is built for sm_80 sm_90: .*whl/cu130"):
         module.make_accelerator("auto")
-    module.check_gpus(1)  # A card that nothing runs on may be of any age.
+    check_gpus(1)  # A card that nothing runs on may be of any age.
     with_gpus(monkeypatch, "sm_75 sm_120", (7, 0))
     with pytest.raises(InputError, match=r"Card 0 is sm_70.*whl/cu126"):
         module.inference_device()
@@ -199,7 +268,7 @@ def test_a_gpu_without_code_is_named_with_the_command_that_helps(monkeypatch: py
 def test_builds_that_name_no_architectures_are_not_judged(monkeypatch: pytest.MonkeyPatch, cuda: str | None) -> None:
     with_gpus(monkeypatch, "" if cuda else "gfx942", (9, 4))
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    module.check_gpus(1)
+    check_gpus(1)
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps", "xpu", None])

@@ -39,6 +39,20 @@ def test_fp32_means_cuda_cores(name: str, tera: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "tera"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 156.0),
+        ("NVIDIA H100 80GB HBM3", 494.7),
+        ("NVIDIA GeForce RTX 3090", 35.6),
+        ("NVIDIA GeForce RTX 4090", 82.6),
+        ("NVIDIA GeForce RTX 5090", 104.75),
+    ],
+)
+def test_tf32_is_half_of_bf16(name: str, tera: float) -> None:
+    assert peak_flops(name, "tf32") == pytest.approx(tera * 1e12)
+
+
+@pytest.mark.parametrize(
     "name",
     [
         "NVIDIA GeForce RTX 4090 Laptop GPU",
@@ -55,13 +69,14 @@ def test_fp32_means_cuda_cores(name: str, tera: float) -> None:
     ],
 )
 def test_an_unknown_device_has_no_figure(name: str) -> None:
-    for precision in ("bf16", "fp16", "fp32", "fp64"):
+    for precision in ("bf16", "fp16", "fp32", "tf32", "fp64"):
         assert peak_flops(name, precision) is None
 
 
 @pytest.mark.parametrize("name", ["Tesla T4", "Tesla V100-SXM2-16GB"])
 def test_cards_older_than_bf16_have_fp16_only(name: str) -> None:
     assert peak_flops(name, "bf16") is None
+    assert peak_flops(name, "tf32") is None
     assert peak_flops(name, "fp16") is not None
 
 

@@ -1,4 +1,4 @@
-"""Builds and loads the library with the step in C++."""
+"""Builds and loads libraries in C++."""
 
 import ctypes
 import hashlib
@@ -8,31 +8,29 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("step.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
 
 class NativeError(Exception):
-    """The native step cannot be had; the message says why."""
+    """Native code cannot be had; the message says why."""
 
 
-@cache
-def library() -> ctypes.CDLL:
-    """The built library.
+def library(source: Path, *flags: str) -> ctypes.CDLL:
+    """The library of a source file, built with `FLAGS` and more unless it was before.
 
     Raises:
         NativeError: There is no compiler, or it failed.
     """
     compiler = find_compiler()
     try:
-        built = _cache_folder() / f"native-{_fingerprint(compiler)}.so"
+        built = _cache_folder() / f"{source.stem}-{_fingerprint(compiler, source, flags)}.so"
         if not built.exists():
             with tempfile.TemporaryDirectory(dir=built.parent) as folder:
                 # Whoever builds it at the same time replaces it by the same.
-                build(compiler, Path(folder, built.name)).replace(built)
+                build(compiler, source, flags, Path(folder, built.name)).replace(built)
         return _load(built)
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {error.returncode}"]
@@ -43,17 +41,16 @@ def library() -> ctypes.CDLL:
 
 def _load(built: Path) -> ctypes.CDLL:
     try:
-        found = ctypes.CDLL(str(built))
+        return ctypes.CDLL(str(built))
     except OSError:
         built.unlink()  # Damaged: the next one builds it anew.
         raise
-    found.read_tokens.restype = ctypes.c_bool
-    return found
 
 
-def build(compiler: str, output: Path) -> Path:
+def build(compiler: str, source: Path, flags: Sequence[str], output: Path) -> Path:
     """Compile the library into a file, and return that."""
-    subprocess.run([*shlex.split(compiler), *FLAGS, str(SOURCE), "-o", str(output)], capture_output=True, check=True)
+    command = [*shlex.split(compiler), *FLAGS, *flags, str(source), "-o", str(output)]
+    subprocess.run(command, capture_output=True, check=True)
     return output
 
 
@@ -90,11 +87,11 @@ def _cache_folder() -> Path:
     return folder
 
 
-def _fingerprint(compiler: str) -> str:
+def _fingerprint(compiler: str, source: Path, flags: Sequence[str]) -> str:
     """Of all that the result depends on: the source, the compiler and its flags, and the processor."""
     version = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, check=True).stdout
     processor = Path("/proc/cpuinfo")
     lines = processor.read_text().splitlines() if processor.exists() else []
     features = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    content = repr((SOURCE.read_bytes(), version, FLAGS, features))
+    content = repr((source.read_bytes(), version, FLAGS, flags, features))
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -1,0 +1,121 @@
+"""Muon's directions: matrices made orthogonal, each on one of the ranks.
+
+Shapes: N matrices of one shape, R rows, C columns.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+ORTHOGONAL_STEPS = 5
+
+Shares = list[list[int]]
+"""For each rank, the places of its matrices."""
+
+
+def orthogonalize(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bring all singular values of each matrix near 1, keeping its singular vectors.
+
+    Five Newton-Schulz steps with the quintic `a X + b (X X^T) X + c (X X^T)^2 X` (Jordan et al. 2024, "Muon"): the
+    values end between about 0.7 and 1.2.
+
+    Args:
+        matrices_NRC: N matrices of R rows and C columns.
+        dtype: What to compute in.
+
+    Returns:
+        N matrices of R x C, in `dtype`.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices_NRC.size(-2) > matrices_NRC.size(-1)
+    x = matrices_NRC.mT if tall else matrices_NRC
+    norms = x.norm(dim=(-2, -1), keepdim=True) + 1e-7
+    x = torch.div(x, norms, out=torch.empty_like(x, dtype=dtype))  # Rounded once, in one pass.
+    for _ in range(ORTHOGONAL_STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT.contiguous() if tall else x
+
+
+@lru_cache(maxsize=16)
+def deal(shapes: tuple[tuple[int, int], ...], num_ranks: int) -> list[tuple[tuple[int, int], Shares]]:
+    """Deal matrices out over the ranks, by what they cost; the same on every rank.
+
+    Of each shape a rank takes as many as any other or one less, so that little is gathered in vain; the one more goes
+    to those that have the least to do so far.
+
+    Returns:
+        For each shape, the costliest first, the places in `shapes` of what each rank takes.
+    """
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, shape in enumerate(shapes):
+        places.setdefault(shape, []).append(place)
+    dealt, costs = [], [0] * num_ranks
+    for shape in sorted(places, key=_cost, reverse=True):
+        idlest_first = sorted(range(num_ranks), key=costs.__getitem__)
+        shares = [places[shape][idlest_first.index(rank) :: num_ranks] for rank in range(num_ranks)]
+        costs = [cost + len(share) * _cost(shape) for cost, share in zip(costs, shares, strict=True)]
+        dealt.append((shape, shares))
+    return dealt
+
+
+def _cost(shape: tuple[int, int]) -> int:
+    """Multiplications of a Newton-Schulz step."""
+    short, long = sorted(shape)
+    return short * short * (2 * long + short)
+
+
+def orthogonalized(
+    matrices: Callable[[Sequence[int]], Sequence[Tensor]],
+    shapes: Sequence[tuple[int, int]],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Orthogonalise matrices, each on one rank, and give all of them to every rank, to the same bits.
+
+    While those of one shape are on their way, the next are computed.
+
+    Args:
+        matrices: Gives those at some places; this rank asks for its own alone.
+        shapes: Those of all matrices, in the order of their places.
+        dtype: What to compute and send in.
+        device: Where the matrices are.
+
+    Yields:
+        For each shape, the places of its matrices, and the orthogonal N of R x C there.
+    """
+    rank, num_ranks = _rank_and_number()
+    under_way = []
+    for shape, shares in deal(tuple(shapes), num_ranks):
+        own = torch.empty(0, *shape, dtype=dtype, device=device)
+        if shares[rank]:
+            own = orthogonalize(torch.stack(tuple(matrices(shares[rank]))), dtype)
+        under_way.append((shares, *_send(own, max(map(len, shares)), num_ranks)))
+    for shares, all_NRC, sending in under_way:
+        if sending is not None:
+            sending.wait()
+            by_rank = all_NRC.chunk(num_ranks)
+            all_NRC = torch.cat([part[: len(share)] for part, share in zip(by_rank, shares, strict=True)])
+        yield [place for share in shares for place in share], all_NRC
+
+
+def _send(own_NRC: Tensor, count: int, num_ranks: int) -> tuple[Tensor, "dist.Work | None"]:
+    """Begin to gather up to `count` matrices of each rank, one rank's after the other's, filled up to that number."""
+    if num_ranks == 1:
+        return own_NRC, None
+    sent_NRC = own_NRC.new_zeros(count, *own_NRC.shape[1:])
+    sent_NRC[: len(own_NRC)] = own_NRC
+    all_NRC = own_NRC.new_empty(num_ranks * count, *own_NRC.shape[1:])
+    # Its name since torch 2.13, which deprecates the other.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    return all_NRC, gather(all_NRC, sent_NRC, async_op=True)
+
+
+def _rank_and_number() -> tuple[int, int]:
+    """This process's rank, and how many there are."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1

@@ -42,15 +42,6 @@ class Rows(nn.Module):
         whole = self._whole[0]
         return whole.scale_O[self._rows] if isinstance(whole, Int8Linear) else None
 
-    def join(self, layers: Sequence[nn.Module]) -> nn.Module | None:
-        """What makes the outputs of all `layers` at once, if they are all the rows of one layer; else None."""
-        whole, rows = self._whole[0], 0
-        for layer in layers:
-            if not isinstance(layer, Rows) or layer._whole[0] is not whole:
-                return None
-            rows += len(layer.weight)
-        return whole if rows == len(whole.weight) else None
-
     def forward(self, x_BTI: Tensor) -> Tensor:
         """Map (B, T, I) to (B, T, O)."""
         return product(x_BTI, self.weight, self.scale_O)
@@ -78,6 +69,6 @@ def _merge(module: MultiHeadAttention | SwiGLU, names: Sequence[str]) -> None:
     else:
         whole.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
         whole.out_features = ends[-1]
-    module.add_module("merged", whole)
+    module.merged = whole
     for name, start, end in zip(names, [0, *ends], ends, strict=False):
         setattr(module, name, Rows(whole, start, end))

@@ -53,6 +53,10 @@ class GPT(Transformer):
         hidden_BTM = self.hidden_states(tokens_BT, cache, cache_positions)
         return self.logits(hidden_BTM)
 
+    def normed_states(self, tokens_BT: Tensor) -> Tensor:
+        """All of `forward` but the last product, without a cache: what `head_weight` is multiplied by, (B, T, M)."""
+        return self.norm(self.hidden_states(tokens_BT))
+
     @property
     def decoder_layers(self) -> nn.ModuleList:
         """All blocks."""

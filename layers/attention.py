@@ -134,6 +134,7 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(d_model, d_model, bias=False)
         self.query_norm: nn.Module = RMSNorm(self.head_size) if qk_norm else nn.Identity()
         self.key_norm: nn.Module = RMSNorm(self.head_size) if qk_norm else nn.Identity()
+        self.merged: nn.Module | None = None  # Query, key and value in one, where a model no longer trains.
 
     def forward(
         self,
@@ -196,7 +197,7 @@ class MultiHeadAttention(nn.Module):
             *(q_BHTD, k_BHSD, v_BHSD),
             attn_mask=mask,
             dropout_p=self.dropout.p if self.dropout.is_active else 0.0,
-            is_causal=causal and q_BHTD.size(2) > 1,
+            is_causal=causal if q_BHTD.size(2) > 1 else False,  # A compiler that leaves sizes open wants a bool.
             enable_gqa=self.grouped,
         )
 
@@ -233,13 +234,14 @@ class MultiHeadAttention(nn.Module):
 
     def _project(self, x_BTM: Tensor, rotary: RotaryAngles | None, *names: str) -> tuple[Tensor, ...]:
         """Queries, keys or values of tokens, (B, H, T, D) each; queries and keys are normed and rotated."""
-        products = linears(x_BTM, *(self.get_submodule(name) for name in names))
+        whole = self.merged if len(names) == 3 else None
+        products = linears(x_BTM, *(self.get_submodule(name) for name in names), merged=whole)
         norms = {"query": self.query_norm, "key": self.key_norm} if self.qk_norm else {}
         groups = [Group(self.heads[name], norms.get(name), name != "value") for name in names]
-        merged = len(products) == 1
-        if merged and self.head_size <= kernels.MAX_HEAD_SIZE and kernels.serve(products[0]):
+        side_by_side = len(products) == 1
+        if side_by_side and self.head_size <= kernels.MAX_HEAD_SIZE and kernels.serve(products[0]):
             return kernels.split_heads(products[0], self.head_size, groups, rotary)
-        if merged:
+        if side_by_side:
             products = torch.split(products[0], [group.heads * self.head_size for group in groups], -1)
         return tuple(self._heads(*each, rotary) for each in zip(products, groups, strict=True))
 

@@ -23,10 +23,11 @@ class SwiGLU(nn.Module):
         self.gate = nn.Linear(d_model, d_ff, bias=False)
         self.up = nn.Linear(d_model, d_ff, bias=False)
         self.down = nn.Linear(d_ff, d_model, bias=False)
+        self.merged: nn.Module | None = None  # Gate and up in one, where a model no longer trains.
 
     def forward(self, x_BTM: Tensor) -> Tensor:
         """Map (B, T, M) to (B, T, M), each token by itself."""
-        both_BTF = linears(x_BTM, self.gate, self.up)
+        both_BTF = linears(x_BTM, self.gate, self.up, merged=self.merged)
         if len(both_BTF) == 1 and kernels.serve(both_BTF[0]):
             return self.down(kernels.swiglu(both_BTF[0]))
         gate_BTF, up_BTF = both_BTF if len(both_BTF) == 2 else both_BTF[0].chunk(2, -1)

@@ -112,6 +112,13 @@ class Transformer(nn.Module):
             x_BTM = self.positions(x_BTM, positions_BT)
         return self.dropout(x_BTM, place), None if self.rotary is None else self.rotary(length, positions_BT)
 
+    @property
+    def head_weight(self) -> Tensor | None:
+        """The matrix by which `logits` multiplies, (V, M); None where the head is another layer than its own."""
+        if self.head is None:
+            return self.embedding.weight
+        return self.head.weight if type(self.head) is nn.Linear else None
+
     def logits(self, hidden_BTM: Tensor) -> Tensor:
         """Logits of shape (B, T, V) from what `hidden_states` returned."""
         normed_BTM = self.norm(hidden_BTM)

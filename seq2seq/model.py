@@ -62,6 +62,11 @@ class EncoderDecoder(Transformer):
             self.hidden_states(target_BT, self.encode(source_BS, positions_BP), positions_BP=positions_BP)
         )
 
+    def normed_states(self, source_BS: Tensor, target_BT: Tensor, positions_BP: Tensor | None = None) -> Tensor:
+        """All of `forward` but the last product: what `head_weight` is multiplied by, (B, T, M)."""
+        memory = self.encode(source_BS, positions_BP)
+        return self.norm(self.hidden_states(target_BT, memory, positions_BP=positions_BP))
+
     def encode(self, source_BS: Tensor, positions_BP: Tensor | None = None) -> Memory:
         """Read sources, padded with `PAD`, whose tokens stand at the first of `positions_BP`, or from 0 on."""
         mask_BS = source_BS != PAD

@@ -48,6 +48,11 @@ class StepBatches(NamedTuple):
     seeds: list[Tensor]
     num_targets: int
 
+    @property
+    def parts(self) -> "zip[tuple[Uncut, Tensor]]":
+        """Each micro-batch with its seeds."""
+        return zip(self.batches, self.seeds, strict=True)
+
 
 class Batches:
     """The batches of all steps. Each is a pure function of its step, so a thread makes the next one meanwhile.

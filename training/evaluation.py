@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from training.average import WeightAverage
 from training.config.sections import TrainingConfig
-from training.task import Batch, Data, Task, evaluating, loss_sum
+from training.loss import LossModel
+from training.task import Batch, Data, Task, evaluating
 
 WHOLE, SUBSET = "val_loss", "val_loss_subset"
 """What the mean loss over the validation split is called, and that over a part of it: two that never compare."""
@@ -111,9 +112,12 @@ def mean_loss(
         Interrupted: A process gave up.
     """
     losses: list[Tensor] = []
+    loss_model = LossModel(model)
     num_targets, gave_up = 0.0, False
     for batch in batches:
-        losses.append(loss_sum(model, batch.to(accelerator.device)))
+        inputs, targets_BT = batch.to(accelerator.device)
+        with accelerator.autocast():
+            losses.append(loss_model(*inputs, targets_BT))
         num_targets += batch.num_targets
         gave_up = interrupted()
         if gave_up:

@@ -19,11 +19,14 @@ from torch.profiler import record_function
 
 from training.average import WeightAverage
 from training.batches import Batches
+from training.compiling import STEPS_TO_COMPILE_FOR, Compiling
 from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig
 from training.evaluation import SUBSET, WHOLE, Interrupted, evaluate, stride
+from training.loss import LossModel
 from training.nonfinite import NonFinitePolicy
 from training.optimizer import build_optimizer
+from training.recompute import recompute_in_training
 from training.replicas import check_replicas
 from training.reporting import Reporter
 from training.runtime.device import Runtime
@@ -36,7 +39,7 @@ from training.seeds import derive_seed
 from training.step import DeviceStep, Launched, Outcome
 from training.storage.checkpoint import Checkpoint
 from training.storage.run_folder import RunFolder
-from training.storage.state import Counters, changes
+from training.storage.state import Counters, changes, saved_state
 from training.task import Task
 from training.tracking import Tracker
 
@@ -63,11 +66,16 @@ class Trainer:
         self.changes: list[str] = []
         task.model.to(accelerator.device, torch.float64 if runtime.precision == "fp64" else torch.float32)
         optimizer = build_optimizer(task.model, config.optimizer, bf16=runtime.precision == "bf16")
-        parallel_model = accelerator.prepare(task.model)
+        recompute_in_training(task.model, config.training.recompute)
+        loss_model = LossModel(task.model, config.training.label_smoothing)
+        parallel_model = accelerator.prepare(loss_model)
+        tokens = self.num_steps * config.training.batch_size * task.data.tokens_per_sample
+        self.compiling = Compiling(loss_model, config.training, accelerator, work=task.flops_per_token * tokens)
         decay = config.training.ema_decay  # The average is made after that: DDP gives the weights other memory.
         self._average = WeightAverage(task.model, decay) if decay else None
         self.device_step = DeviceStep(accelerator, parallel_model, task, config, optimizer, self._average)
         self.saver = Saver(runtime, task, config, run, optimizer, self._average)
+        self.saver.setup["compile"] = self.compiling.mode
         self._nonfinite = NonFinitePolicy(self.saver)
         self._reported, self._clock = Counters(), 0.0
 
@@ -78,6 +86,8 @@ class Trainer:
         if self._is_over and not measured and counters.pending_evaluation is None:
             # It was to go on for longer, and is now asked for no further step than this one.
             counters.pending_evaluation = self.run.metrics_of(counters.step) or self._progress_metrics()
+        self.compiling.go_on(str(saved_state(checkpoint).setup.get("compile", "off")))
+        self.saver.setup["compile"] = self.compiling.mode
         self.changes = changes(checkpoint, self.config, self.saver.setup)
         if self.changes:
             before = parse_config_text(type(self.config), checkpoint.text("config.yaml"))
@@ -102,6 +112,7 @@ class Trainer:
         self._reported = replace(self.counters)
         with StopSignals() as signals, self.batches() as batches:
             try:
+                self._compile(batches, reporter)
                 if self.accelerator.num_processes > 1:
                     self.device_step.warm_up_ddp_buckets(batches.make(1))
                 if self.counters.pending_evaluation is not None:
@@ -229,6 +240,15 @@ class Trainer:
         epoch = counters.samples / self.task.data.samples_per_epoch
         return {"step": counters.step, "epoch": epoch, "tokens": counters.tokens, "seconds": counters.seconds}
 
+    def _compile(self, batches: Batches, reporter: Reporter) -> None:
+        """Compile a step, if that is to be, and there are steps to come."""
+        if self.compiling.mode == "off" or self._is_over:
+            return
+        first = [batches.make(step) for step in range(1, 1 + STEPS_TO_COMPILE_FOR)]
+        parts = [(batch.to(self.accelerator.device), seeds_B) for made in first for batch, seeds_B in made.parts]
+        self.compiling.compile(parts, self.device_step.pass_in_vain, reporter)
+        self.saver.setup["compile"] = self.compiling.mode
+
     def _evaluate(self, metrics: dict[str, float], signals: StopSignals, reporter: Reporter) -> None:
         """Do the pending evaluation, judge its validation loss, and report the step with it.
 
@@ -291,6 +311,7 @@ class Trainer:
         return measures
 
     def _report(self, metrics: dict[str, float], sample: str | None, reporter: Reporter) -> None:
+        metrics |= self.compiling.take_measures()
         if self.accelerator.is_main_process:
             steps_left = self.num_steps - self.counters.step
             reporter.report(metrics, sample, self.counters.seconds / self.counters.step * steps_left)

@@ -20,7 +20,7 @@ from training.nonfinite import Guard
 from training.optimizer import MuonAdamW
 from training.schedule import count_steps, learning_rate_scale
 from training.seeds import derive_seed
-from training.task import Batch, Task, loss_sum
+from training.task import Batch, Task
 
 
 class Late:
@@ -96,7 +96,7 @@ class DeviceStep:
 
     Args:
         accelerator: Processes, device and mixed precision.
-        parallel_model: The task's model, prepared for several processes and for its precision.
+        parallel_model: A `LossModel` of the task's model, prepared for several processes and for its precision.
         task, config: As of `Trainer`.
         optimizer, average: What follows the gradients.
     """
@@ -153,12 +153,11 @@ class DeviceStep:
         # Filled on the device: copying a number there would wait for all that the device still has to do.
         num_targets = accelerator.reduce(torch.full((), batches.num_targets, device=device), "sum")
         losses = []
-        for batch, seeds_B in zip(batches.batches, batches.seeds, strict=True):
+        for batch, seeds_B in batches.parts:
             last = batch is batches.batches[-1]
             with record_function("data"):
                 batch_here = batch.to(device)
-                if self._set_sample_seeds is not None:
-                    self._set_sample_seeds(seeds_B.to(device, non_blocking=True))
+                self._set_seeds(seeds_B)
             with nullcontext() if last else accelerator.no_sync(self._parallel_model):
                 with record_function("forward"):
                     loss = self._loss(batch_here)
@@ -168,6 +167,17 @@ class DeviceStep:
             losses.append(loss.detach())
         return torch.stack(losses), num_targets
 
+    def pass_in_vain(self, batch: Batch, seeds_B: Tensor) -> None:
+        """Compute gradients and throw them away, without a word to other processes: what is compiled is, then."""
+        self._set_seeds(seeds_B)
+        with self._accelerator.no_sync(self._parallel_model):
+            self._accelerator.backward(self._loss(batch) / batch.targets_BT.numel())
+        self._optimizer.zero_grad()
+
+    def _set_seeds(self, seeds_B: Tensor) -> None:
+        if self._set_sample_seeds is not None:
+            self._set_sample_seeds(seeds_B.to(self._accelerator.device, non_blocking=True))
+
     def warm_up_ddp_buckets(self, batches: StepBatches) -> None:
         """Let DDP rebuild its buckets before the first step, so that a resumed run adds gradients in the same order."""
         for _ in range(2):
@@ -176,7 +186,8 @@ class DeviceStep:
 
     def _loss(self, batch: Batch) -> Tensor:
         """The forward pass: the sum of a micro-batch's losses."""
-        return loss_sum(self._parallel_model, batch, self._config.training.label_smoothing)
+        loss: Tensor = self._parallel_model(*batch.inputs, batch.targets_BT)
+        return loss
 
     def _clip_gradients(self) -> Tensor:
         """Undo the loss scale, and keep to the configured norm; return the norm that it was."""

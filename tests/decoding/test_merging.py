@@ -83,10 +83,8 @@ def test_targets_of_a_merged_encoder_decoder_are_those_of_the_plain_one() -> Non
     plain, merged = random_encoder_decoder(num_kv_heads=2), random_encoder_decoder(num_kv_heads=2)
     merge_products(merged)
     crossing = merged.decoder_blocks[0].cross_attention
-    assert (hasattr(crossing, "merged"), type(crossing.query)) == (False, nn.Linear), (
-        "there the query alone is new at each step"
-    )
-    assert hasattr(merged.encoder_blocks[0].attention, "merged")
+    assert (crossing.merged, type(crossing.query)) == (None, nn.Linear), "there the query alone is new at each step"
+    assert merged.encoder_blocks[0].attention.merged is not None
     sources = [[3, 4, 5], [6], [7, 8, 3, 4]]
     for mode in ("eager", "auto"):
         found, expected = decode(merged, sources, mode=mode), decode(plain, sources, mode=mode)
@@ -101,5 +99,5 @@ def test_what_is_merged_or_unknown_stays_as_it_is() -> None:
     other = random_model(GQA)
     other.blocks[0].feed_forward.up = nn.Sequential(other.blocks[0].feed_forward.up)
     merge_products(other)
-    assert not hasattr(other.blocks[0].feed_forward, "merged")
-    assert hasattr(other.blocks[1].feed_forward, "merged")
+    assert other.blocks[0].feed_forward.merged is None
+    assert other.blocks[1].feed_forward.merged is not None

@@ -275,8 +275,9 @@ def test_sigterm_to_the_launcher_stops_all_processes_with_a_checkpoint(config: G
 POISONED = """
 import math, os, sys
 from launch.train_gpt import main
-from training import step
+from training import loss, step
 from training.runtime.errors import exit_code
+import torch
 
 poisoned = False
 
@@ -285,9 +286,9 @@ def launch(device_step, at, *arguments, **options):
     poisoned = at == 6 and os.environ["RANK"] == "1"
     return sound_launch(device_step, at, *arguments, **options)
 
-sound, sound_launch = step.loss_sum, step.DeviceStep.launch
+sound, sound_launch = loss.loss_sum, step.DeviceStep.launch
 step.DeviceStep.launch = launch
-step.loss_sum = lambda *arguments: sound(*arguments) * (math.nan if poisoned else 1.0)
+loss.loss_sum = lambda *arguments: sound(*arguments) * (math.nan if poisoned and torch.is_grad_enabled() else 1.0)
 sys.exit(exit_code(main))
 """
 

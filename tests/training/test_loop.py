@@ -348,7 +348,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, step: int, kind: str) -> None:
         loss.register_hook(lambda gradient: gradient * math.inf)
         return loss
 
-    monkeypatch.setattr("training.step.loss_sum", poisoned)
+    monkeypatch.setattr("training.loss.loss_sum", poisoned)
 
 
 @pytest.mark.parametrize(("kind", "cause"), [("loss", "loss is nan"), ("gradient", "gradient norm is (nan|inf)")])
@@ -382,12 +382,12 @@ def poison_steps(monkeypatch: pytest.MonkeyPatch, steps: set[int], overflows: in
 
     def poisoned(*arguments: Any) -> Tensor:
         loss = loss_sum(*arguments) * (math.nan if now in steps and torch.is_grad_enabled() else 1.0)
-        if now == overflows:
+        if now == overflows and torch.is_grad_enabled():
             loss.register_hook(lambda gradient: gradient * math.inf)
         return loss
 
     monkeypatch.setattr(DeviceStep, "launch", noting)
-    monkeypatch.setattr("training.step.loss_sum", poisoned)
+    monkeypatch.setattr("training.loss.loss_sum", poisoned)
 
 
 def test_steps_that_are_not_finite_are_left_out_up_to_so_many_in_a_row(

@@ -127,6 +127,11 @@ class TrainingConfig(Section):
             GPUs of the Ampere generation and later.
         gradient_compression: The dtype in which several processes send each other gradients, half as many bytes in bf16
             or fp16 as in their own; none for their own. The sums are rounded too. fp16 has no numbers below 6e-8.
+        compile: Let torch.compile write faster code for a step: blocks compiles each kind of block once, model the
+            whole model with its loss. auto takes off or model by the length of the run, of several processes blocks
+            for model; a resume takes the same again.
+        recompute: What is computed a second time in the backward pass, to save memory: each of the blocks, their
+            attention, or none.
         ema_decay: Decay of a moving average of the weights, which is then evaluated, sampled and chosen by in place of
             the weights; 0 for none. 0.999 follows about a thousand steps.
         label_smoothing: Share of each target that training spreads over all tokens alike (Szegedy et al. 2015, section
@@ -159,6 +164,8 @@ class TrainingConfig(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = "auto"
     tf32: bool = False
     gradient_compression: Literal["none", "bf16", "fp16"] = "none"
+    compile: Literal["auto", "off", "blocks", "model"] = "auto"
+    recompute: Literal["none", "blocks", "attention"] = "none"
     ema_decay: float = setting(0.0, on_resume="refused")
     label_smoothing: float = 0.0
     max_grad_norm: float = 1.0

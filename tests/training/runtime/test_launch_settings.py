@@ -105,11 +105,11 @@ def test_a_training_that_does_not_fit_says_what_to_lower(
     def too_much(*arguments: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes. Error code 12")
 
-    monkeypatch.setattr("training.step.loss_sum", too_much)
+    monkeypatch.setattr("training.loss.loss_sum", too_much)
     with pytest.raises(
         InputError, match=r"out of memory at 64 bytes more: raise training.accumulation_steps \(1\), lower"
     ):
         train_gpt(config, output_dir=tmp_path / "run")
-    monkeypatch.setattr("training.step.loss_sum", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("training.loss.loss_sum", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train_gpt(config, output_dir=tmp_path / "other")

@@ -50,7 +50,8 @@ class OneTokenStep:
 
     def __init__(self, model: LanguageModel, options: dict[str, Any]) -> None:
         def compiled(function: Any, **more: Any) -> Any:
-            return torch.compile(function, fullgraph=True, **({"options": options | more} if options else {}))
+            settings: dict[str, Any] = {"options": options | more} if options else {}
+            return torch.compile(function, fullgraph=True, **settings)
 
         self._model, self._parts = model, 1 if model.rotary is None else 2
         self._embed, self._project, self._head = compiled(_embed), compiled(_project), compiled(_head)
@@ -129,8 +130,7 @@ def _attend(
 
 def _mix(block: Block, x_M: Tensor, attended: Parts) -> tuple[Tensor, Tensor]:
     """The token after attention, and what the feed-forward layer holds of it, (F,)."""
-    shape = len(attended), attended[0].size(-1)
-    weight_MHPE = block.attention.out.weight.unflatten(1, (-1, *shape)).float()
+    weight_MHPE = block.attention.out.weight.view(len(x_M), -1, len(attended), attended[0].size(-1)).float()
     sums_M = sum((weight_MHPE[:, :, p] * part.flatten(0, 1)).sum((-2, -1)) for p, part in enumerate(attended))
     x_M = x_M + sums_M * _scale(block.attention.out)
     feed_forward, norm = block.feed_forward, block.feed_forward_norm
@@ -151,7 +151,7 @@ def _normed_product(
     norm: RMSNorm, layer: nn.Module, x_I: Tensor, shape: tuple[int, ...] = (-1,), chosen: Any = ...
 ) -> Tensor:
     """Some outputs of `layer(norm(x))`: those that are `chosen` of all, in a shape."""
-    weight: Tensor = layer.weight.view(*shape, len(x_I))[chosen]  # type: ignore[operator, assignment]
+    weight: Tensor = layer.weight.view(*shape, len(x_I))[chosen]  # type: ignore[operator]
     sums = (weight.float() * (x_I * norm.weight.float())).sum(-1)
     squares = x_I.square().expand(weight.shape).mean(-1)
     return sums * _scale(layer, shape, chosen) * _inverse_size(norm, squares)

@@ -27,4 +27,7 @@ class RMSNorm(nn.Module):
         """
         if kernels.serve(x):
             return kernels.rms_norm(x, self.weight, self.eps)
+        if torch.is_autocast_enabled(x.device.type):  # Which would compute it in fp32 in some versions of torch.
+            with torch.autocast(x.device.type, enabled=False):
+                return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)

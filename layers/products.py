@@ -18,7 +18,7 @@ def linears(x: Tensor, *layers: nn.Module, merged: nn.Module | None = None) -> t
     """
     if merged is not None:
         return (merged(x),)
-    plain = [layer for layer in layers if isinstance(layer, nn.Linear) and layer.bias is None]
+    plain: list[nn.Linear] = [layer for layer in layers if isinstance(layer, nn.Linear) and layer.bias is None]
     if len(plain) < len(layers) or x.numel() < MIN_TOKENS * x.size(-1):
         return tuple(layer(x) for layer in layers)
     return (F.linear(x, torch.cat([layer.weight for layer in plain])),)

@@ -18,7 +18,11 @@ def linears(x: Tensor, *layers: nn.Module, merged: nn.Module | None = None) -> t
     """
     if merged is not None:
         return (merged(x),)
-    plain: list[nn.Linear] = [layer for layer in layers if isinstance(layer, nn.Linear) and layer.bias is None]
-    if len(plain) < len(layers) or x.numel() < MIN_TOKENS * x.size(-1):
+    if x.numel() < MIN_TOKENS * x.size(-1) or not all(map(_is_plain, layers)):
         return tuple(layer(x) for layer in layers)
-    return (F.linear(x, torch.cat([layer.weight for layer in plain])),)
+    return (F.linear(x, torch.cat([layer.get_parameter("weight") for layer in layers])),)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is its matrix and nothing else, in training."""
+    return type(layer) is nn.Linear and layer.bias is None and isinstance(layer.weight, nn.Parameter)

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from training.config.sections import TrainingConfig
-from training.loss import LossModel, chunk_gradients
+from training.loss import LossModel, chunk_gradients, chunked_loss_sum
 from training.recompute import blocks_of, recomputed, use_in_training
 from training.reporting import Reporter
 from training.task import Batch
@@ -195,6 +195,7 @@ def compile_step(loss_model: LossModel, mode: Mode, recompute: str, *, any_size:
     # torch's way to send gradients early cannot cut a graph where a part of it is to be computed twice.
     torch._dynamo.config.optimize_ddp = recompute == "none"
     loss_model.chunk_gradients = torch.compile(chunk_gradients, backend=BACKEND)
+    loss_model.chunked_loss_sum = torch.compiler.disable(chunked_loss_sum)  # type: ignore[no-untyped-call]
     if mode == "model":
         undo = [use_in_training(loss_model, "compute", compiled(loss_model.compute))]
     else:
@@ -203,7 +204,7 @@ def compile_step(loss_model: LossModel, mode: Mode, recompute: str, *, any_size:
         undo = [use_in_training(block, "forward", partial(run, block)) for block in blocks_of(loss_model.model)]
 
     def undo_all() -> None:
-        loss_model.chunk_gradients = chunk_gradients
+        loss_model.chunk_gradients, loss_model.chunked_loss_sum = chunk_gradients, chunked_loss_sum
         for each in undo:
             each()
 

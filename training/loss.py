@@ -30,6 +30,7 @@ class LossModel(nn.Module):
     def __init__(self, model: nn.Module, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.model, self.label_smoothing = model, label_smoothing
+        self.chunked_loss_sum: Callable[..., Tensor] = chunked_loss_sum
         self.chunk_gradients: ChunkGradients = chunk_gradients
 
     def forward(self, *inputs_and_targets: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ class LossModel(nn.Module):
             return loss_sum(self.model, Batch(tuple(inputs), targets_BT), self.label_smoothing)
         normed_BTM: Tensor = self.model.normed_states(*inputs)  # type: ignore[operator]
         rows = normed_BTM.flatten(0, 1), weight_VM, targets_BT.flatten()
-        return chunked_loss_sum(*rows, self.label_smoothing, self.chunk_gradients)
+        return self.chunked_loss_sum(*rows, self.label_smoothing, self.chunk_gradients)
 
 
 def _head_weight(model: nn.Module) -> Tensor | None:
@@ -100,7 +101,6 @@ def chunk_gradients(
     return loss, gradients_CV.to(hidden_CM.dtype)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def chunked_loss_sum(
     hidden_NM: Tensor,
     weight_VM: Tensor,

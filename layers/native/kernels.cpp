@@ -118,23 +118,24 @@ struct Heads {
 
 template <class T>
 void heads_forward(const T *x, T *y, const Heads &h, int64_t threads) {
-    const int64_t half = h.size / 2;
+    const int64_t size = h.size, half = size / 2;  // Copies: the compiler must know that no store changes them.
+    const float *weight = h.weight;
 #pragma omp parallel for num_threads(threads) collapse(2)
     for (int64_t batch = 0; batch < h.batch; ++batch)
         for (int64_t token = 0; token < h.tokens; ++token)
             for (int64_t head = 0; head < h.heads; ++head) {
-                const T *from = x + (batch * h.tokens + token) * h.row_stride + head * h.size;
-                T *to = y + ((batch * h.heads + head) * h.tokens + token) * h.size;
+                const T *from = x + (batch * h.tokens + token) * h.row_stride + head * size;
+                T *to = y + ((batch * h.heads + head) * h.tokens + token) * size;
                 float n[MAX_HEAD];
-                const float inverse = h.weight ? inverse_root(from, h.size, h.epsilon) : 1.0f;
-                if (h.weight)
+                const float inverse = weight ? inverse_root(from, size, h.epsilon) : 1.0f;
+                if (weight)
 #pragma omp simd
-                    for (int64_t i = 0; i < h.size; ++i) n[i] = number(from[i]) * inverse * h.weight[i];
+                    for (int64_t i = 0; i < size; ++i) n[i] = number(from[i]) * inverse * weight[i];
                 else
 #pragma omp simd
-                    for (int64_t i = 0; i < h.size; ++i) n[i] = number(from[i]);
+                    for (int64_t i = 0; i < size; ++i) n[i] = number(from[i]);
                 if (h.cos) {
-                    const int64_t place = batch * h.angle_batch + head * h.angle_head + token * h.size;
+                    const int64_t place = batch * h.angle_batch + head * h.angle_head + token * size;
                     const float *cos = h.cos + place, *sin = h.sin + place;
 #pragma omp simd
                     for (int64_t i = 0; i < half; ++i) {
@@ -143,26 +144,27 @@ void heads_forward(const T *x, T *y, const Heads &h, int64_t threads) {
                     }
                 } else
 #pragma omp simd
-                    for (int64_t i = 0; i < h.size; ++i) put(to[i], n[i]);
+                    for (int64_t i = 0; i < size; ++i) put(to[i], n[i]);
             }
 }
 
 template <class T>
 void heads_backward(const T *dy, const T *x, T *dx, float *dweights, const Heads &h, int64_t threads) {
-    const int64_t half = h.size / 2;
+    const int64_t size = h.size, half = size / 2;  // Copies: the compiler must know that no store changes them.
+    const float *weight = h.weight;
 #pragma omp parallel num_threads(threads)
     {
-        float *dweight = dweights + omp_get_thread_num() * h.size;
+        float *dweight = dweights + omp_get_thread_num() * size;
 #pragma omp for collapse(2)
         for (int64_t batch = 0; batch < h.batch; ++batch)
             for (int64_t token = 0; token < h.tokens; ++token)
                 for (int64_t head = 0; head < h.heads; ++head) {
-                    const int64_t place = (batch * h.tokens + token) * h.row_stride + head * h.size;
-                    const T *from = x + place, *change = dy + ((batch * h.heads + head) * h.tokens + token) * h.size;
+                    const int64_t place = (batch * h.tokens + token) * h.row_stride + head * size;
+                    const T *from = x + place, *change = dy + ((batch * h.heads + head) * h.tokens + token) * size;
                     T *to = dx + place;
                     float g[MAX_HEAD];
                     if (h.cos) {
-                        const int64_t angle = batch * h.angle_batch + head * h.angle_head + token * h.size;
+                        const int64_t angle = batch * h.angle_batch + head * h.angle_head + token * size;
                         const float *cos = h.cos + angle, *sin = h.sin + angle;
 #pragma omp simd
                         for (int64_t i = 0; i < half; ++i) {
@@ -172,24 +174,24 @@ void heads_backward(const T *dy, const T *x, T *dx, float *dweights, const Heads
                         }
                     } else
 #pragma omp simd
-                        for (int64_t i = 0; i < h.size; ++i) g[i] = number(change[i]);
-                    if (!h.weight) {
+                        for (int64_t i = 0; i < size; ++i) g[i] = number(change[i]);
+                    if (!weight) {
 #pragma omp simd
-                        for (int64_t i = 0; i < h.size; ++i) put(to[i], g[i]);
+                        for (int64_t i = 0; i < size; ++i) put(to[i], g[i]);
                         continue;
                     }
-                    const float inverse = inverse_root(from, h.size, h.epsilon);
+                    const float inverse = inverse_root(from, size, h.epsilon);
                     float product = 0.0f;
 #pragma omp simd reduction(+ : product)
-                    for (int64_t i = 0; i < h.size; ++i) {
+                    for (int64_t i = 0; i < size; ++i) {
                         const float both = g[i] * number(from[i]) * inverse;
                         dweight[i] += both;
-                        product += both * h.weight[i];
+                        product += both * weight[i];
                     }
-                    const float mean = product / h.size * inverse;
+                    const float mean = product / size * inverse;
 #pragma omp simd
-                    for (int64_t i = 0; i < h.size; ++i)
-                        put(to[i], inverse * (g[i] * h.weight[i] - number(from[i]) * mean));
+                    for (int64_t i = 0; i < size; ++i)
+                        put(to[i], inverse * (g[i] * weight[i] - number(from[i]) * mean));
                 }
     }
 }

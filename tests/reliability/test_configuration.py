@@ -58,7 +58,7 @@ SHARED: Ranges = {
     "training.label_smoothing": share,
     "training.max_grad_norm": lambda value: 0 <= value < math.inf,
     **dict.fromkeys(["training.eval_interval", "training.patience", "training.checkpoint_interval"], COUNT),
-    "training.max_nonfinite_steps": COUNT,
+    **dict.fromkeys(["training.max_nonfinite_steps", "training.eval_tokens"], COUNT),
     "training.collective_timeout": between(1, 86_400),
     "training.log_interval": between(1, 10**9),
     "training.keep_checkpoints": between(2, 10**9),

@@ -23,7 +23,7 @@ from gpt.config import GPTConfig
 from gpt.task import GPTTask, train_gpt
 from seq2seq.task import Seq2SeqTask, train_seq2seq
 from training import compiling, loss
-from training.compiling import WORTH_ON_CPU, WORTH_ON_GPU, choose_mode
+from training.compiling import WORTH, choose_mode
 from training.config.command_line import config_to_yaml
 from training.config.sections import TrainingConfig
 from training.storage.checkpoint import Checkpoint
@@ -69,12 +69,11 @@ def setup(run: Path) -> Any:
 @pytest.mark.parametrize(
     ("asked", "device", "work", "processes", "mode", "reason"),
     [
-        ("auto", CPU, 0.99 * WORTH_ON_CPU, 1, "off", "the run is too short to pay for it"),
-        ("auto", CPU, WORTH_ON_CPU, 1, "model", "pays in a run of this length"),
-        ("auto", CPU, WORTH_ON_CPU, 2, "off", "the run is too short to pay for it"),
-        ("auto", CPU, 2 * WORTH_ON_CPU, 2, "blocks", "pays in a run of this length"),
-        ("auto", GPU, 0.99 * WORTH_ON_GPU, 1, "off", "the run is too short to pay for it"),
-        ("auto", GPU, WORTH_ON_GPU, 1, "model", "pays in a run of this length"),
+        ("auto", CPU, 1e20, 1, "off", "a CPU has faster kernels of its own"),
+        ("auto", GPU, WORTH["cuda"], 2, "off", "the run is too short to pay for it"),
+        ("auto", GPU, 2 * WORTH["cuda"], 2, "blocks", "pays in a run of this length"),
+        ("auto", GPU, 0.99 * WORTH["cuda"], 1, "off", "the run is too short to pay for it"),
+        ("auto", GPU, WORTH["cuda"], 1, "model", "pays in a run of this length"),
         ("auto", torch.device("mps"), math.inf, 1, "off", "not tried on mps"),
         ("off", GPU, math.inf, 1, "off", "as configured"),
         ("blocks", CPU, 0.0, 1, "blocks", "as configured"),
@@ -145,7 +144,7 @@ def test_a_loss_in_chunks_stays_outside_of_the_graph_and_its_chunks_are_compiled
     assert same_curve(tmp_path / "run", tmp_path / "plain")
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.ci)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.nightly)])
 def test_a_compiled_run_goes_on_to_the_bit_as_it_began(
     short: GPTConfig,
     tmp_path: Path,
@@ -157,11 +156,11 @@ def test_a_compiled_run_goes_on_to_the_bit_as_it_began(
     """By auto, which takes what was taken, also where the run has become too short for it."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     counting(backend)
-    monkeypatch.setattr(compiling, "WORTH_ON_CPU", 0.0)
+    monkeypatch.setitem(compiling.WORTH, "cpu", 0.0)
     short = replace(short, model=replace(short.model, num_layers=1))
     train_gpt(short, output_dir=tmp_path / "whole")
     assert setup(tmp_path / "whole") == "model"
-    monkeypatch.setattr(compiling, "WORTH_ON_CPU", math.inf)
+    monkeypatch.setitem(compiling.WORTH, "cpu", math.inf)
     (tmp_path / "whole/checkpoints/last/state.json").rename(tmp_path / "state.json")
     losses = curve(tmp_path / "whole")
     weights = (tmp_path / "whole/checkpoints/last/model.safetensors").read_bytes()

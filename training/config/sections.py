@@ -128,8 +128,8 @@ class TrainingConfig(Section):
         gradient_compression: The dtype in which several processes send each other gradients, half as many bytes in bf16
             or fp16 as in their own; none for their own. The sums are rounded too. fp16 has no numbers below 6e-8.
         compile: Let torch.compile write faster code for a step: blocks compiles each kind of block once, model the
-            whole model with its loss. auto takes off or model by device and length of the run, of several processes blocks
-            for model; a resume takes the same again.
+            whole model with its loss. auto takes off or model by device and length of the run, of several processes
+            blocks for model; a resume takes the same again.
         recompute: What is computed a second time in the backward pass, to save memory: each of the blocks, their
             attention, or none.
         ema_decay: Decay of a moving average of the weights, which is then evaluated, sampled and chosen by in place of

@@ -3,11 +3,9 @@
 With those of an encoder-decoder: how targets are.
 """
 
-import json
 import sys
 from dataclasses import fields
 from importlib import import_module
-from pathlib import Path
 from typing import get_args
 
 from decoding.choices import Mode, Precision, TargetMode
@@ -15,7 +13,7 @@ from decoding.model_type import asked_model_type
 from gpt.config import GPTConfig
 from seq2seq.config import Seq2SeqConfig
 from training.config.command_line import Namespace, StrictParser
-from training.plots import check_output
+from training.plots import check_outputs, write_outputs
 from training.runtime.errors import InputError, exit_code
 
 
@@ -37,10 +35,7 @@ def parse(of_pairs: bool) -> tuple[Namespace, GPTConfig | Seq2SeqConfig | None]:
             raise InputError(f"{name} must be at least 1, got {value}")
     if options.plot and options.uncached == "no":
         raise InputError("--plot draws the table: leave --uncached no out")
-    if options.json:
-        check_output(Path(options.json), (".json",))
-    if options.plot:
-        check_output(Path(options.plot))
+    check_outputs(options)
     if options.checkpoint is None:
         return options, parser.build(config_class, options)
     defaults = parser.get_defaults()
@@ -103,12 +98,7 @@ def main() -> None:
     benchmark.run(options.repeats)
     figures = benchmark.figures()
     show(figures)
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
-        print(options.json)
-    if options.plot:
-        plot(benchmark, Path(options.plot))
-        print(options.plot)
+    write_outputs(options, figures, lambda file: plot(benchmark, file))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Time how a model trains: `python launch/bench_training.py --config FILE [--section.key value …]`, of either model."""
 
-import json
 import os
 import sys
 from importlib import import_module
@@ -10,7 +9,7 @@ from decoding.model_type import asked_model_type
 from gpt.config import GPTConfig
 from seq2seq.config import Seq2SeqConfig
 from training.config.command_line import Namespace, StrictParser
-from training.plots import check_output
+from training.plots import check_outputs, write_outputs
 from training.runtime.errors import InputError, exit_code
 
 
@@ -31,9 +30,7 @@ def parse(of_pairs: bool) -> tuple[Namespace, GPTConfig | Seq2SeqConfig]:
         raise InputError(f"peer_tokens must be at least 1, got {options.peer_tokens}")
     if options.until is not None and options["training.eval_tokens"]:
         raise InputError("--until goes by the whole validation split: leave training.eval_tokens at 0")
-    for name, formats in (("json", (".json",)), ("plot", (".png", ".svg", ".pdf"))):
-        if options[name]:
-            check_output(Path(options[name]), formats)
+    check_outputs(options)
     if options.profile:
         Path(options.profile).mkdir(parents=True, exist_ok=True)
     return options, parser.build(config_class, options)
@@ -84,12 +81,7 @@ def main() -> None:
     if not figures:  # Not the main process.
         return
     show(figures)
-    if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
-        print(options.json)
-    if options.plot:
-        plot(figures, Path(options.plot))
-        print(options.plot)
+    write_outputs(options, figures, lambda file: plot(figures, file))
 
 
 if __name__ == "__main__":

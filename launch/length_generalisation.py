@@ -1,6 +1,5 @@
 """Copy and reverse beyond the trained lengths, by each recipe: `python launch/length_generalisation.py`."""
 
-import json
 import sys
 from itertools import product
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import get_args
 from data.strings import Task
 from seq2seq.choices import RECIPES
 from training.config.command_line import Namespace, StrictParser
-from training.plots import check_output
+from training.plots import check_outputs, write_outputs
 from training.runtime.errors import InputError, exit_code
 
 ROOT = Path(__file__).parents[1]
@@ -39,9 +38,7 @@ def parse() -> Namespace:
     options = parser.parse_args()
     if not 21 <= options.longest <= 62:
         raise InputError(f"longest must be at least 21 and at most 62, got {options.longest}: training goes up to 20")
-    for name, formats in (("json", (".json",)), ("plot", None)):
-        if options[name]:
-            check_output(Path(options[name]), *([formats] if formats else []))
+    check_outputs(options)
     return options
 
 
@@ -70,13 +67,8 @@ def main() -> None:
     finally:
         progress.close()
     print(f"\n{table(rows)}")
-    if options.json:
-        figures = describe_machine(inference_device()) | {"rows": rows}
-        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
-        print(options.json)
-    if options.plot:
-        plot(rows, Path(options.plot))
-        print(options.plot)
+    figures = describe_machine(inference_device()) | {"rows": rows}
+    write_outputs(options, figures, lambda file: plot(rows, file))
 
 
 if __name__ == "__main__":

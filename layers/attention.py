@@ -66,7 +66,6 @@ def attend_with_dropout(
 
     torch's fused attention on a CPU has no dropout, and on a GPU draws masks of its own.
     """
-    assert dropout.keys_B is not None
     groups = q_BHTD.size(1) // k_BHSD.size(1)
     k_BHSD, v_BHSD = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k_BHSD, v_BHSD))
     dtype = q_BHTD.dtype
@@ -74,7 +73,7 @@ def attend_with_dropout(
         q_BHTD, k_BHSD, v_BHSD = q_BHTD.float(), k_BHSD.float(), v_BHSD.float()
     with torch.autocast("cpu", enabled=False):
         if kernels.serve(q_BHTD):
-            asked = mask_BTS, causal, dropout.keys_B, dropout.p
+            asked = mask_BTS, causal, dropout.keys_of(q_BHTD), dropout.p
             return kernels.attention_with_dropout(q_BHTD, k_BHSD, v_BHSD, *asked).to(dtype)
         scores_BHTS = q_BHTD @ k_BHSD.mT / q_BHTD.size(-1) ** 0.5
         if mask_BTS is not None:

@@ -43,12 +43,21 @@ class Dropout(nn.Module):
             return x
         if self.keys_B is None:
             return F.dropout(x, self.p)
-        if len(self.keys_B) != len(x):
-            raise ValueError(f"expected as many sequences as there are seeds ({len(self.keys_B)}), got {len(x)}")
+        keys_B = self.keys_of(x)
         if kernels.serve(x):
-            return kernels.dropout(x, self.keys_B, place, self.p)
-        kept = keep_mask(self.keys_B, x.shape, place, self.p)
-        return torch.where(kept, x / (1 - self.p), 0)
+            return kernels.dropout(x, keys_B, place, self.p)
+        return torch.where(keep_mask(keys_B, x.shape, place, self.p), x / (1 - self.p), 0)
+
+    def keys_of(self, x: Tensor) -> Tensor:
+        """The keys, of the samples that `x` holds.
+
+        Raises:
+            ValueError: There are none, or those of another number of samples.
+        """
+        if self.keys_B is None or len(self.keys_B) != len(x):
+            count = 0 if self.keys_B is None else len(self.keys_B)
+            raise ValueError(f"expected as many sequences as there are seeds ({count}), got {len(x)}")
+        return self.keys_B
 
 
 def set_sample_seeds(model: nn.Module, seeds_B: Tensor | None) -> None:
@@ -58,8 +67,8 @@ def set_sample_seeds(model: nn.Module, seeds_B: Tensor | None) -> None:
         model: Whose dropouts.
         seeds_B: A whole number of 64 bits for each sample, on the model's device; None for torch's generator.
     """
-    modules = [module for module in model.modules() if isinstance(module, Dropout)]
-    if seeds_B is None:
+    modules = [module for module in model.modules() if isinstance(module, Dropout) and module.p > 0]
+    if seeds_B is None or not modules:
         tables: list[Tensor] | list[None] = [None] * len(modules)
     else:
         number_N1 = torch.arange(1, len(modules) + 1, device=seeds_B.device)[:, None]

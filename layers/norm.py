@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
 
         Its dtype is that of `x`, or under autocast on a CPU what the product that comes next would turn it into.
         """
-        if kernels.serve(x):
+        if kernels.serve(x) and x.size(-1) == len(self.weight):
             return kernels.rms_norm(x, self.weight, self.eps)
         if torch.is_autocast_enabled(x.device.type):  # Which would compute it in fp32 in some versions of torch.
             with torch.autocast(x.device.type, enabled=False):

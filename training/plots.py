@@ -1,8 +1,9 @@
 """Pictures: the curves of runs, and what every picture needs."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from training.runtime.errors import InputError
 from training.runtime.packages import needed_package
@@ -27,6 +28,23 @@ def check_output(path: Path, formats: Sequence[str] = FORMATS) -> None:
         raise InputError(f"cannot write {path}: there is no folder {path.parent}")
     if path.suffix in FORMATS:
         needed_package("matplotlib", f"drawing {path}")
+
+
+def check_outputs(options: Any) -> None:
+    """Raise an `InputError` now if the files of `--json` and `--plot` could not be written later."""
+    for output, formats in ((options.json, (".json",)), (options.plot, FORMATS)):
+        if output:
+            check_output(Path(output), formats)
+
+
+def write_outputs(options: Any, figures: Mapping[str, Any], plot: Callable[[Path], None]) -> None:
+    """Write the figures of a benchmark to the file of `--json`, draw them into that of `--plot`, and say so."""
+    if options.json:
+        Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
+    if options.plot:
+        plot(Path(options.plot))
+    for output in filter(None, (options.json, options.plot)):
+        print(output)
 
 
 def new_figure(width: float, height: float) -> "Figure":

@@ -177,6 +177,11 @@ def split_heads(x: Tensor, size: int, groups: Sequence[Group], rotary: Sequence[
         rotary: Cosines and sines, as in `RotaryAngles`; None for no rotation.
     """
     angles = None if rotary is None else [angle.float().contiguous() for angle in rotary]
+    for angle in angles or ():  # What does not fit is an error here: the kernels read what they are told to.
+        for heads in (group.heads for group in groups if group.rotated):
+            torch.broadcast_shapes(angle.shape, (x.size(0), heads, x.size(1), size))
+        if angle.shape[-2:] != (x.size(1), size):
+            raise ValueError(f"expected angles of {x.size(1)} tokens and {size} columns, got {tuple(angle.shape)}")
     weights = [None if group.norm is None else group.norm.weight.float() for group in groups]
     epsilon = next((group.norm.eps for group in groups if group.norm is not None), 0.0)
     return _applied(_SplitHeads, x, angles, size, epsilon, tuple(groups), *weights)
@@ -242,7 +247,9 @@ class _DroppedAttention(torch.autograd.Function):
         scores_BHTS = q_BHTD @ k_BHSD.mT
         scores = _Scores(*scores_BHTS.shape, q_BHTD.size(-1) ** -0.5, causal)
         if mask_BTS is not None:
-            mask_BTS = mask_BTS.contiguous()
+            mask_BTS = mask_BTS.expand(scores_BHTS.size(0), -1, -1).contiguous()
+            if mask_BTS.size(1) not in (1, scores_BHTS.size(2)) or mask_BTS.size(2) != scores_BHTS.size(3):
+                raise ValueError(f"the mask {tuple(mask_BTS.shape)} does not fit scores {tuple(scores_BHTS.shape)}")
             scores.mask = mask_BTS.data_ptr()
             scores.mask_batch, scores.mask_query = (mask_BTS.stride(d) * (mask_BTS.size(d) > 1) for d in (0, 1))
         dropped_BHTS, how = torch.empty_like(scores_BHTS), _dropout(keys_B, 0, p)

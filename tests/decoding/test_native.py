@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpt_models import random_model
 from helpers import command
 from seq2seq_models import random_model as random_encoder_decoder
 from torch import Tensor, nn
@@ -32,16 +33,6 @@ SIZES = {
     "wide": ModelConfig(num_layers=2, d_model=128, num_heads=4, num_kv_heads=2, d_ff=384, max_len=40),
     "long heads": ModelConfig(num_layers=2, d_model=168, num_heads=2, d_ff=52, max_len=40, positions="learned"),
 }
-
-
-def random_model(config: ModelConfig, vocab_size: int = 19) -> GPT:
-    """A model none of whose weights is zero, so that no part of it is idle."""
-    model = GPT(config, vocab_size).eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0, 1.5 * config.d_model**-0.5, generator=generator).add_(0.01)
-    return model
 
 
 @pytest.fixture(scope="session")

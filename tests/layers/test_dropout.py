@@ -137,6 +137,21 @@ def test_traced_code_drops_the_same(case: Case, monkeypatch: pytest.MonkeyPatch)
         assert (found - wanted).abs().max() <= 2e-6 * wanted.abs().max()
 
 
+def test_sizes_that_do_not_fit_are_errors_on_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    x_BTM, layer = torch.randn(3, 40, 64), attention()
+    set_sample_seeds(layer, SEEDS_B)
+    for min_elements in (1, 2**40):
+        monkeypatch.setattr(kernels, "MIN_ELEMENTS", min_elements)
+        with pytest.raises(RuntimeError):
+            RMSNorm(32)(x_BTM)
+        with pytest.raises((ValueError, RuntimeError)):
+            layer(x_BTM, causal=True, rotary=ROTARY(30))
+        with pytest.raises((ValueError, RuntimeError)):
+            layer(x_BTM, mask_BTS=MASK_B1S[..., :30])
+        with pytest.raises(ValueError, match=r"as many sequences as there are seeds \(3\), got 2"):
+            layer(x_BTM[:2], causal=True)
+
+
 def test_without_a_compiler_or_in_fp64_torch_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(64, 128)
     assert not kernels.serve(x.double())

@@ -68,7 +68,7 @@ def test_it_rounds_nothing_but_weights_and_cache(precision: Precision, size: Mod
         assert_near(logits_TV, in_fp32(model)(tokens_T[None])[0], 2 * BF16)
 
 
-@pytest.fixture(params=["eager", pytest.param("inductor", marks=pytest.mark.ci)])
+@pytest.fixture(params=["eager", pytest.param("inductor", marks=pytest.mark.nightly)])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(decoding.one_token.torch, "compile", with_backend(request.param))
     torch._dynamo.reset()

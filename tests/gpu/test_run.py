@@ -45,6 +45,7 @@ def test_each_part_has_its_time_and_a_cut_loses_no_other(tmp_path: Path, monkeyp
     assert sorted(path.stem for path in tmp_path.glob("*.json")) == ["first", "hangs", "last", "summary"]
 
 
+@pytest.mark.ci
 def test_a_check_that_takes_the_process_with_it_has_failed_and_the_others_go_on(tmp_path: Path) -> None:
     file = tmp_path / "checks.json"
     done = [{"check": name, "outcome": "ok", "seconds": 1} for name in ("precisions_learn_alike",)]

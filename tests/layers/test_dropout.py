@@ -127,6 +127,7 @@ def test_native_kernels_compute_what_torch_does(case: Case, dtype: str, monkeypa
         assert (native - plain).abs().max() <= size * (2e-6 if dtype == "fp32" else 0.03)
 
 
+@pytest.mark.parametrize("case", ["block", "memory", "causal padding"], indirect=True)
 def test_traced_code_drops_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "MIN_ELEMENTS", 1)
     x_BTM = torch.randn(3, 40, 64, generator=torch.Generator().manual_seed(2))

@@ -85,8 +85,15 @@ def test_auto_goes_by_device_and_length(
     assert choose_mode(TrainingConfig(compile=asked), device, work, processes) == (mode, reason)
 
 
-@pytest.mark.parametrize("accumulation_steps", [1, 3])  # Eight samples in three parts are of two sizes.
-@pytest.mark.parametrize("mode", ["blocks", "model"])
+@pytest.mark.parametrize(
+    ("mode", "accumulation_steps"),
+    [
+        ("blocks", 1),
+        ("model", 3),  # Eight samples in three parts are of two sizes.
+        pytest.param("blocks", 3, marks=pytest.mark.nightly),
+        pytest.param("model", 1, marks=pytest.mark.nightly),
+    ],
+)
 def test_one_code_serves_all_blocks_and_steps_and_changes_no_number(
     short: GPTConfig, tmp_path: Path, counting: Counting, mode: Any, accumulation_steps: int
 ) -> None:
@@ -118,8 +125,15 @@ def test_one_code_serves_batches_of_all_lengths(tmp_path: Path, counting: Counti
     assert same_curve(tmp_path / "run", tmp_path / "plain")
 
 
-@pytest.mark.parametrize("recompute", ["blocks", "attention"])
-@pytest.mark.parametrize("mode", ["blocks", "model"])
+@pytest.mark.parametrize(
+    ("mode", "recompute"),
+    [
+        ("blocks", "blocks"),
+        ("model", "attention"),
+        pytest.param("blocks", "attention", marks=pytest.mark.nightly),
+        pytest.param("model", "blocks", marks=pytest.mark.nightly),
+    ],
+)
 def test_what_is_recomputed_is_a_part_of_the_compiled_code(
     short: GPTConfig, tmp_path: Path, counting: Counting, mode: Any, recompute: Any
 ) -> None:
@@ -269,10 +283,10 @@ main()
 @pytest.mark.parametrize(
     ("mode", "recompute", "accumulation_steps"),
     [
-        ("blocks", "none", 2),
-        pytest.param("blocks", "blocks", 1, marks=pytest.mark.ci),
-        pytest.param("model", "none", 2, marks=pytest.mark.ci),
-        pytest.param("model", "attention", 1, marks=pytest.mark.ci),
+        pytest.param("blocks", "none", 2, marks=pytest.mark.ci),
+        pytest.param("blocks", "blocks", 1, marks=pytest.mark.nightly),
+        pytest.param("model", "none", 2, marks=pytest.mark.nightly),
+        pytest.param("model", "attention", 1, marks=pytest.mark.nightly),
     ],
 )
 def test_two_compiled_processes_give_the_losses_of_one_that_is_not(

@@ -91,12 +91,11 @@ def numbers(run: Path) -> list[list[float]]:
     return [[line[name] for name in ("train_loss", "grad_norm")] for line in read_metrics(run)]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize(("dropout", "optimizer"), [(0.2, "adamw"), (0.0, "muon")])
 def test_micro_batches_change_no_step(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float, optimizer: Any
 ) -> None:
-    config = with_training(config, precision="fp64", max_steps=20)
+    config = with_training(config, precision="fp64", max_steps=12, eval_interval=0)
     config = replace(
         config, model=replace(config.model, dropout=dropout), optimizer=replace(config.optimizer, name=optimizer)
     )

@@ -179,7 +179,7 @@ def split_heads(x: Tensor, size: int, groups: Sequence[Group], rotary: Sequence[
     angles = None if rotary is None else [angle.float().contiguous() for angle in rotary]
     for angle in angles or ():  # What does not fit is an error here: the kernels read what they are told to.
         for heads in (group.heads for group in groups if group.rotated):
-            torch.broadcast_shapes(angle.shape, (x.size(0), heads, x.size(1), size))
+            angle.expand(x.size(0), heads, x.size(1), size)
         if angle.shape[-2:] != (x.size(1), size):
             raise ValueError(f"expected angles of {x.size(1)} tokens and {size} columns, got {tuple(angle.shape)}")
     weights = [None if group.norm is None else group.norm.weight.float() for group in groups]

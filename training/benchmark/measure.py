@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from training.benchmark.memory import MemoryPeak, expected_bytes
+from training.benchmark.memory import MemoryPeak
 from training.benchmark.profile import StepProfiler
 from training.benchmark.speed import products_per_second
 from training.config.sections import RunConfig
 from training.loop import Trainer
+from training.planning.memory import expected_bytes
 from training.runtime.device import make_accelerator
 from training.runtime.errors import NonFiniteError, StoppedBySignal
 from training.runtime.hardware import peak_flops

@@ -1,7 +1,7 @@
 """What checks find, and how they are run: none of them may keep the others waiting."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from training.runtime.errors import CommandError
@@ -40,24 +40,23 @@ class Check(NamedTuple):
 
 
 def examine(check: Check, seconds: float = SECONDS) -> Iterator[Finding]:
-    """Run a check; where it raises an error, or does not end, that is what is found."""
+    """Run a check; where it raises an error, or does not end, that is found as well."""
+    found: list[Finding] = []
     if check.has_deadline:
-        yield from _looked(check)
-        return
-    found: list[Sequence[Finding]] = []
-    # A system call that hangs cannot be ended: its thread is left behind.
-    thread = threading.Thread(target=lambda: found.append(_looked(check)), daemon=True)
-    thread.start()
-    thread.join(seconds)
-    yield from (
-        found[0]
-        if found
-        else [Finding(check.name, "fault", f"no answer in {seconds:g} s", "a run would hang here; a restart may help")]
-    )
+        _look(check, found)
+    else:
+        # A system call that hangs cannot be ended: its thread is left behind.
+        thread = threading.Thread(target=_look, args=(check, found), daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if thread.is_alive():
+            found.append(Finding(check.name, "fault", f"no answer in {seconds:g} s", "a run would hang here, too"))
+    yield from list(found)
 
 
-def _looked(check: Check) -> list[Finding]:
+def _look(check: Check, found: list[Finding]) -> None:
     try:
-        return list(check.look())
+        for finding in check.look():
+            found.append(finding)
     except (CommandError, OSError, RuntimeError) as error:  # CUDA's errors are of the last kind.
-        return [Finding(check.name, "fault", " ".join(str(error).split())[:300])]
+        found.append(Finding(check.name, "fault", " ".join(str(error).split())[:300]))

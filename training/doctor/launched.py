@@ -9,5 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-told = {name: value for name, value in os.environ.items() if name.startswith(tuple(sys.argv[2:]))}
-Path(sys.argv[1], f"{os.getpid()}.json").write_text(json.dumps(told))
+if __name__ == "__main__":
+    told = {name: value for name, value in os.environ.items() if name.startswith(tuple(sys.argv[2:]))}
+    Path(sys.argv[1], f"{os.getpid()}.json").write_text(json.dumps(told))

@@ -1,5 +1,6 @@
 """Where checkpoints go: space, speed, what its file system can do, and its clock."""
 
+import errno
 import io
 import os
 import shutil
@@ -114,7 +115,11 @@ def _tried(ability: Ability, do: Callable[[Path], None], folder: Path) -> Findin
 
 
 def _lock(folder: Path) -> None:
-    """Lock a file as a run does; an error where a second one gets the lock, too."""
+    """Lock a file as a run does.
+
+    Raises:
+        OSError: It cannot be locked, or a second time, too: some file systems only say that they lock.
+    """
     import fcntl
 
     file = folder / "lock"
@@ -122,7 +127,7 @@ def _lock(folder: Path) -> None:
         fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with suppress(BlockingIOError):
             fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            raise OSError("a lock keeps nobody out")
+            raise OSError(errno.ENOLCK, "two got the same")
 
 
 def look_at_clock(output_dir: Path) -> Iterator[Finding]:
@@ -130,13 +135,12 @@ def look_at_clock(output_dir: Path) -> Iterator[Finding]:
     with scratch(output_dir) as folder:
         (folder / "now").touch()
         ahead = (folder / "now").stat().st_mtime - time.time()
-    newest = max(file.stat().st_mtime for file in Path(training.__file__).parent.rglob("*.py"))
     begin, steady = time.time(), time.monotonic()
     time.sleep(0.1)
     drift = (time.time() - begin) - (time.monotonic() - steady)
     todo = "let NTP set it (timedatectl set-ntp true; in WSL2 after a sleep: wsl --shutdown)"
-    if newest - time.time() > MAX_SKEW:
-        shown = time.strftime("%Y-%m-%d %H:%M", time.localtime())
+    if newest_code() - time.time() > MAX_SKEW:
+        shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time()))
         yield Finding("clock", "warning", f"{shown} is before this code was written: the hub will refuse", todo)
     elif abs(ahead) > MAX_SKEW:
         measured = f"{abs(ahead):.0f} s {'behind' if ahead > 0 else 'ahead of'} that of the file system"
@@ -146,3 +150,8 @@ def look_at_clock(output_dir: Path) -> Iterator[Finding]:
     else:
         measured = f"it agrees with the file system's to {abs(ahead):.1f} s, and goes steadily"
         yield Finding("clock", "good", measured)
+
+
+def newest_code() -> float:
+    """When the youngest file of this package was written."""
+    return max(file.stat().st_mtime for file in Path(training.__file__).parent.rglob("*.py"))

@@ -35,7 +35,7 @@ def parse() -> Namespace:
     add("--launch_file", type=str | None, help=files)
     count = "How many processes are to run here; on a CPU they try gloo. Default: what the file says, and all cards."
     add("--num_processes", type=int | None, help=count)
-    add("--timeout", type=float, default=15.0, help="Seconds after which an all-reduce hangs, for each way to do it.")
+    add("--timeout", type=float, default=15.0, help="Seconds after which an all-reduce counts as hanging.")
     add("--json", type=str | None, metavar="FILE", help="Write a report to this file, a .json; - for the terminal.")
     options = parser.parse_args()
     if options.num_processes is not None and options.num_processes < 1:

@@ -5,6 +5,7 @@ only add up wrongly.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def _cure(best: Outcome) -> str:
 
 def time_all_reduce(processes: int, backend: Backend, way: Way, seconds: float) -> Outcome:
     """Start processes that add up numbers, and end them when they are done, when one fails, or at the deadline."""
-    with tempfile.TemporaryDirectory() as name, _started(Path(name), processes, backend, way) as started:
+    with tempfile.TemporaryDirectory() as name, _started(Path(name), processes, backend, way, seconds) as started:
         folder = Path(name)
         ready = [folder / f"ready-{rank}" for rank in range(processes)]
         if not (_wait_for(ready, started, START_SECONDS) and _wait_for([folder / "result.json"], started, seconds)):
@@ -126,7 +127,9 @@ def time_all_reduce(processes: int, backend: Backend, way: Way, seconds: float) 
 
 
 @contextmanager
-def _started(folder: Path, processes: int, backend: Backend, way: Way) -> Iterator[Sequence["subprocess.Popen[bytes]"]]:
+def _started(
+    folder: Path, processes: int, backend: Backend, way: Way, seconds: float
+) -> Iterator[Sequence["subprocess.Popen[bytes]"]]:
     """Processes that say what they have to say into files, and are ended on leaving, whatever they do."""
     launch = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in launch}
@@ -136,7 +139,7 @@ def _started(folder: Path, processes: int, backend: Backend, way: Way) -> Iterat
     try:
         for rank in range(processes):
             with (folder / f"said-{rank}").open("wb") as said:
-                command = rank_command(folder, backend, rank, processes)
+                command = rank_command(folder, backend, rank, processes, seconds)
                 started.append(subprocess.Popen(command, env=environment, stdout=said, stderr=said))
         yield started
     finally:
@@ -147,9 +150,10 @@ def _started(folder: Path, processes: int, backend: Backend, way: Way) -> Iterat
                 process.wait(5)
 
 
-def rank_command(folder: Path, backend: Backend, rank: int, processes: int) -> list[str]:
-    """The command line of one of the processes."""
-    return [sys.executable, "-P", "-m", "training.doctor.rank", str(folder), backend, str(rank), str(processes)]
+def rank_command(folder: Path, backend: Backend, rank: int, processes: int, seconds: float) -> list[str]:
+    """The command line of one of the processes, which ends by itself a while after the deadline."""
+    numbers = rank, processes, math.ceil(START_SECONDS + seconds) + 10
+    return [sys.executable, "-P", "-m", "training.doctor.rank", str(folder), backend, *map(str, numbers)]
 
 
 def _wait_for(files: Sequence[Path], started: Sequence["subprocess.Popen[bytes]"], seconds: float) -> bool:

@@ -41,10 +41,8 @@ def look_at_threads(processes: int) -> Iterator[Finding]:
     each = f"{threads} for each of {processes} processes" if processes > 1 else f"{threads}"
     measured = f"a run takes {each}, of {cores} {'core' if cores == 1 else 'cores'}{limit}"
     if asked and asked > cores:
-        todo = (
-            f"a run takes no more than there are, other programs stop dead with so many: export OMP_NUM_THREADS={cores}"
-        )
-        yield Finding("threads", "warning", f"OMP_NUM_THREADS={asked}; {measured}", todo)
+        todo = f"other programs stop dead with so many: export OMP_NUM_THREADS={cores}"
+        yield Finding("threads", "warning", f"OMP_NUM_THREADS={asked}, but {measured}", todo)
     elif threads * processes > cores:
         todo = f"export OMP_NUM_THREADS={max(1, cores // processes)}"
         yield Finding("threads", "warning", f"{measured}: more than there are", todo)

@@ -1,9 +1,10 @@
-"""One process of a timed all-reduce: `python -m training.doctor.rank FOLDER BACKEND RANK PROCESSES`.
+"""One process of a timed all-reduce: `python -m training.doctor.rank FOLDER BACKEND RANK PROCESSES SECONDS`.
 
 Started by `all_reduce.py`, which ends it. It says by files in the folder how far it has come.
 """
 
 import json
+import signal
 import sys
 import time
 from datetime import timedelta
@@ -20,7 +21,9 @@ TIMES = 10
 
 def main() -> None:
     """Meet the others, add numbers up, and let the first process write down how long that took."""
-    folder, backend, rank, processes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    folder, backend, (rank, processes, seconds) = Path(sys.argv[1]), sys.argv[2], map(int, sys.argv[3:])
+    # The process that started this one ends it before, unless it was killed itself. Nothing that hangs holds this up.
+    signal.alarm(seconds)
     device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
     torch.set_num_threads(1)
     large = torch.full((LARGE[backend],), rank + 1.0, device=device)
@@ -29,10 +32,8 @@ def main() -> None:
         torch.cuda.synchronize()
     (folder / f"ready-{rank}").touch()
     meeting = f"file://{folder.absolute()}/meeting"
-    # The process that started this one has a deadline of its own, which is shorter.
-    distributed.init_process_group(
-        backend, init_method=meeting, rank=rank, world_size=processes, timeout=timedelta(minutes=10)
-    )
+    patience = timedelta(seconds=seconds)
+    distributed.init_process_group(backend, init_method=meeting, rank=rank, world_size=processes, timeout=patience)
     distributed.all_reduce(large)
     right = bool((large == processes * (processes + 1) / 2).all())
     large.zero_()

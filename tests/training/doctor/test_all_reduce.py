@@ -1,5 +1,7 @@
 """A timed all-reduce under a deadline: over gloo for real, and what is said of NCCL's ways."""
 
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+from helpers import ROOT
 
 from training.doctor import all_reduce
 from training.doctor.all_reduce import (
@@ -29,8 +32,8 @@ def replace_rank_1(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Let the second process do something else; it is given the folder."""
     command = all_reduce.rank_command
 
-    def other(folder: Path, backend: Any, rank: int, processes: int) -> list[str]:
-        return [sys.executable, "-c", code, str(folder)] if rank == 1 else command(folder, backend, rank, processes)
+    def other(folder: Path, backend: Any, rank: int, *numbers: Any) -> list[str]:
+        return [sys.executable, "-c", code, str(folder)] if rank == 1 else command(folder, backend, rank, *numbers)
 
     monkeypatch.setattr(all_reduce, "rank_command", other)
 
@@ -52,6 +55,13 @@ def test_a_rank_that_never_joins_is_a_hang_and_all_are_ended(monkeypatch: pytest
     assert outcome.fault == "it hangs, and was ended after 1 s"
     assert time.monotonic() - begin < 60
     assert not [child for child in psutil.Process().children() if "training.doctor.rank" in child.cmdline()]
+
+
+def test_a_rank_that_nobody_ends_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(all_reduce, "START_SECONDS", -10.0)
+    alone = subprocess.run(all_reduce.rank_command(tmp_path, "gloo", 0, 2, 1.0), cwd=ROOT, timeout=120, check=False)
+    assert (tmp_path / "ready-0").exists()
+    assert alone.returncode == -signal.SIGALRM
 
 
 def test_a_rank_that_fails_is_named_before_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,8 +45,8 @@ def test_more_threads_than_the_quota_are_named_with_what_a_run_takes(
     assert asked == Finding(
         "threads",
         "warning",
-        "OMP_NUM_THREADS=64; a run takes 2, of 2 cores (the container's quota is 2)",
-        "a run takes no more than there are, other programs stop dead with so many: export OMP_NUM_THREADS=2",
+        "OMP_NUM_THREADS=64, but a run takes 2, of 2 cores (the container's quota is 2)",
+        "other programs stop dead with so many: export OMP_NUM_THREADS=2",
     )
     assert speed == Finding("threads", "good", "2 threads multiply 2.0 times as fast as one")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -125,7 +125,7 @@ def test_a_real_quota_is_found(one_core: Path) -> None:
     assert done.returncode == 0, done.stderr
     [line] = done.stdout.splitlines()
     assert line.startswith(
-        "warning      threads      OMP_NUM_THREADS=64; a run takes 1, of 1 core (the container's quota"
+        "warning      threads      OMP_NUM_THREADS=64, but a run takes 1, of 1 core (the container's quota"
     )
     assert line.endswith("export OMP_NUM_THREADS=1")
 

@@ -6,18 +6,16 @@ It is written last and read first: what it does not match is not what was writte
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from training.config.sections import shown
 from training.runtime.errors import InputError
-from training.storage.files import doing_without, sync, write_synced
+from training.storage.files import sync, write_synced
 from training.storage.reading import (
     Count,
     FileError,
@@ -27,6 +25,7 @@ from training.storage.reading import (
     read_bytes,
     read_json,
 )
+from training.storage.tensor_file import SUFFIX, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,46 +113,34 @@ def _judging(folder: Path, name: str) -> Iterator[None]:
         raise CheckpointError(f"cannot read checkpoint {folder}: {name}: {error.fault}") from error
 
 
-def write_sealed(folder: Path, tensors: "Mapping[str, Mapping[str, Tensor]]", texts: Mapping[str, str]) -> None:
+def write_sealed(
+    folder: Path,
+    tensors: "Mapping[str, Mapping[str, Tensor]]",
+    values: "Iterator[Tensor]",
+    texts: Mapping[str, str],
+) -> None:
     """Write the folder of a checkpoint, flushed to the disk before its manifest is, and the manifest too.
 
     Args:
         folder: It must not exist.
         tensors: For each safetensors file, its tensors.
+        values: Their values, as `wholes` gives them.
         texts: For each other file, its content.
 
     Raises:
         OSError: The disk refused.
     """
     folder.mkdir()
+    written = {}
     for name, group in tensors.items():
-        _write_tensors(folder / f"{name}.safetensors", group)
+        file = f"{name}{SUFFIX}"
+        written[file] = write_tensors(folder / file, group, islice(values, len(group)))
     for name, text in texts.items():
-        write_synced(folder / name, text.encode())
-    written = sorted(folder.iterdir())
-    files = {file.name: {"size": file.stat().st_size, "sha256": _file_digest(file)} for file in written}
+        content = text.encode()
+        write_synced(folder / name, content)
+        written[name] = len(content), hashlib.sha256(content).hexdigest()
     sync(folder)
+    files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in sorted(written.items())}
     manifest = {"format": FORMAT, "files": files, "seal": seal(FORMAT, files)}
     write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     sync(folder)
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
-    """Write a safetensors file from where the tensors lie, without a copy of all of them, and flush it to the disk."""
-    from safetensors.torch import save_file
-
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
-    except SafetensorError as error:
-        refused = re.search(r"I/O error: (.*) \(os error (\d+)\)", str(error))
-        if refused is None:
-            raise
-        raise OSError(int(refused[2]), refused[1], str(path)) from error
-    with doing_without("modes", path.parent):  # safetensors lets nobody else read its files.
-        path.chmod(path.parent.stat().st_mode & 0o666)
-    sync(path)

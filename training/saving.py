@@ -16,10 +16,10 @@ from training.runtime.device import Runtime
 from training.runtime.errors import CommandError, InputError, SaveError
 from training.runtime.processes import in_main_process
 from training.storage.checkpoint import Checkpoint, CheckpointStore
-from training.storage.loading import saved_tensors
+from training.storage.loading import read_into
 from training.storage.run_folder import RunFolder
 from training.storage.state import Counters, SavedState, check_identity, run_identity, saved_state
-from training.storage.whole import exhaust, fill, wholes
+from training.storage.whole import exhaust, wholes
 from training.task import Task
 
 
@@ -81,9 +81,7 @@ class Saver:
             if checkpoint.text(name) != text:
                 raise InputError(f"{checkpoint.folder / name} is not the one of the run's data: its symbols differ")
         for name, wanted in self.tensors().items():
-            saved = saved_tensors(checkpoint, name, wanted)
-            for key, tensor in wanted.items():
-                fill(tensor, saved[key])
+            read_into(wanted, checkpoint, name)
         scaler = self.accelerator.scaler
         if scaler is not None and counters.loss_scale is not None:
             scale = {"scale": counters.loss_scale, "_growth_tracker": counters.loss_scale_streak}

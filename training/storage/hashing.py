@@ -1,4 +1,4 @@
-"""Files that are hashed and flushed to the disk while they are written."""
+"""Files that are hashed while they are written, and flushed to the disk, or while they are read."""
 
 import hashlib
 import os
@@ -7,7 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-CHUNK = 8 * 2**20
+from training.storage.reading import MalformedFileError
+
+CHUNK = 4 * 2**20
 """Bytes that are written, or read, at once."""
 FLUSH = 64 * 2**20
 """Bytes after which a flush begins while more is written: left to itself, the system keeps all of it for the end."""
@@ -54,3 +56,44 @@ def write_hashed(path: Path, parts: Iterable[memoryview]) -> tuple[int, str]:
 def _write(file: BinaryIO, chunk: memoryview) -> None:
     while chunk:
         chunk = chunk[file.write(chunk) :]
+
+
+class HashedReading:
+    """Reads an open file once from its beginning, and hashes what it reads: what is used is what was hashed.
+
+    Args:
+        file: The file.
+        path: What to call it in an error.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.path, self.size = path, os.fstat(file.fileno()).st_size
+        self._file, self._sha256 = file, hashlib.sha256()
+        file.seek(0)
+
+    @property
+    def left(self) -> int:
+        """Bytes that are still to be read."""
+        return self.size - self._file.tell()
+
+    @property
+    def sha256(self) -> str:
+        """Of what was read."""
+        return self._sha256.hexdigest()
+
+    def read(self, size: int) -> bytes:
+        """The next bytes; see `fill`."""
+        content = bytearray(size)
+        self.fill(memoryview(content))
+        return bytes(content)
+
+    def fill(self, memory: memoryview) -> None:
+        """Read as many bytes as the memory has, into it.
+
+        Raises:
+            MalformedFileError: There are no more so many.
+        """
+        for chunk in chunks(memory):
+            if self._file.readinto(chunk) < len(chunk):  # type: ignore[attr-defined]
+                raise MalformedFileError(self.path, f"it ends after {self._file.tell():,} bytes")
+            self._sha256.update(chunk)

@@ -8,14 +8,19 @@ The library wants all tensors or all bytes of a file in memory at once.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.storage.hashing import write_hashed
+from training.config.sections import shown
+from training.storage.hashing import HashedReading, write_hashed
+from training.storage.reading import Count, MalformedFileError, built, decoded, parse_json
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 SUFFIX = ".safetensors"
@@ -33,6 +38,26 @@ DTYPES = {
 }
 """What the format calls the types of torch, in the order in which they come in a file, so that none is misaligned."""
 _RANKS = {name: rank for rank, name in enumerate(DTYPES)}
+_TYPES = {code: name for name, code in DTYPES.items()}
+_MAX_HEADER = 100_000_000
+"""Bytes; the library takes no longer one."""
+
+
+@dataclass
+class Stored:
+    """What a header says of a tensor: its type, by the format's word, its shape, and its place behind the header."""
+
+    dtype: str
+    shape: list[Count]
+    data_offsets: list[Count]
+
+    @property
+    def torch_dtype(self) -> "torch.dtype":
+        """Its type, by torch's."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, _TYPES[self.dtype])
+        return dtype
 
 
 def _type_name(tensor: "Tensor") -> str:
@@ -79,3 +104,42 @@ def tensor_bytes(tensor: "Tensor") -> memoryview:
     import torch
 
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def read_header(reading: HashedReading) -> dict[str, Stored]:
+    """What a file holds, in its order; the file is read up to the first tensor.
+
+    Raises:
+        MalformedFileError: It is no such file, or of types that are not in `DTYPES`.
+    """
+    import torch
+
+    path, length = reading.path, int.from_bytes(reading.read(8), "little")
+    if length > min(_MAX_HEADER, reading.left):
+        raise MalformedFileError(path, f"a header of {length:,} bytes in a file of {reading.size:,}")
+    tensors: dict[str, Stored] = built(dict[str, Stored], parse_json(decoded(reading.read(length), path), path), path)
+    end = 0
+    for name, stored in tensors.items():
+        if stored.dtype not in _TYPES:
+            raise MalformedFileError(path, f"{shown(name)} is of the type {shown(stored.dtype)}")
+        size = prod(stored.shape) * getattr(torch, _TYPES[stored.dtype]).itemsize
+        if stored.data_offsets != [end, end + size]:
+            raise MalformedFileError(path, f"{shown(name)} does not take its bytes, or does not follow the one before")
+        end += size
+    if end != reading.left:
+        raise MalformedFileError(path, f"{end:,} bytes of tensors, expected {reading.left:,}")
+    return tensors
+
+
+def read_tensors(reading: HashedReading) -> Iterator[tuple[str, "Tensor"]]:
+    """The tensors of a file, with their names and in its order, each read when it is asked for.
+
+    Raises:
+        MalformedFileError: As `read_header`.
+    """
+    import torch
+
+    for name, stored in read_header(reading).items():
+        value = torch.empty(stored.shape, dtype=stored.torch_dtype)
+        reading.fill(tensor_bytes(value))
+        yield name, value

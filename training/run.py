@@ -63,7 +63,6 @@ def train(
         trainer = Trainer(runtime, task, config, run)
         if checkpoint is not None:
             trainer.restore(checkpoint)
-            del checkpoint  # Its bytes are as large as the model and its optimizer.
         trackers = in_main_process(accelerator, lambda: _prepare(runtime, trainer))
         with naming_lost_processes(accelerator):
             trainer.fit(trackers or [])
@@ -116,7 +115,7 @@ def _choose_start(
     if chosen is not None:
         return chosen
     assert paths[0] is not None
-    return RunFolder(paths[0]), None if paths[1] is None else Checkpoint(paths[1])
+    return RunFolder(paths[0]), None if paths[1] is None else Checkpoint(paths[1], in_part=True)
 
 
 def _newest_sound(run: RunFolder) -> Checkpoint | None:

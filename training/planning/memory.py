@@ -1,5 +1,7 @@
 """How much memory a step should take of one device, by a formula."""
 
+from bisect import bisect_right
+
 from torch import nn
 
 from training.config.sections import RunConfig
@@ -45,6 +47,23 @@ def expected_bytes(model: nn.Module, config: RunConfig, precision: str, targets:
         ACTIVATIONS: targets * kept + 4 * logits,
     }
     return {name: size for name, size in found.items() if size}
+
+
+def largest_micro_batch(
+    model: nn.Module, config: RunConfig, precision: str, tokens_per_sample: float, free_bytes: int
+) -> int:
+    """How many sequences go through the model at once at most, so that all of `expected_bytes` fits; 0 for none.
+
+    Args:
+        model, config, precision: As of `expected_bytes`.
+        tokens_per_sample: Targets of a sequence.
+        free_bytes: What the training may take of the device, its weights and optimizer included.
+    """
+
+    def needed(sequences: int) -> int:
+        return sum(expected_bytes(model, config, precision, round(sequences * tokens_per_sample)).values())
+
+    return bisect_right(range(1, config.training.batch_size + 1), free_bytes, key=needed)
 
 
 def _linear(module: nn.Module) -> list[nn.Linear]:

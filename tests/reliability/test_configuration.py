@@ -175,8 +175,8 @@ def seq2seq_related(config: dict[str, Any]) -> bool:
         if (data["symbols"], data["min_length"], data["max_length"]) != ("abcdefghijklmnopqrstuvwxyz", 1, 20):
             return False
         return hub or (not source.startswith("hub:") and Path(source).suffix in (".jsonl", ".csv"))
-    fixed = (data["tokens"], data["source"], data["source_column"], data["target_column"])
-    return fixed == ("characters", None, "source", "target") and data["max_length"] <= model["max_len"] - 2
+    fixed = (data["tokens"], data["source"], data["source_column"], data["target_column"], data["on_bad_row"])
+    return fixed == ("characters", None, "source", "target", "stop") and data["max_length"] <= model["max_len"] - 2
 
 
 KINDS = [

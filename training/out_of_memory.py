@@ -90,14 +90,13 @@ def is_ours(file: str) -> bool:
 def needed(task: Task, use: Use, place: str) -> dict[str, int]:
     """What is kept at once at such a place, in bytes by part, by a formula."""
     model, tokens = task.model, task.data.tokens_per_sample
-    if place in (STEP, TRIED):
-        return expected_bytes(model, use.config, use.precision, round(use.at_once * tokens))
-    state = expected_bytes(model, use.config, use.precision, 0)
+    targets = round(use.at_once * tokens) if place in (STEP, TRIED) else 0
+    kept = expected_bytes(model, use.config, use.precision, targets, length=tokens)
     if place == EVALUATION:
-        state.pop("gradients", None)
+        kept.pop("gradients", None)
         targets = round(use.config.training.eval_batch_size * tokens)
-        state["evaluated sequences"] = evaluated_bytes(model, use.precision, targets)
-    return state
+        kept["evaluated sequences"] = evaluated_bytes(model, use.precision, targets)
+    return kept
 
 
 def evaluated_bytes(model: nn.Module, precision: str, targets: int) -> int:

@@ -68,7 +68,6 @@ def train(
         trainer = Trainer(runtime, task, config, run)
         if checkpoint is not None:
             trainer.restore(checkpoint)
-            del checkpoint  # Its bytes are as large as the model and its optimizer.
         trainer.choose_micro_batch()
         trackers = in_main_process(accelerator, partial(_prepare, runtime, trainer))
         with naming_lost_processes(accelerator):
@@ -116,7 +115,7 @@ def _choose_start(
     if chosen is not None:
         return chosen
     assert paths[0] is not None
-    return RunFolder(paths[0]), None if paths[1] is None else Checkpoint(paths[1])
+    return RunFolder(paths[0]), None if paths[1] is None else Checkpoint(paths[1], in_part=True)
 
 
 def _newest_sound(run: RunFolder) -> Checkpoint | None:

@@ -11,7 +11,6 @@ from helpers import read_metrics, with_training
 from torch import Tensor
 
 from gpt.config import GPTConfig
-from gpt.model import GPT
 from gpt.task import train_gpt
 from training import micro_batch
 from training.config.command_line import StrictParser
@@ -24,7 +23,6 @@ from training.micro_batch import (
     sequences_at_once,
     sizes_to_try,
 )
-from training.planning.memory import expected_bytes, largest_micro_batch
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint
 from training.task import loss_sum
@@ -219,17 +217,6 @@ def test_a_run_without_steps_to_come_keeps_what_it_knows() -> None:
     chosen, setup = batching(), {"micro_batch": 8, "micro_batch_tried": "8 fits"}
     chosen.go_on(setup)
     assert chosen.record == setup
-
-
-def test_the_largest_by_formula_is_what_the_parts_leave_room_for(config: GPTConfig) -> None:
-    model = GPT(config.model, 30)
-
-    def needed(sequences: int) -> int:
-        return sum(expected_bytes(model, config, "fp32", 16 * sequences).values())
-
-    for free in (0, needed(1) - 1, needed(1), needed(5), needed(6) - 1, needed(8), 10**12):
-        found = largest_micro_batch(model, config, "fp32", 16.0, free)
-        assert found == max((count for count in range(1, 9) if needed(count) <= free), default=0)
 
 
 class SmallCard:

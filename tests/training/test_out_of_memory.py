@@ -68,9 +68,9 @@ def test_a_step_says_where_the_memory_went_and_what_saves_most(
     model = GPTTask(large).model
 
     def total(config: GPTConfig, sequences: int) -> int:
-        return sum(expected_bytes(model, config, "fp32", 16 * sequences).values())
+        return sum(expected_bytes(model, config, "fp32", 16 * sequences, length=16).values())
 
-    for name, size in expected_bytes(model, large, "fp32", 16 * 8).items():
+    for name, size in expected_bytes(model, large, "fp32", 16 * 8, length=16).items():
         assert f"{name.partition(',')[0]} {gigabytes(size)}" in said
     muon = replace(large, optimizer=replace(large.optimizer, name="muon"))
     saved = {

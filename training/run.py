@@ -63,6 +63,7 @@ def train(
         trainer = Trainer(runtime, task, config, run)
         if checkpoint is not None:
             trainer.restore(checkpoint)
+            del checkpoint  # Its files are open: they would keep their space on the disk after they are pruned.
         trackers = in_main_process(accelerator, lambda: _prepare(runtime, trainer))
         with naming_lost_processes(accelerator):
             trainer.fit(trackers or [])

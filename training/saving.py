@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 
 from training.average import WeightAverage
-from training.batches import choose_micro_batch
 from training.config.command_line import config_to_yaml
 from training.config.sections import RunConfig
 from training.evaluation import stride
@@ -52,7 +51,6 @@ class Saver:
         self._optimizer, self._average = optimizer, average
         self.store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
         self.setup: dict[str, Any] = {"processes": runtime.accelerator.num_processes, "precision": runtime.precision}
-        self.setup["micro_batch"] = choose_micro_batch(runtime.accelerator.device, task.data.tokens_per_sample)
         self._identity = run_identity(config, task)
         self._every = stride(task.data, config.training.eval_tokens)
         self._background, self._snapshot = Background(), Snapshot()
@@ -79,10 +77,7 @@ class Saver:
             InputError: It is another run's.
         """
         check_identity(checkpoint, self._identity)
-        state = saved_state(checkpoint)
-        counters, recorded = state.counters, state.setup.get("micro_batch")
-        device, tokens_per_sample = self.accelerator.device, self.task.data.tokens_per_sample
-        self.setup["micro_batch"] = choose_micro_batch(device, tokens_per_sample, recorded)
+        counters = saved_state(checkpoint).counters
         self.forgotten = counters.go_by(self._every)
         self._best_on_disk = _best(counters)
         for name, text in self.task.checkpoint_files().items():

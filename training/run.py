@@ -68,6 +68,7 @@ def train(
         trainer = Trainer(runtime, task, config, run)
         if checkpoint is not None:
             trainer.restore(checkpoint)
+            del checkpoint  # Its files are open: they would keep their space on the disk after they are pruned.
         trainer.choose_micro_batch()
         trackers = in_main_process(accelerator, partial(_prepare, runtime, trainer))
         with naming_lost_processes(accelerator):

@@ -38,6 +38,8 @@ from seq2seq.config import Seq2SeqConfig
 from seq2seq.task import train_seq2seq
 from training import compiling
 from training.benchmark.measure import fit, temporary_trainer
+from training.doctor.all_reduce import GLOO, P2P, time_all_reduce
+from training.doctor.cards import look_at_cards
 from training.run import Result
 from training.runtime.errors import InputError, StoppedBySignal
 from training.runtime.machine import describe_machine
@@ -233,6 +235,16 @@ def a_stop_resumes_to_the_bit(folder: Path) -> Mapping[str, Any]:
     assert 3 <= stopped <= 8, f"the signal of step 6 stopped the run after step {stopped}"
     train(config, folder / "stopped", task=StoppedTask, resume=True)
     return {"stopped_after": stopped, "tensors": assert_same_bits(folder / "whole", folder / "stopped")}
+
+
+@check
+def the_doctor_finds_no_fault(folder: Path) -> Mapping[str, Any]:
+    """Of torch, driver and cards; and NCCL adds up, though a single process has no other to send to."""
+    found = list(look_at_cards())
+    assert not [str(finding) for finding in found if finding.status == "fault"]
+    outcome = time_all_reduce(1, *(("nccl", P2P) if ON_GPU else ("gloo", GLOO)), 60.0)
+    assert not outcome.fault, outcome.fault
+    return {"findings": [str(finding) for finding in found], "latency": outcome.latency}
 
 
 @check

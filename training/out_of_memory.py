@@ -90,13 +90,15 @@ def is_ours(file: str) -> bool:
 def needed(task: Task, use: Use, place: str) -> dict[str, int]:
     """What is kept at once at such a place, in bytes by part, by a formula."""
     model, tokens = task.model, task.data.tokens_per_sample
-    targets = round(use.at_once * tokens) if place in (STEP, TRIED) else 0
-    kept = expected_bytes(model, use.config, use.precision, targets, length=tokens)
+    kept = expected_bytes(model, use.config, use.precision, round(use.at_once * tokens), length=tokens)
+    if place in (STEP, TRIED):
+        return kept
+    state = {name: kept[name] for name in ("weights", "gradients", "optimizer", "average") if name in kept}
     if place == EVALUATION:
-        kept.pop("gradients", None)
+        del state["gradients"]
         targets = round(use.config.training.eval_batch_size * tokens)
-        kept["evaluated sequences"] = evaluated_bytes(model, use.precision, targets)
-    return kept
+        state["evaluated sequences"] = evaluated_bytes(model, use.precision, targets)
+    return state
 
 
 def evaluated_bytes(model: nn.Module, precision: str, targets: int) -> int:

@@ -240,12 +240,18 @@ class Trial:
 
 
 def spare_bytes(device: torch.device) -> int:
-    """What is kept free of a device while sizes are tried; 0 where its memory is not known."""
-    return int(RESERVE * torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else 0
+    """What is kept free of a GPU while sizes are tried; 0 where a device's memory is not known."""
+    return int(RESERVE * _usable_bytes(device)) if device.type == "cuda" else 0
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What this process may take of its GPU, with what it has taken; None where that is not known."""
+    """What this process may take of its GPU, with what it has taken; None where a device's memory is not known."""
     if device.type != "cuda":
         return None
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - spare_bytes(device)
+    at_hand = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return min(at_hand, _usable_bytes(device)) - spare_bytes(device)
+
+
+def _usable_bytes(device: torch.device) -> int:
+    """A GPU's memory, or the part of it that torch is told to make do with."""
+    return int(torch.cuda.get_per_process_memory_fraction(device) * torch.cuda.mem_get_info(device)[1])

@@ -145,6 +145,7 @@ class Trainer:
                     self._finish_step(signals, reporter, stopping=False)
                 self._train(batches, signals, reporter)
             finally:
+                self.saver.close(reporter)
                 reporter.close()
 
     def batches(self) -> Batches:
@@ -284,6 +285,7 @@ class Trainer:
             PartedReplicasError: The ranks' weights are not the same.
         """
         counters, task = self.counters, self.task
+        self.saver.settle(counters, reporter)
         check_replicas(self.saver, counters)
         reporter.progress.doing("evaluating …")
         measures, sample = evaluate(

@@ -135,6 +135,7 @@ def _prepare(runtime: Runtime, trainer: Trainer) -> list[Tracker]:
     store = trainer.saver.store
     store.clean()
     space, warning = store.check_space(trainer.saver.checkpoint_bytes)
+    space += ", written in the background from a copy in memory" if config.training.background_saves else ""
     run.forget_metrics_after(counters.reported_step)
     store.go_back_to(counters.step, counters.best_step)
     trackers = start_trackers(config, run, counters)

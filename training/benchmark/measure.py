@@ -199,15 +199,21 @@ def measure_until(make_task: Callable[[], Task], config: RunConfig, loss: float)
 
 
 @contextmanager
-def temporary_trainer(make_task: Callable[[], Task], config: RunConfig, num_steps: int) -> Iterator[Trainer]:
-    """What trains a configuration, for so many steps at least, and leaves nothing behind."""
+def temporary_trainer(
+    make_task: Callable[[], Task], config: RunConfig, num_steps: int, beside: Path | None = None
+) -> Iterator[Trainer]:
+    """What trains a configuration, for so many steps at least, and leaves nothing behind.
+
+    It takes no samples and writes no checkpoints, unless `as_in_a_run` is called; `beside` is a folder whose disk it
+    would write them to.
+    """
     asked = config.training
     runtime = make_accelerator(asked.precision, deterministic=asked.deterministic, timeout=asked.collective_timeout)
     task = make_task()
     task.sample, task.metrics = _no_sample, _no_metrics  # type: ignore[method-assign]
     length = max(num_steps, count_steps(config, task))
     training = replace(asked, max_steps=length, epochs=None)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=beside) as folder:
         run = RunFolder(Path(folder))
         run.create("")
         trainer = Trainer(runtime, task, replace(config, training=training), run)
@@ -223,6 +229,12 @@ def temporary_trainer(make_task: Callable[[], Task], config: RunConfig, num_step
         torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def as_in_a_run(trainer: Trainer) -> None:
+    """Let a trainer of `temporary_trainer` take samples and write checkpoints."""
+    for changed, name in ((trainer.task, "sample"), (trainer.task, "metrics"), (trainer.saver, "save")):
+        del vars(changed)[name]
 
 
 def _no_sample(seed: int) -> str:

@@ -152,6 +152,8 @@ class TrainingConfig(Section):
         log_interval: Steps between two lines of metrics.
         checkpoint_interval: Steps between two checkpoints; 0 for one at the end only.
         keep_checkpoints: How many of the newest checkpoints to keep, besides the best one.
+        background_saves: Write checkpoints while the run goes on, from a copy in the CPU's memory that takes as much as
+            one of them. The next save or evaluation waits until it is written; the run's last one is written at once.
         on_save_error: What a run does that cannot write a checkpoint, on a full disk say: stop, or continue to the
             next one. The last one of a run must be written.
         max_nonfinite_steps: How many steps in a row may be left out because their loss or gradient is infinite or not
@@ -183,6 +185,7 @@ class TrainingConfig(Section):
     log_interval: int = setting(10, on_resume="same")
     checkpoint_interval: int = setting(250, on_resume="same")
     keep_checkpoints: int = setting(2, on_resume="same")
+    background_saves: bool = setting(False, on_resume="same")
     on_save_error: Literal["stop", "continue"] = setting("stop", on_resume="same")
     max_nonfinite_steps: int = 0
     deterministic: bool = False

@@ -15,7 +15,7 @@ from training.config.sections import RunConfig, TransformerConfig
 from training.loss import MAX_LOGITS_BYTES
 from training.recompute import blocks_of
 
-ACTIVATIONS = "activations, estimated"
+ACTIVATIONS, AT_WORK = "activations, estimated", "gradients at work"
 SIDE_BY_SIDE = ("query", "key", "value", "gate", "up")
 """Layers whose weights are laid side by side for one product (`layers/products.py`)."""
 
@@ -59,7 +59,8 @@ def expected_bytes(
     - optimizer: adamw 2 w P; muon w for each weight of a block's matrix, and 2 w for the others.
     - average: w P where there is one.
     - activations: of each token what norms, attention and feed-forward layers keep; of a part that is computed twice
-      its input, and all of the one at work. The gradients of one block at work come on top.
+      its input, and all of the one at work.
+    - gradients at work: those by the activations of one block.
     - logits: 3 w N V, for their softmax and the gradients of both; of a chunk, where the loss is computed in chunks.
     - gathered, over several shards: two blocks and what is outside of blocks, w for each weight and its gradient.
 
@@ -90,6 +91,7 @@ def expected_bytes(
         "optimizer": how.w * (2 * weights - by_muon) / shards,
         "average": how.w * weights / shards if config.training.ema_decay else 0,
         ACTIVATIONS: targets * _kept_bytes(blocks, config, how),
+        AT_WORK: targets * _gradients_at_work(config.model, how),
         "logits": 3 * min(how.w * targets * vocabulary, MAX_LOGITS_BYTES),
         "gathered": 2 * how.w * gathered,
     }
@@ -173,7 +175,7 @@ def _feed_forward(shape: TransformerConfig, how: _How) -> float:
 
 
 def _kept_bytes(blocks: list[nn.Module], config: RunConfig, how: _How) -> float:
-    """What is kept of a token until the backward pass, with the gradients of a block at work."""
+    """What is kept of a token until the backward pass."""
     shape: TransformerConfig = config.model
     width, attention, feed_forward = shape.d_model, _attention(shape, how), _feed_forward(shape, how)
     norm = (how.w + how.p) * width  # What goes in, and what comes out.
@@ -186,6 +188,10 @@ def _kept_bytes(blocks: list[nn.Module], config: RunConfig, how: _How) -> float:
         largest = max(largest, inside)
         kept += {"none": inside, "attention": inside - crossings * attention, "blocks": how.w * width}[recompute]
     again = {"none": 0.0, "attention": attention, "blocks": largest}[recompute]
+    return kept + again
+
+
+def _gradients_at_work(shape: TransformerConfig, how: _How) -> float:
+    """Of a token, in one block: those of its feed-forward layer or of its attention, whichever are more."""
     scores = how.a * shape.num_heads * how.length if shape.dropout and not how.on_gpu else 0
-    gradients = how.w * width + max(how.p * (3 * shape.d_ff + width), 2 * how.a * width + scores)
-    return kept + again + gradients
+    return how.w * shape.d_model + max(how.p * (3 * shape.d_ff + shape.d_model), 2 * how.a * shape.d_model + scores)

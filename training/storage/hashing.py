@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,7 +67,7 @@ class HashedReading:
         path: What to call it in an error.
     """
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: BufferedReader, path: Path) -> None:
         self.path, self.size = path, os.fstat(file.fileno()).st_size
         self._file, self._sha256 = file, hashlib.sha256()
         file.seek(0)
@@ -94,6 +95,6 @@ class HashedReading:
             MalformedFileError: There are no more so many.
         """
         for chunk in chunks(memory):
-            if self._file.readinto(chunk) < len(chunk):  # type: ignore[attr-defined]
+            if self._file.readinto(chunk) < len(chunk):
                 raise MalformedFileError(self.path, f"it ends after {self._file.tell():,} bytes")
             self._sha256.update(chunk)

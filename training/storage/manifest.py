@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from training.config.sections import shown
 from training.runtime.errors import InputError
@@ -87,7 +88,7 @@ class SealedFiles:
     def __init__(self, folder: Path) -> None:
         self.folder, self.texts = folder, dict[str, bytes]()
         self._entries = verified_manifest(folder)
-        self._open: dict[str, BinaryIO] = {}
+        self._open: dict[str, BufferedReader] = {}
         weakref.finalize(self, _close, self._open)
         for name, entry in self._entries.items():
             with _judging(folder, name):
@@ -152,7 +153,7 @@ class SealedFiles:
             raise DamagedCheckpointError(f"checkpoint {self.folder} is damaged: {name} does not match its SHA-256")
 
 
-def _close(files: Mapping[str, BinaryIO]) -> None:
+def _close(files: Mapping[str, BufferedReader]) -> None:
     for file in files.values():
         file.close()
 

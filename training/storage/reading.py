@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
+from io import BufferedReader
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
@@ -73,7 +74,7 @@ def naming(path: Path) -> Iterator[None]:
         raise FileError(path, error.strerror or str(error)) from error
 
 
-def open_file(path: Path, *, size: int | None = None) -> BinaryIO:
+def open_file(path: Path, *, size: int | None = None) -> BufferedReader:
     """Open a regular file to read, or raise a `FileError` at once.
 
     Args:
@@ -86,7 +87,7 @@ def open_file(path: Path, *, size: int | None = None) -> BinaryIO:
     """
     with naming(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    file: BinaryIO = regular(descriptor, path, "rb")
+    file: BufferedReader = regular(descriptor, path, "rb")
     found = os.fstat(descriptor).st_size
     if size is not None and found != size:
         file.close()

@@ -103,7 +103,7 @@ def tensor_bytes(tensor: "Tensor") -> memoryview:
     """The memory of a contiguous tensor on the CPU."""
     import torch
 
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def read_header(reading: HashedReading) -> dict[str, Stored]:

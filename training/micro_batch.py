@@ -63,6 +63,13 @@ def cpu_micro_batch(tokens_per_sample: float) -> int:
     return max(1, int(MICRO_BATCH_TOKENS // tokens_per_sample))
 
 
+def untried_size(training: TrainingConfig, device: torch.device, tokens_per_sample: float) -> int:
+    """How many sequences go through the model at once at most, where that is known before the run; else 0."""
+    if training.micro_batch_size != "auto":
+        return training.micro_batch_size
+    return cpu_micro_batch(tokens_per_sample) if device.type == "cpu" else 0
+
+
 class MicroBatching:
     """Chooses how many sequences go through the model at once.
 
@@ -80,12 +87,9 @@ class MicroBatching:
         self._on_cpu = accelerator.device.type == "cpu"
         self._before: int | None = None
         self._goes_on, self._tried = False, ""
-        if training.micro_batch_size != "auto":
-            self.size, self._reason = training.micro_batch_size, "as configured"
-        elif self._on_cpu:
-            self.size, self._reason = cpu_micro_batch(tokens_per_sample), "auto: what a CPU is fast with"
-        else:
-            self.size, self._reason = 0, "auto: not tried"
+        self.size = untried_size(training, accelerator.device, tokens_per_sample)
+        told = training.micro_batch_size != "auto"
+        self._reason = "as configured" if told else f"auto: {'what a CPU is fast with' if self._on_cpu else 'untried'}"
 
     @property
     def is_to_be_tried(self) -> bool:

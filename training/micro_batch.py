@@ -63,13 +63,6 @@ def cpu_micro_batch(tokens_per_sample: float) -> int:
     return max(1, int(MICRO_BATCH_TOKENS // tokens_per_sample))
 
 
-def untried_size(training: TrainingConfig, device: torch.device, tokens_per_sample: float) -> int:
-    """How many sequences go through the model at once at most, where that is known before the run; else 0."""
-    if training.micro_batch_size != "auto":
-        return training.micro_batch_size
-    return cpu_micro_batch(tokens_per_sample) if device.type == "cpu" else 0
-
-
 class MicroBatching:
     """Chooses how many sequences go through the model at once.
 
@@ -87,9 +80,12 @@ class MicroBatching:
         self._on_cpu = accelerator.device.type == "cpu"
         self._before: int | None = None
         self._goes_on, self._tried = False, ""
-        self.size = untried_size(training, accelerator.device, tokens_per_sample)
-        told = training.micro_batch_size != "auto"
-        self._reason = "as configured" if told else f"auto: {'what a CPU is fast with' if self._on_cpu else 'untried'}"
+        if training.micro_batch_size != "auto":
+            self.size, self._reason = training.micro_batch_size, "as configured"
+        elif self._on_cpu:
+            self.size, self._reason = cpu_micro_batch(tokens_per_sample), "auto: what a CPU is fast with"
+        else:
+            self.size, self._reason = 0, "auto: not tried"
 
     @property
     def is_to_be_tried(self) -> bool:
@@ -135,14 +131,14 @@ class MicroBatching:
         if self._goes_on:
             self.size, self._tried, self._reason = before if self._on_cpu else 0, tried, "auto: as the run began"
 
-    def try_sizes(self, estimate: int, fits: Callable[[int], bool], free: int | None = None) -> None:
+    def try_sizes(self, estimate: int, fits: Callable[[int], bool] | None, free: int | None = None) -> None:
         """Choose the largest size that fits, of those that are worth a try; all processes call this.
 
         A run that goes on tries what it did before, and smaller sizes only where that does not fit.
 
         Args:
             estimate: What may be the largest on this process's device: with the lowest of all processes it begins.
-            fits: Whether so many sequences fit there.
+            fits: Whether so many sequences fit there; None to go by the estimate alone.
             free: Bytes that they are to fit into there, if that is known.
 
         Raises:
@@ -154,7 +150,7 @@ class MicroBatching:
         found: dict[int, bool] = {}
 
         def fits_everywhere(size: int) -> bool:
-            found[size] = self._lowest(fits(size)) == 1
+            found[size] = self._lowest(size <= estimate if fits is None else fits(size)) == 1
             return found[size]
 
         largest = largest_that_fits(sizes, limit if self._goes_on else self._lowest(estimate), fits_everywhere)
@@ -162,7 +158,8 @@ class MicroBatching:
         if not largest:
             raise MemoryError
         room = "" if free is None else f", in {gigabytes(self._lowest(free))}"
-        self.size, self._reason = limit if largest == sizes[-1] else largest, f"auto: {self._tried}{room}"
+        how = "auto, by formula" if fits is None else "auto"
+        self.size, self._reason = limit if largest == sizes[-1] else largest, f"{how}: {self._tried}{room}"
 
     def _at_once(self, size: int) -> int:
         return sequences_at_once(self._training, self._num_processes, size)

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
+from training.batches import choose_micro_batch
 from training.config.sections import RunConfig
-from training.micro_batch import check_split, largest_part, sequences_at_once, sizes_to_try, untried_size
 from training.planning.links import Link, Work, find_link, step_seconds, verdicts
 from training.planning.memory import expected_bytes, largest_micro_batch
 from training.planning.probe import Measured, probe
@@ -89,8 +89,7 @@ def plan(make_task: Callable[[], Task], config: RunConfig, asked: Asked) -> dict
     link = find_link(asked.link, target.card) if target.on_gpu or asked.link else None
     if asked.gpus > 1 and link is None:
         raise InputError(f"gpus is {asked.gpus}, and there is no GPU here: name one by --gpu, or give a --link")
-    check_split(config.training, asked.gpus)
-    config = _settled(task, config, target, asked.gpus)
+    _check_share(config, asked.gpus)
     run, memory = work_of(task, config), _memory(task, config, target, asked.gpus)
     figures = {
         "device": target.name,
@@ -119,6 +118,14 @@ def plan(make_task: Callable[[], Task], config: RunConfig, asked: Asked) -> dict
     return figures | _times(config, run, target, speed, link, asked.gpus)
 
 
+def _check_share(config: RunConfig, cards: int) -> None:
+    needed, batch = cards * config.training.accumulation_steps, config.training.batch_size
+    if batch < needed:
+        raise InputError(
+            f"training.batch_size must be at least cards x training.accumulation_steps ({needed}), got {batch}"
+        )
+
+
 def _named(config: RunConfig, gpu: str) -> Target:
     usable = int(SHARE * (CARDS[gpu].memory * 2**30 - CONTEXT_BYTES))
     return Target(gpu, torch.device("cuda"), CARDS[gpu], choose_precision(config, gpu), usable, {})
@@ -136,20 +143,10 @@ def _here(config: RunConfig) -> Target:
 def passes(config: RunConfig, device: torch.device, tokens_per_sample: float, cards: int) -> tuple[int, int]:
     """Forward and backward passes of a card's share of a batch, and the sequences of one of them."""
     training = config.training
-    sequences = sequences_at_once(training, cards, untried_size(training, device, tokens_per_sample))
-    turns = math.ceil(largest_part(training, cards) / sequences)
-    return turns * (training.accumulation_steps or 1), sequences
-
-
-def _settled(task: Task, config: RunConfig, target: Target, cards: int) -> RunConfig:
-    """The configuration with the micro-batch that `auto` should come to on a GPU, where the whole share is too much."""
-    training, part = config.training, largest_part(config.training, cards)
-    if not target.on_gpu or target.usable is None or training.micro_batch_size != "auto":
-        return config
-    length = float(task.data.training_batch(0, part).targets_BT.size(1))
-    largest = largest_micro_batch(task.model, config, target.precision, length, target.usable, on_gpu=True)
-    size = max((size for size in sizes_to_try(part) if size <= largest), default=part)
-    return config if size == part else replace(config, training=replace(training, micro_batch_size=size))
+    share = math.ceil(training.batch_size / cards / training.accumulation_steps)
+    limit = choose_micro_batch(device, tokens_per_sample) or share
+    parts = math.ceil(share / limit)
+    return parts * training.accumulation_steps, math.ceil(share / parts)
 
 
 def _memory(task: Task, config: RunConfig, target: Target, cards: int) -> dict[str, Any]:
@@ -167,7 +164,7 @@ def _memory(task: Task, config: RunConfig, target: Target, cards: int) -> dict[s
     share = math.ceil(training.batch_size / cards)
     found |= {"fits": sum(parts.values()) <= target.usable, "largest_micro_batch": min(largest, share)}
     if largest:
-        return found
+        return found | {"accumulation_steps": math.ceil(share / largest)}
     sharded = (n for n in COUNTS[1:] if largest_micro_batch(*asked, shards=n, on_gpu=target.on_gpu))
     return found | {"fsdp2_cards": next(sharded, None) if target.on_gpu else None}
 
@@ -217,8 +214,7 @@ def _times(
         found["kilowatt_hours"] = found["watts"] * seconds["total"] / 3.6e6
     if link is not None:
         found["link"] = link._asdict()
-        steps = config.training.accumulation_steps or 1
-        counts = [n for n in COUNTS if n * steps <= config.training.batch_size]
+        counts = [n for n in COUNTS if n * config.training.accumulation_steps <= config.training.batch_size]
         ratios = {n: step(1) / step(n) for n in counts}
         words = verdicts({n: ratio for n, ratio in ratios.items() if n > 1})
         found["cards"] = [

@@ -59,7 +59,8 @@ def memory_line(memory: Mapping[str, Any]) -> str:
     if memory["fits"]:
         return f"{text}; up to {memory['largest_micro_batch']:,} would fit"
     if memory["largest_micro_batch"]:
-        return f"{text}: too much; fewer would fit: --training.micro_batch_size {memory['largest_micro_batch']}"
+        wanted = f"--training.accumulation_steps {memory['accumulation_steps']}"
+        return f"{text}: too much; {memory['largest_micro_batch']} would fit: {wanted}"
     text += ", and not even one would fit"
     if memory["fsdp2_cards"] is None:
         return f"{text}: take a smaller model or context, or --training.recompute blocks"

@@ -16,6 +16,10 @@ from training.loss import MAX_LOGITS_BYTES
 from training.recompute import blocks_of
 
 ACTIVATIONS, AT_WORK = "activations, estimated", "gradients at work"
+COMES_AND_GOES = (ACTIVATIONS, AT_WORK, "logits")
+IN_PIECES = 0.25
+"""What the C library's allocator holds of a CPU's memory, in pieces too small for what comes next, as a share of what
+comes and goes: 0.15 to 0.4 in trainings under Linux."""
 SIDE_BY_SIDE = ("query", "key", "value", "gate", "up")
 """Layers whose weights are laid side by side for one product (`layers/products.py`)."""
 
@@ -64,6 +68,8 @@ def expected_bytes(
     - logits: 3 w N V, for their softmax and the gradients of both; of a chunk, where the loss is computed in chunks.
     - gathered, over several shards: two blocks and what is outside of blocks, w for each weight and its gradient.
 
+    - in pieces, on a CPU: what the allocator holds, a quarter of all that comes and goes.
+
     An encoder-decoder's sources are taken to be as long as its targets. What Muon computes with when all activations
     have gone is left out, as is what a library takes for itself.
 
@@ -95,6 +101,10 @@ def expected_bytes(
         "logits": 3 * min(how.w * targets * vocabulary, MAX_LOGITS_BYTES),
         "gathered": 2 * how.w * gathered,
     }
+    if not on_gpu:
+        found["in pieces"] = IN_PIECES * sum(
+            found[name] for name in ("gradients", "copies of weights", *COMES_AND_GOES)
+        )
     return {name: round(size) for name, size in found.items() if size}
 
 

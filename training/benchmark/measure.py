@@ -21,6 +21,7 @@ from training.benchmark.profile import StepProfiler
 from training.benchmark.speed import products_per_second
 from training.config.sections import RunConfig
 from training.loop import Trainer
+from training.micro_batch import sequences_at_once
 from training.planning.memory import expected_bytes
 from training.runtime.device import make_accelerator
 from training.runtime.errors import NonFiniteError, StoppedBySignal
@@ -218,6 +219,7 @@ def temporary_trainer(
         trainer = Trainer(runtime, task, replace(config, training=training), run)
         trainer.saver.save = _save_nothing  # type: ignore[method-assign]
         try:
+            trainer.choose_micro_batch()
             yield trainer
         finally:
             trainer.shutdown()
@@ -274,8 +276,7 @@ def _figures(trainer: Trainer, rounds: Rounds, products_before: float) -> dict[s
     tokens = training.batch_size * task.data.tokens_per_sample
     products = (products_before + products_per_second(device, precision)) / 2
     printed = peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
-    sequences = training.batch_size / processes / training.accumulation_steps
-    at_once = min(sequences, setup["micro_batch"] or sequences) * task.data.tokens_per_sample
+    at_once = sequences_at_once(training, processes, setup["micro_batch"]) * task.data.tokens_per_sample
     figures = describe_machine(device) | {
         "processes": processes,
         "precision": precision,

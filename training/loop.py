@@ -22,7 +22,7 @@ from training.average import WeightAverage
 from training.batches import Batches
 from training.compiling import STEPS_TO_COMPILE_FOR, Compiling
 from training.config.command_line import parse_config_text
-from training.config.sections import RunConfig
+from training.config.sections import RunConfig, TransformerConfig
 from training.evaluation import SUBSET, WHOLE, Interrupted, evaluate, stride
 from training.loss import LossModel
 from training.micro_batch import MicroBatching, Trial, free_bytes
@@ -113,7 +113,7 @@ class Trainer:
         batching, device, data = self.micro_batching, self.accelerator.device, self.task.data
         if batching.is_to_be_tried and not self._is_over:
             free, estimate = free_bytes(device), self.config.training.batch_size
-            if free is not None:
+            if free is not None and isinstance(self.config.model, TransformerConfig):
                 precision = self.saver.setup["precision"]
                 estimate = largest_micro_batch(self.task.model, self.config, precision, data.tokens_per_sample, free)
             with closing(Progress(0, 1, visible=self.accelerator.is_main_process)) as progress:

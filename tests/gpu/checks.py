@@ -9,12 +9,14 @@ started again after a crash. Exits with 1 where a check failed.
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -267,26 +269,53 @@ def recorded_decoding_writes_what_eager_writes(folder: Path) -> Mapping[str, Any
     return {"share_of_equal_tokens": agree}
 
 
-@check
-def too_much_memory_is_one_line(folder: Path) -> Mapping[str, Any]:
-    """A batch that the card cannot hold."""
+@contextmanager
+def one_gibibyte() -> Iterator[None]:
+    """A card that has no more left for torch."""
     if not ON_GPU:
         raise LeftOut("needs a GPU")
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + 2**30) / total))
     try:
-        train(gpt_config(folder, batch_size=4096), folder / "run")
-    except InputError as error:
-        message = str(error)
-        assert message.startswith("out of memory"), message
-        assert "raise training.accumulation_steps (1), lower training.batch_size (4096)" in message
-        assert "\n" not in message
-        return {"message": message}
+        yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
+
+
+@check
+def too_much_memory_is_one_line(folder: Path) -> Mapping[str, Any]:
+    """A batch that the card cannot hold at once."""
+    with one_gibibyte():
+        try:
+            train(gpt_config(folder, batch_size=4096, micro_batch_size=4096), folder / "run")
+        except InputError as error:
+            message = str(error)
+            assert re.match(r"out of memory at .* in a training step of 4096 sequences at once: by formula", message)
+            assert "; torch had allocated " in message
+            assert "--training.micro_batch_size 2048 saves " in message
+            assert "\n" not in message
+            return {"message": message}
     raise AssertionError("it fitted into 1 GiB")
+
+
+@check
+def auto_takes_the_most_that_fits(folder: Path) -> Mapping[str, Any]:
+    """A batch that the card cannot hold at once, in parts of the size that was found; more at once is too much."""
+    with one_gibibyte():
+        found = train(gpt_config(folder, steps=3, batch_size=4096), folder / "run").run
+        setup = json.loads((found.checkpoints / "last/state.json").read_text())["setup"]
+        size, tried = setup["micro_batch"], setup["micro_batch_tried"]
+        assert 1 <= size < 4096, tried
+        assert f"{size} fits" in tried, tried
+        assert f"{2 * size} does not fit" in tried, tried
+        beyond = min(4 * size, 4096)
+        try:
+            train(gpt_config(folder, steps=3, batch_size=4096, micro_batch_size=beyond), folder / "beyond")
+        except InputError as error:
+            return {"micro_batch": size, "tried": tried, "beyond": str(error)}
+    raise AssertionError(f"{beyond} sequences fitted as well: {tried}")
 
 
 @check

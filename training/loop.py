@@ -36,6 +36,7 @@ from training.runtime.signals import StopSignals
 from training.saving import Saver
 from training.schedule import count_steps, jump
 from training.seeds import derive_seed
+from training.sharding import parallelized
 from training.step import DeviceStep, Launched, Outcome
 from training.storage.checkpoint import Checkpoint
 from training.storage.run_folder import RunFolder
@@ -64,16 +65,17 @@ class Trainer:
         self.num_steps = count_steps(config, task)
         self.counters = Counters(eval_every=stride(task.data, config.training.eval_tokens))
         self.changes: list[str] = []
-        task.model.to(accelerator.device, torch.float64 if runtime.precision == "fp64" else torch.float32)
-        optimizer = build_optimizer(task.model, config.optimizer, bf16=runtime.precision == "bf16")
+        task.model.to(torch.float64 if runtime.precision == "fp64" else torch.float32)
         recompute_in_training(task.model, config.training.recompute)
         loss_model = LossModel(task.model, config.training.label_smoothing)
-        parallel_model = accelerator.prepare(loss_model)
+        self._parallel_model = parallelized(accelerator, loss_model, runtime.sharding, runtime.precision)
+        # What follows the weights is made after that: it is in shards where they are.
+        optimizer = build_optimizer(task.model, config.optimizer, bf16=runtime.precision == "bf16")
         tokens = self.num_steps * config.training.batch_size * task.data.tokens_per_sample
         self.compiling = Compiling(loss_model, config.training, accelerator, work=task.flops_per_token * tokens)
-        decay = config.training.ema_decay  # The average is made after that: DDP gives the weights other memory.
+        decay = config.training.ema_decay
         self._average = WeightAverage(task.model, decay) if decay else None
-        self.device_step = DeviceStep(accelerator, parallel_model, task, config, optimizer, self._average)
+        self.device_step = DeviceStep(accelerator, self._parallel_model, task, config, optimizer, self._average)
         self.saver = Saver(runtime, task, config, run, optimizer, self._average)
         self.saver.setup["compile"] = self.compiling.mode
         self._nonfinite = NonFinitePolicy(self.saver)
@@ -133,7 +135,7 @@ class Trainer:
         and a thread that has yet to give a tensor back to Python waits for ever.
         """
         self.accelerator.free_memory()
-        del self.device_step
+        del self.device_step, self._parallel_model
         self.accelerator.end_training()
 
     def _train(self, batches: Batches, signals: StopSignals, reporter: Reporter) -> None:
@@ -263,6 +265,7 @@ class Trainer:
         measures, sample = evaluate(
             self.accelerator,
             task,
+            self._parallel_model,
             self._average,
             self.config.training,
             is_last=self._ends_with,

@@ -55,7 +55,7 @@ def train(
     accelerator = runtime.accelerator
     run = None
     try:
-        _check_batch_size(config, accelerator.num_processes)
+        _check_batch_size(config, accelerator.num_processes, in_shards=runtime.sharding is not None)
         if accelerator.is_main_process:  # At once: reading the data and loading what trains takes seconds.
             _say({"device": runtime.description})
         task = make_task()
@@ -90,12 +90,20 @@ def _how_to_take_less(training: TrainingConfig) -> str:
     )
 
 
-def _check_batch_size(config: RunConfig, num_processes: int) -> None:
-    """Raise an `InputError` unless every process has a sample for each of its accumulation steps."""
+def _check_batch_size(config: RunConfig, num_processes: int, *, in_shards: bool) -> None:
+    """Raise an `InputError` unless every process has a sample for each of its accumulation steps.
+
+    In shards each has as many as the others: they gather weights together.
+    """
     parts = num_processes * config.training.accumulation_steps
     if config.training.batch_size < parts:
         raise InputError(
             f"training.batch_size must be at least processes x training.accumulation_steps "
+            f"({num_processes} x {config.training.accumulation_steps}), got {config.training.batch_size}"
+        )
+    if in_shards and config.training.batch_size % parts:
+        raise InputError(
+            f"with FSDP2 training.batch_size must be a multiple of processes x training.accumulation_steps "
             f"({num_processes} x {config.training.accumulation_steps}), got {config.training.batch_size}"
         )
 
@@ -162,6 +170,7 @@ def _introduce(runtime: Runtime, trainer: Trainer, space: str, trackers: list[Tr
         "evaluation": None if every == 1 else f"val_loss_subset, over 1 in {every} windows of the validation split",
         "optimizer": ", ".join(f"{text} ({name})" for name, text in trainer.config.optimizer.rates.items()),
         "compile": trainer.compiling.description,
+        "sharding": None if runtime.sharding is None else runtime.sharding.description,
         "folder": str(trainer.run.path),
         "checkpoints": space,
         "tracking": "\ntracking    ".join(tracker.description for tracker in trackers),

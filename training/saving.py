@@ -15,10 +15,12 @@ from training.reporting import Reporter
 from training.runtime.device import Runtime
 from training.runtime.errors import CommandError, InputError, SaveError
 from training.runtime.processes import in_main_process
+from training.sharding import is_sharded
 from training.storage.checkpoint import Checkpoint, CheckpointStore
 from training.storage.loading import saved_tensors
 from training.storage.run_folder import RunFolder
 from training.storage.state import Counters, SavedState, check_identity, run_identity, saved_state
+from training.storage.whole import exhaust, fill, wholes
 from training.task import Task
 
 
@@ -82,7 +84,7 @@ class Saver:
         for name, wanted in self.tensors().items():
             saved = saved_tensors(checkpoint, name, wanted)
             for key, tensor in wanted.items():
-                tensor.copy_(saved[key])
+                fill(tensor, saved[key])
         scaler = self.accelerator.scaler
         if scaler is not None and counters.loss_scale is not None:
             scale = {"scale": counters.loss_scale, "_growth_tracker": counters.loss_scale_streak}
@@ -101,6 +103,8 @@ class Saver:
         Raises:
             SaveError: It could not be written, and the run is not to go on without.
         """
+        if not self.accelerator.is_main_process and is_sharded(self.task.model):
+            exhaust(wholes(self.tensors()))  # As the main process does, whatever becomes of the checkpoint.
         try:
             in_main_process(self.accelerator, lambda: self.write(counters, best=best))
         except CommandError as error:
@@ -117,13 +121,18 @@ class Saver:
 
     def write(self, counters: Counters, *, best: bool = False) -> None:
         """Write a checkpoint, in the main process alone."""
-        if self.accelerator.scaler is not None:
-            scale = self.accelerator.scaler.state_dict()
-            counters.loss_scale, counters.loss_scale_streak = scale["scale"], scale["_growth_tracker"]
-        self.run.sync_metrics()
-        files = {"config.yaml": config_to_yaml(self.config)} | dict(self.task.checkpoint_files())
-        state = SavedState(counters.step, counters, self._identity, self.setup)
-        self.store.save(counters.step, tensors=self.tensors(), state=asdict(state), files=files, best=best)
+        tensors = self.tensors()
+        values = wholes(tensors)
+        try:
+            if self.accelerator.scaler is not None:
+                scale = self.accelerator.scaler.state_dict()
+                counters.loss_scale, counters.loss_scale_streak = scale["scale"], scale["_growth_tracker"]
+            self.run.sync_metrics()
+            files = {"config.yaml": config_to_yaml(self.config)} | dict(self.task.checkpoint_files())
+            state = asdict(SavedState(counters.step, counters, self._identity, self.setup))
+            self.store.save(counters.step, tensors=tensors, values=values, state=state, files=files, best=best)
+        finally:
+            exhaust(values)  # Other processes may have a part in each of them.
 
 
 def _best(counters: Counters) -> tuple[float | None, float | None, int | None]:

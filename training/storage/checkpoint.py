@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from training.storage.manifest import MANIFEST, verified_contents, verified_mani
 from training.storage.manifest import CheckpointError as CheckpointError
 from training.storage.manifest import DamagedCheckpointError as DamagedCheckpointError
 from training.storage.reading import Count, built, decoded, parse_json, read_json, read_text
+from training.storage.whole import wholes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -245,6 +246,7 @@ class CheckpointStore:
         tensors: "Mapping[str, Mapping[str, Tensor]]",
         state: Mapping[str, Any],
         files: Mapping[str, str],
+        values: "Iterator[Tensor] | None" = None,
         best: bool = False,
     ) -> Path:
         """Write the checkpoint of a step, point `last` (and `best`) to it, and prune old ones.
@@ -254,6 +256,7 @@ class CheckpointStore:
             tensors: For each safetensors file, its tensors. No two may share memory.
             state: Counters, for state.json.
             files: Other text files.
+            values: What `wholes` gives of the tensors, where the caller goes on with it.
             best: Whether this is the best checkpoint so far.
 
         Raises:
@@ -266,7 +269,7 @@ class CheckpointStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not place.exists():
                 self.clean()
-                write_sealed(beside, tensors, texts)
+                write_sealed(beside, tensors, wholes(tensors) if values is None else values, texts)
                 os.rename(beside, place)
                 sync(self.folder)
             replace_link(self.folder / "last", place.name)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,12 +115,18 @@ def _judging(folder: Path, name: str) -> Iterator[None]:
         raise CheckpointError(f"cannot read checkpoint {folder}: {name}: {error.fault}") from error
 
 
-def write_sealed(folder: Path, tensors: "Mapping[str, Mapping[str, Tensor]]", texts: Mapping[str, str]) -> None:
+def write_sealed(
+    folder: Path,
+    tensors: "Mapping[str, Mapping[str, Tensor]]",
+    values: "Iterator[Tensor]",
+    texts: Mapping[str, str],
+) -> None:
     """Write the folder of a checkpoint, flushed to the disk before its manifest is, and the manifest too.
 
     Args:
         folder: It must not exist.
         tensors: For each safetensors file, its tensors.
+        values: Their values, as `wholes` gives them.
         texts: For each other file, its content.
 
     Raises:
@@ -127,7 +134,7 @@ def write_sealed(folder: Path, tensors: "Mapping[str, Mapping[str, Tensor]]", te
     """
     folder.mkdir()
     for name, group in tensors.items():
-        _write_tensors(folder / f"{name}.safetensors", group)
+        _write_tensors(folder / f"{name}.safetensors", dict(zip(group, islice(values, len(group)), strict=True)))
     for name, text in texts.items():
         write_synced(folder / name, text.encode())
     written = sorted(folder.iterdir())
@@ -148,7 +155,7 @@ def _write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
     from safetensors.torch import save_file
 
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+        save_file(dict(tensors), path)
     except SafetensorError as error:
         refused = re.search(r"I/O error: (.*) \(os error (\d+)\)", str(error))
         if refused is None:

@@ -36,7 +36,7 @@ from training.runtime.signals import StopSignals
 from training.saving import Saver
 from training.schedule import count_steps, jump
 from training.seeds import derive_seed
-from training.sharding import parallelized
+from training.sharding import leave_group, parallelized
 from training.step import DeviceStep, Launched, Outcome
 from training.storage.checkpoint import Checkpoint
 from training.storage.run_folder import RunFolder
@@ -137,6 +137,7 @@ class Trainer:
         self.accelerator.free_memory()
         del self.device_step, self._parallel_model
         self.accelerator.end_training()
+        leave_group(self.task.model)
 
     def _train(self, batches: Batches, signals: StopSignals, reporter: Reporter) -> None:
         """Take steps to the end, with one under way behind the one that is settled, unless the run pauses between."""

@@ -76,6 +76,12 @@ def is_sharded(model: nn.Module) -> bool:
     return any(map(is_shard, model.parameters()))
 
 
+def leave_group(model: nn.Module) -> None:
+    """Let go of the process group, behind its end: DTensor's caches keep the mesh for ever, and with it the group."""
+    for shard in filter(is_shard, model.parameters()):
+        getattr(cast(Any, shard).device_mesh, "_pg_registry", {}).clear()
+
+
 @contextmanager
 def without_sync(accelerator: Accelerator, parallel_model: nn.Module) -> Iterator[None]:
     """Let gradients of a rank add up on it, and be sent in the first backward pass after that.

@@ -1,9 +1,9 @@
 """For a launch of several processes: trainings one after the other, as a JSON file lists them.
 
-Each is a dictionary: `name` (of the run's folder), `kind` (gpt, seq2seq), `arguments` (of the command), and, where they are
-wanted, `sharded` (false for DDP in the same launch), `copy` (a run to go on from, in the folder), `without` (steps whose
-checkpoints are taken from it), `only_save` (take no step, and save to the folder SAVED-NAME), `failing` (the save of this
-step fails half-way). What each rank holds comes out in `held-RANK.json`.
+Each is a dictionary: `name` (of the run's folder), `kind` (gpt, seq2seq), `arguments` (of the command), and, where they
+are wanted, `sharded` (false for DDP in the same launch), `copy` (a run to go on from, in the folder), `without` (steps
+whose checkpoints are taken from it), `only_save` (take no step, and save to the folder SAVED-NAME), `failing` (the save
+of this step fails half-way). What each rank holds comes out in `held-RANK.json`.
 """
 
 import gc

@@ -64,12 +64,12 @@ def exact(folder: Path, *, optimizer: Any, batch_size: int = 8, heads: int = 2, 
     )
 
 
-def case(folder: Path, name: str, config: RunConfig, *options: str, **more: Any) -> dict[str, Any]:
+def case(folder: Path, name: str, config: RunConfig, **more: Any) -> dict[str, Any]:
     """What `sharded_runs.py` is told of a run."""
     file = folder / f"{name}.yaml"
     file.write_text(config_to_yaml(config))
     kind = "gpt" if isinstance(config, GPTConfig) else "seq2seq"
-    return {"name": name, "kind": kind, "arguments": ["--config", str(file), *options]} | more
+    return {"name": name, "kind": kind, "arguments": ["--config", str(file)]} | more
 
 
 def launch(folder: Path, processes: int, cases: list[dict[str, Any]]) -> Launch:
@@ -113,18 +113,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Launch:
         folder,
         2,
         [
-            case(
-                folder,
-                "adamw",
-                adamw,
-                "--training.recompute",
-                "blocks",
-                "--training.on_save_error",
-                "continue",
-                failing=5,
-            ),
-            case(folder, "muon", muon, "--training.compile", "blocks"),
-            case(folder, "seq2seq", seq2seq, "--training.recompute", "attention"),
+            case(folder, "adamw", with_training(adamw, recompute="blocks", on_save_error="continue"), failing=5),
+            case(folder, "muon", with_training(muon, compile="blocks")),
+            case(folder, "seq2seq", with_training(seq2seq, recompute="attention")),
             case(folder, "bf16", bf16),
             case(folder, "fp32", fp32),
             case(folder, "resumed", fp32, copy="fp32", without=[10]),
@@ -188,3 +179,17 @@ class TestTwoProcesses:
     def test_nothing_is_left_of_it(self, two: Launch) -> None:
         assert [held["threads"] for held in two.held] == [0, 0]
         assert "Warning" not in two.errors
+
+
+@pytest.mark.ci
+def test_rows_that_do_not_divide_by_three_ranks_are_shared_unevenly(tmp_path: Path) -> None:
+    """The last of three has no row of a norm of 4 numbers, and fewer than the others of most matrices."""
+    config = exact(tmp_path, optimizer="muon", batch_size=12, heads=4)
+    train_gpt(config, output_dir=tmp_path / "one")
+    save = case(tmp_path, "of-one", config, copy="one", only_save=True)
+    three = launch(tmp_path, 3, [case(tmp_path, "many", config), save])
+    assert_same_curves(tmp_path / "one", tmp_path / "many")
+    shares = [held["many"]["model"][0] for held in three.held]
+    assert shares[0] == shares[1] > shares[2]
+    assert sum(shares) == three.held[0]["many"]["model"][1]
+    assert three.tensors("saved-of-one", 10) == three.tensors("one", 10)

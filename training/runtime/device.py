@@ -304,6 +304,8 @@ def _import_before_processes_meet() -> None:
     """
     if torch.distributed.is_available():
         importlib.import_module("torch.distributed.nn")
+        if asked_sharding() is not None:
+            importlib.import_module("torch.distributed.fsdp")
 
 
 def _meeting_place() -> dict[str, Any]:

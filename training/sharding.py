@@ -65,9 +65,11 @@ def _shard(loss_model: nn.Module, sharding: Sharding, device: torch.device, half
         ),
         fully_shard(loss_model, mesh=mesh, reshard_after_forward=False),
     ]
+    if sharding.reshard_after_forward:
+        for module in loss_model.modules():
+            vars(module).update(apart=True)  # No copies of weights that outlive them: `layers.products`.
     for unit in units:
-        # The sum of the ranks' gradients, not their mean, for which gloo has no operation.
-        unit.set_gradient_divide_factor(1.0)
+        # A sum that is divided: gloo has no operation for a mean.
         unit.set_force_sum_reduction_for_comms(True)
 
 

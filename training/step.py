@@ -168,9 +168,8 @@ class DeviceStep:
                 with record_function("forward"):
                     loss = self._loss(batch_here)
                 with record_function("backward"):
-                    # DDP takes the mean of the processes' gradients: times their number it is the sum.
-                    scale = 1 if self._in_shards else accelerator.num_processes
-                    accelerator.backward(loss * scale / num_targets)
+                    # What comes is the mean of the processes' gradients: times their number it is the sum.
+                    accelerator.backward(loss * accelerator.num_processes / num_targets)
             losses.append(loss.detach())
         return torch.stack(losses), num_targets
 

@@ -101,6 +101,9 @@ class DeviceStep:
         parallel_model: A `LossModel` of the task's model, `parallelized`.
         task, config: As of `Trainer`.
         optimizer, average: What follows the gradients.
+
+    Attributes:
+        in_shards: Whether the model is, so that all ranks take part in each pass.
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class DeviceStep:
     ) -> None:
         self._accelerator, self._config, self._num_steps = accelerator, config, count_steps(config, task)
         self._optimizer, self._average = optimizer, average
-        self._parallel_model, self._in_shards = parallel_model, is_sharded(parallel_model)
+        self._parallel_model, self.in_shards = parallel_model, is_sharded(parallel_model)
         self._set_sample_seeds = getattr(task.model, "set_sample_seeds", None)
         self.guard = Guard(accelerator.scaler, accelerator.device)
 
@@ -135,10 +138,10 @@ class DeviceStep:
         stop_here = torch.full_like(loss_here, stop)
         with record_function("optimizer"):
             norm_here = self._gradient_norm().to(loss_here.dtype)
-            numbers_here = torch.stack((loss_here, stop_here, norm_here**2 if self._in_shards else norm_here))
+            numbers_here = torch.stack((loss_here, stop_here, norm_here**2 if self.in_shards else norm_here))
             loss, stops, norms = accelerator.reduce(numbers_here, "sum").unbind()
             # One norm for all: unequal cards may each add it up in another order, and would clip to other weights.
-            grad_norm = norms.sqrt() if self._in_shards else norms / accelerator.num_processes
+            grad_norm = norms.sqrt() if self.in_shards else norms / accelerator.num_processes
             self._clip_gradients(grad_norm)
             self._optimizer.found_inf = unchanged = self.guard.judge(loss, grad_norm)
             self._optimizer.step()
@@ -173,15 +176,18 @@ class DeviceStep:
             losses.append(loss.detach())
         return torch.stack(losses), num_targets
 
-    def pass_in_vain(self, batch: Batch, seeds_B: Tensor) -> None:
+    def pass_in_vain(self, batch: Batch, seeds_B: Tensor, times: int = 1) -> None:
         """Compute gradients and throw them away: what is compiled is, then.
 
         Without a word to other processes, unless the model is in shards: they must all do so as often.
         """
-        self._set_seeds(seeds_B)
-        with nullcontext() if self._in_shards else self._accelerator.no_sync(self._parallel_model):
-            self._accelerator.backward(self._loss(batch) / batch.targets_BT.numel())
-        self._optimizer.zero_grad()
+        try:
+            for _ in range(times):
+                self._set_seeds(seeds_B)
+                with nullcontext() if self.in_shards else self._accelerator.no_sync(self._parallel_model):
+                    self._accelerator.backward(self._loss(batch) / batch.targets_BT.numel())
+        finally:
+            self._optimizer.zero_grad()
 
     def _set_seeds(self, seeds_B: Tensor) -> None:
         if self._set_sample_seeds is not None:
@@ -189,7 +195,7 @@ class DeviceStep:
 
     def warm_up_ddp_buckets(self, batches: StepBatches) -> None:
         """Let DDP rebuild its buckets before the first step, so that a resumed run adds gradients in the same order."""
-        for _ in range(0 if self._in_shards else 2):
+        for _ in range(0 if self.in_shards else 2):
             self.backward(batches)
             self._optimizer.zero_grad()
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from training.shards import gathered, is_shard, local, rows_of
+from training.storage.tensor_file import file_order
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ def fill(tensor: "Tensor", value: "Tensor") -> None:
 
 def wholes(groups: "Groups") -> Iterator["Tensor"]:
     """The whole values of all tensors, file after file, in the order in which they are written."""
-    return (whole(tensor) for tensors in groups.values() for tensor in tensors.values())
+    return (whole(tensors[name]) for tensors in groups.values() for name in file_order(tensors))
 
 
 def exhaust(values: Iterable["Tensor"]) -> None:

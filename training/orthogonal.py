@@ -162,7 +162,7 @@ def orthogonalized_shards(
         done_ORC = orthogonalize(whole_ORC, dtype) if shares[rank] else whole_ORC.to(dtype)
         held = rows_of_ranks(shape[0], num_ranks)
         back = [(len(share), held[rank], shape[1]) for share in shares]
-        leaving.append((shares, _swap(done_ORC.split(held, dim=1), back)))
+        leaving.append((shares, _swap(torch.split(done_ORC, held, dim=1), back)))
     for shares, (parts_OLC, arrival) in leaving:
         arrival.wait()
         yield [place for share in shares for place in share], torch.cat(parts_OLC)
@@ -180,7 +180,7 @@ def _swap(sent: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]]) -> tup
     sizes = [math.prod(shape) for shape in shapes]
     arriving = leaving.new_empty(sum(sizes))
     work = dist.all_to_all_single(arriving, leaving, sizes, [tensor.numel() for tensor in sent], async_op=True)
-    return [part.view(shape) for part, shape in zip(arriving.split(sizes), shapes, strict=True)], work
+    return [part.view(shape) for part, shape in zip(torch.split(arriving, sizes), shapes, strict=True)], work
 
 
 def _send(own_NRC: Tensor, count: int, num_ranks: int) -> tuple[Tensor, "dist.Work | None"]:

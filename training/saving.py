@@ -15,13 +15,12 @@ from training.reporting import Reporter
 from training.runtime.device import Runtime
 from training.runtime.errors import CommandError, InputError, SaveError
 from training.runtime.processes import in_main_process
-from training.sharding import is_sharded
 from training.storage.background import Background, Snapshot
 from training.storage.checkpoint import Checkpoint, CheckpointStore
 from training.storage.loading import read_into
 from training.storage.run_folder import RunFolder
 from training.storage.state import Counters, SavedState, check_identity, run_identity, saved_state
-from training.storage.whole import exhaust, wholes
+from training.storage.whole import exhaust, take_part, wholes
 from training.task import Task
 
 Best = tuple[float | None, float | None, int | None]
@@ -108,8 +107,8 @@ class Saver:
         """
         self.settle(counters, reporter)
         beside = self.config.training.background_saves and not last and self._failure is None
-        if not self.accelerator.is_main_process and is_sharded(self.task.model):
-            exhaust(wholes(self.tensors()))  # As the main process does, whatever becomes of the checkpoint.
+        if not self.accelerator.is_main_process:
+            take_part(self.tensors())  # Of all of them, whatever becomes of the checkpoint.
         try:
             in_main_process(self.accelerator, lambda: self.write(counters, best=best, beside=beside))
         except CommandError as error:

@@ -75,7 +75,7 @@ def _shard(loss_model: nn.Module, sharding: Sharding, device: torch.device, half
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a model is in shards; while its `whole_weights` are there it is not."""
-    return any(map(is_shard, model.parameters()))
+    return is_shard(next(model.parameters()))
 
 
 def leave_group(model: nn.Module) -> None:

@@ -30,6 +30,14 @@ def wholes(groups: "Groups") -> Iterator["Tensor"]:
     return (whole(tensors[name]) for tensors in groups.values() for name in file_order(tensors))
 
 
+def take_part(groups: "Groups") -> None:
+    """Do what another rank's `wholes` asks of this one: of tensors in shards, send it the rows."""
+    for tensors in groups.values():
+        for name in file_order(tensors):
+            if is_shard(tensors[name]):
+                gathered(tensors[name])
+
+
 def exhaust(values: Iterable["Tensor"]) -> None:
     """Go through what is left of `wholes`."""
     for _ in values:

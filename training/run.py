@@ -61,7 +61,7 @@ def train(
     task: Task | None = None
     trainer: Trainer | None = None
     try:
-        check_split(training, accelerator.num_processes)
+        check_split(training, accelerator.num_processes, in_shards=runtime.sharding is not None)
         if accelerator.is_main_process:  # At once: reading the data and loading what trains takes seconds.
             _say({"device": runtime.description})
         task = make_task()
@@ -168,6 +168,7 @@ def _introduce(runtime: Runtime, trainer: Trainer, space: str, trackers: list[Tr
         "optimizer": ", ".join(f"{text} ({name})" for name, text in trainer.config.optimizer.rates.items()),
         "micro-batch": trainer.micro_batching.description,
         "compile": trainer.compiling.description,
+        "sharding": None if runtime.sharding is None else runtime.sharding.description,
         "folder": str(trainer.run.path),
         "checkpoints": space,
         "tracking": "\ntracking    ".join(tracker.description for tracker in trackers),

@@ -13,6 +13,7 @@ from training.loop import Trainer
 from training.runtime.device import Runtime, make_accelerator
 from training.runtime.errors import CommandError, InputError, is_out_of_memory, memory_asked
 from training.runtime.processes import in_main_process, naming_lost_processes
+from training.shared_checkpoint import SharedCheckpoint
 from training.storage.checkpoint import Checkpoint, CheckpointStore
 from training.storage.run_folder import RunFolder, choose_run_folder
 from training.storage.state import Counters
@@ -61,11 +62,11 @@ def train(
         task = make_task()
         run, checkpoint = _choose_start(accelerator, config, output_dir, resume=resume)
         trainer = Trainer(runtime, task, config, run)
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
-            del checkpoint  # Its bytes are as large as the model and its optimizer.
-        trackers = in_main_process(accelerator, lambda: _prepare(runtime, trainer))
         with naming_lost_processes(accelerator):
+            if checkpoint is not None:
+                trainer.restore(checkpoint)
+                del checkpoint  # Its bytes are as large as the model and its optimizer.
+            trackers = in_main_process(accelerator, lambda: _prepare(runtime, trainer))
             trainer.fit(trackers or [])
         trainer.shutdown()
     except CommandError as error:
@@ -103,20 +104,21 @@ def _check_batch_size(config: RunConfig, num_processes: int) -> None:
 def _choose_start(
     accelerator: Accelerator, config: RunConfig, output_dir: Path | None, *, resume: bool
 ) -> tuple[RunFolder, Checkpoint | None]:
-    """Let the main process choose folder and checkpoint for all."""
+    """Let the main process choose folder and checkpoint for all, and read it."""
 
     def choose() -> tuple[RunFolder, Checkpoint | None]:
         run = choose_run_folder(config.name, output_dir, resume=resume)
         run.claim()
         return run, _newest_sound(run)
 
-    chosen = in_main_process(accelerator, choose)
-    paths = [None, None] if chosen is None else [chosen[0].path, chosen[1].folder if chosen[1] else None]
-    broadcast_object_list(paths)
-    if chosen is not None:
-        return chosen
-    assert paths[0] is not None
-    return RunFolder(paths[0]), None if paths[1] is None else Checkpoint(paths[1])
+    run, checkpoint = in_main_process(accelerator, choose) or (None, None)
+    said = [None if run is None else (run.path, checkpoint is not None)]
+    broadcast_object_list(said)
+    assert said[0] is not None
+    path, going_on = said[0]
+    if going_on and accelerator.num_processes > 1:
+        checkpoint = SharedCheckpoint(accelerator, checkpoint)
+    return run or RunFolder(path), checkpoint
 
 
 def _newest_sound(run: RunFolder) -> Checkpoint | None:

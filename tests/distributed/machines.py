@@ -3,6 +3,7 @@
 import itertools
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from helpers import ROOT
 
 _numbers = itertools.count()
 PORT = "29500"
+PREFIX = "machine-of-"
 TWO_MACHINES = ROOT / "configs/accelerate/two_machines.yaml"
 
 
@@ -69,28 +71,73 @@ def system(*command: str) -> str:
     return done.stdout
 
 
+class Cable(NamedTuple):
+    """What joins two machines.
+
+    Attributes:
+        megabits: Per second and direction; None for as fast as it goes.
+        milliseconds: On the way from one end to the other, besides.
+    """
+
+    megabits: int | None = None
+    milliseconds: float = 0.0
+
+
 @contextmanager
-def two_machines() -> Iterator[tuple[Machine, Machine]]:
+def two_machines(cable: Cable = Cable()) -> Iterator[tuple[Machine, Machine]]:  # noqa: B008
     """Two machines joined by a cable; whatever runs there in the end is killed.
 
     Raises:
         NoNamespacesError: They cannot be made here.
     """
-    name, net = f"tfs{os.getpid()}-{next(_numbers)}", os.getpid() % 250
-    machines = tuple(Machine(f"{name}-{n}", f"card{n}", f"10.{net}.7.{n + 1}") for n in range(2))
+    _clear_away()
+    name, net = f"{PREFIX}{os.getpid()}-{next(_numbers)}", os.getpid() % 250
+    first, second = (Machine(f"{name}-{n}", f"card{n}", f"10.{net}.7.{n + 1}") for n in range(2))
     with ExitStack() as stack:
-        for machine in machines:
+        for machine in (first, second):
             system("ip", "netns", "add", machine.name)
             stack.callback(system, "ip", "netns", "delete", machine.name)
             stack.callback(machine.kill)
-        first, second = machines
-        peer = ("peer", "name", second.card, "netns", second.name)
-        system("ip", "link", "add", first.card, "netns", first.name, "type", "veth", *peer)
-        for machine in machines:
-            system("ip", "-n", machine.name, "address", "add", f"{machine.address}/24", "dev", machine.card)
+        if cable.milliseconds:
+            stack.enter_context(_relay(first, second, cable.milliseconds))
+        else:
+            peer = ("peer", "name", second.card, "netns", second.name)
+            system("ip", "link", "add", first.card, "netns", first.name, "type", "veth", *peer)
+        for machine, other in ((first, second), (second, first)):
+            own, there = machine.address, other.address
+            system("ip", "-n", machine.name, "address", "add", own, "peer", there, "dev", machine.card)
             for card in (machine.card, "lo"):
                 system("ip", "-n", machine.name, "link", "set", card, "up")
+            if cable.megabits:
+                rate = f"rate {cable.megabits}mbit burst 256kb latency 100ms"
+                machine.run("tc", "qdisc", "add", "dev", machine.card, "root", "tbf", *rate.split())
         yield first, second
+
+
+def _clear_away() -> None:
+    """Remove what a test has left that was killed."""
+    for line in system("ip", "netns", "list").splitlines():
+        owner = line.split()[0].removeprefix(PREFIX).partition("-")[0]
+        if line.startswith(PREFIX) and owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            left = Machine(line.split()[0], "", "")
+            left.kill()
+            system("ip", "netns", "delete", left.name)
+
+
+@contextmanager
+def _relay(first: Machine, second: Machine, milliseconds: float) -> Iterator[None]:
+    """A cable that takes its time, by `relay.py`; its packets are large, so that there are few of them."""
+    ends = (first.name, first.card, second.name, second.card)
+    words = [sys.executable, "-I", str(Path(__file__).with_name("relay.py")), str(milliseconds), *ends]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as relay:
+        try:
+            if relay.stdout is None or relay.stdout.readline() != "ready\n":
+                raise NoNamespacesError(f"no relay: {relay.communicate()[1].strip()}")
+            for machine in (first, second):
+                system("ip", "-n", machine.name, "link", "set", machine.card, "mtu", "65000")
+            yield
+        finally:
+            relay.kill()
 
 
 def environment(machine: Machine, scratch: Path) -> dict[str, str]:

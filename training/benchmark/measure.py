@@ -201,7 +201,13 @@ def measure_until(make_task: Callable[[], Task], config: RunConfig, loss: float)
 def temporary_trainer(make_task: Callable[[], Task], config: RunConfig, num_steps: int) -> Iterator[Trainer]:
     """What trains a configuration, for so many steps at least, and leaves nothing behind."""
     asked = config.training
-    runtime = make_accelerator(asked.precision, deterministic=asked.deterministic, timeout=asked.collective_timeout)
+    runtime = make_accelerator(
+        asked.precision,
+        tf32=asked.tf32,
+        compression=asked.gradient_compression,
+        deterministic=asked.deterministic,
+        timeout=asked.collective_timeout,
+    )
     task = make_task()
     task.sample, task.metrics = _no_sample, _no_metrics  # type: ignore[method-assign]
     length = max(num_steps, count_steps(config, task))

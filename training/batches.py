@@ -14,24 +14,6 @@ from training.config.sections import RunConfig
 from training.seeds import derive_seed
 from training.task import Data, Uncut
 
-MICRO_BATCH_TOKENS = 2048
-"""Targets of a micro-batch on a CPU: so few that what a block computes of them stays in its cache."""
-
-
-def choose_micro_batch(device: torch.device, tokens_per_sample: float, recorded: object = None) -> int:
-    """How many sequences go through the model at a time at most; 0 for no limit, as on a GPU.
-
-    Args:
-        device: What the model is on.
-        tokens_per_sample: Targets of a sequence, in the mean.
-        recorded: What the run did before; a run on a CPU goes on with it.
-    """
-    if device.type != "cpu":
-        return 0
-    if isinstance(recorded, int) and recorded >= 1:
-        return recorded
-    return max(1, int(MICRO_BATCH_TOKENS // tokens_per_sample))
-
 
 class StepBatches(NamedTuple):
     """What this process computes of a step.
@@ -109,7 +91,7 @@ class Batches:
         The counts of all accumulation steps differ by one at most; so do those of an accumulation step's micro-batches.
         """
         training = self._config.training
-        parts = training.accumulation_steps * self._num_ranks
+        parts = (training.accumulation_steps or 1) * self._num_ranks
         edges = even_edges((step - 1) * training.batch_size, training.batch_size, parts)
         mine = [edges[part : part + 2] for part in range(self._rank, parts, self._num_ranks)]
         return [share for start, end in mine for share in self._micro_batches(start, end - start)]

@@ -27,7 +27,7 @@ Part = tuple[Batch, Tensor]
 """Of a step's batch, with the seeds of its samples."""
 
 # Floating point operations of a process in a whole run from which on compiling pays, by device. On a CPU it does not:
-# the kernels of layers/native, which compiled code cannot call, take 0.78 of its time for a step of shakespeare.yaml.
+# the kernels of layers/native, which compiled code cannot call, take two thirds of its time (docs/results/README.md).
 WORTH = {"cuda": 2e15}
 STEPS_TO_COMPILE_FOR = 4
 """The first ones of a run, whose batches show which sizes there are."""

@@ -12,6 +12,7 @@ report it. Nothing is under way during an evaluation or a save.
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import torch
@@ -24,8 +25,10 @@ from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig
 from training.evaluation import SUBSET, WHOLE, Interrupted, evaluate, stride
 from training.loss import LossModel
+from training.micro_batch import MicroBatching, Trial, free_bytes
 from training.nonfinite import NonFinitePolicy
 from training.optimizer import build_optimizer
+from training.planning.memory import largest_micro_batch
 from training.recompute import recompute_in_training
 from training.replicas import check_replicas
 from training.reporting import Reporter
@@ -75,7 +78,8 @@ class Trainer:
         self._average = WeightAverage(task.model, decay) if decay else None
         self.device_step = DeviceStep(accelerator, parallel_model, task, config, optimizer, self._average)
         self.saver = Saver(runtime, task, config, run, optimizer, self._average)
-        self.saver.setup["compile"] = self.compiling.mode
+        self.micro_batching = MicroBatching(config.training, accelerator, task.data.tokens_per_sample)
+        self.saver.setup |= {"compile": self.compiling.mode} | self.micro_batching.record
         self._nonfinite = NonFinitePolicy(self.saver)
         self._reported, self._clock = Counters(), 0.0
 
@@ -86,15 +90,37 @@ class Trainer:
         if self._is_over and not measured and counters.pending_evaluation is None:
             # It was to go on for longer, and is now asked for no further step than this one.
             counters.pending_evaluation = self.run.metrics_of(counters.step) or self._progress_metrics()
-        self.compiling.go_on(str(saved_state(checkpoint).setup.get("compile", "off")))
-        self.saver.setup["compile"] = self.compiling.mode
-        self.changes = changes(checkpoint, self.config, self.saver.setup)
+        setup = saved_state(checkpoint).setup
+        self.compiling.go_on(str(setup.get("compile", "off")))
+        self.micro_batching.go_on(setup)
+        own = self.micro_batching.record  # What it does otherwise is said when that is settled.
+        self.saver.setup |= {"compile": self.compiling.mode} | own
+        compared = {name: value for name, value in self.saver.setup.items() if name not in own}
+        self.changes = changes(checkpoint, self.config, compared)
         if self.changes:
             before = parse_config_text(type(self.config), checkpoint.text("config.yaml"))
             steps_before = count_steps(before, self.task)
             rise = jump(before.schedule, steps_before, self.config.schedule, self.num_steps, counters.step)
             self.changes += [rise] if rise else []
         self.changes += [self.saver.forgotten] if self.saver.forgotten else []
+
+    def choose_micro_batch(self) -> None:
+        """Settle how many sequences go through the model at once; all processes call this before `fit`.
+
+        Raises:
+            MemoryError: Not a single one fits.
+        """
+        batching, device, data = self.micro_batching, self.accelerator.device, self.task.data
+        if batching.is_to_be_tried and not self._is_over:
+            free, estimate = free_bytes(device), self.config.training.batch_size
+            if free is not None:
+                precision = self.saver.setup["precision"]
+                estimate = largest_micro_batch(self.task.model, self.config, precision, data.tokens_per_sample, free)
+            with closing(Progress(0, 1, visible=self.accelerator.is_main_process)) as progress:
+                trial = Trial(data, device, self.device_step.pass_in_vain, batching.turns, progress)
+                batching.try_sizes(estimate, trial, free)
+        self.saver.setup |= batching.record
+        self.changes += batching.changes
 
     def fit(self, trackers: Sequence[Tracker]) -> None:
         """Train to the last step.
@@ -119,6 +145,7 @@ class Trainer:
                     self._finish_step(signals, reporter, stopping=False)
                 self._train(batches, signals, reporter)
             finally:
+                self.saver.close(reporter)
                 reporter.close()
 
     def batches(self) -> Batches:
@@ -258,6 +285,7 @@ class Trainer:
             PartedReplicasError: The ranks' weights are not the same.
         """
         counters, task = self.counters, self.task
+        self.saver.settle(counters, reporter)
         check_replicas(self.saver, counters)
         reporter.progress.doing("evaluating …")
         measures, sample = evaluate(

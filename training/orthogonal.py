@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 ORTHOGONAL_STEPS = 5
+QUINTIC = 3.4445, -4.7750, 2.0315
 
 Shares = list[list[int]]
 """For each rank, the places of its matrices."""
@@ -29,15 +30,42 @@ def orthogonalize(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         N matrices of R x C, in `dtype`.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices_NRC.size(-2) > matrices_NRC.size(-1)
     x = matrices_NRC.mT if tall else matrices_NRC
     norms = x.norm(dim=(-2, -1), keepdim=True) + 1e-7
     x = torch.div(x, norms, out=torch.empty_like(x, dtype=dtype))  # Rounded once, in one pass.
-    for _ in range(ORTHOGONAL_STEPS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    # A product of products wants more bits than the tensor cores of a GPU read.
+    exact = x.device.type == "cpu" and dtype in (torch.float32, torch.float64)
+    x = _by_gram(x) if exact and x.size(-1) >= 2 * x.size(-2) else _by_steps(x)
     return x.mT.contiguous() if tall else x
+
+
+def _by_steps(x_NSL: Tensor) -> Tensor:
+    """The steps one after the other, of matrices with a short side S and a long one L."""
+    a, b, c = QUINTIC
+    for _ in range(ORTHOGONAL_STEPS):
+        gram_NSS = x_NSL @ x_NSL.mT
+        x_NSL = torch.baddbmm(x_NSL, torch.baddbmm(gram_NSS, gram_NSS, gram_NSS, beta=b, alpha=c), x_NSL, beta=a)
+    return x_NSL
+
+
+def _by_gram(x_NSL: Tensor) -> Tensor:
+    """The same steps with S x S products between the first and the last: 17 of them for 5 L / S + 5 of X's own.
+
+    A step is `X <- P X` with `P = a I + b G + c G^2`, for `G = X X^T`; so `G <- P G P`, and X is multiplied once, by
+    the product of all P. In fp32 it differs from the steps by less than 1e-4 of the largest singular value.
+    """
+    a, b, c = QUINTIC
+    gram_NSS = x_NSL @ x_NSL.mT
+    all_NSS = None
+    for left in reversed(range(ORTHOGONAL_STEPS)):
+        step_NSS = torch.baddbmm(gram_NSS, gram_NSS, gram_NSS, beta=b, alpha=c)
+        step_NSS.diagonal(dim1=-2, dim2=-1).add_(a)
+        all_NSS = step_NSS if all_NSS is None else step_NSS @ all_NSS
+        if left:
+            gram_NSS = step_NSS @ gram_NSS @ step_NSS
+    assert all_NSS is not None
+    return all_NSS @ x_NSL
 
 
 @lru_cache(maxsize=16)

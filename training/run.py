@@ -2,16 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from training.config.command_line import config_to_yaml
-from training.config.sections import RunConfig, TrainingConfig
+from training.config.sections import RunConfig
 from training.loop import Trainer
+from training.micro_batch import check_split, sequences_at_once
+from training.out_of_memory import explain
 from training.runtime.device import Runtime, make_accelerator
-from training.runtime.errors import CommandError, InputError, is_out_of_memory, memory_asked
+from training.runtime.errors import CommandError, InputError, is_out_of_memory
 from training.runtime.processes import in_main_process, naming_lost_processes
 from training.shared_checkpoint import SharedCheckpoint
 from training.storage.checkpoint import Checkpoint, CheckpointStore
@@ -54,9 +57,11 @@ def train(
         timeout=training.collective_timeout,
     )
     accelerator = runtime.accelerator
-    run = None
+    run: RunFolder | None = None
+    task: Task | None = None
+    trainer: Trainer | None = None
     try:
-        _check_batch_size(config, accelerator.num_processes)
+        check_split(training, accelerator.num_processes)
         if accelerator.is_main_process:  # At once: reading the data and loading what trains takes seconds.
             _say({"device": runtime.description})
         task = make_task()
@@ -65,40 +70,34 @@ def train(
         with naming_lost_processes(accelerator):
             if checkpoint is not None:
                 trainer.restore(checkpoint)
-                del checkpoint  # Its bytes are as large as the model and its optimizer.
-            trackers = in_main_process(accelerator, lambda: _prepare(runtime, trainer))
+            trainer.choose_micro_batch()
+            trackers = in_main_process(accelerator, partial(_prepare, runtime, trainer))
             trainer.fit(trackers or [])
         trainer.shutdown()
     except CommandError as error:
         # Leaving the process group takes all processes: one that fails alone must not wait for the others.
-        if error.shared:
+        if error.shared and trainer is not None:
             trainer.shutdown()
         raise
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise InputError(f"{memory_asked(error)}: {_how_to_take_less(training)}") from error
+        raise InputError(_explained(error, runtime, config, task, trainer)) from error
     finally:
         if run is not None:
             run.release()
     return Result(run=run, counters=trainer.counters, is_main_process=accelerator.is_main_process)
 
 
-def _how_to_take_less(training: TrainingConfig) -> str:
-    return (
-        f"raise training.accumulation_steps ({training.accumulation_steps}), lower training.batch_size "
-        f"({training.batch_size}) or training.eval_batch_size ({training.eval_batch_size}), or take a smaller model"
-    )
-
-
-def _check_batch_size(config: RunConfig, num_processes: int) -> None:
-    """Raise an `InputError` unless every process has a sample for each of its accumulation steps."""
-    parts = num_processes * config.training.accumulation_steps
-    if config.training.batch_size < parts:
-        raise InputError(
-            f"training.batch_size must be at least processes x training.accumulation_steps "
-            f"({num_processes} x {config.training.accumulation_steps}), got {config.training.batch_size}"
-        )
+def _explained(
+    error: Exception, runtime: Runtime, config: RunConfig, task: Task | None, trainer: Trainer | None
+) -> str:
+    """Where memory ran out, and what would help."""
+    if task is None or trainer is None:
+        return explain(error, runtime, config, task, at_once=1, resumable=False)
+    micro_batch = trainer.saver.setup["micro_batch"]
+    at_once = sequences_at_once(config.training, runtime.accelerator.num_processes, micro_batch)
+    return explain(error, runtime, config, task, at_once, resumable=bool(trainer.saver.store.steps()))
 
 
 def _choose_start(
@@ -138,6 +137,7 @@ def _prepare(runtime: Runtime, trainer: Trainer) -> list[Tracker]:
     store = trainer.saver.store
     store.clean()
     space, warning = store.check_space(trainer.saver.checkpoint_bytes)
+    space += ", written in the background from a copy in memory" if config.training.background_saves else ""
     run.forget_metrics_after(counters.reported_step)
     store.go_back_to(counters.step, counters.best_step)
     trackers = start_trackers(config, run, counters)
@@ -163,6 +163,7 @@ def _introduce(runtime: Runtime, trainer: Trainer, space: str, trackers: list[Tr
         "steps": f"{trainer.num_steps:,} of {tokens_per_step:,.0f} tokens, {epochs:.3g} epochs",
         "evaluation": None if every == 1 else f"val_loss_subset, over 1 in {every} windows of the validation split",
         "optimizer": ", ".join(f"{text} ({name})" for name, text in trainer.config.optimizer.rates.items()),
+        "micro-batch": trainer.micro_batching.description,
         "compile": trainer.compiling.description,
         "folder": str(trainer.run.path),
         "checkpoints": space,

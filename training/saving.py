@@ -1,12 +1,12 @@
 """The state of a run, saved as checkpoints and restored from one."""
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from training.average import WeightAverage
-from training.batches import choose_micro_batch
 from training.config.command_line import config_to_yaml
 from training.config.sections import RunConfig
 from training.evaluation import stride
@@ -15,11 +15,16 @@ from training.reporting import Reporter
 from training.runtime.device import Runtime
 from training.runtime.errors import CommandError, InputError, SaveError
 from training.runtime.processes import in_main_process
+from training.storage.background import Background, Snapshot
 from training.storage.checkpoint import Checkpoint, CheckpointStore
-from training.storage.loading import saved_tensors
+from training.storage.loading import read_into
 from training.storage.run_folder import RunFolder
 from training.storage.state import Counters, SavedState, check_identity, run_identity, saved_state
+from training.storage.whole import exhaust, wholes
 from training.task import Task
+
+Best = tuple[float | None, float | None, int | None]
+"""The best losses so far, and their step, as `Counters` have them."""
 
 
 class Saver:
@@ -46,10 +51,12 @@ class Saver:
         self._optimizer, self._average = optimizer, average
         self.store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
         self.setup: dict[str, Any] = {"processes": runtime.accelerator.num_processes, "precision": runtime.precision}
-        self.setup["micro_batch"] = choose_micro_batch(runtime.accelerator.device, task.data.tokens_per_sample)
         self._identity = run_identity(config, task)
         self._every = stride(task.data, config.training.eval_tokens)
+        self._background, self._snapshot = Background(), Snapshot()
         self._best_on_disk = _best(Counters())
+        self._best_pending: Best | None = None  # Of a checkpoint that is under way.
+        self._failure: CommandError | None = None
         self.forgotten: str | None = None
 
     @property
@@ -70,19 +77,14 @@ class Saver:
             InputError: It is another run's.
         """
         check_identity(checkpoint, self._identity)
-        state = saved_state(checkpoint)
-        counters, recorded = state.counters, state.setup.get("micro_batch")
-        device, tokens_per_sample = self.accelerator.device, self.task.data.tokens_per_sample
-        self.setup["micro_batch"] = choose_micro_batch(device, tokens_per_sample, recorded)
+        counters = saved_state(checkpoint).counters
         self.forgotten = counters.go_by(self._every)
         self._best_on_disk = _best(counters)
         for name, text in self.task.checkpoint_files().items():
             if checkpoint.text(name) != text:
                 raise InputError(f"{checkpoint.folder / name} is not the one of the run's data: its symbols differ")
         for name, wanted in self.tensors().items():
-            saved = saved_tensors(checkpoint, name, wanted)
-            for key, tensor in wanted.items():
-                tensor.copy_(saved[key])
+            read_into(wanted, checkpoint, name)
         scaler = self.accelerator.scaler
         if scaler is not None and counters.loss_scale is not None:
             scale = {"scale": counters.loss_scale, "_growth_tracker": counters.loss_scale_streak}
@@ -90,7 +92,9 @@ class Saver:
         return counters
 
     def save(self, counters: Counters, reporter: Reporter, *, best: bool = False, last: bool = False) -> None:
-        """Write a checkpoint; all processes call this.
+        """Write a checkpoint, or begin to where `training.background_saves` asks for it; all processes call this.
+
+        The last one is written before this returns, and so is the one after a failure.
 
         Args:
             counters: Where the run stands.
@@ -99,32 +103,77 @@ class Saver:
             last: Whether the run ends with it, so that it cannot go on without.
 
         Raises:
-            SaveError: It could not be written, and the run is not to go on without.
+            SaveError: It, or the one before, could not be written, and the run is not to go on without.
         """
+        self.settle(counters, reporter)
+        beside = self.config.training.background_saves and not last and self._failure is None
         try:
-            in_main_process(self.accelerator, lambda: self.write(counters, best=best))
+            in_main_process(self.accelerator, lambda: self.write(counters, best=best, beside=beside))
         except CommandError as error:
-            steps = self.store.steps()
-            newest = f"the newest checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
-            if last or self.config.training.on_save_error == "stop":
-                raise SaveError(
-                    f"{error}; {newest}. When that is mended, go on with: {self.run.resume_command}"
-                ) from error
-            reporter.say(f"warning     {error}; the run goes on, {newest}")
-            counters.best_val_loss, counters.best_val_loss_subset, counters.best_step = self._best_on_disk
+            self._fail(error, counters, reporter, last=last)
         else:
-            self._best_on_disk = _best(counters)
+            self._best_pending = _best(counters)
+            if not beside:
+                self._best_on_disk, self._best_pending = self._best_pending, None
+        if self._failure is not None:
+            raise SaveError(
+                f"{self._failure}; {self._newest}. When that is mended, go on with: {self.run.resume_command}"
+            ) from self._failure
 
-    def write(self, counters: Counters, *, best: bool = False) -> None:
-        """Write a checkpoint, in the main process alone."""
-        if self.accelerator.scaler is not None:
-            scale = self.accelerator.scaler.state_dict()
-            counters.loss_scale, counters.loss_scale_streak = scale["scale"], scale["_growth_tracker"]
-        self.run.sync_metrics()
-        files = {"config.yaml": config_to_yaml(self.config)} | dict(self.task.checkpoint_files())
-        state = SavedState(counters.step, counters, self._identity, self.setup)
-        self.store.save(counters.step, tensors=self.tensors(), state=asdict(state), files=files, best=best)
+    def settle(self, counters: Counters, reporter: Reporter) -> None:
+        """Wait for a checkpoint that is under way, and note how it ended; all processes call this.
+
+        An evaluation comes after this, too: it is judged by the best that is on the disk.
+        """
+        if self._best_pending is None:
+            return
+        pending, self._best_pending = self._best_pending, None
+        try:
+            in_main_process(self.accelerator, self._background.wait)
+        except CommandError as error:
+            self._fail(error, counters, reporter)
+        else:
+            self._best_on_disk = pending
+
+    def close(self, reporter: Reporter) -> None:
+        """Wait for a checkpoint that is under way where a run ends without a save."""
+        try:
+            self._background.wait()
+        except CommandError as error:
+            reporter.say(f"warning     {error}; {self._newest}")
+
+    def _fail(self, error: CommandError, counters: Counters, reporter: Reporter, *, last: bool = False) -> None:
+        """Go on without a checkpoint, or note why the run is to end."""
+        counters.best_val_loss, counters.best_val_loss_subset, counters.best_step = self._best_on_disk
+        if last or self.config.training.on_save_error == "stop":
+            self._failure = error
+        else:
+            reporter.say(f"warning     {error}; the run goes on, {self._newest}")
+
+    @property
+    def _newest(self) -> str:
+        steps = self.store.steps()
+        return f"the newest checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint yet"
+
+    def write(self, counters: Counters, *, best: bool = False, beside: bool = False) -> None:
+        """Write a checkpoint, in the main process alone; `beside` the run, from a copy of what it is at this moment."""
+        tensors = self.tensors()
+        values = wholes(tensors)
+        try:
+            if self.accelerator.scaler is not None:
+                scale = self.accelerator.scaler.state_dict()
+                counters.loss_scale, counters.loss_scale_streak = scale["scale"], scale["_growth_tracker"]
+            self.run.sync_metrics()
+            files = {"config.yaml": config_to_yaml(self.config)} | dict(self.task.checkpoint_files())
+            state = asdict(SavedState(counters.step, counters, self._identity, self.setup))
+            save = partial(self.store.save, counters.step, state=state, files=files, best=best)
+            if beside:
+                self._background.start(partial(save, tensors=self._snapshot.take(tensors, values)))
+            else:
+                save(tensors=tensors, values=values)
+        finally:
+            exhaust(values)  # Other processes may have a part in each of them.
 
 
-def _best(counters: Counters) -> tuple[float | None, float | None, int | None]:
+def _best(counters: Counters) -> Best:
     return counters.best_val_loss, counters.best_val_loss_subset, counters.best_step

@@ -170,12 +170,15 @@ class DeviceStep:
             losses.append(loss.detach())
         return torch.stack(losses), num_targets
 
-    def pass_in_vain(self, batch: Batch, seeds_B: Tensor) -> None:
+    def pass_in_vain(self, batch: Batch, seeds_B: Tensor, times: int = 1) -> None:
         """Compute gradients and throw them away, without a word to other processes: what is compiled is, then."""
-        self._set_seeds(seeds_B)
-        with self._accelerator.no_sync(self._parallel_model):
-            self._accelerator.backward(self._loss(batch) / batch.targets_BT.numel())
-        self._optimizer.zero_grad()
+        try:
+            for _ in range(times):
+                self._set_seeds(seeds_B)
+                with self._accelerator.no_sync(self._parallel_model):
+                    self._accelerator.backward(self._loss(batch) / batch.targets_BT.numel())
+        finally:
+            self._optimizer.zero_grad()
 
     def _set_seeds(self, seeds_B: Tensor) -> None:
         if self._set_sample_seeds is not None:

@@ -21,6 +21,7 @@ from training.benchmark.profile import StepProfiler
 from training.config.command_line import parse_config_text
 from training.evaluation import validation_loss
 from training.loop import Trainer
+from training.planning.work import sent_bytes
 from training.runtime.machine import describe_machine
 from training.saving import Saver
 
@@ -78,6 +79,8 @@ TINY = Plan(
 def work(folder: Path) -> None:
     """Measure as a process of a launch."""
     plan = Plan(**json.loads((folder / "plan.json").read_text()))
+    cores = sorted(os.sched_getaffinity(0))  # Each machine has one, for what it computes and what it sends.
+    os.sched_setaffinity(0, {cores[int(os.environ["RANK"]) % len(cores)]})
     config = parse_config_text(GPTConfig, Path(plan.config).read_text())
     config = replace(config, tracking="none", data=replace(config.data, source=str(folder / "text.txt")))
     for section, changes in plan.options.items():
@@ -88,7 +91,6 @@ def work(folder: Path) -> None:
             alone = trainer.accelerator.num_processes == 1
             if name == "DDP":
                 figures |= describe_machine(trainer.accelerator.device)
-                figures["gradient_bytes"] = sum(4 * each.numel() for each in trainer.task.model.parameters())
                 figures["all_reduce"] = {} if alone else _all_reduces(plan)
                 figures["evaluation_seconds"] = _evaluation_seconds(plan, trainer)
                 figures["save_seconds"] = _save_seconds(plan, trainer)
@@ -105,6 +107,7 @@ def _trainer(config: GPTConfig, mode: Mode) -> Iterator[Trainer]:
     batch = config.training.batch_size * mode.batch * int(os.environ["WORLD_SIZE"]) // 2
     config = replace(config, training=replace(config.training, batch_size=batch, **mode.options))
     with temporary_trainer(lambda: GPTTask(config), config, 0) as trainer:
+        trainer.choose_micro_batch()
         yield trainer
 
 
@@ -158,7 +161,10 @@ def _steps(plan: Plan, trainer: Trainer) -> dict[str, Any]:
             seconds.append(time.perf_counter() - begun)
     sent = profiler.parts["milliseconds"].get("communication", 0.0)
     hidden = profiler.parts.get("hidden_communication", 0.0)
+    gradients, gathered = sent_bytes(trainer.task.model, trainer.config, "fp32")
     return {
+        "gradient_bytes": gradients,
+        "gathered_bytes": gathered,
         "seconds": statistics.median(seconds[2 : plan.steps + 2]),
         "slowest": max(seconds[2 : plan.steps + 2]),
         "traced": {"sent_seconds": sent / 1000, "hidden_seconds": hidden / 1000},

@@ -13,9 +13,10 @@ HEAVY = {"torch", "accelerate", "datasets", "gradio", "transformers", "matplotli
 PACKAGES = ("layers", "training", "data", "decoding", "gpt", "seq2seq", "launch", "demo")
 FILES = [path.relative_to(ROOT) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 MAINS = [path for path in FILES if '__name__ == "__main__"' in (ROOT / path).read_text()]
-INTERNAL = Path("data/hub_process.py")  # Started by ourselves, with a request in JSON.
+INTERNAL = {Path("data/hub_process.py"), *(Path("training/doctor", name) for name in ("launched.py", "rank.py"))}
+"""Started by ourselves."""
 SCRIPTS = [str(path) for path in MAINS if path.parts[0] in ("launch", "demo")]
-MODULES = [".".join(path.with_suffix("").parts) for path in MAINS if str(path) not in SCRIPTS and path != INTERNAL]
+MODULES = [".".join(path.with_suffix("").parts) for path in MAINS if str(path) not in SCRIPTS and path not in INTERNAL]
 
 RUN = """
 import runpy, sys
@@ -109,6 +110,10 @@ def test_a_configuration_is_printed_without_torch(script: str, tmp_path: Path) -
             "turns must be",
         ),
         (["demo/app.py", "--port", "0"], "port must be at least 1"),
+        (["launch/doctor.py", "--num_processes", "0"], "num_processes must be at least 1, got 0"),
+        (["launch/doctor.py", "--timeout", "-1"], "timeout must be above 0, got -1.0"),
+        (["launch/doctor.py", "--launch_file", "none.yaml"], "there is no file none.yaml"),
+        (["launch/doctor.py", "--json", "report.txt"], "cannot write report.txt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

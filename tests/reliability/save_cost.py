@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 SEED_CONFIG = Path(__file__).parents[2] / "configs/gpt/seed.yaml"
 VOCABULARY = 65
-PARTS = {"write_and_flush": "_write_tensors", "hash": "_file_digest"}
+PARTS = {"write_and_flush": "write_tensors", "texts": "write_synced"}
 
 
 def seed_model() -> ModelConfig:

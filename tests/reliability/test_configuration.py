@@ -53,7 +53,7 @@ SHARED: Ranges = {
     "training.max_steps": between(1, 10**9),
     "training.epochs": lambda value: 0 < value <= 10**6,
     **dict.fromkeys([f"training.{name}batch_size" for name in ("", "eval_")], SEQUENCES),
-    "training.accumulation_steps": SEQUENCES,
+    **dict.fromkeys(["training.micro_batch_size", "training.accumulation_steps"], SEQUENCES),
     "training.ema_decay": share,
     "training.label_smoothing": share,
     "training.max_grad_norm": lambda value: 0 <= value < math.inf,
@@ -109,7 +109,8 @@ class Kind:
         flat = {n: config[n] if "." not in n else config[n.split(".")[0]][n.split(".")[1]] for n in self.names}
         if not all(fits(value, self.types[name]) for name, value in flat.items()):
             return False
-        numbers = {name: value for name, value in flat.items() if self.is_numeric(name) and value is not None}
+        numbers = {name: flat[name] for name in self.names if self.is_numeric(name)}
+        numbers = {name: value for name, value in numbers.items() if value is not None and value != "auto"}
         return all(self.ranges[name](value) for name, value in numbers.items()) and self.related(config)
 
 
@@ -174,8 +175,8 @@ def seq2seq_related(config: dict[str, Any]) -> bool:
         if (data["symbols"], data["min_length"], data["max_length"]) != ("abcdefghijklmnopqrstuvwxyz", 1, 20):
             return False
         return hub or (not source.startswith("hub:") and Path(source).suffix in (".jsonl", ".csv"))
-    fixed = (data["tokens"], data["source"], data["source_column"], data["target_column"])
-    return fixed == ("characters", None, "source", "target") and data["max_length"] <= model["max_len"] - 2
+    fixed = (data["tokens"], data["source"], data["source_column"], data["target_column"], data["on_bad_row"])
+    return fixed == ("characters", None, "source", "target", "stop") and data["max_length"] <= model["max_len"] - 2
 
 
 KINDS = [

@@ -99,6 +99,18 @@ def test_the_commands_refuse_or_fall_back_and_say_so(run: Path, model: str, name
     assert not (run.parent / "unpickled").exists()
 
 
+def test_only_what_a_model_is_loaded_from_is_compared(run: Path) -> None:
+    """A fourth of the bytes, for those who evaluate; a resume compares all of them."""
+    step = run / "checkpoints/step-00000012"
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        DAMAGES["a bit in the middle"](step / name)
+    assert load_gpt(step).weights == "ema"
+    with pytest.raises(DamagedCheckpointError, match="step-00000012 is damaged: model.safetensors does not match"):
+        load_gpt(step, weights="raw")
+    with pytest.raises(DamagedCheckpointError, match="step-00000012 is damaged: model.safetensors does not match"):
+        Checkpoint(step)
+
+
 def test_a_run_without_a_sound_checkpoint_starts_over_and_says_so(
     config: GPTConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ SAVE: dict[str, object] = {
     "max_seconds": 7.0,
     "share_of_a_minute": 0.1,
 }
-PARTS_OF_SAVE = {"write_and_flush": 3.25, "hash": 1.5}
+PARTS_OF_SAVE = {"write_and_flush": 3.25, "texts": 1.5}
 REPORT: dict[str, object] = {
     "device": "cpu: a CPU",
     "threads": 2,
@@ -55,9 +55,9 @@ this project        68              67                 1                0       
 resumed in the middle of an epoch  dropout  same samples  same weights
 --resume                              0.10           yes            no
 
-cost of a save    GB  median s  min s  max s  share of a minute  write and flush  hash  until flushed
-this project    1.80      6.00   5.00   7.00               0.10             3.25  1.50           6.00
-Accelerate      1.80      6.00   5.00   7.00               0.10                                  8.00
+cost of a save    GB  median s  min s  max s  share of a minute  write and flush  texts  until flushed
+this project    1.80      6.00   5.00   7.00               0.10             3.25   1.50           6.00
+Accelerate      1.80      6.00   5.00   7.00               0.10                                   8.00
 """
 
 

@@ -13,7 +13,7 @@ from helpers import with_training
 from data.windows import TextData
 from gpt.config import GPTConfig
 from gpt.task import GPTTask, train_gpt
-from training.batches import Batches, StepBatches, choose_micro_batch
+from training.batches import Batches, StepBatches
 from training.runtime.errors import InputError, StoppedBySignal
 from training.step import DeviceStep
 from training.task import Batch
@@ -71,23 +71,6 @@ def test_micro_batches_are_even_and_seeds_follow_the_sample(
     assert torch.equal(torch.cat([batch.targets_BT for batch in split.batches]), whole.batches[0].targets_BT)
     others = torch.cat([*whole.seeds, *batches_of(config).make(5).seeds])
     assert len(others.unique()) == 16
-
-
-@pytest.mark.parametrize(
-    ("device", "tokens", "recorded", "expected"),
-    [
-        ("cpu", 256.0, None, 8),
-        ("cpu", 3000.0, None, 1),
-        ("cpu", 7.5, None, 273),
-        ("cpu", 256.0, 16, 16),
-        ("cpu", 256.0, 0, 8),  # by a GPU
-        ("cpu", 256.0, -3, 8),
-        ("cuda", 256.0, None, 0),
-        ("cuda", 256.0, 8, 0),
-    ],
-)
-def test_the_size_of_a_micro_batch(device: str, tokens: float, recorded: object, expected: int) -> None:
-    assert choose_micro_batch(torch.device(device), tokens, recorded) == expected
 
 
 def test_an_error_of_the_thread_is_the_runs(config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -605,6 +605,7 @@ def test_options_that_are_said_to_change_no_step_change_none(
         "log_interval": 5,
         "checkpoint_interval": 3,
         "keep_checkpoints": 4,
+        "background_saves": True,
         "on_save_error": "continue",
         "collective_timeout": 60.0,
     }

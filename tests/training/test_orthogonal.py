@@ -32,6 +32,18 @@ def test_orthogonalize_brings_singular_values_near_one_and_keeps_the_vectors(sha
     assert off_diagonal.abs().max() < 1e-10
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_products_of_the_short_side_alone_give_what_the_steps_give(dtype: torch.dtype, bound: float) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 48, 144, dtype=dtype)
+    matrices[1, 24:] = matrices[1, :24]  # Half of its rank.
+    matrices[2] *= torch.logspace(0, -6, 48, dtype=dtype)[:, None]
+    matrices /= matrices.norm(dim=(-2, -1), keepdim=True)
+    expected = orthogonal._by_steps(matrices)
+    torch.testing.assert_close(orthogonal._by_gram(matrices), expected, rtol=0, atol=bound)
+    torch.testing.assert_close(orthogonalize(matrices.mT, dtype), expected.mT, rtol=0, atol=max(bound, 1e-6))
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
 def test_every_matrix_is_dealt_to_one_rank_and_each_has_about_as_much_to_do(num_ranks: int) -> None:
     shapes = ((384, 384),) * 24 + ((1024, 384),) * 12 + ((384, 1024),) * 6 + ((64, 384),) * 3

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt.config import GPTConfig
 from gpt.task import GPTTask, train_gpt
-from training import batches, loop
+from training import loop, micro_batch
 from training.config.command_line import config_to_yaml
 from training.nonfinite import Guard
 from training.runtime.device import Runtime
@@ -99,22 +99,29 @@ def test_micro_batches_change_no_step(
     config = replace(
         config, model=replace(config.model, dropout=dropout), optimizer=replace(config.optimizer, name=optimizer)
     )
-    for name, tokens, parts in (("whole", 128, 1), ("single", 1, 1), ("uneven", 48, 1), ("accumulated", 48, 2)):
-        monkeypatch.setattr(batches, "MICRO_BATCH_TOKENS", tokens)
-        train_gpt(with_training(config, accumulation_steps=parts), output_dir=tmp_path / name)
+    ways: dict[str, dict[str, Any]] = {
+        "whole": {},
+        "single": {"micro_batch_size": 1},
+        "uneven": {"micro_batch_size": 3, "accumulation_steps": 3},
+        "accumulated": {"accumulation_steps": 2},
+        "cut for the cache": {"tokens": 48},
+    }
+    for name, way in ways.items():
+        monkeypatch.setattr(micro_batch, "MICRO_BATCH_TOKENS", way.pop("tokens", 128))
+        train_gpt(with_training(config, **way), output_dir=tmp_path / name)
         torch.testing.assert_close(numbers(tmp_path / name), numbers(tmp_path / "whole"), rtol=0, atol=1e-8)
 
 
 def test_a_resume_splits_a_step_as_the_run_did(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(batches, "MICRO_BATCH_TOKENS", 48)
+    monkeypatch.setattr(micro_batch, "MICRO_BATCH_TOKENS", 48)
     train_gpt(config, output_dir=tmp_path / "run")
     whole = Checkpoint(tmp_path / "run/checkpoints/last")
     assert whole.state["setup"]["micro_batch"] == 3
     tensors = whole.tensors("model")
     shutil.rmtree(whole.folder)
-    monkeypatch.setattr(batches, "MICRO_BATCH_TOKENS", 2048)
+    monkeypatch.setattr(micro_batch, "MICRO_BATCH_TOKENS", 2048)
     train_gpt(config, output_dir=tmp_path / "run", resume=True)
     assert "micro_batch" not in capsys.readouterr().out
     resumed = Checkpoint(tmp_path / "run/checkpoints/last")

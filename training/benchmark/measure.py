@@ -21,6 +21,7 @@ from training.benchmark.profile import StepProfiler
 from training.benchmark.speed import products_per_second
 from training.config.sections import RunConfig
 from training.loop import Trainer
+from training.micro_batch import sequences_at_once
 from training.planning.memory import expected_bytes
 from training.runtime.device import make_accelerator
 from training.runtime.errors import NonFiniteError, StoppedBySignal
@@ -198,8 +199,14 @@ def measure_until(make_task: Callable[[], Task], config: RunConfig, loss: float)
 
 
 @contextmanager
-def temporary_trainer(make_task: Callable[[], Task], config: RunConfig, num_steps: int) -> Iterator[Trainer]:
-    """What trains a configuration, for so many steps at least, and leaves nothing behind."""
+def temporary_trainer(
+    make_task: Callable[[], Task], config: RunConfig, num_steps: int, beside: Path | None = None
+) -> Iterator[Trainer]:
+    """What trains a configuration, for so many steps at least, and leaves nothing behind.
+
+    It takes no samples and writes no checkpoints, unless `as_in_a_run` is called; `beside` is a folder whose disk it
+    would write them to.
+    """
     asked = config.training
     runtime = make_accelerator(
         asked.precision,
@@ -212,12 +219,13 @@ def temporary_trainer(make_task: Callable[[], Task], config: RunConfig, num_step
     task.sample, task.metrics = _no_sample, _no_metrics  # type: ignore[method-assign]
     length = max(num_steps, count_steps(config, task))
     training = replace(asked, max_steps=length, epochs=None)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=beside) as folder:
         run = RunFolder(Path(folder))
         run.create("")
         trainer = Trainer(runtime, task, replace(config, training=training), run)
         trainer.saver.save = _save_nothing  # type: ignore[method-assign]
         try:
+            trainer.choose_micro_batch()
             yield trainer
         finally:
             trainer.shutdown()
@@ -227,6 +235,12 @@ def temporary_trainer(make_task: Callable[[], Task], config: RunConfig, num_step
         torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def as_in_a_run(trainer: Trainer) -> None:
+    """Let a trainer of `temporary_trainer` take samples and write checkpoints."""
+    for changed, name in ((trainer.task, "sample"), (trainer.task, "metrics"), (trainer.saver, "save")):
+        del vars(changed)[name]
 
 
 def _no_sample(seed: int) -> str:
@@ -268,8 +282,7 @@ def _figures(trainer: Trainer, rounds: Rounds, products_before: float) -> dict[s
     tokens = training.batch_size * task.data.tokens_per_sample
     products = (products_before + products_per_second(device, precision)) / 2
     printed = peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
-    sequences = training.batch_size / processes / training.accumulation_steps
-    at_once = min(sequences, setup["micro_batch"] or sequences) * task.data.tokens_per_sample
+    at_once = sequences_at_once(training, processes, setup["micro_batch"]) * task.data.tokens_per_sample
     figures = describe_machine(device) | {
         "processes": processes,
         "precision": precision,

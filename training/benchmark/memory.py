@@ -15,7 +15,7 @@ class MemoryPeak:
 
     Of a GPU: what torch has allocated at most. Of a CPU: the peak of the process's resident memory over what it was as
     this was made, with the training's state, which was there already; Linux alone tells it, and what torch's allocator
-    keeps for later counts too.
+    keeps for later counts too. Code that is first used meanwhile, a part of the resident memory, does not.
 
     Args:
         device: What is trained on.
@@ -24,7 +24,7 @@ class MemoryPeak:
 
     def __init__(self, device: torch.device, state_bytes: int) -> None:
         self._device = device
-        self._before = (_resident("VmRSS") or 0) - state_bytes
+        self._before = (_resident("RssAnon") or 0) - state_bytes
 
     def forget(self) -> None:
         """Count from here."""
@@ -42,8 +42,8 @@ class MemoryPeak:
         """The peak since `forget`, or None where nobody tells."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        peak = _resident("VmHWM")
-        return None if peak is None else peak - self._before
+        peak, code = _resident("VmHWM"), _resident("RssFile")
+        return None if peak is None or code is None else peak - code - self._before
 
 
 class CardMemory:

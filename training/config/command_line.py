@@ -190,7 +190,8 @@ class _ReadConfig(argparse.Action):
 def _typed(name: str, kind: Kind, **options: Any) -> dict[str, Any]:
     """What argparse is to know of an option, with a help that says what it may be, and its default."""
     nullable = NoneType in kind.types
-    choices = kind.words or ("true", "false") * (bool in kind.types)
+    others = tuple(other.__name__ for other in kind.types if other is not NoneType)
+    choices = (*kind.words, *others) if kind.words else ("true", "false") * (bool in kind.types)
     metavar = f"{{{','.join(choices)}{',null' * nullable}}}" if choices else re.split("[-.]", name)[-1].upper()
     notes = [] if choices else [f"type: {kind}"]
     if nullable or options.get("default") is not None:

@@ -29,11 +29,11 @@ class Kind:
         return " or ".join([*words, *("null" if kind is NoneType else kind.__name__ for kind in self.types)])
 
     def __call__(self, text: str) -> Any:
-        """The value that is typed as `text`: plain YAML, but where text is allowed all is text, save null."""
+        """The value that is typed as `text`: a word, or plain YAML; where text is allowed all is text, save null."""
         value: Any = text
-        if self.words or str in self.types:
+        if str in self.types or not {*self.types} - {NoneType}:
             value = None if NoneType in self.types and text in ("null", "Null", "NULL", "~") else text
-        elif text.strip():
+        elif text.strip() and text not in self.words:
             with suppress(yaml.YAMLError):
                 value = load_yaml(text)
         return self.checked(value)

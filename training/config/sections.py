@@ -119,7 +119,12 @@ class TrainingConfig(Section):
         max_steps: Optimizer steps; null for as many as `epochs` needs. With both, whichever ends first.
         epochs: Passes over the training data; null for as many as `max_steps` needs.
         batch_size: Sequences in one optimizer step, over all processes and all accumulation steps.
-        accumulation_steps: Parts in which a process works through its share of a batch, to save memory.
+        micro_batch_size: Sequences that go through the model at once, in each process; a step takes as many turns as
+            that makes, and stays the same but for rounding. auto takes the most that fit into the memory of the
+            smallest GPU, which is tried as a run starts, and on a CPU as many as it is fast with; a resume takes the
+            same again.
+        accumulation_steps: Parts in which a process works through its share of a batch, to save memory, each as
+            `micro_batch_size` says; null for as many as that makes. With numbers for both, they must agree.
         precision: The dtype to compute in. auto takes what the launch configuration says, else bf16 where the devices
             of all processes are fast at it, else fp16 where all are GPUs with tensor cores, else fp32. Weights are kept
             in fp32 (fp64 under fp64, which is for checking results).
@@ -147,6 +152,8 @@ class TrainingConfig(Section):
         log_interval: Steps between two lines of metrics.
         checkpoint_interval: Steps between two checkpoints; 0 for one at the end only.
         keep_checkpoints: How many of the newest checkpoints to keep, besides the best one.
+        background_saves: Write checkpoints while the run goes on, from a copy in the CPU's memory that takes as much as
+            one of them. The next save or evaluation waits until it is written; the run's last one is written at once.
         on_save_error: What a run does that cannot write a checkpoint, on a full disk say: stop, or continue to the
             next one. The last one of a run must be written.
         max_nonfinite_steps: How many steps in a row may be left out because their loss or gradient is infinite or not
@@ -160,7 +167,8 @@ class TrainingConfig(Section):
     max_steps: int | None = None
     epochs: float | None = None
     batch_size: int = setting(32, on_resume="refused")
-    accumulation_steps: int = 1
+    micro_batch_size: int | Literal["auto"] = "auto"
+    accumulation_steps: int | None = None
     precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = "auto"
     tf32: bool = False
     gradient_compression: Literal["none", "bf16", "fp16"] = "none"
@@ -177,6 +185,7 @@ class TrainingConfig(Section):
     log_interval: int = setting(10, on_resume="same")
     checkpoint_interval: int = setting(250, on_resume="same")
     keep_checkpoints: int = setting(2, on_resume="same")
+    background_saves: bool = setting(False, on_resume="same")
     on_save_error: Literal["stop", "continue"] = setting("stop", on_resume="same")
     max_nonfinite_steps: int = 0
     deterministic: bool = False
@@ -184,12 +193,16 @@ class TrainingConfig(Section):
 
     def __post_init__(self) -> None:
         self.check_counts()
-        for name in ("batch_size", "accumulation_steps", "eval_batch_size"):
+        for name in ("batch_size", "eval_batch_size"):
             self.check(name, getattr(self, name) <= 10**6, "at most 1000000")
         self.check("max_steps", self.max_steps is None or self.max_steps >= 1, "null or at least 1")
         self.check("epochs", self.epochs is None or 0 < self.epochs <= 10**6, "null or above 0, and at most 1000000")
-        for name in ("batch_size", "accumulation_steps", "eval_batch_size", "log_interval"):
+        for name in ("batch_size", "eval_batch_size", "log_interval"):
             self.check(name, getattr(self, name) >= 1, "at least 1")
+        for name, word in (("micro_batch_size", "auto"), ("accumulation_steps", None)):
+            value = getattr(self, name)
+            allowed = f"{word or 'null'} or at least 1, and at most 1000000"
+            self.check(name, value == word or 1 <= value <= 10**6, allowed)
         counts = ("eval_interval", "eval_tokens", "patience", "checkpoint_interval", "max_nonfinite_steps")
         for name in ("max_grad_norm", *counts):
             self.check(name, 0 <= getattr(self, name) < inf, "at least 0, and finite")

@@ -1,66 +1,197 @@
-"""How much memory a step should take of one device, by a formula."""
+"""How much memory a training takes of one device, by a formula.
 
+Sizes: N tokens at once, T of a sequence, M model size, H heads, K key-value heads, D head size, F feed-forward size, V
+vocabulary, P weights. A number has w bytes (4; 8 in fp64), in products p (2 in bf16 and fp16, else w), in attention a
+(p, but 4 on a CPU that computes bf16's attention in fp32).
+"""
+
+from bisect import bisect_right
+from typing import NamedTuple
+
+import torch
 from torch import nn
 
-from training.config.sections import RunConfig
+from training.config.sections import RunConfig, TransformerConfig
 from training.loss import MAX_LOGITS_BYTES
 from training.recompute import blocks_of
 
-ACTIVATIONS = "activations, estimated"
+ACTIVATIONS, AT_WORK = "activations, estimated", "gradients at work"
+SIDE_BY_SIDE = ("query", "key", "value", "gate", "up")
+"""Layers whose weights are laid side by side for one product (`layers/products.py`)."""
 
 
-def expected_bytes(model: nn.Module, config: RunConfig, precision: str, targets: int) -> dict[str, int]:
-    """What a step keeps at once on one device, by a formula. With P weights of w bytes (4; 8 in fp64):
+class _How(NamedTuple):
+    """How a step is computed.
 
-    - weights, gradients: w P each.
-    - weights in 16 bits, which autocast keeps from the forward to the backward pass: 2 bytes for each of a matrix.
+    Attributes:
+        w, p, a: Bytes of a number.
+        on_gpu: Whether on a GPU.
+        length: Tokens of a sequence, T.
+    """
+
+    w: int
+    p: int
+    a: int
+    on_gpu: bool
+    length: float
+
+    @property
+    def plain(self) -> bool:
+        """Whether PyTorch's own operations compute what lies between products, not `layers.native`."""
+        return self.on_gpu or self.w == 8
+
+
+def expected_bytes(
+    model: nn.Module,
+    config: RunConfig,
+    precision: str,
+    targets: int,
+    *,
+    length: float | None = None,
+    shards: int = 1,
+    on_gpu: bool | None = None,
+) -> dict[str, int]:
+    """What a step keeps at once on one device:
+
+    - weights, gradients: w P each; gradients as if all were there before the first activation goes.
+    - copies of weights: in 16 bits, which autocast keeps until the backward pass, 2 bytes for each of a matrix; else w
+      for each of the matrices that are laid side by side for one product.
     - optimizer: adamw 2 w P; muon w for each weight of a block's matrix, and 2 w for the others.
     - average: w P where there is one.
-    - activations: each linear layer's input and output in the dtype of products, for each target at once; of a part
-      that is computed twice only its input, and all of the one at work. Four times the logits in fp32: they, their
-      softmax, and the gradients of both; of a chunk, where the loss is computed in chunks. This is an estimate: it
-      leaves out what norms, dropout and attention keep, counts an input that several layers share once for each, and
-      takes an encoder-decoder's sources to be as long as its targets.
+    - activations: of each token what norms, attention and feed-forward layers keep; of a part that is computed twice
+      its input, and all of the one at work.
+    - gradients at work: those by the activations of one block.
+    - logits: 3 w N V, for their softmax and the gradients of both; of a chunk, where the loss is computed in chunks.
+    - gathered, over several shards: two blocks and what is outside of blocks, w for each weight and its gradient.
+
+    An encoder-decoder's sources are taken to be as long as its targets. What Muon computes with when all activations
+    have gone is left out, as is what a library takes for itself.
 
     Args:
         model, config: What is trained.
         precision: The dtype of products.
-        targets: Tokens that go through the model at once.
+        targets: Tokens that go through the model at once, padding included.
+        length: Those of a sequence; None for a context.
+        shards: How many devices share weights, gradients, optimizer and average (FSDP2).
+        on_gpu: Whether it is for a GPU; None for what the model is on.
     """
-    width = 8 if precision == "fp64" else 4
-    product_width = 2 if precision in ("bf16", "fp16") else width
-    matrices = sum(layer.weight.numel() for layer in _linear(model))
-    in_blocks = {id(p): p.numel() for block in blocks_of(model) for p in block.parameters() if p.ndim == 2}
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    vocabulary = next(module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding))
-    logits = min(width * targets * vocabulary, MAX_LOGITS_BYTES)
-    kept = _kept_bytes(model, config.training.recompute, width, product_width)
+    if on_gpu is None:
+        on_gpu = next(model.parameters()).device.type != "cpu"
+    how = _how(precision, on_gpu, min(targets, length or config.model.max_len))
+    blocks, weights = list(blocks_of(model)), _weights(model)
+    in_blocks = {id(p): p.numel() for block in blocks for p in block.parameters() if p.ndim == 2}
     by_muon = sum(in_blocks.values()) if config.optimizer.name == "muon" else 0
+    vocabulary = next((module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)), 0)
+    sizes = list(map(_weights, blocks))
+    gathered = weights - sum(sizes) + 2 * max(sizes, default=0) if shards > 1 else 0
     found = {
-        "weights": width * weights,
-        "weights in 16 bits": 2 * matrices if product_width == 2 else 0,
-        "gradients": width * weights,
-        "optimizer": width * (2 * weights - by_muon),
-        "average": width * weights if config.training.ema_decay else 0,
-        ACTIVATIONS: targets * kept + 4 * logits,
+        "weights": how.w * weights / shards,
+        "copies of weights": _copied_bytes(model, blocks, config, how),
+        "gradients": how.w * weights / shards,
+        "optimizer": how.w * (2 * weights - by_muon) / shards,
+        "average": how.w * weights / shards if config.training.ema_decay else 0,
+        ACTIVATIONS: targets * _kept_bytes(blocks, config, how),
+        AT_WORK: targets * _gradients_at_work(config.model, how),
+        "logits": 3 * min(how.w * targets * vocabulary, MAX_LOGITS_BYTES),
+        "gathered": 2 * how.w * gathered,
     }
-    return {name: size for name, size in found.items() if size}
+    return {name: round(size) for name, size in found.items() if size}
 
 
-def _linear(module: nn.Module) -> list[nn.Linear]:
-    return [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+def largest_micro_batch(
+    model: nn.Module,
+    config: RunConfig,
+    precision: str,
+    tokens_per_sample: float,
+    free_bytes: int,
+    *,
+    shards: int = 1,
+    on_gpu: bool | None = None,
+) -> int:
+    """How many sequences go through the model at once at most, so that all of `expected_bytes` fits.
+
+    Args:
+        model, config, precision, shards, on_gpu: As of `expected_bytes`.
+        tokens_per_sample: Targets of a sequence, padding included.
+        free_bytes: What the training may take of the device, its weights and optimizer included. It is an estimate:
+            leave some of the device free.
+
+    Returns:
+        A number up to `training.batch_size`; 0 where not one fits.
+    """
+
+    def needed(sequences: int) -> int:
+        asked = model, config, precision, round(sequences * tokens_per_sample)
+        return sum(expected_bytes(*asked, length=tokens_per_sample, shards=shards, on_gpu=on_gpu).values())
+
+    return bisect_right(range(1, config.training.batch_size + 1), free_bytes, key=needed)
 
 
-def _features(module: nn.Module) -> int:
-    """Inputs and outputs of all linear layers."""
-    return sum(layer.in_features + layer.out_features for layer in _linear(module))
+def _how(precision: str, on_gpu: bool, length: float) -> _How:
+    w = 8 if precision == "fp64" else 4
+    p = 2 if precision in ("bf16", "fp16") else w
+    # As layers/attention.py decides; older versions of torch do not tell.
+    amx = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+    return _How(w, p, p if on_gpu or amx else max(p, 4), on_gpu, length)
 
 
-def _kept_bytes(model: nn.Module, recompute: str, width: int, product_width: int) -> int:
-    """What the linear layers keep of a token until the backward pass."""
-    twice = list(blocks_of(model)) if recompute != "none" else []
-    if recompute == "attention":
-        twice = [child for block in twice for name, child in block.named_children() if name.endswith("attention")]
-    inputs = sum(_linear(part)[0].in_features for part in twice)
-    at_work = max(map(_features, twice), default=0)
-    return product_width * (_features(model) - sum(map(_features, twice)) + at_work) + width * inputs
+def _weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _copied_bytes(model: nn.Module, blocks: list[nn.Module], config: RunConfig, how: _How) -> int:
+    """Weights that a forward pass makes anew and keeps; of blocks that are computed twice, those of one."""
+    in_16_bits = how.p == 2
+    sizes = [
+        sum(
+            layer.weight.numel()
+            for name, layer in block.named_modules()
+            if isinstance(layer, nn.Linear) and (in_16_bits or name.rpartition(".")[2] in SIDE_BY_SIDE)
+        )
+        for block in blocks
+    ]
+    of_blocks = max(sizes, default=0) if config.training.recompute == "blocks" else sum(sizes)
+    head = next((m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)), 0)
+    return how.p * (of_blocks + (head if in_16_bits else 0))
+
+
+def _attention(shape: TransformerConfig, how: _How) -> float:
+    """What attention keeps of a token: a product for queries, keys and values; these; its result."""
+    width, pairs = shape.d_model, 2 * shape.kv_heads * shape.head_size
+    product = how.p * (width + pairs)
+    if shape.dropout and not how.on_gpu:  # Keys and values for each head; the weights, before and after dropout.
+        return product + how.a * (3 * width + 2 * shape.num_heads * how.length) + how.p * width
+    turned = shape.positions == "rotary" or shape.qk_norm
+    heads = width + pairs
+    if how.plain:  # Values are a part of the product, as are queries and keys that are neither normed nor rotated.
+        heads = width + pairs // 2 if turned else 0
+    results = how.a + (how.p if how.a != how.p else 0)
+    return product + how.a * heads + results * width + 4 * shape.num_heads
+
+
+def _feed_forward(shape: TransformerConfig, how: _How) -> float:
+    """What SwiGLU keeps of a token: gate, up, what goes down, and in PyTorch's own operations silu of the gate."""
+    return how.p * shape.d_ff * (4 if how.plain else 3)
+
+
+def _kept_bytes(blocks: list[nn.Module], config: RunConfig, how: _How) -> float:
+    """What is kept of a token until the backward pass."""
+    shape: TransformerConfig = config.model
+    width, attention, feed_forward = shape.d_model, _attention(shape, how), _feed_forward(shape, how)
+    norm = (how.w + how.p) * width  # What goes in, and what comes out.
+    mask = width if shape.dropout and how.plain else 0  # A byte for each; layers.native computes it again.
+    kept, largest = 2 * norm + 2 * mask, 0.0
+    recompute = config.training.recompute
+    for block in blocks:
+        crossings = sum(name.endswith("attention") for name, _ in block.named_children())
+        inside = crossings * (norm + mask + attention) + norm + mask + feed_forward
+        largest = max(largest, inside)
+        kept += {"none": inside, "attention": inside - crossings * attention, "blocks": how.w * width}[recompute]
+    again = {"none": 0.0, "attention": attention, "blocks": largest}[recompute]
+    return kept + again
+
+
+def _gradients_at_work(shape: TransformerConfig, how: _How) -> float:
+    """Of a token, in one block: those of its feed-forward layer or of its attention, whichever are more."""
+    scores = how.a * shape.num_heads * how.length if shape.dropout and not how.on_gpu else 0
+    return how.w * shape.d_model + max(how.p * (3 * shape.d_ff + shape.d_model), 2 * how.a * shape.d_model + scores)

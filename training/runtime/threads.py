@@ -40,7 +40,7 @@ def set_cpu_threads() -> int:
     import torch
 
     cores = available_cores()
-    threads = _asked() or max(1, cores // local_processes())
+    threads = asked_threads() or max(1, cores // local_processes())
     limit = _positive(os.environ.get("OMP_THREAD_LIMIT", ""))
     threads = min(threads, cores, limit or threads)
     torch.set_num_threads(threads)
@@ -50,10 +50,10 @@ def set_cpu_threads() -> int:
 def available_cores() -> int:
     """Cores that this process may use: of this machine, of its affinity, and of the quota of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([cores, *(max(1, math.ceil(quota)) for quota in _quotas())])
+    return min([cores, *(max(1, math.ceil(quota)) for quota in quotas())])
 
 
-def _asked() -> int | None:
+def asked_threads() -> int | None:
     """What OMP_NUM_THREADS asks for, of which only the outermost level counts here; None where a launcher set it."""
     threads = _positive(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0])
     launched = os.environ.keys() & {"LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"}
@@ -66,23 +66,28 @@ def _positive(text: str) -> int | None:
     return int(text) or None if text.isascii() and text.isdecimal() else None
 
 
-def _quotas() -> Iterator[float]:
-    """The limits of the process's control groups and of those around them, in cores.
-
-    A container sees its own group as the root, though its name may be that outside (docs.kernel.org, cgroup-v2, "CPU
-    Interface Files"; sched-bwc for version 1).
-    """
-    for line in _read(OWN_CGROUPS).splitlines():
-        controllers, _, name = line.partition(":")[2].partition(":")
-        if controllers not in ("", "cpu", "cpu,cpuacct", "cpuacct,cpu"):
-            continue
-        root = CGROUPS / "cpu" if controllers else CGROUPS
-        group = root / name.lstrip("/")
-        for folder in (group, *group.parents[: len(group.relative_to(root).parts)]):
-            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+def quotas() -> Iterator[float]:
+    """The limits of the process's control groups and of those around them, in cores."""
+    for folder in control_groups("cpu"):
+        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
             numbers = [_positive(word) for name in names for word in _read(folder / name).split()]
             if len(numbers) == 2 and numbers[0] and numbers[1]:  # A group without a limit says "max" or -1.
                 yield numbers[0] / numbers[1]
+
+
+def control_groups(controller: str) -> Iterator[Path]:
+    """The folders of the process's control groups that may limit something, and of those around them.
+
+    A container sees its own group as the root, though its name may be that outside (docs.kernel.org, cgroup-v2, "CPU
+    Interface Files"; sched-bwc for version 1, which has a tree for each controller).
+    """
+    for line in _read(OWN_CGROUPS).splitlines():
+        controllers, _, name = line.partition(":")[2].partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = CGROUPS / controller if controllers else CGROUPS
+        group = root / name.lstrip("/")
+        yield from (group, *group.parents[: len(group.relative_to(root).parts)])
 
 
 def _read(path: Path) -> str:

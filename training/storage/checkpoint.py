@@ -12,21 +12,21 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from training.config.sections import shown
 from training.runtime.errors import InputError
 from training.storage.files import replace_link, sync
-from training.storage.manifest import MANIFEST, verified_contents, verified_manifest, write_sealed
+from training.storage.manifest import MANIFEST, SealedFiles, verified_manifest, write_sealed
 from training.storage.manifest import CheckpointError as CheckpointError
 from training.storage.manifest import DamagedCheckpointError as DamagedCheckpointError
 from training.storage.reading import Count, built, decoded, parse_json, read_json, read_text
+from training.storage.tensor_file import SUFFIX, Stored
+from training.storage.whole import wholes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,47 +53,58 @@ def saved_step(state: Any, file: Path) -> int:
 
 
 class Checkpoint:
-    """One checkpoint, read and verified.
+    """One checkpoint, whose content is what was written.
 
     Args:
         folder: The folder, or a link to it.
+        in_part: Compare a file of tensors when it is read, for those who read a part of them; else all are at once.
 
     Raises:
         DamagedCheckpointError: It is incomplete or damaged; the message names the file.
         CheckpointError: It is missing, cannot be read, or has the format of another version.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, in_part: bool = False) -> None:
         self.folder = folder.resolve()
-        self._contents = verified_contents(self.folder)
+        self._sealed = SealedFiles(self.folder)
         self.state: dict[str, Any] = parse_json(self.text(STATE), self.folder / STATE)
         self.step = saved_step(self.state, self.folder / STATE)
         place = _NAME.fullmatch(self.folder.name)
         if place and int(place[1]) != self.step:  # A whole checkpoint in the place of another one is damage as well.
             raise DamagedCheckpointError(f"checkpoint {self.folder} is damaged: {STATE} is of step {self.step}")
+        if not in_part:
+            self._sealed.verify()
 
     @property
     def files(self) -> set[str]:
         """The names of its files."""
-        return set(self._contents)
+        return self._sealed.names
 
     def text(self, name: str) -> str:
         """The content of a text file."""
-        return decoded(self._file(name), self.folder / name)
+        self._find(name)
+        return decoded(self._sealed.texts[name], self.folder / name)
+
+    def header(self, name: str) -> dict[str, Stored]:
+        """What `NAME.safetensors` holds: type and shape of each tensor. It may be damaged; `read` tells."""
+        return self._sealed.header(self._find(f"{name}{SUFFIX}"))
+
+    def read(self, name: str) -> "Iterator[tuple[str, Tensor]]":
+        """The tensors of `NAME.safetensors`, on the CPU, one at a time; see `SealedFiles.tensors`."""
+        return self._sealed.tensors(self._find(f"{name}{SUFFIX}"))
 
     def tensors(self, name: str) -> "dict[str, Tensor]":
-        """The tensors of `NAME.safetensors`, on the CPU."""
-        from safetensors.torch import load
+        """All of them."""
+        return dict(self.read(name))
 
-        try:
-            return load(self._file(f"{name}.safetensors"))
-        except SafetensorError as error:
-            raise CheckpointError(f"{self.folder / name}.safetensors cannot be read: {error}") from error
+    def verify(self, name: str) -> None:
+        """Raise a `DamagedCheckpointError` unless `NAME.safetensors` is what was written."""
+        self._sealed.verify(self._find(f"{name}{SUFFIX}"))
 
-    def _file(self, name: str) -> bytes:
-        if name not in self._contents:
+    def _find(self, name: str) -> str:
+        if name not in self.files:
             raise CheckpointError(f"checkpoint {self.folder} holds no {name}")
-        return self._contents[name]
+        return name
 
 
 def named_checkpoint(place: Path) -> Path:
@@ -245,15 +256,17 @@ class CheckpointStore:
         tensors: "Mapping[str, Mapping[str, Tensor]]",
         state: Mapping[str, Any],
         files: Mapping[str, str],
+        values: "Iterator[Tensor] | None" = None,
         best: bool = False,
     ) -> Path:
         """Write the checkpoint of a step, point `last` (and `best`) to it, and prune old ones.
 
         Args:
             step: The step that was just finished. A checkpoint that it has already is kept as it is.
-            tensors: For each safetensors file, its tensors. No two may share memory.
+            tensors: For each safetensors file, its tensors.
             state: Counters, for state.json.
             files: Other text files.
+            values: What `wholes` gives of the tensors, where the caller goes on with it.
             best: Whether this is the best checkpoint so far.
 
         Raises:
@@ -266,7 +279,7 @@ class CheckpointStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not place.exists():
                 self.clean()
-                write_sealed(beside, tensors, texts)
+                write_sealed(beside, tensors, wholes(tensors) if values is None else values, texts)
                 os.rename(beside, place)
                 sync(self.folder)
             replace_link(self.folder / "last", place.name)

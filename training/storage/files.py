@@ -12,13 +12,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal
 
-Ability = Literal["links", "locks", "flushed folders", "modes"]
+Ability = Literal["links", "locks", "flushed folders"]
 PROMISES: dict[Ability, str] = {
     "links": "has no symbolic links: best and last are small text files with the name of a checkpoint",
     "locks": "has no locks (flock): nothing keeps a second process from writing to the same run, so start only one",
     "flushed folders": "flushes no folders (fsync): a killed run loses nothing, but after a power failure its newest "
     "checkpoint may be gone",
-    "modes": "has no modes (chmod): who else may read the weights is up to it",
 }
 _CANNOT = {
     *(errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL),

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig
 from training.runtime.errors import InputError
-from training.storage.checkpoint import Checkpoint, CheckpointError
+from training.storage.checkpoint import Checkpoint, CheckpointError, DamagedCheckpointError
 from training.storage.run_folder import open_checkpoint
 from training.storage.state import saved_state
+from training.storage.whole import fill
 
 Config = TypeVar("Config", bound=RunConfig)
 Model = TypeVar("Model", bound=nn.Module)
@@ -23,38 +24,41 @@ Weights = Literal["ema", "raw"]
 Device = torch.device | str
 
 
-def saved_tensors(
-    checkpoint: Checkpoint, name: str, wanted: Mapping[str, Tensor], vocabulary: str = "the vocabulary"
-) -> dict[str, Tensor]:
-    """The tensors of `NAME.safetensors`, which are those that are wanted: by name, shape and type, no more, no less.
+def read_into(
+    wanted: Mapping[str, Tensor], checkpoint: Checkpoint, name: str, vocabulary: str = "the vocabulary"
+) -> None:
+    """Fill tensors with those of `NAME.safetensors`, which are the same: by name, shape and type, no more, no less.
 
     Args:
-        checkpoint: Where they are.
+        wanted: The tensors. Those of a run in fp64 are saved in fp64, and may go on in another precision.
+        checkpoint: Where the others are.
         name: Of the file.
-        wanted: Such tensors. Those of a run in fp64 are saved in fp64, and may go on in another precision.
         vocabulary: Where the symbols come from that the embedding is for.
 
     Raises:
+        DamagedCheckpointError: They are not what was written; the tensors are good for nothing then.
         CheckpointError: They are others; the message names file and tensor.
     """
-    saved = checkpoint.tensors(name)
+    saved = checkpoint.header(name)
     fp64 = saved_state(checkpoint).setup.get("precision") == "fp64"
     faults = [f"{key} is missing" for key in wanted.keys() - saved.keys()]
     faults += [f"{key} is unknown" for key in saved.keys() - wanted.keys()]
     for key in wanted.keys() & saved.keys():
-        tensor, found = wanted[key], saved[key]
+        tensor, shape, saved_dtype = wanted[key], tuple(saved[key].shape), saved[key].torch_dtype
         # A tensor without dimensions counts steps, in fp32 whatever the weights are.
         weights = tensor.ndim > 0 and tensor.is_floating_point()
         dtype = (torch.float64 if fp64 else torch.float32) if weights else tensor.dtype
-        if found.shape != tensor.shape:
+        if shape != tensor.shape:
             reason = f" for the {len(tensor)} symbols of {vocabulary}" if key == EMBEDDING else ""
-            faults.append(f"{key} has the shape {tuple(found.shape)}, expected {tuple(tensor.shape)}{reason}")
-        elif found.dtype != dtype:
-            faults.append(f"{key} is of {found.dtype}, expected {dtype}".replace("torch.", ""))
+            faults.append(f"{key} has the shape {shape}, expected {tuple(tensor.shape)}{reason}")
+        elif saved_dtype != dtype:
+            faults.append(f"{key} is of {saved_dtype}, expected {dtype}".replace("torch.", ""))
     if faults:
+        checkpoint.verify(name)  # Damage is told as such.
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise CheckpointError(f"{checkpoint.folder / name}.safetensors: {min(faults)}{more}")
-    return saved
+    for key, value in checkpoint.read(name):
+        fill(wanted[key], value)
 
 
 def load_weights(
@@ -79,7 +83,9 @@ def load_weights(
         raise CheckpointError(f"{checkpoint.folder} has no average of the weights (--training.ema_decay): use raw")
     name = {"ema": "ema", "raw": "model"}[weights]
     try:
-        model.load_state_dict(saved_tensors(checkpoint, name, model.state_dict(), vocabulary))
+        read_into(model.state_dict(), checkpoint, name, vocabulary)
+    except DamagedCheckpointError:
+        raise
     except CheckpointError as error:
         raise InputError(
             f"the weights of {checkpoint.folder} are not those of a {type(model).__name__}: load them with the class "
@@ -131,7 +137,7 @@ def load_model(
         CheckpointError: There is no checkpoint, it is damaged, it has no average, or another class of configuration.
         InputError: It is another model's.
     """
-    checkpoint = open_checkpoint(Path(path))
+    checkpoint = open_checkpoint(Path(path), in_part=True)
     if vocabulary_file not in checkpoint.files:
         raise InputError(f"{checkpoint.folder} is no {kind}'s: it has no {vocabulary_file}")
     vocabulary = read_vocabulary(checkpoint.text(vocabulary_file), checkpoint.folder / vocabulary_file)

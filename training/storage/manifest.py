@@ -6,27 +6,32 @@ It is written last and read first: what it does not match is not what was writte
 import hashlib
 import json
 import os
-import re
+import weakref
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from training.config.sections import shown
 from training.runtime.errors import InputError
-from training.storage.files import doing_without, sync, write_synced
+from training.storage.files import sync, write_synced
+from training.storage.hashing import HashedReading
 from training.storage.reading import (
     Count,
     FileError,
     MalformedFileError,
     MissingFileError,
     built,
+    naming,
+    open_file,
     read_bytes,
     read_json,
 )
+from training.storage.tensor_file import SUFFIX, Stored, read_header, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,25 +68,98 @@ def seal(version: int, files: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([version, files], sort_keys=True).encode()).hexdigest()
 
 
-def verified_contents(folder: Path) -> dict[str, bytes]:
-    """Read all files of a checkpoint, each against the manifest.
+class SealedFiles:
+    """The files of a checkpoint: each has the size that the manifest says, and a text its SHA-256.
+
+    Files of tensors stay open, so that what becomes of their names changes nothing; `verify` compares them, and so does
+    whatever reads one to its end.
+
+    Args:
+        folder: Of the checkpoint.
+
+    Attributes:
+        texts: The content of each file that is not of tensors.
 
     Raises:
         DamagedCheckpointError: It is incomplete or damaged; the message names the file.
         CheckpointError: It is missing, cannot be read, or has the format of another version.
     """
-    contents = {}
-    for name, expected in verified_manifest(folder).items():
-        with _judging(folder, name):
-            content = read_bytes(folder / name, size=expected.size)
-        if hashlib.sha256(content).hexdigest() != expected.sha256:
-            raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {name} does not match its SHA-256")
-        contents[name] = content
-    return contents
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.texts = folder, dict[str, bytes]()
+        self._entries = verified_manifest(folder)
+        self._open: dict[str, BufferedReader] = {}
+        weakref.finalize(self, _close, self._open)
+        for name, entry in self._entries.items():
+            with _judging(folder, name):
+                if name.endswith(SUFFIX):
+                    self._open[name] = open_file(folder / name, size=entry.size)
+                else:
+                    self.texts[name] = read_bytes(folder / name, size=entry.size)
+                    self._compare(name, hashlib.sha256(self.texts[name]).hexdigest())
+
+    @property
+    def names(self) -> set[str]:
+        """What files there are."""
+        return set(self._entries)
+
+    def verify(self, *names: str) -> None:
+        """Compare files of tensors with the manifest, all of them without names, several at a time.
+
+        Raises:
+            DamagedCheckpointError: One is not what was written; the message names the first.
+            CheckpointError: One cannot be read.
+        """
+        names = names or tuple(self._open)
+        with ThreadPoolExecutor(len(names) or 1) as pool:
+            for name, sha256 in zip(names, pool.map(self._digest, names), strict=True):
+                self._compare(name, sha256)
+
+    def header(self, name: str) -> dict[str, Stored]:
+        """What a file of tensors holds, before its content is compared. Raises: as `tensors`."""
+        with self._reading(name) as reading:
+            return read_header(reading)
+
+    def tensors(self, name: str) -> "Iterator[tuple[str, Tensor]]":
+        """The tensors of a file, one at a time. Only who has read to the end knows that they are what was written.
+
+        Raises:
+            DamagedCheckpointError: They are not; at the end at the latest.
+            CheckpointError: They are, and make no sense, or the file cannot be read.
+        """
+        with self._reading(name) as reading:
+            yield from read_tensors(reading)
+            self._compare(name, reading.sha256)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[HashedReading]:
+        path = self.folder / name
+        try:
+            with naming(path):
+                yield HashedReading(self._open[name], path)
+        except MalformedFileError as error:
+            self.verify(name)  # Damage is told as such.
+            raise CheckpointError(f"{path} cannot be read: {error.fault}") from error
+        except FileError as error:
+            raise CheckpointError(f"cannot read checkpoint {self.folder}: {name}: {error.fault}") from error
+
+    def _digest(self, name: str) -> str:
+        with _judging(self.folder, name), naming(self.folder / name):
+            self._open[name].seek(0)
+            return hashlib.file_digest(self._open[name], "sha256").hexdigest()
+
+    def _compare(self, name: str, sha256: str) -> None:
+        if sha256 != self._entries[name].sha256:
+            raise DamagedCheckpointError(f"checkpoint {self.folder} is damaged: {name} does not match its SHA-256")
+
+
+def _close(files: Mapping[str, BufferedReader]) -> None:
+    for file in files.values():
+        file.close()
 
 
 def verified_manifest(folder: Path) -> dict[str, Entry]:
-    """Size and SHA-256 of each file of a checkpoint. Raises: as `verified_contents`."""
+    """Size and SHA-256 of each file of a checkpoint. Raises: as `SealedFiles`."""
     file = folder / MANIFEST
     with _judging(folder, MANIFEST):
         manifest: _Manifest = built(_Manifest, read_json(file), file)
@@ -114,46 +192,34 @@ def _judging(folder: Path, name: str) -> Iterator[None]:
         raise CheckpointError(f"cannot read checkpoint {folder}: {name}: {error.fault}") from error
 
 
-def write_sealed(folder: Path, tensors: "Mapping[str, Mapping[str, Tensor]]", texts: Mapping[str, str]) -> None:
+def write_sealed(
+    folder: Path,
+    tensors: "Mapping[str, Mapping[str, Tensor]]",
+    values: "Iterator[Tensor]",
+    texts: Mapping[str, str],
+) -> None:
     """Write the folder of a checkpoint, flushed to the disk before its manifest is, and the manifest too.
 
     Args:
         folder: It must not exist.
         tensors: For each safetensors file, its tensors.
+        values: Their values, as `wholes` gives them.
         texts: For each other file, its content.
 
     Raises:
         OSError: The disk refused.
     """
     folder.mkdir()
+    written = {}
     for name, group in tensors.items():
-        _write_tensors(folder / f"{name}.safetensors", group)
+        file = f"{name}{SUFFIX}"
+        written[file] = write_tensors(folder / file, group, islice(values, len(group)))
     for name, text in texts.items():
-        write_synced(folder / name, text.encode())
-    written = sorted(folder.iterdir())
-    files = {file.name: {"size": file.stat().st_size, "sha256": _file_digest(file)} for file in written}
+        content = text.encode()
+        write_synced(folder / name, content)
+        written[name] = len(content), hashlib.sha256(content).hexdigest()
     sync(folder)
+    files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in sorted(written.items())}
     manifest = {"format": FORMAT, "files": files, "seal": seal(FORMAT, files)}
     write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     sync(folder)
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
-    """Write a safetensors file from where the tensors lie, without a copy of all of them, and flush it to the disk."""
-    from safetensors.torch import save_file
-
-    try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
-    except SafetensorError as error:
-        refused = re.search(r"I/O error: (.*) \(os error (\d+)\)", str(error))
-        if refused is None:
-            raise
-        raise OSError(int(refused[2]), refused[1], str(path)) from error
-    with doing_without("modes", path.parent):  # safetensors lets nobody else read its files.
-        path.chmod(path.parent.stat().st_mode & 0o666)
-    sync(path)

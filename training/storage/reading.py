@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
+from io import BufferedReader
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
@@ -63,7 +64,8 @@ Scalar = str | int | float | bool | None
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
+    """Raise what the system refuses of a file as a `FileError`."""
     try:
         yield
     except FileNotFoundError as error:
@@ -72,11 +74,25 @@ def _naming(path: Path) -> Iterator[None]:
         raise FileError(path, error.strerror or str(error)) from error
 
 
-def open_file(path: Path) -> BinaryIO:
-    """Open a regular file to read, or raise a `FileError` at once."""
-    with _naming(path):
+def open_file(path: Path, *, size: int | None = None) -> BufferedReader:
+    """Open a regular file to read, or raise a `FileError` at once.
+
+    Args:
+        path: The file.
+        size: How large it must be, in bytes; None for any size.
+
+    Raises:
+        FileError: It cannot be read.
+        MalformedFileError: It has another size.
+    """
+    with naming(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    return regular(descriptor, path, "rb")
+    file: BufferedReader = regular(descriptor, path, "rb")
+    found = os.fstat(descriptor).st_size
+    if size is not None and found != size:
+        file.close()
+        raise MalformedFileError(path, f"expected {size:,} bytes, found {found:,}")
+    return file
 
 
 def regular(descriptor: int, path: Path, mode: str) -> Any:
@@ -100,10 +116,8 @@ def read_bytes(path: Path, *, max_bytes: int = MAX_BYTES, size: int | None = Non
         FileError: It cannot be read.
         MalformedFileError: It has another size, and nothing was read.
     """
-    with open_file(path) as file, _naming(path):
+    with open_file(path, size=size) as file, naming(path):
         found = os.fstat(file.fileno()).st_size
-        if size is not None and found != size:
-            raise MalformedFileError(path, f"expected {size:,} bytes, found {found:,}")
         if size is None and found > max_bytes:
             raise MalformedFileError(path, f"expected at most {max_bytes:,} bytes, found {found:,}")
         return file.read()
@@ -183,7 +197,7 @@ def read_json_lines(
     Raises:
         FileError, MalformedFileError: The file cannot be read, or a line is not what it should be.
     """
-    with open_file(path) as file, _naming(path):
+    with open_file(path) as file, naming(path):
         lines = _backward(file) if newest_first else _forward(file)
         for number, (line, ended) in enumerate(lines, start=1):
             place = f"line {number:,}{' from the end' if newest_first else ''}"

@@ -263,13 +263,13 @@ def _named(place: Path) -> Path:
     return found
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Read the checkpoint that `find_checkpoint` finds.
+def open_checkpoint(path: Path, *, in_part: bool = False) -> Checkpoint:
+    """The checkpoint that `find_checkpoint` finds; `in_part` as of `Checkpoint`.
 
     Raises:
         CheckpointError: There is none, or it is damaged.
     """
-    return Checkpoint(find_checkpoint(path))
+    return Checkpoint(find_checkpoint(path), in_part=in_part)
 
 
 def python_command(*parts: object) -> str:

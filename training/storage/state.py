@@ -156,6 +156,9 @@ def changes(checkpoint: Checkpoint, config: RunConfig, setup: dict[str, Any]) ->
     file = checkpoint.folder / "config.yaml"
     saved = built(dict[str, Any], parse_yaml(checkpoint.text("config.yaml"), file), file)
     before, now = _flat(saved) | saved_state(checkpoint).setup, _flat(asdict(config)) | setup
+    steps = "training.accumulation_steps"
+    if before.get(steps) == 1 and now[steps] is None:  # Older files spell it out; both are no parts.
+        del now[steps]
     note = {True: "the steps are the same", False: "the steps to come differ for it"}
     same = _options(config, "same")
     return [f"{change}: {note[name in same]}" for name, change in _changed(before, now).items()]

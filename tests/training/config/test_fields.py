@@ -1,5 +1,6 @@
 """Fields say what they mean, and what a change of them does to a run that goes on."""
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -28,10 +29,12 @@ class NewTrainingConfig(TrainingConfig):
     Attributes:
         new: One that says nothing
             of a resume.
+        number_or: A number, or a word.
         quiet: One that does.
     """
 
     new: Literal["a", "b"] | None = None
+    number_or: int | Literal["auto"] = "auto"
     quiet: float = setting(0.5, on_resume="same")
 
 
@@ -58,6 +61,15 @@ def test_an_option_has_the_type_default_and_meaning_of_its_field() -> None:
     assert options["training.new"].meaning == "One that says nothing of a resume."
     assert options["training.quiet"].meaning == "One that does."
     assert options["training.max_steps"].meaning.startswith("Optimizer steps; null for")
+
+
+def test_a_number_or_a_word_is_what_it_looks_like() -> None:
+    kind = next(option.kind for option in options_of(NewConfig) if option.name == "training.number_or")
+    assert str(kind) == "one of 'auto' or int"
+    assert [kind("auto"), kind("8"), kind(" 8 ")] == ["auto", 8, 8]
+    for wrong in ("all", "null", "8.0", "", "true"):
+        with pytest.raises(ArgumentTypeError, match="expected one of 'auto' or int, got "):
+            kind(wrong)
 
 
 @CONFIGS

@@ -1,32 +1,66 @@
 """Memory by formula."""
 
-import torch
+from dataclasses import replace
+
+import pytest
 from helpers import with_training
+from torch import nn
 
 from gpt.config import GPTConfig
 from gpt.model import GPT
-from training.planning.memory import ACTIVATIONS, expected_bytes
+from training.planning.memory import ACTIVATIONS, expected_bytes, largest_micro_batch
 
 
-def test_the_formula_is_that_of_its_words(config: GPTConfig) -> None:
+def test_what_weights_cost_is_the_formula_of_its_words(config: GPTConfig) -> None:
     model = GPT(config.model, 30)
     weights = sum(p.numel() for p in model.parameters())
-    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
     matrices = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
     found = expected_bytes(model, config, "bf16", 100)
-    assert found == {
-        "weights": 4 * weights,
-        "weights in 16 bits": 2 * sum(layer.weight.numel() for layer in linear),
-        "gradients": 4 * weights,
-        "optimizer": 4 * (2 * weights - matrices),
-        ACTIVATIONS: 100 * (2 * sum(layer.in_features + layer.out_features for layer in linear) + 4 * 4 * 30),
-    }
-    saved = {}
+    assert found["weights"] == found["gradients"] == 4 * weights
+    assert found["optimizer"] == 4 * (2 * weights - matrices)
+    assert found["copies of weights"] == 2 * (matrices + 30 * config.model.d_model)
+    assert found["logits"] == 3 * 4 * 100 * 30
+    assert found.keys() == {"weights", "copies of weights", "gradients", "optimizer", ACTIVATIONS, "logits"}
+    assert expected_bytes(model, with_training(config, ema_decay=0.9), "fp32", 1)["average"] == 4 * weights
+    assert expected_bytes(model, config, "fp64", 1)["gradients"] == 8 * weights
+    large = GPT(config.model, 100_000)
+    assert expected_bytes(large, config, "fp32", 10_000)["logits"] == 3 * 2**28, "the loss is computed in chunks"
+
+
+def test_what_is_computed_twice_is_not_kept(config: GPTConfig) -> None:
+    model, saved = GPT(replace(config.model, num_layers=6), 30), {}
     for what in ("none", "attention", "blocks"):
         saved[what] = expected_bytes(model, with_training(config, recompute=what), "fp32", 100)[ACTIVATIONS]
     assert saved["none"] > saved["attention"] > saved["blocks"]
-    of_block = sum(m.in_features + m.out_features for m in model.blocks[0].modules() if isinstance(m, torch.nn.Linear))
-    assert saved["none"] - saved["blocks"] == 100 * 4 * (of_block - 2 * config.model.d_model)
-    large = GPT(config.model, 100_000)
-    assert expected_bytes(large, config, "fp32", 10_000)[ACTIVATIONS] < 10**10, "the loss is computed in chunks"
-    assert expected_bytes(model, config, "fp64", 1)["gradients"] == 8 * weights
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "blocks"])
+def test_the_largest_micro_batch_is_the_last_that_fits(config: GPTConfig, on_gpu: bool, recompute: str) -> None:
+    config = with_training(config, batch_size=64, recompute=recompute)
+    model = GPT(config.model, 30)
+
+    def needed(sequences: int) -> int:
+        return sum(expected_bytes(model, config, "fp32", 16 * sequences, on_gpu=on_gpu).values())
+
+    def largest(free: int) -> int:
+        return largest_micro_batch(model, config, "fp32", 16, free, on_gpu=on_gpu)
+
+    for sequences in (1, 2, 7, 63):
+        assert largest(needed(sequences)) == largest(needed(sequences + 1) - 1) == sequences
+        assert needed(sequences) < needed(sequences + 1)
+    assert largest(needed(1) - 1) == 0
+    assert largest(2**50) == 64, "a batch has no more"
+
+
+def test_shards_divide_what_is_kept_of_weights_and_not_what_is_gathered(config: GPTConfig) -> None:
+    model, config = GPT(config.model, 30), with_training(config, ema_decay=0.9)
+    one, four = (expected_bytes(model, config, "fp32", 16, shards=shards) for shards in (1, 4))
+    for part in ("weights", "gradients", "optimizer", "average"):
+        assert four[part] == one[part] / 4
+    assert four[ACTIVATIONS] == one[ACTIVATIONS]
+    outside = sum(p.numel() for part in (model.embedding, model.norm, model.head) for p in part.parameters())
+    assert isinstance(model.head, nn.Linear)
+    block = sum(p.numel() for p in model.blocks[0].parameters())
+    assert four["gathered"] == 2 * 4 * (outside + 2 * block)
+    assert "gathered" not in one

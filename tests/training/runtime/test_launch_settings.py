@@ -97,19 +97,3 @@ def test_no_setting_of_accelerate_changes_a_number_and_each_that_would_is_named(
         [[line.get(name) for name in names] for line in read_metrics(tmp_path / run)] for run in ("plain", "asked")
     )
     assert plain == other
-
-
-def test_a_training_that_does_not_fit_says_what_to_lower(
-    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def too_much(*arguments: object) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes. Error code 12")
-
-    monkeypatch.setattr("training.loss.loss_sum", too_much)
-    with pytest.raises(
-        InputError, match=r"out of memory at 64 bytes more: raise training.accumulation_steps \(1\), lower"
-    ):
-        train_gpt(config, output_dir=tmp_path / "run")
-    monkeypatch.setattr("training.loss.loss_sum", lambda *arguments: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        train_gpt(config, output_dir=tmp_path / "other")

@@ -1,0 +1,251 @@
+"""How many sequences go through the model at once: a step is cut by that, and stays the same but for rounding.
+
+On a GPU that is as many as fit, found by trying: for each size one pass in vain, of which nothing is left. Of several
+GPUs the one with the least room decides for all. On a CPU a fixed table says it, and no race of timings.
+"""
+
+import gc
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from training.config.sections import TrainingConfig
+from training.runtime.errors import InputError, is_out_of_memory
+from training.runtime.progress import Progress
+from training.runtime.sizes import gigabytes
+from training.task import Batch, Data
+
+MICRO_BATCH_TOKENS = 2048
+"""Targets of a micro-batch on a CPU: so few that what a block computes of them stays in its cache."""
+RESERVE = 1 / 32
+"""Share of a GPU's memory that is kept free while sizes are tried: for what a step takes besides, and for holes."""
+LOOK_AHEAD = 1024
+"""So many sequences are looked at for the longest, of whose length are those that sizes are tried with."""
+
+
+def check_split(training: TrainingConfig, num_processes: int) -> None:
+    """Raise an `InputError` unless every process has a sample for each part of a step, and one size of the parts."""
+    steps, size, batch_size = training.accumulation_steps, training.micro_batch_size, training.batch_size
+    if batch_size < num_processes * (steps or 1):
+        raise InputError(
+            f"training.batch_size must be at least processes x training.accumulation_steps "
+            f"({num_processes} x {steps or 1}), got {batch_size}"
+        )
+    if steps is None or size == "auto":
+        return
+    follow = -(-batch_size // (num_processes * size))
+    if follow != steps:
+        raise InputError(
+            f"training.micro_batch_size {size} makes {follow} accumulation steps of training.batch_size {batch_size} "
+            f"over {num_processes} process(es), and training.accumulation_steps says {steps}: give one of them alone "
+            f"(--training.accumulation_steps null, or --training.micro_batch_size auto)"
+        )
+
+
+def largest_part(training: TrainingConfig, num_processes: int) -> int:
+    """Sequences of a process's accumulation step, before it is cut into micro-batches; of the largest one."""
+    return -(-training.batch_size // (num_processes * (training.accumulation_steps or 1)))
+
+
+def sequences_at_once(training: TrainingConfig, num_processes: int, micro_batch: int) -> int:
+    """Sequences of the largest micro-batch, of those that have `micro_batch` at most; 0 is no limit."""
+    part = largest_part(training, num_processes)
+    return -(-part // -(-part // micro_batch)) if micro_batch else part
+
+
+def cpu_micro_batch(tokens_per_sample: float) -> int:
+    """How many sequences, with so many targets each in the mean, a CPU is fast with."""
+    return max(1, int(MICRO_BATCH_TOKENS // tokens_per_sample))
+
+
+class MicroBatching:
+    """Chooses how many sequences go through the model at once.
+
+    Args:
+        training: The configuration.
+        accelerator: The processes and their devices, of one type.
+        tokens_per_sample: Targets of a sequence, in the mean.
+
+    Attributes:
+        size: So many at most; 0 for no limit, and until sizes are tried.
+    """
+
+    def __init__(self, training: TrainingConfig, accelerator: Accelerator, tokens_per_sample: float) -> None:
+        self._training, self._num_processes = training, accelerator.num_processes
+        self._on_cpu = accelerator.device.type == "cpu"
+        self._before: int | None = None
+        self._goes_on, self._tried = False, ""
+        if training.micro_batch_size != "auto":
+            self.size, self._reason = training.micro_batch_size, "as configured"
+        elif self._on_cpu:
+            self.size, self._reason = cpu_micro_batch(tokens_per_sample), "auto: what a CPU is fast with"
+        else:
+            self.size, self._reason = 0, "auto: not tried"
+
+    @property
+    def is_to_be_tried(self) -> bool:
+        """Whether `try_sizes` is to be called before the first step."""
+        return self.size == 0
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint says of it: `micro_batch`, and, where sizes were tried, which ones fitted."""
+        size = self._before if self.size == 0 and self._goes_on else self.size
+        return {"micro_batch": size, "micro_batch_tried": self._tried}
+
+    @property
+    def description(self) -> str:
+        """The choice, and why, for the start of a run."""
+        turns = self.turns(self.size)
+        parts = f", in {turns} parts" if turns > 1 else ""
+        return f"{self._at_once(self.size)} sequences at once{parts} ({self._reason})"
+
+    @property
+    def changes(self) -> list[str]:
+        """What a run that goes on does otherwise than before, in words."""
+        if self._before is None or self.size == 0 or self._at_once(self._before) == self._at_once(self.size):
+            return []
+        was, now = self._at_once(self._before), self._at_once(self.size)
+        return [f"micro_batch was {was}, is now {now} ({self._reason}): the steps to come differ for it"]
+
+    def turns(self, size: int) -> int:
+        """How many micro-batches of a size make a process's share of a step."""
+        part = largest_part(self._training, self._num_processes)
+        return -(-part // self._at_once(size)) * (self._training.accumulation_steps or 1)
+
+    def go_on(self, setup: Mapping[str, Any]) -> None:
+        """Let `auto` take what a run has done until now, by what its checkpoint says; on a GPU if that fits.
+
+        What was tried on a GPU is nothing for a CPU, and the other way round.
+        """
+        before, tried = setup.get("micro_batch"), str(setup.get("micro_batch_tried") or "")
+        if not isinstance(before, int) or before < 0:
+            return
+        self._before = before
+        self._goes_on = self._training.micro_batch_size == "auto" and before > 0 and (tried == "") is self._on_cpu
+        if self._goes_on:
+            self.size, self._tried, self._reason = before if self._on_cpu else 0, tried, "auto: as the run began"
+
+    def try_sizes(self, estimate: int, fits: Callable[[int], bool], free: int | None = None) -> None:
+        """Choose the largest size that fits, of those that are worth a try; all processes call this.
+
+        A run that goes on tries what it did before, and smaller sizes only where that does not fit.
+
+        Args:
+            estimate: What may be the largest on this process's device: with the lowest of all processes it begins.
+            fits: Whether so many sequences fit there.
+            free: Bytes that they are to fit into there, if that is known.
+
+        Raises:
+            MemoryError: Not a single one fits.
+        """
+        part = largest_part(self._training, self._num_processes)
+        limit = self._before if self._goes_on and self._before else part
+        sizes = [size for size in sizes_to_try(part) if size < limit] + [min(limit, part)]
+        found: dict[int, bool] = {}
+
+        def fits_everywhere(size: int) -> bool:
+            found[size] = self._lowest(fits(size)) == 1
+            return found[size]
+
+        largest = largest_that_fits(sizes, limit if self._goes_on else self._lowest(estimate), fits_everywhere)
+        self._tried = ", ".join(f"{size} {'fits' if fitted else 'does not fit'}" for size, fitted in found.items())
+        if not largest:
+            raise MemoryError
+        room = "" if free is None else f", in {gigabytes(self._lowest(free))}"
+        self.size, self._reason = limit if largest == sizes[-1] else largest, f"auto: {self._tried}{room}"
+
+    def _at_once(self, size: int) -> int:
+        return sequences_at_once(self._training, self._num_processes, size)
+
+    def _lowest(self, number: int) -> int:
+        """The lowest number of all processes."""
+        return int(min(gather_object([number]))) if self._num_processes > 1 else int(number)
+
+
+def sizes_to_try(part: int) -> list[int]:
+    """Sizes that cut a part evenly, and powers of two: few are tried, and micro-batches of one size cost least."""
+    divisors = {size for size in range(1, part + 1) if part % size == 0}
+    return sorted(divisors | {2**power for power in range(part.bit_length()) if 2**power < part})
+
+
+def largest_that_fits(sizes: Sequence[int], estimate: int, fits: Callable[[int], bool]) -> int:
+    """The largest of some sizes that fits; 0 where none does. It is sought from an estimate on, one by one.
+
+    Args:
+        sizes: In rising order; where one fits, so do smaller ones.
+        estimate: Begin with the largest that is no larger than this.
+        fits: Whether a size does.
+    """
+    place = max(0, bisect_right(sizes, estimate) - 1)
+    if not fits(sizes[place]):
+        return next((size for size in reversed(sizes[:place]) if fits(size)), 0)
+    while place + 1 < len(sizes) and fits(sizes[place + 1]):
+        place += 1
+    return sizes[place]
+
+
+class Trial:
+    """Whether a size fits on this process's device: its pass is computed in vain, and thrown away.
+
+    Weights, optimizer and average stay what they are, and so does what later steps draw.
+
+    Args:
+        data: Where sequences come from; sizes are tried with some as long as the longest of the first ones.
+        device: What is computed on.
+        one_pass: Computes and drops the gradients of a batch, so many times, before it drops them.
+        turns: How many micro-batches of a size make a step: gradients of those before it take room, too.
+        progress: To show with what is tried.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        device: torch.device,
+        one_pass: Callable[[Batch, Tensor, int], None],
+        turns: Callable[[int], int],
+        progress: Progress,
+    ) -> None:
+        self._data, self._device, self._one_pass, self._turns = data, device, one_pass, turns
+        self._progress = progress
+
+    def __call__(self, size: int) -> bool:
+        """Whether it does."""
+        self._progress.doing(f"trying {size} sequences at once …")
+        fitted = self._is_computed(size)
+        gc.collect()  # What was computed until there was no more memory.
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._device)
+        return fitted
+
+    def _is_computed(self, size: int) -> bool:
+        inputs, targets = self._data.training_batch(0, max(size, LOOK_AHEAD))
+        try:
+            spare = spare_bytes(self._device)
+            kept_free = torch.empty(spare, dtype=torch.uint8, device=self._device) if spare else None
+            batch = Batch(tuple(tensor[:size] for tensor in inputs), targets[:size]).to(self._device)
+            self._one_pass(batch, torch.zeros(size, dtype=torch.int64), min(2, self._turns(size)))
+            del kept_free
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+
+def spare_bytes(device: torch.device) -> int:
+    """What is kept free of a device while sizes are tried; 0 where its memory is not known."""
+    return int(RESERVE * torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else 0
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What this process may take of its GPU, with what it has taken; None where that is not known."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - spare_bytes(device)

@@ -1,12 +1,12 @@
 """One run from command to result: where it computes, where it writes, how far it had come, and the loop."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from training.config.command_line import config_to_yaml
 from training.config.sections import RunConfig
@@ -19,7 +19,7 @@ from training.runtime.processes import in_main_process, naming_lost_processes
 from training.shared_checkpoint import SharedCheckpoint
 from training.storage.checkpoint import Checkpoint, CheckpointStore
 from training.storage.run_folder import RunFolder, choose_run_folder
-from training.storage.state import Counters
+from training.storage.state import Counters, flattened
 from training.task import Task
 from training.tracking import Tracker, start_trackers
 
@@ -64,10 +64,11 @@ def train(
         check_split(training, accelerator.num_processes)
         if accelerator.is_main_process:  # At once: reading the data and loading what trains takes seconds.
             _say({"device": runtime.description})
-        task = make_task()
-        run, checkpoint = _choose_start(accelerator, config, output_dir, resume=resume)
-        trainer = Trainer(runtime, task, config, run)
         with naming_lost_processes(accelerator):
+            task = make_task()
+            _check_agreement(config, task)
+            run, checkpoint = _choose_start(accelerator, config, output_dir, resume=resume)
+            trainer = Trainer(runtime, task, config, run)
             if checkpoint is not None:
                 trainer.restore(checkpoint)
             trainer.choose_micro_batch()
@@ -98,6 +99,19 @@ def _explained(
     micro_batch = trainer.saver.setup["micro_batch"]
     at_once = sequences_at_once(config.training, runtime.accelerator.num_processes, micro_batch)
     return explain(error, runtime, config, task, at_once, resumable=bool(trainer.saver.store.steps()))
+
+
+def _check_agreement(config: RunConfig, task: Task) -> None:
+    """Raise an `InputError` in all processes unless they have the same options and the same data, wherever it lies."""
+    own = flattened(asdict(config)) | {"data.source": None, "the data's SHA-256": task.data.sha256}
+    first, *others = gather_object([own])
+    for rank, other in enumerate(others, 1):
+        for name in first:
+            if other[name] != first[name]:
+                raise InputError(
+                    f"{name} is {first[name]!r} on rank 0, {other[name]!r} on rank {rank}: start the same command on "
+                    f"every machine, with the same code and data"
+                )
 
 
 def _choose_start(

@@ -107,7 +107,6 @@ def _trainer(config: GPTConfig, mode: Mode) -> Iterator[Trainer]:
     batch = config.training.batch_size * mode.batch * int(os.environ["WORLD_SIZE"]) // 2
     config = replace(config, training=replace(config.training, batch_size=batch, **mode.options))
     with temporary_trainer(lambda: GPTTask(config), config, 0) as trainer:
-        trainer.choose_micro_batch()
         yield trainer
 
 

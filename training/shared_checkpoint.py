@@ -42,13 +42,20 @@ class SharedCheckpoint(Checkpoint):
     def header(self, name: str) -> dict[str, Stored]:
         """As `Checkpoint.header`; all processes call this."""
         own = self._own
-        found: dict[str, Stored] = self._send(in_main_process(self._accelerator, lambda: own and own.header(name)))
+        found: dict[str, Stored] = self._send(
+            in_main_process(self._accelerator, lambda: None if own is None else own.header(name))
+        )
         return found
 
     def verify(self, name: str) -> None:
         """As `Checkpoint.verify`; all processes call this."""
         own = self._own
-        in_main_process(self._accelerator, lambda: own and own.verify(name))
+
+        def verify() -> None:
+            if own is not None:
+                own.verify(name)
+
+        in_main_process(self._accelerator, verify)
 
     def read(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """As `Checkpoint.read`; all processes call this, and go on to its end."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from training.runtime.errors import InputError
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed.distributed_c10d import Store
 
 MOMENT = 0.5
 """Seconds after which a process looks again."""
@@ -54,7 +54,7 @@ def _call(store: "Store", world_size: int, timeout: float) -> int:
         if time.monotonic() > deadline:
             missing = ", ".join(place.partition("/")[2] for place in places if not store.check([place]))
             raise _missing(f"rank {missing} of {world_size}", timeout)
-    store.set(f"{number}/names", b" ".join(store.get(place) for place in places))
+    store.set(f"{number}/names", " ".join(store.get(place).decode() for place in places))
     return number
 
 

@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from itertools import count
 from typing import Any, Literal, NamedTuple, cast
 from warnings import filterwarnings
 
@@ -23,6 +22,7 @@ from accelerate.utils import (
 from training.runtime.errors import InputError
 from training.runtime.gpus import check_gpus, idle_gpus_warning
 from training.runtime.hardware import peak_flops
+<<<<<<< HEAD
 from training.runtime.launch_settings import (
     Sharding,
     asked_sharding,
@@ -32,13 +32,15 @@ from training.runtime.launch_settings import (
     own_plugins,
     without_fsdp,
 )
+=======
+from training.runtime.launch_settings import check_launch, ignored_settings, naming_refusals, own_plugins
+from training.runtime.meeting import meeting_place
+>>>>>>> machines
 from training.runtime.threads import local_processes, set_cpu_threads
 
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
 AsWritten = Literal["auto"] | Precision
 Compression = Literal["none", "bf16", "fp16"]
-_meetings = count()
-"""Numbers the times that the processes of a launch have met: once for each training of a session."""
 
 
 class ProcessDevice(NamedTuple):
@@ -205,8 +207,13 @@ def make_accelerator(
     # What Accelerate keeps for a whole process: an earlier training here may have had another precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+<<<<<<< HEAD
     with naming_refusals(), without_fsdp():
         device = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), **_meeting_place()).device
+=======
+    with naming_refusals():
+        device = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), **meeting_place(timeout)).device
+>>>>>>> machines
     if deterministic != torch.are_deterministic_algorithms_enabled():
         use_deterministic_operations(deterministic)
     devices = _gather_devices(device)
@@ -306,26 +313,6 @@ def _import_before_processes_meet() -> None:
         importlib.import_module("torch.distributed.nn")
         if asked_sharding() is not None:
             importlib.import_module("torch.distributed.fsdp")
-
-
-def _meeting_place() -> dict[str, Any]:
-    """Where the processes of a launch find each other once more, as `init_process_group` takes it.
-
-    torchrun on one machine holds one store for all of its restarts, and for all trainings of a session. Keys in it do
-    not tell them apart: a process could read the address of one that was killed, or of the training before, and fail or
-    wait there. So each has a prefix of its own. Over several machines the launchers' counts of restarts may differ:
-    there they have no part in it.
-    """
-    world_size, meeting = int(os.environ.get("WORLD_SIZE", "1")), next(_meetings)
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if world_size == local_processes() else "0"
-    if "LOCAL_RANK" not in os.environ or (restart, meeting) == ("0", 0):
-        return {}
-    # Not every build of torch has these.
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
-
-    store, rank, world_size = next(rendezvous("env://"))
-    return {"store": PrefixStore(f"restart-{restart}-{meeting}", store), "rank": rank, "world_size": world_size}
 
 
 def inference_device() -> torch.device:

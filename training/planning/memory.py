@@ -189,7 +189,8 @@ def _kept_bytes(blocks: list[nn.Module], config: RunConfig, how: _How) -> float:
     width, attention, feed_forward = shape.d_model, _attention(shape, how), _feed_forward(shape, how)
     norm = (how.w + how.p) * width  # What goes in, and what comes out.
     mask = width if shape.dropout and how.plain else 0  # A byte for each; layers.native computes it again.
-    kept, largest = 2 * norm + 2 * mask, 0.0  # Embeddings, and the norms behind the last block of a stack.
+    kept: float = 2 * norm + 2 * mask  # Embeddings, and the norms behind the last block of a stack.
+    largest = 0.0
     recompute = config.training.recompute
     for block in blocks:
         crossings = sum(name.endswith("attention") for name, _ in block.named_children())

@@ -36,7 +36,7 @@ def parse(of_pairs: bool) -> tuple[Namespace, GPTConfig | Seq2SeqConfig]:
     if options.check is not None and (options.gpu is not None or options.gpus > 1):
         raise InputError("check: it trains on the one device that is here: leave --gpu and --gpus out")
     if options.link is not None:
-        find_link(options.link, CARDS.get(options.gpu))
+        find_link(options.link, CARDS.get(options.gpu or ""))
     if options.json:
         check_output(Path(options.json), (".json",))
     return options, parser.build(config_class, options)

@@ -130,7 +130,7 @@ def test_a_training_runs_with_a_small_model(each: Typed, folder: Path, tmp_path:
     assert read_metrics(tmp_path / "run")[-1]["step"] == 2
 
 
-@pytest.mark.parametrize("each", BENCHMARKS + OF_TRAINING, ids=name)
+@pytest.mark.parametrize("each", BENCHMARKS + OF_TRAINING + commands("launch/doctor.py"), ids=name)
 def test_a_benchmark_is_parsed_as_it_stands(each: Typed, folder: Path) -> None:
     """Commands parse, and only then load torch, which is not there."""
     done = subprocess.run(

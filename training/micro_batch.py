@@ -28,12 +28,20 @@ LOOK_AHEAD = 1024
 """So many sequences are looked at for the longest, of whose length are those that sizes are tried with."""
 
 
-def check_split(training: TrainingConfig, num_processes: int) -> None:
-    """Raise an `InputError` unless every process has a sample for each part of a step, and one size of the parts."""
+def check_split(training: TrainingConfig, num_processes: int, *, in_shards: bool = False) -> None:
+    """Raise an `InputError` unless every process has a sample for each part of a step, and one size of the parts.
+
+    In shards each has as many samples as the others: they gather weights together.
+    """
     steps, size, batch_size = training.accumulation_steps, training.micro_batch_size, training.batch_size
     if batch_size < num_processes * (steps or 1):
         raise InputError(
             f"training.batch_size must be at least processes x training.accumulation_steps "
+            f"({num_processes} x {steps or 1}), got {batch_size}"
+        )
+    if in_shards and batch_size % (num_processes * (steps or 1)):
+        raise InputError(
+            f"with FSDP2 training.batch_size must be a multiple of processes x training.accumulation_steps "
             f"({num_processes} x {steps or 1}), got {batch_size}"
         )
     if steps is None or size == "auto":
@@ -131,14 +139,14 @@ class MicroBatching:
         if self._goes_on:
             self.size, self._tried, self._reason = before if self._on_cpu else 0, tried, "auto: as the run began"
 
-    def try_sizes(self, estimate: int, fits: Callable[[int], bool], free: int | None = None) -> None:
+    def try_sizes(self, estimate: int, fits: Callable[[int], bool] | None, free: int | None = None) -> None:
         """Choose the largest size that fits, of those that are worth a try; all processes call this.
 
         A run that goes on tries what it did before, and smaller sizes only where that does not fit.
 
         Args:
             estimate: What may be the largest on this process's device: with the lowest of all processes it begins.
-            fits: Whether so many sequences fit there.
+            fits: Whether so many sequences fit there; None to go by the estimate alone.
             free: Bytes that they are to fit into there, if that is known.
 
         Raises:
@@ -150,7 +158,7 @@ class MicroBatching:
         found: dict[int, bool] = {}
 
         def fits_everywhere(size: int) -> bool:
-            found[size] = self._lowest(fits(size)) == 1
+            found[size] = self._lowest(size <= estimate if fits is None else fits(size)) == 1
             return found[size]
 
         largest = largest_that_fits(sizes, limit if self._goes_on else self._lowest(estimate), fits_everywhere)
@@ -158,7 +166,18 @@ class MicroBatching:
         if not largest:
             raise MemoryError
         room = "" if free is None else f", in {gigabytes(self._lowest(free))}"
-        self.size, self._reason = limit if largest == sizes[-1] else largest, f"auto: {self._tried}{room}"
+        how = "auto, by formula" if fits is None else "auto"
+        self.size, self._reason = limit if largest == sizes[-1] else largest, f"{how}: {self._tried}{room}"
+
+    def take_estimate(self, estimate: int) -> None:
+        """Choose the lowest estimate of all processes, or what a run did before; all processes call this.
+
+        So it is in shards: a try that runs out of memory on one rank would leave the others waiting for its rows.
+        """
+        before = self._before if self._goes_on and self._before else None
+        self.size = before or max(1, min(self._lowest(estimate), largest_part(self._training, self._num_processes)))
+        self._tried = f"{self.size} by estimate"
+        self._reason = f"auto: {self._tried}"
 
     def _at_once(self, size: int) -> int:
         return sequences_at_once(self._training, self._num_processes, size)
@@ -240,12 +259,18 @@ class Trial:
 
 
 def spare_bytes(device: torch.device) -> int:
-    """What is kept free of a device while sizes are tried; 0 where its memory is not known."""
-    return int(RESERVE * torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else 0
+    """What is kept free of a GPU while sizes are tried; 0 where a device's memory is not known."""
+    return int(RESERVE * _usable_bytes(device)) if device.type == "cuda" else 0
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What this process may take of its GPU, with what it has taken; None where that is not known."""
+    """What this process may take of its GPU, with what it has taken; None where a device's memory is not known."""
     if device.type != "cuda":
         return None
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - spare_bytes(device)
+    at_hand = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return min(at_hand, _usable_bytes(device)) - spare_bytes(device)
+
+
+def _usable_bytes(device: torch.device) -> int:
+    """A GPU's memory, or the part of it that torch is told to make do with."""
+    return int(torch.cuda.get_per_process_memory_fraction(device) * torch.cuda.mem_get_info(device)[1])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from training.config.sections import RunConfig
+from training.config.sections import RunConfig, TransformerConfig
 from training.loss import MAX_LOGITS_BYTES
 from training.planning.memory import expected_bytes
 from training.recompute import blocks_of
@@ -43,11 +43,13 @@ class Use(NamedTuple):
         config: The configuration.
         precision: The dtype of products.
         at_once: Sequences of a micro-batch.
+        shards: Processes over which weights and what follows them are spread (FSDP2); 1 for none.
     """
 
     config: RunConfig
     precision: str
     at_once: int
+    shards: int = 1
 
 
 def explain(
@@ -67,7 +69,10 @@ def explain(
     start = f"{memory_asked(error)} {place}{at_work}{_rank(runtime)}"
     if task is None:
         return f"{start}: take a smaller model, or less data"
-    use = Use(config, runtime.precision, 1 if place == TRIED else at_once)
+    if not isinstance(config.model, TransformerConfig):
+        return f"{start}: take less at once (--training.micro_batch_size), or a smaller model"
+    shards = 1 if runtime.sharding is None else runtime.accelerator.num_processes
+    use = Use(config, runtime.precision, 1 if place == TRIED else at_once, shards)
     sizes = {name.partition(",")[0]: gigabytes(size) for name, size in needed(task, use, place).items()}
     parts = ", ".join(f"{name} {size}" for name, size in sizes.items())
     helps = [f"{setting} saves {gigabytes(saved)}" for setting, saved in settings(task, use, place, runtime, resumable)]
@@ -90,13 +95,22 @@ def is_ours(file: str) -> bool:
 def needed(task: Task, use: Use, place: str) -> dict[str, int]:
     """What is kept at once at such a place, in bytes by part, by a formula."""
     model, tokens = task.model, task.data.tokens_per_sample
+    targets = round(use.at_once * tokens)
+    kept = expected_bytes(model, use.config, use.precision, targets, length=tokens, shards=use.shards)
+    if place in (STEP, TRIED):
+        return kept
+    state = {name: kept[name] for name in ("weights", "gradients", "optimizer", "average") if name in kept}
+    if place == EVALUATION:
+        del state["gradients"]
     targets = round(use.at_once * tokens) if place in (STEP, TRIED) else 0
-    kept = expected_bytes(model, use.config, use.precision, targets, length=tokens)
+    kept = expected_bytes(model, use.config, use.precision, targets, length=tokens, shards=use.shards)
     if place == EVALUATION:
         kept.pop("gradients", None)
+        if use.shards > 1:
+            kept["gathered"] = use.shards * kept["weights"]
         targets = round(use.config.training.eval_batch_size * tokens)
-        kept["evaluated sequences"] = evaluated_bytes(model, use.precision, targets)
-    return kept
+        state["evaluated sequences"] = evaluated_bytes(model, use.precision, targets)
+    return state
 
 
 def evaluated_bytes(model: nn.Module, precision: str, targets: int) -> int:

@@ -13,6 +13,7 @@ from training.config.sections import RunConfig
 from training.loop import Trainer
 from training.micro_batch import check_split, sequences_at_once
 from training.out_of_memory import explain
+from training.planning.start import memory_line, work_line
 from training.runtime.device import Runtime, make_accelerator
 from training.runtime.errors import CommandError, InputError, is_out_of_memory
 from training.runtime.processes import in_main_process, naming_lost_processes
@@ -61,7 +62,7 @@ def train(
     task: Task | None = None
     trainer: Trainer | None = None
     try:
-        check_split(training, accelerator.num_processes)
+        check_split(training, accelerator.num_processes, in_shards=runtime.sharding is not None)
         if accelerator.is_main_process:  # At once: reading the data and loading what trains takes seconds.
             _say({"device": runtime.description})
         with naming_lost_processes(accelerator):
@@ -71,6 +72,7 @@ def train(
             trainer = Trainer(runtime, task, config, run)
             if checkpoint is not None:
                 trainer.restore(checkpoint)
+                del checkpoint  # Its files are open: they would keep their space on the disk after they are pruned.
             trainer.choose_micro_batch()
             trackers = in_main_process(accelerator, partial(_prepare, runtime, trainer))
             trainer.fit(trackers or [])
@@ -170,15 +172,19 @@ def _introduce(runtime: Runtime, trainer: Trainer, space: str, trackers: list[Tr
     tokens_per_step = training.batch_size * data.tokens_per_sample
     epochs = trainer.num_steps * training.batch_size / data.samples_per_epoch
     every = trainer.counters.eval_every
+    at_once = sequences_at_once(training, runtime.accelerator.num_processes, trainer.micro_batching.size)
     lines = {
         "model": f"{parameters:,} parameters",
         "data": f"{data.origin}, {tokens_per_epoch:,.0f} tokens per epoch",
         "note": "\nnote        ".join(data.notes),
         "steps": f"{trainer.num_steps:,} of {tokens_per_step:,.0f} tokens, {epochs:.3g} epochs",
+        "work": work_line(trainer.task, trainer.config, trainer.counters),
+        "memory": memory_line(trainer.task, trainer.config, runtime.precision, at_once),
         "evaluation": None if every == 1 else f"val_loss_subset, over 1 in {every} windows of the validation split",
         "optimizer": ", ".join(f"{text} ({name})" for name, text in trainer.config.optimizer.rates.items()),
         "micro-batch": trainer.micro_batching.description,
         "compile": trainer.compiling.description,
+        "sharding": None if runtime.sharding is None else runtime.sharding.description,
         "folder": str(trainer.run.path),
         "checkpoints": space,
         "tracking": "\ntracking    ".join(tracker.description for tracker in trackers),

@@ -9,12 +9,14 @@ started again after a crash. Exits with 1 where a check failed.
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ from seq2seq.config import Seq2SeqConfig
 from seq2seq.task import train_seq2seq
 from training import compiling
 from training.benchmark.measure import fit, temporary_trainer
+from training.doctor.all_reduce import GLOO, P2P, time_all_reduce
+from training.doctor.cards import look_at_cards
 from training.run import Result
 from training.runtime.errors import InputError, StoppedBySignal
 from training.runtime.machine import describe_machine
@@ -236,6 +240,16 @@ def a_stop_resumes_to_the_bit(folder: Path) -> Mapping[str, Any]:
 
 
 @check
+def the_doctor_finds_no_fault(folder: Path) -> Mapping[str, Any]:
+    """Of torch, driver and cards; and NCCL adds up, though a single process has no other to send to."""
+    found = list(look_at_cards())
+    assert not [str(finding) for finding in found if finding.status == "fault"]
+    outcome = time_all_reduce(1, *(("nccl", P2P) if ON_GPU else ("gloo", GLOO)), 60.0)
+    assert not outcome.fault, outcome.fault
+    return {"findings": [str(finding) for finding in found], "latency": outcome.latency}
+
+
+@check
 def recorded_decoding_writes_what_eager_writes(folder: Path) -> Mapping[str, Any]:
     """The compiled step, which is a CUDA graph on a GPU; on a CPU the native step stands in for it."""
     device, config = torch.device(options.device), gpt_config(folder)
@@ -255,26 +269,73 @@ def recorded_decoding_writes_what_eager_writes(folder: Path) -> Mapping[str, Any
     return {"share_of_equal_tokens": agree}
 
 
-@check
-def too_much_memory_is_one_line(folder: Path) -> Mapping[str, Any]:
-    """A batch that the card cannot hold."""
+@contextmanager
+def one_gibibyte() -> Iterator[None]:
+    """A card that has no more left for torch."""
     if not ON_GPU:
         raise LeftOut("needs a GPU")
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + 2**30) / total))
     try:
-        train(gpt_config(folder, batch_size=4096), folder / "run")
-    except InputError as error:
-        message = str(error)
-        assert message.startswith("out of memory"), message
-        assert "raise training.accumulation_steps (1), lower training.batch_size (4096)" in message
-        assert "\n" not in message
-        return {"message": message}
+        yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
+
+
+@check
+def too_much_memory_is_one_line(folder: Path) -> Mapping[str, Any]:
+    """A batch that the card cannot hold at once."""
+    with one_gibibyte():
+        try:
+            train(gpt_config(folder, batch_size=4096, micro_batch_size=4096), folder / "run")
+        except InputError as error:
+            message = str(error)
+            assert re.match(r"out of memory at .* in a training step of 4096 sequences at once: by formula", message)
+            assert "; torch had allocated " in message
+            assert "--training.micro_batch_size 2048 saves " in message
+            assert "\n" not in message
+            return {"message": message}
     raise AssertionError("it fitted into 1 GiB")
+
+
+@check
+def auto_takes_the_most_that_fits(folder: Path) -> Mapping[str, Any]:
+    """A batch that the card cannot hold at once, in parts of the size that was found; more at once is too much."""
+    with one_gibibyte():
+        found = train(gpt_config(folder, steps=3, batch_size=4096), folder / "run").run
+        setup = json.loads((found.checkpoints / "last/state.json").read_text())["setup"]
+        size, tried = setup["micro_batch"], setup["micro_batch_tried"]
+        assert 1 <= size < 4096, tried
+        assert f"{size} fits" in tried, tried
+        assert f"{2 * size} does not fit" in tried, tried
+        beyond = min(4 * size, 4096)
+        try:
+            train(gpt_config(folder, steps=3, batch_size=4096, micro_batch_size=beyond), folder / "beyond")
+        except InputError as error:
+            return {"micro_batch": size, "tried": tried, "beyond": str(error)}
+    raise AssertionError(f"{beyond} sequences fitted as well: {tried}")
+
+
+@check
+def shards_of_one_process_train_as_the_whole(folder: Path) -> Mapping[str, Any]:
+    """FSDP2 over a single process: its hooks, its precision, Muon's way there and back, a save; with and without."""
+    config = gpt_config(folder, precision="bf16", recompute="blocks", ema_decay=0.9)
+    whole = losses(config, folder / "whole")
+    launch = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29617"}
+    launch |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    os.environ |= launch
+    try:
+        in_shards = losses(config, folder / "shards")
+    finally:
+        for name in launch:
+            del os.environ[name]
+    furthest = max(abs(a - b) for a, b in zip(whole, in_shards, strict=True))
+    assert furthest < 2e-2, f"the losses are {furthest:.2g} apart: {whole}, {in_shards}"
+    shapes = [{name: tensor.shape for name, tensor in tensors(folder / run).items()} for run in ("whole", "shards")]
+    assert shapes[0] == shapes[1]
+    return {"furthest_apart": furthest}
 
 
 @check

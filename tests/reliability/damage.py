@@ -68,12 +68,18 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 def make_run(folder: Path, model: str = "gpt") -> None:
-    """A run of 12 steps with checkpoints of steps 10 and 12; `model` is gpt or seq2seq."""
+    """A run of 12 steps with checkpoints of steps 10 and 12.
+
+    Args:
+        folder: Where.
+        model: gpt, or seq2seq, which saves in the background.
+    """
     (folder / "text.txt").write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(300)))
     options = "--model.num_layers 1 --model.d_model 16 --model.num_heads 2 --model.max_len 16 --tracking none"
     loop = "--training.max_steps 12 --training.checkpoint_interval 10 --training.eval_interval 10"
     average = "--training.ema_decay 0.9 --output_dir run"
     data = {"gpt": "--data.source text.txt", "seq2seq": "--data.max_length 6 --data.val_samples 20"}[model]
+    data += " --training.background_saves true" if model == "seq2seq" else ""
     done = command(ROOT / f"launch/train_{model}.py", *f"{options} {loop} {average} {data}".split(), cwd=folder)
     assert done.returncode == 0, done.stderr
 

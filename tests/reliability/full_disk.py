@@ -53,11 +53,15 @@ def results(run: Path) -> tuple[dict[str, bytes], list[Any]]:
     return weights, [(line["step"], line["train_loss"], line.get("val_loss")) for line in read_metrics(run)]
 
 
-def fill_ours(folder: Path) -> dict[str, int]:
-    """Refuse the second save of a run at each tenth of its largest file, and resume with space again."""
+def fill_ours(folder: Path, background: bool = False) -> dict[str, int]:
+    """Refuse the third save of a run at each tenth of its largest file, and resume with space again.
+
+    Where it goes on in the meantime, it hears of it at its end.
+    """
     folder.mkdir(parents=True)
     (folder / "text.txt").write_text(TEXT)
-    config = replace(CONFIG, data=TextConfig(source=str(folder / "text.txt")))
+    training = replace(CONFIG.training, background_saves=background)
+    config = replace(CONFIG, data=TextConfig(source=str(folder / "text.txt")), training=training)
     train_gpt(config, output_dir=folder / "whole")
     largest = max(file.stat().st_size for file in (folder / "whole/checkpoints/last").iterdir())
     counts = {"saves": 0, "an_older_checkpoint_loads": 0, "same_result_after_a_resume": 0}

@@ -93,11 +93,11 @@ class Position:
     step: int = 0
 
     def after(self, line: str) -> "Position":
-        """Where it is once it has printed `line`."""
+        """Where it is once it has printed `line`; a save that goes on while steps are taken is what it is in."""
         if line.startswith("resuming "):
             return replace(self, step=int(line.split()[-1].replace(",", "")))
         if match := re.match(r"step +(\d+)/", line):
-            return Position(place="step", step=int(match[1]))
+            return Position(place="save" if self.place == "save" else "step", step=int(match[1]))
         words = {"evaluating": "evaluation", "saving": "save", "saved": "step"}
         place: Any = words.get(line.partition(" ")[0].strip(), self.place)
         return replace(self, place=place)
@@ -142,6 +142,7 @@ class Outcome:
         model: gpt or seq2seq.
         precision: What it computed in.
         processes: How many processes it had.
+        background: Whether it went on while it saved.
         kills: Those that struck.
         same_weights: Whether weights, optimizer and average of the last and best checkpoint equal the whole run's.
         same_metrics: Whether metrics.jsonl does, but for what a clock says, with each step once and in order.
@@ -152,6 +153,7 @@ class Outcome:
     model: str
     precision: Precision
     processes: int
+    background: bool
     kills: tuple[Kill, ...]
     same_weights: bool
     same_metrics: bool
@@ -170,6 +172,7 @@ class Outcome:
             "model": self.model,
             "precision": self.precision,
             "processes": self.processes,
+            "background": self.background,
             "kills": len(self.kills),
             "in_steps": places["step"],
             "in_evaluations": places["evaluation"],
@@ -278,7 +281,8 @@ class Launch:
         self.quarantined += "it is quarantined" in line
         position = self.position.after(line)
         if position != self.position:
-            self.history.append((seconds, position))
+            if (self.position.place, position.place) != ("save", "save"):
+                self.history.append((seconds, position))
             self.position = position
         if self._several and not self._ranks and position.step:
             self._find_ranks()
@@ -377,6 +381,7 @@ class Ordeal:
         processes: How many processes it has.
         kills: How often it is killed; it gets 12 steps for each, and 12 more.
         model: Which one: gpt or seq2seq.
+        background: Whether it goes on while it saves.
         seed: Places and times follow from it.
         watch: Is told of each kill.
     """
@@ -385,6 +390,7 @@ class Ordeal:
     processes: int
     kills: int
     model: str = "gpt"
+    background: bool = False
     seed: int = 1
     watch: Callable[[Kill], object] = field(default=lambda kill: None)
 
@@ -394,6 +400,7 @@ class Ordeal:
         steps = STEPS_PER_KILL * (self.kills + 1)
         config = CONFIGS[self.model]
         training = replace(config.training, precision=self.precision, max_steps=steps)
+        training = replace(training, background_saves=self.background)
         for name in ("whole", "killed"):
             write_inputs(folder / name, replace(config, training=training))
         seconds = place_seconds(run_to_the_end(folder / "whole", self.processes))
@@ -406,6 +413,7 @@ class Ordeal:
             model=self.model,
             precision=self.precision,
             processes=self.processes,
+            background=self.background,
             kills=tuple(kills),
             same_weights=digests == tensor_digests(folder / "killed/run"),
             same_metrics=whole == killed and [line["step"] for line in killed] == list(range(1, steps + 1)),

@@ -25,10 +25,16 @@ class MarkedStore(CheckpointStore):
     """Prints `saving STEP` before a checkpoint is written, and `saved STEP` after."""
 
     def save(self, step: int, **content: Any) -> Path:
-        print(f"saving {step}", flush=True)
+        say(f"saving {step}")
         place = super().save(step, **content)
-        print(f"saved {step}", flush=True)
+        say(f"saved {step}")
         return place
+
+
+def say(line: str) -> None:
+    """Print a line in one piece, from whatever thread, also where another one has yet to end its own."""
+    sys.stdout.write(f"\n{line}\n")
+    sys.stdout.flush()
 
 
 class MarkedEvaluations:

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -23,8 +24,7 @@ from reliability.full_disk import fill_accelerate, fill_ours
 from reliability.isolated import isolated
 from reliability.killing import Kill, Ordeal, Precision
 from reliability.resuming import compare_our_resume
-from reliability.save_cost import PARTS as SAVE_PARTS
-from reliability.save_cost import accelerate_saves, our_saves, seed_model
+from reliability.save_cost import accelerate_saves, background_saves, former_saves, our_saves, seed_model
 from reliability.stopping import measure_stops
 from tqdm import tqdm
 
@@ -39,20 +39,30 @@ ARTICLES = {"step": "a", "evaluation": "an", "save": "a"}
 
 
 def measure_kills(folder: Path) -> list[dict[str, Any]]:
-    """Kill runs of the GPT in both precisions, and of the encoder-decoder, with one, two and three processes."""
-    kinds: list[tuple[str, Precision]] = [("gpt", "fp32"), ("gpt", "bf16"), ("seq2seq", "fp32")]
+    """Kill runs of the GPT in both precisions, and of the encoder-decoder, with one, two and three processes.
+
+    One kind stands still for its saves, and goes on as well.
+    """
+    kinds: list[tuple[str, Precision, bool]] = [("gpt", precision, False) for precision in get_args(Precision)]
+    kinds += [("seq2seq", "fp32", False), ("gpt", "fp32", True)]
     rows = []
     with tqdm(total=len(kinds) * len(PROCESSES) * KILLS_PER_COMBINATION, unit="kill", leave=False) as bar:
-        for (model, precision), processes in product(kinds, PROCESSES):
+        for (model, precision, background), processes in product(kinds, PROCESSES):
+            name = f"{model}-{precision}-{processes}{'-background' if background else ''}"
 
-            def show(kill: Kill, name: str = f"{model}, {precision}, {processes} processes") -> None:
+            def show(kill: Kill, name: str = name) -> None:
                 bar.set_postfix_str(f"{name}: step {kill.step}, in a {kill.place}")
                 bar.update()
 
             ordeal = Ordeal(
-                model=model, precision=precision, processes=processes, kills=KILLS_PER_COMBINATION, watch=show
+                model=model,
+                precision=precision,
+                processes=processes,
+                background=background,
+                kills=KILLS_PER_COMBINATION,
+                watch=show,
             )
-            rows.append(ordeal.endure(folder / f"{model}-{precision}-{processes}").summary())
+            rows.append(ordeal.endure(folder / name).summary())
     return rows
 
 
@@ -74,13 +84,18 @@ def measure_damage(folder: Path) -> dict[str, Any]:
 
 def measure_full_disk(folder: Path) -> dict[str, Any]:
     """Let a disk refuse a save at each tenth of it."""
-    ways = {"this project": fill_ours, "Accelerate, total_limit=1": fill_accelerate}
+    ways: dict[str, Callable[[Path], dict[str, int]]] = {
+        "this project": fill_ours,
+        "in the background": partial(fill_ours, background=True),
+        "Accelerate, total_limit=1": fill_accelerate,
+    }
     return {name: way(folder / name) for name, way in tqdm(ways.items(), unit="way", leave=False)}
 
 
 def measure_stopping(folder: Path) -> list[dict[str, Any]]:
     """Stop runs with SIGTERM."""
-    return [row for processes in (1, 2) for row in measure_stops(folder, processes, STOPS)]
+    ways = product((1, 2), (False, True))
+    return [row for processes, way in ways for row in measure_stops(folder, processes, STOPS, background=way)]
 
 
 def measure_resume(folder: Path) -> list[dict[str, Any]]:
@@ -96,7 +111,12 @@ def measure_saves(folder: Path) -> dict[str, Any]:
     if free < SPACE_FOR_SAVES:
         return {"left out": f"{free / 1e9:.1f} GB free in {folder.parent}, {SPACE_FOR_SAVES / 1e9:.0f} GB needed"}
     measured = {}
-    ways = {"this project": our_saves, "Accelerate": accelerate_saves}
+    ways = {
+        "this project": our_saves,
+        "in the background": background_saves,
+        "as before": former_saves,
+        "Accelerate": accelerate_saves,
+    }
     for name, way in tqdm(ways.items(), unit="way", leave=False):
         measured[name] = isolated(way, folder / name, seed_model(), SAVES)
         shutil.rmtree(folder / name)
@@ -168,7 +188,8 @@ def _processes(row: dict[str, Any]) -> str:
 
 
 def _plural(row: dict[str, Any]) -> str:
-    return f"{row['processes']} {'process' if row['processes'] == 1 else 'processes'}"
+    way = ", in the background" if row.get("background") else ""
+    return f"{row['processes']} {'process' if row['processes'] == 1 else 'processes'}{way}"
 
 
 def _damage_rows(examined: dict[str, Any]) -> list[list[Any]]:
@@ -201,13 +222,15 @@ def _resume_rows(rows: list[dict[str, Any]]) -> list[list[Any]]:
 def _save_rows(measured: dict[str, Any]) -> list[list[Any]]:
     if "left out" in measured:
         return [["cost of a save", measured["left out"]]]
-    keys = ["median_seconds", "min_seconds", "max_seconds", "share_of_a_minute"]
-    parts = [*(part.replace("_", " ") for part in SAVE_PARTS), "until flushed"]
-    rows = [["cost of a save", "GB", *(key.replace("_seconds", " s").replace("_", " ") for key in keys), *parts]]
+    keys = ["median_seconds", "min_seconds", "max_seconds"]
+    others = ["still s", "flushed s", "GB more", "opening s", "GB more"]
+    rows = [["cost of a save", "GB", *(key.replace("_seconds", " s") for key in keys), *others]]
     for name, row in measured.items():
-        split = [row.get("median_seconds_of_parts", {}).get(part, "") for part in SAVE_PARTS]
+        more = [row[key] / 1e9 if key in row else "-" for key in ("max_bytes_more_in_memory", "bytes_more_in_opening")]
+        still = row.get("median_seconds_standing_still", row["median_seconds"])
         flushed = row.get("median_seconds_until_flushed", row["median_seconds"])
-        rows.append([name, row["bytes"] / 1e9, *(row[key] for key in keys), *split, flushed])
+        figures = [*(row[key] for key in keys), still, flushed, more[0], row.get("seconds_of_opening", "-"), more[1]]
+        rows.append([name, row["bytes"] / 1e9, *figures])
     return rows
 
 

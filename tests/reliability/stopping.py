@@ -13,13 +13,13 @@ from training.storage.checkpoint import Checkpoint
 PLACES: tuple[Place, ...] = ("step", "evaluation", "save")
 
 
-def stop_once(folder: Path, processes: int, place: Place) -> tuple[float, int, int]:
+def stop_once(folder: Path, processes: int, place: Place, *, background: bool) -> tuple[float, int, int]:
     """Send SIGTERM to a run, or its launcher, in a place after step 6.
 
     Returns:
         Seconds until all processes had ended, steps done since, and the exit code.
     """
-    endless = replace(CONFIG.training, max_steps=100_000)
+    endless = replace(CONFIG.training, max_steps=100_000, background_saves=background)
     write_inputs(folder, replace(CONFIG, training=endless))
     with Launch(folder, processes) as launch:
         if not launch.reaches(Aim(place=place, step=6, share=0.0, one_rank=False)):
@@ -31,15 +31,19 @@ def stop_once(folder: Path, processes: int, place: Place) -> tuple[float, int, i
     return seconds, Checkpoint(folder / "run/checkpoints/last").state["step"] - step, code
 
 
-def measure_stops(folder: Path, processes: int, repeats: int) -> list[dict[str, Any]]:
+def measure_stops(folder: Path, processes: int, repeats: int, *, background: bool) -> list[dict[str, Any]]:
     """Stop runs in each place; a row for each, with the seconds of all."""
     rows = []
     for place in PLACES:
-        stops = [stop_once(folder / f"{processes}-{place}-{number}", processes, place) for number in range(repeats)]
+        name = f"{processes}-{'background' if background else 'plain'}-{place}"
+        stops = [
+            stop_once(folder / f"{name}-{number}", processes, place, background=background) for number in range(repeats)
+        ]
         seconds = [each[0] for each in stops]
         rows.append(
             {
                 "processes": processes,
+                "background": background,
                 "place": place,
                 "stops": repeats,
                 "median_seconds": statistics.median(seconds),

@@ -26,18 +26,20 @@ def largest(config: GPTConfig, tmp_path: Path) -> int:
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize("background", [False, True])
 def test_a_run_goes_on_to_the_next_save_if_so_configured(
     config: GPTConfig,
     tmp_path: Path,
     largest: int,
     capsys: pytest.CaptureFixture[str],
+    background: bool,
 ) -> None:
-    config = with_training(config, on_save_error="continue")
+    config = with_training(config, on_save_error="continue", background_saves=background)
     for tenth in TENTHS:
         run = tmp_path / f"run-{tenth}"
         with refused_saves({5, 8, 10}, largest * tenth // 10):
             train_gpt(config, output_dir=run)
-        warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+        warnings = [line for line in capsys.readouterr().out.splitlines() if "cannot write checkpoint" in line]
         assert [f"cannot write checkpoint {run}/checkpoints/step-{step:08d}: File too large" in line
                 for step, line in zip((5, 8, 10), warnings, strict=True)] == [True] * 3, warnings  # fmt: skip
         assert all(line.endswith("the run goes on, the newest checkpoint is of step 4") for line in warnings)
@@ -64,9 +66,26 @@ def test_a_run_stops_otherwise_and_ends_as_if_nothing_had_been(
         assert results(run) == results(tmp_path / "whole")
 
 
-def test_the_last_save_of_a_run_must_succeed(config: GPTConfig, tmp_path: Path, largest: int) -> None:
+def test_in_the_background_it_stops_at_the_next_save_and_ends_the_same(
+    config: GPTConfig, tmp_path: Path, largest: int
+) -> None:
+    """What else the run writes meanwhile may be refused as well, and is written later."""
+    config = with_training(config, background_saves=True)
+    for tenth in TENTHS[::3]:
+        run = tmp_path / f"run-{tenth}"
+        message = "cannot write checkpoint .*step-00000008: File too large; the newest checkpoint is of step 10. When"
+        with refused_saves({8}, largest * tenth // 10), pytest.raises(SaveError, match=message):
+            train_gpt(config, output_dir=run)
+        assert sorted(os.listdir(run / "checkpoints")) == ["best", "last", "step-00000005", "step-00000010"]
+        train_gpt(config, output_dir=run, resume=True)
+        assert results(run) == results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_the_last_save_of_a_run_must_succeed(config: GPTConfig, tmp_path: Path, largest: int, background: bool) -> None:
+    config = with_training(config, on_save_error="continue", background_saves=background)
     with refused_saves({12}, largest // 2), pytest.raises(SaveError, match="the newest checkpoint is of step 10"):
-        train_gpt(with_training(config, on_save_error="continue"), output_dir=tmp_path / "run")
+        train_gpt(config, output_dir=tmp_path / "run")
 
 
 def test_leftovers_are_cleaned_at_the_next_start(config: GPTConfig, tmp_path: Path) -> None:

@@ -90,19 +90,21 @@ def test_a_second_signal_ends_a_long_step_at_once_and_loses_nothing_that_was_sav
 
 
 @pytest.mark.parametrize(
-    ("model", "precision", "processes", "kills"),
+    ("model", "precision", "processes", "kills", "background"),
     [
-        pytest.param("gpt", "fp32", 1, 3, marks=pytest.mark.nightly),
-        pytest.param("gpt", "bf16", 2, 2, marks=pytest.mark.nightly),
-        pytest.param("seq2seq", "fp32", 1, 2, marks=pytest.mark.nightly),
-        pytest.param("seq2seq", "fp32", 2, 2, marks=pytest.mark.nightly),
+        pytest.param("gpt", "fp32", 1, 3, False, marks=pytest.mark.nightly),
+        pytest.param("gpt", "fp32", 1, 3, True, marks=pytest.mark.nightly),
+        pytest.param("gpt", "bf16", 2, 2, False, marks=pytest.mark.nightly),
+        pytest.param("seq2seq", "fp32", 1, 2, False, marks=pytest.mark.nightly),
+        pytest.param("seq2seq", "fp32", 2, 2, True, marks=pytest.mark.nightly),
     ],
 )
 def test_a_killed_run_ends_as_if_left_alone(
-    tmp_path: Path, model: str, precision: Precision, processes: int, kills: int
+    tmp_path: Path, model: str, precision: Precision, processes: int, kills: int, background: bool
 ) -> None:
     """The same with many more kills is part of `make reliability`."""
-    outcome = Ordeal(model=model, precision=precision, processes=processes, kills=kills).endure(tmp_path)
+    ordeal = Ordeal(model=model, precision=precision, processes=processes, kills=kills, background=background)
+    outcome = ordeal.endure(tmp_path)
     assert len(outcome.kills) == kills
     assert 2 * sum(kill.after_first_checkpoint for kill in outcome.kills) >= kills
     assert {kill.rank is None for kill in outcome.kills} == ({True} if processes == 1 else {True, False})

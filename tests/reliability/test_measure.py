@@ -6,7 +6,7 @@ import pytest
 from reliability.isolated import isolated
 from reliability.killing import Position, random_aims
 from reliability.measure import table
-from reliability.save_cost import PARTS, accelerate_saves, our_saves
+from reliability.save_cost import accelerate_saves, background_saves, former_saves, our_saves
 
 from gpt.config import ModelConfig
 
@@ -23,9 +23,8 @@ SAVE: dict[str, object] = {
     "median_seconds": 6.0,
     "min_seconds": 5.0,
     "max_seconds": 7.0,
-    "share_of_a_minute": 0.1,
+    "max_bytes_more_in_memory": 4e7,
 }
-PARTS_OF_SAVE = {"write_and_flush": 3.25, "texts": 1.5}
 REPORT: dict[str, object] = {
     "device": "cpu: a CPU",
     "threads": 2,
@@ -37,7 +36,7 @@ REPORT: dict[str, object] = {
     "damage": {"this project": DAMAGES | {"damages": 68, "refused, named": 67}},
     "resume": [{"recipe": "--resume", "dropout": 0.1, "same_samples": True, "same_weights": False}],
     "save": {
-        "this project": SAVE | {"median_seconds_of_parts": PARTS_OF_SAVE},
+        "this project": SAVE | {"seconds_of_opening": 0.5, "bytes_more_in_opening": 2e8},
         "Accelerate": SAVE | {"median_seconds_until_flushed": 8.0},
     },
 }
@@ -55,9 +54,9 @@ this project        68              67                 1                0       
 resumed in the middle of an epoch  dropout  same samples  same weights
 --resume                              0.10           yes            no
 
-cost of a save    GB  median s  min s  max s  share of a minute  write and flush  texts  until flushed
-this project    1.80      6.00   5.00   7.00               0.10             3.25   1.50           6.00
-Accelerate      1.80      6.00   5.00   7.00               0.10                                   8.00
+cost of a save    GB  median s  min s  max s  still s  flushed s  GB more  opening s  GB more
+this project    1.80      6.00   5.00   7.00     6.00       6.00     0.04       0.50     0.20
+Accelerate      1.80      6.00   5.00   7.00     6.00       8.00     0.04          -        -
 """
 
 
@@ -79,7 +78,8 @@ def test_a_run_tells_where_it_is() -> None:
         ("warning     something", Position(place="evaluation", step=1206)),
         ("step 1207/2000  validation loss 1.8  (the best so far)", Position(place="step", step=1207)),
         ("saving 1207\n", Position(place="save", step=1207)),
-        ("saved 1207\n", Position(place="step", step=1207)),
+        ("step 1208/2000  loss 1.9  lr 1e-3", Position(place="save", step=1208)),
+        ("saved 1207\n", Position(place="step", step=1208)),
     ):
         place = place.after(line)
         assert place == expected
@@ -96,10 +96,13 @@ def test_kills_are_spread_over_run_and_places() -> None:
 @pytest.mark.ci
 def test_the_cost_of_a_save_is_measured(tmp_path: Path) -> None:
     model = ModelConfig(num_layers=1, d_model=16, num_heads=2, d_ff=32, max_len=16)
-    ours = isolated(our_saves, tmp_path / "ours", model, 3)
-    theirs = isolated(accelerate_saves, tmp_path / "theirs", model, 3)
-    assert ours["saves"] == theirs["saves"] == 3
+    ways = (our_saves, background_saves, former_saves, accelerate_saves)
+    ours, background, former, theirs = (isolated(way, tmp_path / way.__name__, model, 3) for way in ways)
+    assert {way["saves"] for way in (ours, background, former, theirs)} == {3}
+    assert ours["bytes"] == background["bytes"] == pytest.approx(former["bytes"], rel=0.01)
     assert theirs["bytes"] == pytest.approx(ours["bytes"], rel=0.5), "the same tensors"
-    assert ours["median_seconds_of_parts"].keys() == PARTS.keys()
-    assert 0 < sum(ours["median_seconds_of_parts"].values()) < ours["max_seconds"]
+    assert 0 < ours["min_seconds"] <= ours["median_seconds"]
+    assert 0 < background["median_seconds_standing_still"] < background["median_seconds_until_flushed"]
+    assert background["median_steps_meanwhile"] >= 1
+    assert {"seconds_of_opening", "bytes_more_in_opening"} <= ours.keys() & former.keys()
     assert theirs["median_seconds"] < theirs["median_seconds_until_flushed"]

@@ -18,6 +18,7 @@ from training.config.sections import TrainingConfig
 from training.micro_batch import (
     MicroBatching,
     check_split,
+    free_bytes,
     largest_part,
     largest_that_fits,
     sequences_at_once,
@@ -159,6 +160,9 @@ def test_a_gpu_takes_the_most_that_fits() -> None:
     whole = batching(accumulation_steps=2)
     whole.try_sizes(1000, lambda size: True)
     assert whole.description == "16 sequences at once, in 2 parts (auto: 16 fits)"
+    by_formula = batching()
+    by_formula.try_sizes(9, None)
+    assert by_formula.description == "8 sequences at once, in 4 parts (auto, by formula: 8 fits, 16 does not fit)"
     with pytest.raises(MemoryError):
         batching().try_sizes(0, lambda size: False)
 
@@ -217,6 +221,18 @@ def test_a_run_without_steps_to_come_keeps_what_it_knows() -> None:
     chosen, setup = batching(), {"micro_batch": 8, "micro_batch_tried": "8 fits"}
     chosen.go_on(setup)
     assert chosen.record == setup
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(1.0, 18 * 10**9 - 10**9), (0.5, 16 * 10**9 - 5 * 10**8)])
+def test_what_a_gpu_has_left_counts_what_the_run_has_taken(
+    monkeypatch: pytest.MonkeyPatch, fraction: float, expected: int
+) -> None:
+    """Of 32 GB others have 14; torch may have been told to take a part of the card alone."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (12 * 10**9, 32 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 6 * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: fraction)
+    assert free_bytes(torch.device("cuda")) == expected
+    assert free_bytes(torch.device("cpu")) is None
 
 
 class SmallCard:

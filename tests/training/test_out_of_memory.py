@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,6 +144,31 @@ def test_bf16_helps_where_it_is_fast(large: GPTConfig, tmp_path: Path, monkeypat
     monkeypatch.setattr(out_of_memory, "has_fast_bf16", lambda device: True)
     monkeypatch.setattr("training.loss.loss_sum", in_training)
     assert "training.precision bf16" in options_in(message(with_training(large, recompute="blocks"), tmp_path))
+
+
+def test_a_gpu_says_what_torch_has_and_of_which_rank(large: GPTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"mem_get_info": (5 * 10**8, 24 * 10**9), "max_memory_allocated": 21 * 10**9, "memory_reserved": 22 * 10**9}
+    for name, value in told.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    accelerator = SimpleNamespace(device=torch.device("cuda"), num_processes=2, process_index=1)
+    runtime: Any = SimpleNamespace(accelerator=accelerator, precision="bf16")
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    said = out_of_memory.explain(error, runtime, large, GPTTask(large), 4, resumable=False)
+    assert said.startswith("out of memory at 2.00 GiB more as the run began on rank 1: by formula it takes weights ")
+    assert (
+        "; torch had allocated 21.00 GB at most, and reserves 22.00 GB of 24.00 GB, "
+        "of which CUDA and other programs have 1.50 GB. What helps most: "
+    ) in said
+
+
+def test_of_another_kind_of_model_no_formula_is_known(
+    large: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(out_of_memory, "TransformerConfig", int)
+    monkeypatch.setattr("training.loss.loss_sum", in_training)
+    assert message(large, tmp_path).endswith(
+        "of 8 sequences at once: take less at once (--training.micro_batch_size), or a smaller model"
+    )
 
 
 LIMITED = """

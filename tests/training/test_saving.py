@@ -270,6 +270,7 @@ def test_the_background_does_one_thing_after_another_and_tells_of_an_error_once(
     background, done = Background(), list[Any]()
     background.wait()
     background.start(lambda: done.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+    background.wait()
     background.start(lambda: done.append(2))
     background.wait()
     own = os.getpriority(os.PRIO_PROCESS, 0)
@@ -291,6 +292,22 @@ def test_a_snapshot_keeps_the_values_and_its_memory() -> None:
     assert again["model"]["w"].tolist() == [7, 7, 7]
     assert again["ema"]["w"].tolist() == [5, 5, 5]
     assert [tensor.data_ptr() for tensors in again.values() for tensor in tensors.values()] == places
+
+
+def test_a_resumed_run_holds_no_file_that_it_may_prune(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An open file keeps its space on the disk."""
+    train_gpt(config, output_dir=tmp_path / "run")
+    held = list[str]()
+
+    def look(step: int) -> None:
+        links = [Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd")]
+        held.extend(name for link in links if link.is_symlink() and "safetensors" in (name := os.readlink(link)))
+
+    on_report(monkeypatch, look)
+    train_gpt(with_training(config, max_steps=14), output_dir=tmp_path / "run", resume=True)
+    assert held == []
 
 
 def test_each_value_is_asked_for_though_the_disk_refuses(

@@ -104,6 +104,8 @@ class StrictParser(argparse.ArgumentParser):
             name = argument.partition("=")[0]
             if name.startswith("--") and " " not in name and name not in self._option_string_actions:
                 self._refuse(name[2:])
+            if argument == f"{name}=--":  # Which argparse drops, and takes a list of nothing for the value.
+                self.error(f"{name.lstrip('-')}: expected one argument")
         required = [action for action in self._actions if action.required and {"-h", "--help"} & set(args)]
         for action in required:
             action.required = False  # For the help, that is.

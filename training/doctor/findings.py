@@ -60,3 +60,6 @@ def _look(check: Check, found: list[Finding]) -> None:
             found.append(finding)
     except (CommandError, OSError, RuntimeError) as error:  # CUDA's errors are of the last kind.
         found.append(Finding(check.name, "fault", " ".join(str(error).split())[:300]))
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        found.append(Finding(check.name, "not checked", f"the check itself fails, {said}", "please report it"))

@@ -73,8 +73,9 @@ def look_at_launch_file(name: str, file: Path, num_processes: int | None) -> Ite
     except yaml.YAMLError as error:
         raise InputError(f"{file} is not plain YAML: {' '.join(str(error).split())}") from error
     shown = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
-    machines, in_all = settings.get("num_machines") or 1, settings.get("num_processes")
-    if not num_processes and isinstance(in_all, int) and in_all % machines:
+    machines, in_all = (_whole(settings.get(key)) for key in ("num_machines", "num_processes"))
+    machines = machines or 1
+    if not num_processes and in_all and in_all % machines:
         todo = "num_processes counts those of all machines together"
         yield Finding(name, "fault", f"{shown}: {in_all} processes do not divide by {machines} machines", todo)
         return
@@ -84,6 +85,11 @@ def look_at_launch_file(name: str, file: Path, num_processes: int | None) -> Ite
     if machines > 1:
         todo = "their ways to each other are first tried when all of them start"
         yield Finding(name, "not checked", f"{shown} is for {machines} machines, of which this is one", todo)
+
+
+def _whole(value: Any) -> int | None:
+    """A number of a launch file; None where it says none, as with Accelerate's own -1."""
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def launch(file: Path, num_processes: int | None, seconds: float = SECONDS) -> Launched:
@@ -121,11 +127,12 @@ def _reason(said: str) -> str:
     return (errors or said.strip().splitlines() or ["it failed without a word"])[-1][:300]
 
 
-def judge(name: str, file: Path, asked: Any, launched: Launched) -> Iterator[Finding]:
+def judge(name: str, file: Path, asked: int | None, launched: Launched) -> Iterator[Finding]:
     """Findings on what a launch has started, against what was asked for and what this machine has."""
     started = len(launched.processes)
-    if launched.refusal:
-        yield Finding(name, "fault", f"{file}: accelerate launch fails: {launched.refusal}", OURS)
+    if launched.refusal or not started:
+        reason = launched.refusal or "it starts nothing"
+        yield Finding(name, "fault", f"{file}: accelerate launch fails: {reason}", OURS)
         return
     with environment({**launched.processes[0], "LOCAL_WORLD_SIZE": str(started)}):
         try:
@@ -137,11 +144,11 @@ def judge(name: str, file: Path, asked: Any, launched: Launched) -> Iterator[Fin
         yield from (Finding(name, "warning", *line.split(": ", 1)) for line in ignored_settings())
 
 
-def _counted(name: str, file: Path, asked: Any, started: int) -> Finding:
+def _counted(name: str, file: Path, asked: int | None, started: int) -> Finding:
     """A finding on the number of processes that a launch has started."""
     on_cpu, cards = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"), torch.cuda.device_count()
     measured = f"{file} starts {started} {'process' if started == 1 else 'processes'}"
-    if isinstance(asked, int) and asked != started:
+    if asked and asked != started:
         todo = "say distributed_type: MULTI_GPU, which means several processes of any kind (on a CPU, too)"
         return Finding(name, "fault", f"{measured}, {asked} were asked for", f"{todo}, or {OURS}")
     if cards and not on_cpu and started > cards:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from training.batches import choose_micro_batch
-from training.config.sections import RunConfig
+from training.config.sections import RunConfig, TrainingConfig
+from training.micro_batch import check_split, cpu_micro_batch, largest_part, sequences_at_once
 from training.planning.links import Link, Work, find_link, step_seconds, verdicts
 from training.planning.memory import expected_bytes, largest_micro_batch
 from training.planning.probe import Measured, probe
@@ -27,6 +27,8 @@ SHARE = 0.9
 CONTEXT_BYTES = 2**29
 """What CUDA takes of a card for itself, about."""
 COUNTS = (1, 2, 4, 8)
+LOOK_AHEAD = 256
+"""So many sequences are looked at for the longest, to whose length a batch is filled up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ def plan(make_task: Callable[[], Task], config: RunConfig, asked: Asked) -> dict
     link = find_link(asked.link, target.card) if target.on_gpu or asked.link else None
     if asked.gpus > 1 and link is None:
         raise InputError(f"gpus is {asked.gpus}, and there is no GPU here: name one by --gpu, or give a --link")
-    _check_share(config, asked.gpus)
+    check_split(config.training, asked.gpus)
     run, memory = work_of(task, config), _memory(task, config, target, asked.gpus)
     figures = {
         "device": target.name,
@@ -114,16 +116,8 @@ def plan(make_task: Callable[[], Task], config: RunConfig, asked: Asked) -> dict
     else:
         measured = probe(task, config, target.device, target.precision, memory["sequences"])
         memory["measured"] = measured.peak_bytes
-        speed = _measured_speed(task, config, run, target, measured)
-    return figures | _times(config, run, target, speed, link, asked.gpus)
-
-
-def _check_share(config: RunConfig, cards: int) -> None:
-    needed, batch = cards * config.training.accumulation_steps, config.training.batch_size
-    if batch < needed:
-        raise InputError(
-            f"training.batch_size must be at least cards x training.accumulation_steps ({needed}), got {batch}"
-        )
+        speed = _measured_speed(task, config, run, target, measured, memory["limit"])
+    return figures | _times(config, run, target, speed, link, asked.gpus, memory["limit"])
 
 
 def _named(config: RunConfig, gpu: str) -> Target:
@@ -140,38 +134,41 @@ def _here(config: RunConfig) -> Target:
     return Target(machine["device"], device, CARDS.get(described.name), precision, usable, machine)
 
 
-def passes(config: RunConfig, device: torch.device, tokens_per_sample: float, cards: int) -> tuple[int, int]:
-    """Forward and backward passes of a card's share of a batch, and the sequences of one of them."""
-    training = config.training
-    share = math.ceil(training.batch_size / cards / training.accumulation_steps)
-    limit = choose_micro_batch(device, tokens_per_sample) or share
-    parts = math.ceil(share / limit)
-    return parts * training.accumulation_steps, math.ceil(share / parts)
+def _passes(training: TrainingConfig, cards: int, limit: int) -> int:
+    """Forward and backward passes of a card's share of a batch, of so many sequences at most; 0 is no limit."""
+    part = largest_part(training, cards)
+    return (training.accumulation_steps or 1) * math.ceil(part / (limit or part))
 
 
 def _memory(task: Task, config: RunConfig, target: Target, cards: int) -> dict[str, Any]:
-    """Memory by part, whether it fits, and what would."""
-    training, model = config.training, task.model
-    _, sequences = passes(config, target.device, task.data.tokens_per_sample, cards)
-    targets = task.data.training_batch(0, sequences).targets_BT
-    length = float(targets.size(1))
-    parts = expected_bytes(model, config, target.precision, targets.numel(), length=length, on_gpu=target.on_gpu)
-    found: dict[str, Any] = {"sequences": sequences, "parts": parts, "usable": target.usable}
-    if target.usable is None:
-        return found | {"fits": None}
-    asked = model, config, target.precision, length, target.usable
-    largest = largest_micro_batch(*asked, on_gpu=target.on_gpu)
-    share = math.ceil(training.batch_size / cards)
-    found |= {"fits": sum(parts.values()) <= target.usable, "largest_micro_batch": min(largest, share)}
-    if largest:
-        return found | {"accumulation_steps": math.ceil(share / largest)}
-    sharded = (n for n in COUNTS[1:] if largest_micro_batch(*asked, shards=n, on_gpu=target.on_gpu))
-    return found | {"fsdp2_cards": next(sharded, None) if target.on_gpu else None}
+    """Memory by part, how many sequences go through the model at once, and how many would fit."""
+    training, tokens = config.training, task.data.tokens_per_sample
+    limit, largest = cpu_micro_batch(tokens) if target.device.type == "cpu" else 0, None
+    limit = limit if training.micro_batch_size == "auto" else training.micro_batch_size
+    length = task.data.training_batch(0, min(LOOK_AHEAD, training.batch_size)).targets_BT.size(1)
+    asked, on_gpu = (task.model, config, target.precision), target.on_gpu
+    if target.usable is not None:
+        largest = largest_micro_batch(*asked, length, target.usable, on_gpu=on_gpu)
+    limit = limit or largest or 0
+    sequences = sequences_at_once(training, cards, limit)
+    parts = expected_bytes(*asked, sequences * length, length=length, on_gpu=on_gpu)
+    found: dict[str, Any] = {"sequences": sequences, "limit": limit, "parts": parts, "usable": target.usable}
+    found |= {"fits": None, "largest_micro_batch": largest, "fsdp2_cards": None}
+    if target.usable is not None:
+        found["fits"] = sum(parts.values()) <= target.usable
+        if not largest and on_gpu:
+            shards = (
+                n for n in COUNTS[1:] if largest_micro_batch(*asked, length, target.usable, shards=n, on_gpu=True)
+            )
+            found["fsdp2_cards"] = next(shards, None)
+    return found
 
 
-def _measured_speed(task: Task, config: RunConfig, run: RunWork, target: Target, measured: Measured) -> Speed:
+def _measured_speed(
+    task: Task, config: RunConfig, run: RunWork, target: Target, measured: Measured, limit: int
+) -> Speed:
     """A probe's figures, with what several cards would not divide taken from the card's own."""
-    parts, _ = passes(config, target.device, task.data.tokens_per_sample, 1)
+    parts = _passes(config.training, 1, limit)
     gradients, gathered = sent_bytes(task.model, config, target.precision)
     fixed = host = 0.0
     if target.card is not None:
@@ -191,12 +188,12 @@ def _measured_speed(task: Task, config: RunConfig, run: RunWork, target: Target,
 
 
 def _times(
-    config: RunConfig, run: RunWork, target: Target, speed: Speed, link: Link | None, cards: int
+    config: RunConfig, run: RunWork, target: Target, speed: Speed, link: Link | None, cards: int, limit: int
 ) -> dict[str, Any]:
     """Seconds to the end, energy, and what each number of cards makes of them."""
 
     def step(count: int) -> float:
-        parts = passes(config, target.device, run.tokens / config.training.batch_size, count)[0]
+        parts = _passes(config.training, count, limit)
         return step_seconds(speed.work._replace(parts=parts), count, link)
 
     seconds = {
@@ -207,14 +204,14 @@ def _times(
         "compiling": speed.compiling,
     }
     seconds["total"] = sum(seconds.values()) - seconds["step"]
-    found = {"basis": speed.basis, "seconds": seconds, "products_per_second": speed.products}
+    found: dict[str, Any] = {"basis": speed.basis, "seconds": seconds, "products_per_second": speed.products}
     found |= {"tokens_per_second": run.tokens / seconds["step"], "flops_per_second": run.flops / seconds["step"]}
     if target.card is not None:
         found["watts"] = cards * target.card.watts
         found["kilowatt_hours"] = found["watts"] * seconds["total"] / 3.6e6
     if link is not None:
         found["link"] = link._asdict()
-        counts = [n for n in COUNTS if n * config.training.accumulation_steps <= config.training.batch_size]
+        counts = [n for n in COUNTS if n * (config.training.accumulation_steps or 1) <= config.training.batch_size]
         ratios = {n: step(1) / step(n) for n in counts}
         words = verdicts({n: ratio for n, ratio in ratios.items() if n > 1})
         found["cards"] = [

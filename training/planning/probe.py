@@ -137,7 +137,7 @@ def _part(config: RunConfig, seconds: float, at_once: int) -> RunConfig:
     wanted = max(2 * at_once, int(training.batch_size * LONGEST_STEP / seconds))
     if wanted >= training.batch_size:
         return config
-    accumulation = max(1, training.accumulation_steps * wanted // training.batch_size)
+    accumulation = training.accumulation_steps and max(1, training.accumulation_steps * wanted // training.batch_size)
     return replace(config, training=replace(training, batch_size=wanted, accumulation_steps=accumulation))
 
 

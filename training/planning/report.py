@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from training.runtime.hardware import short_name
+from training.runtime.sizes import gigabytes
 from training.runtime.tables import print_table
 
-MIB = 2**20
+MB = 1e6
 
 
 def show(figures: Mapping[str, Any]) -> None:
@@ -18,7 +19,7 @@ def show(figures: Mapping[str, Any]) -> None:
     rows = [*memory["parts"].items(), ("together, by formula", sum(memory["parts"].values()))]
     if memory.get("measured"):
         rows.append(("measured in these steps", memory["measured"]))
-    print_table([{"memory of a device": name, "MiB": f"{size / MIB:,.1f}"} for name, size in rows])
+    print_table([{"memory of a device": name, "MB": f"{size / MB:,.1f}"} for name, size in rows])
     if "seconds" in figures:
         print_table(list(_seconds(figures)))
     if "cards" in figures:
@@ -52,15 +53,13 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def memory_line(memory: Mapping[str, Any]) -> str:
     """What a step needs beside what there is, and what to do where it is too much."""
     plural = "sequence" if memory["sequences"] == 1 else "sequences"
-    text = f"{gib(sum(memory['parts'].values()))} for {memory['sequences']} {plural} at once"
+    text = f"{gigabytes(sum(memory['parts'].values()))} for {memory['sequences']} {plural} at once"
     if memory["usable"] is None:
         return text
-    text += f", of {gib(memory['usable'])} to count on"
-    if memory["fits"]:
-        return f"{text}; up to {memory['largest_micro_batch']:,} would fit"
+    text += f", of {gigabytes(memory['usable'])} to count on"
     if memory["largest_micro_batch"]:
-        wanted = f"--training.accumulation_steps {memory['accumulation_steps']}"
-        return f"{text}: too much; {memory['largest_micro_batch']} would fit: {wanted}"
+        fits = f"{memory['largest_micro_batch']:,} would fit"
+        return f"{text}; {fits}" if memory["fits"] else f"{text}: too much; --training.micro_batch_size auto, {fits}"
     text += ", and not even one would fit"
     if memory["fsdp2_cards"] is None:
         return f"{text}: take a smaller model or context, or --training.recompute blocks"
@@ -73,11 +72,6 @@ def flops(number: float) -> str:
         if number >= size:
             return f"{number / size:.3g} {prefix}FLOP"
     return f"{number / 1e6:.3g} MFLOP"
-
-
-def gib(size: float) -> str:
-    """Bytes in GiB, or MiB where they are few."""
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / MIB:,.0f} MiB"
 
 
 def duration(seconds: float) -> str:
@@ -110,7 +104,7 @@ def _cards(figures: Mapping[str, Any]) -> Iterator[dict[str, str]]:
 
 def _check(rows: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     for name, row in rows.items():
-        scale, digits = (MIB, "MiB") if name == "memory" else (1, "s")
+        scale, digits = (MB, "MB") if name == "memory" else (1, "s")
         yield {
             "planned and measured": f"{name}, {digits}",
             "planned": f"{row['planned'] / scale:,.1f}",

@@ -85,7 +85,7 @@ def speed_of_card(
         fixed=optimizer_bytes(model, config) / (MEMORY_EFFICIENCY * card.bandwidth * 1e9),
         gradients=gradients,
         gathered=gathered,
-        parts=config.training.accumulation_steps,
+        parts=config.training.accumulation_steps or 1,
     )
     whole = run.evaluated / run.tokens * work.compute
     return Speed(

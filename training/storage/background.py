@@ -48,8 +48,8 @@ class Background:
         self._pending: Future[object] | None = None
 
     def start(self, action: Callable[[], object]) -> None:
-        """Begin, once what was begun before is done; raises as that does."""
-        self.wait()
+        """Begin; what was begun before was waited for."""
+        assert self._pending is None
         self._pending = self._pool.submit(action)
 
     def wait(self) -> None:

@@ -71,6 +71,7 @@ def test_options_of_a_command_have_types_choices_and_sections() -> None:
     [
         ([], "the following arguments are required: --source"),
         (["--source"], "source: expected one argument"),
+        (["--source=--"], "source: expected one argument"),
         (["--source", "x", "--batch", "2", "b"], "batch: expected int, got b"),
         (["--source", "x", "--batch", "null"], "batch: expected int, got null"),
         (["--source", "x", "--uncached", "maybe"], "uncached: expected one of 'yes', 'no', got maybe"),

@@ -32,6 +32,13 @@ def test_an_error_is_found_beside_what_was_found_before(error: Exception, has_de
     assert list(examine(Check("disk", look, has_deadline))) == [GOOD, Finding("disk", "fault", "no disk")]
 
 
+@pytest.mark.parametrize("has_deadline", [False, True])
+def test_a_mistake_of_a_check_is_told_and_stops_no_other(has_deadline: bool) -> None:
+    [finding] = examine(Check("disk", lambda: [GOOD][3], has_deadline))
+    assert finding.status == "not checked"
+    assert finding.measured == "the check itself fails, IndexError: list index out of range"
+
+
 def test_lines_are_aligned() -> None:
     assert str(GOOD) == "good         disk         fast"
     assert str(Finding("file system", "not checked", "no NFS", "wait")) == "not checked  file system  no NFS: wait"

@@ -125,6 +125,11 @@ def test_processes_are_held_against_the_cards(
     assert said in str(finding)
 
 
+def test_a_launch_that_starts_nothing_is_a_fault() -> None:
+    [finding] = judge("launch file", FILE, None, Launched([]))
+    assert (finding.status, finding.measured) == ("fault", "launch.yaml: accelerate launch fails: it starts nothing")
+
+
 def test_settings_that_are_ignored_are_warned_of() -> None:
     launched = Launched([RANK_0 | {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}] * 2)
     good, ignored = judge("launch file", FILE, 2, launched)

@@ -136,12 +136,12 @@ def test_a_real_quota_is_found(one_core: Path) -> None:
         ({}, "good", "8.0 GiB free"),
         ({"memory.max": "max", "memory.current": "5"}, "good", "8.0 GiB free"),
         (
-            {"memory.max": f"{6 * 2**30}", "memory.current": f"{2 * 2**30}"},
+            {"memory.max": f"{6 * 2**30}", "memory.current": f"{3 * 2**30}"},
             "good",
             "4.0 GiB free, by the limit of the c",
         ),
         (
-            {"memory.max": f"{2 * 2**30}", "memory.current": f"{2**30}"},
+            {"memory.max": f"{2 * 2**30}", "memory.current": f"{2 * 2**30}"},
             "warning",
             "1.0 GiB free, by the limit of the co",
         ),
@@ -154,6 +154,7 @@ def test_memory_is_what_the_machine_and_the_container_leave(
     monkeypatch.setattr(limits, "MEMINFO", group / "meminfo")
     for name, content in files.items():
         (group / name).write_text(content)
+    (group / "memory.stat").write_text(f"anon 1\ninactive_file {2**30}\n")
     [finding] = limits.look_at_memory()
     assert finding.status == status
     assert finding.measured.startswith(said)

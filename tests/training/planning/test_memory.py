@@ -1,14 +1,20 @@
 """Memory by formula."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 from helpers import with_training
-from torch import nn
+from torch import Tensor, nn
 
 from gpt.config import GPTConfig
 from gpt.model import GPT
-from training.planning.memory import ACTIVATIONS, expected_bytes, largest_micro_batch
+from seq2seq.config import ModelConfig as PairModel
+from seq2seq.config import Seq2SeqConfig
+from seq2seq.model import EncoderDecoder
+from training.loss import LossModel
+from training.planning.memory import ACTIVATIONS, AT_WORK, expected_bytes, largest_micro_batch
 
 
 def test_what_weights_cost_is_the_formula_of_its_words(config: GPTConfig) -> None:
@@ -20,7 +26,11 @@ def test_what_weights_cost_is_the_formula_of_its_words(config: GPTConfig) -> Non
     assert found["optimizer"] == 4 * (2 * weights - matrices)
     assert found["copies of weights"] == 2 * (matrices + 30 * config.model.d_model)
     assert found["logits"] == 3 * 4 * 100 * 30
-    assert found.keys() == {"weights", "copies of weights", "gradients", "optimizer", ACTIVATIONS, "logits"}
+    parts = {"weights", "copies of weights", "gradients", "optimizer", ACTIVATIONS, AT_WORK, "logits"}
+    assert found.keys() == parts | {"in pieces"}
+    comes_and_goes = sum(found[name] for name in parts - {"weights", "optimizer"})
+    assert found["in pieces"] == pytest.approx(comes_and_goes / 4, abs=1)
+    assert expected_bytes(model, config, "bf16", 100, on_gpu=True).keys() == parts
     assert expected_bytes(model, with_training(config, ema_decay=0.9), "fp32", 1)["average"] == 4 * weights
     assert expected_bytes(model, config, "fp64", 1)["gradients"] == 8 * weights
     large = GPT(config.model, 100_000)
@@ -32,6 +42,42 @@ def test_what_is_computed_twice_is_not_kept(config: GPTConfig) -> None:
     for what in ("none", "attention", "blocks"):
         saved[what] = expected_bytes(model, with_training(config, recompute=what), "fp32", 100)[ACTIVATIONS]
     assert saved["none"] > saved["attention"] > saved["blocks"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "shape"),
+    [
+        ("fp32", {}),
+        ("bf16", {"dropout": 0.0, "num_kv_heads": 1}),
+        ("fp32", {"positions": "sinusoidal", "qk_norm": False, "dropout": 0.0, "tie_embeddings": True}),
+        ("bf16", {"positions": "learned", "num_layers": 3}),
+        ("fp32", {"pairs": True, "num_layers": 2}),
+    ],
+)
+def test_the_formula_is_what_autograd_keeps(config: GPTConfig, precision: str, shape: dict[str, Any]) -> None:
+    sizes: dict[str, Any] = {"d_model": 64, "num_heads": 4, "d_ff": 160, "max_len": 64, "dropout": 0.1} | shape
+    if sizes.pop("pairs", False):
+        pairs = Seq2SeqConfig(model=PairModel(**sizes), training=config.training)
+        model: nn.Module = EncoderDecoder(pairs.model, 64)
+        config = replace(config, model=pairs.model)
+    else:
+        config = replace(config, model=replace(config.model, **sizes))
+        model = GPT(config.model, 64)
+    model.set_sample_seeds(torch.arange(16))
+    tokens_BT = torch.randint(5, 64, (16, 64))
+    inputs = (tokens_BT, tokens_BT) if isinstance(model, EncoderDecoder) else (tokens_BT,)
+    kept: dict[int, Tensor] = {}
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t), id),
+        torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+    ):
+        loss = LossModel(model)(*inputs, tokens_BT)
+    assert loss.isfinite()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    bytes_kept = sum(t.untyped_storage().nbytes() for place, t in kept.items() if place not in weights)
+    parts = expected_bytes(model, config, precision, tokens_BT.numel(), length=64)
+    expected = parts[ACTIVATIONS] + parts["copies of weights"] + parts["logits"] / 3
+    assert expected == pytest.approx(bytes_kept, rel=0.08)
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])

@@ -3,7 +3,8 @@
 import pytest
 
 from training.runtime.device import Precision
-from training.runtime.hardware import peak_flops
+from training.runtime.errors import InputError
+from training.runtime.hardware import CARDS, find_card, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -91,3 +92,42 @@ def test_figures_are_tera_and_dense(precision: Precision) -> None:
 
 def test_fp64_has_no_figure() -> None:
     assert peak_flops("NVIDIA H100 80GB HBM3", "fp64") is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ("4090", "NVIDIA GeForce RTX 4090"),
+        ("rtx 4090", "NVIDIA GeForce RTX 4090"),
+        ("RTX-4070-Ti-Super", "NVIDIA GeForce RTX 4070 Ti SUPER"),
+        ("NVIDIA GeForce RTX 3060", "NVIDIA GeForce RTX 3060"),
+        ("h100 pcie", "NVIDIA H100 PCIe"),
+        ("T4", "Tesla T4"),
+        ("a6000", "NVIDIA RTX A6000"),
+    ],
+)
+def test_a_card_is_found_as_people_write_it(asked: str, name: str) -> None:
+    assert find_card(asked) == name
+
+
+def test_an_unknown_card_names_its_neighbours_and_all_that_are_known() -> None:
+    with pytest.raises(InputError) as caught:
+        find_card("RTX 4095")
+    message = str(caught.value)
+    assert message.startswith("gpu 'RTX 4095' is not known: did you mean RTX 4090")
+    assert message.endswith("V100-PCIE-32GB and V100-PCIE-16GB")
+    with pytest.raises(InputError, match="mean A100-SXM4-80GB, A100-SXM4-40GB, A100 80GB PCIe or A100-PCIE-40GB"):
+        find_card("A100")
+    for asked in ("", "…", "Radeon"):
+        with pytest.raises(InputError, match="Known are RTX 5090, "):
+            find_card(asked)
+
+
+def test_figures_of_cards_are_of_the_right_size() -> None:
+    for name, card in CARDS.items():
+        assert 8 <= card.memory <= 141, name
+        assert 250 <= card.bandwidth <= 4800, name
+        assert 70 <= card.watts <= 700, name
+        assert card.pcie[0] in (3, 4, 5), name
+        assert ("GeForce" in name) is (card.p2p is False), name
+        assert 3 <= card.tensor_cores * 1e3 / card.bandwidth <= 500, name

@@ -131,14 +131,14 @@ class MicroBatching:
         if self._goes_on:
             self.size, self._tried, self._reason = before if self._on_cpu else 0, tried, "auto: as the run began"
 
-    def try_sizes(self, estimate: int, fits: Callable[[int], bool] | None, free: int | None = None) -> None:
+    def try_sizes(self, estimate: int, fits: Callable[[int], bool], free: int | None = None) -> None:
         """Choose the largest size that fits, of those that are worth a try; all processes call this.
 
         A run that goes on tries what it did before, and smaller sizes only where that does not fit.
 
         Args:
             estimate: What may be the largest on this process's device: with the lowest of all processes it begins.
-            fits: Whether so many sequences fit there; None to go by the estimate alone.
+            fits: Whether so many sequences fit there.
             free: Bytes that they are to fit into there, if that is known.
 
         Raises:
@@ -150,7 +150,7 @@ class MicroBatching:
         found: dict[int, bool] = {}
 
         def fits_everywhere(size: int) -> bool:
-            found[size] = self._lowest(size <= estimate if fits is None else fits(size)) == 1
+            found[size] = self._lowest(fits(size)) == 1
             return found[size]
 
         largest = largest_that_fits(sizes, limit if self._goes_on else self._lowest(estimate), fits_everywhere)
@@ -158,8 +158,7 @@ class MicroBatching:
         if not largest:
             raise MemoryError
         room = "" if free is None else f", in {gigabytes(self._lowest(free))}"
-        how = "auto, by formula" if fits is None else "auto"
-        self.size, self._reason = limit if largest == sizes[-1] else largest, f"{how}: {self._tried}{room}"
+        self.size, self._reason = limit if largest == sizes[-1] else largest, f"auto: {self._tried}{room}"
 
     def _at_once(self, size: int) -> int:
         return sequences_at_once(self._training, self._num_processes, size)

@@ -43,13 +43,13 @@ class Use(NamedTuple):
         config: The configuration.
         precision: The dtype of products.
         at_once: Sequences of a micro-batch.
-        shards: How many devices share weights and optimizer.
+        shards: Processes over which weights and what follows them are spread (FSDP2); 1 for none.
     """
 
     config: RunConfig
     precision: str
     at_once: int
-    shards: int
+    shards: int = 1
 
 
 def explain(
@@ -71,7 +71,7 @@ def explain(
         return f"{start}: take a smaller model, or less data"
     if not isinstance(config.model, TransformerConfig):
         return f"{start}: take less at once (--training.micro_batch_size), or a smaller model"
-    use = Use(config, runtime.precision, 1 if place == TRIED else at_once, shards=1)
+    use = Use(config, runtime.precision, 1 if place == TRIED else at_once)
     sizes = {name.partition(",")[0]: gigabytes(size) for name, size in needed(task, use, place).items()}
     parts = ", ".join(f"{name} {size}" for name, size in sizes.items())
     helps = [f"{setting} saves {gigabytes(saved)}" for setting, saved in settings(task, use, place, runtime, resumable)]

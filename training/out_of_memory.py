@@ -98,7 +98,9 @@ def needed(task: Task, use: Use, place: str) -> dict[str, int]:
     kept = expected_bytes(model, use.config, use.precision, targets, length=tokens, shards=use.shards)
     if place in (STEP, TRIED):
         return kept
-    state = {name: kept[name] for name in ("weights", "gradients", "optimizer", "average") if name in kept}
+    state: dict[str, int] = {
+        name: kept[name] for name in ("weights", "gradients", "optimizer", "average") if name in kept
+    }
     if place == EVALUATION:
         del state["gradients"]
         targets = round(use.config.training.eval_batch_size * tokens)

@@ -11,6 +11,9 @@ MIN_TOKENS = 64
 def linears(x: Tensor, *layers: nn.Module, merged: nn.Module | None = None) -> tuple[Tensor, ...]:
     """What each layer makes of `x`, (..., M): side by side in one tensor where that is faster, else one tensor each.
 
+    The weights side by side are a copy, which is kept for the backward pass. Where the weights themselves are not (in
+    shards), layers have an attribute `apart`, and no copy is made.
+
     Args:
         x: The tokens.
         layers: What they go through.
@@ -25,4 +28,5 @@ def linears(x: Tensor, *layers: nn.Module, merged: nn.Module | None = None) -> t
 
 def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer is its matrix and nothing else, in training."""
-    return type(layer) is nn.Linear and layer.bias is None and isinstance(layer.weight, nn.Parameter)
+    plain = type(layer) is nn.Linear and layer.bias is None and isinstance(layer.weight, nn.Parameter)
+    return plain and not hasattr(layer, "apart")

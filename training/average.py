@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from training.shards import local
+
 
 class WeightAverage:
     """Follows a model's weights: after step s, `average += (1 - d) (weights - average)`.
@@ -14,21 +16,22 @@ class WeightAverage:
     TensorFlow's `ExponentialMovingAverage` with `num_updates`).
 
     Args:
-        model: The model; the average starts at its weights.
+        model: The model; the average starts at its weights, and is in shards where it is.
         decay: The share of the average that a late step keeps, between 0 and 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
-        self._weights = [parameter.detach() for parameter in model.parameters()]
+        self._weights = [local(parameter.detach()) for parameter in model.parameters()]
         self.tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self._averages = [local(tensor) for tensor in self.tensors.values()]
 
     @torch.no_grad()
     def update(self, step: int, unchanged: Tensor) -> None:
         """Take in the weights of a step, counted from 1, unless `unchanged` is 1: a tensor, so that nobody waits."""
         share = 1 - min(self._decay, (1 + step) / (10 + step))
         shares = [((1 - unchanged) * share).to(self._weights[0].dtype)] * len(self._weights)
-        torch._foreach_lerp_(list(self.tensors.values()), self._weights, shares)
+        torch._foreach_lerp_(self._averages, self._weights, shares)
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
@@ -41,7 +44,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for weight, average in zip(self._weights, self.tensors.values(), strict=True):
+        for weight, average in zip(self._weights, self._averages, strict=True):
             kept = weight.clone()
             weight.copy_(average)
             average.copy_(kept)

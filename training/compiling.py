@@ -18,6 +18,8 @@ from training.config.sections import TrainingConfig
 from training.loss import LossModel, chunk_gradients, chunked_loss_sum
 from training.recompute import blocks_of, recomputed, use_in_training
 from training.reporting import Reporter
+from training.runtime.errors import InputError
+from training.sharding import is_sharded
 from training.task import Batch
 
 Mode = Literal["off", "blocks", "model"]
@@ -53,6 +55,11 @@ class Compiling:
     def __init__(self, loss_model: LossModel, training: TrainingConfig, accelerator: Accelerator, work: float) -> None:
         self._loss_model, self._training, self._accelerator = loss_model, training, accelerator
         self._seconds: float | None = None
+        self._in_shards = is_sharded(loss_model)
+        if self._in_shards and training.compile == "model":
+            raise InputError(
+                "training.compile model is one graph, and with FSDP2 weights are gathered between blocks: use blocks"
+            )
         self._choice = self._possible(choose_mode(training, accelerator.device, work, accelerator.num_processes))
 
     @property
@@ -81,11 +88,15 @@ class Compiling:
             reporter: To say it with.
         """
         by_size = {_sizes(part[0]): part for part in reversed(parts)}
+        # In shards all ranks take part in each pass, and have equally many parts, but not sizes.
+        passes = parts if self._in_shards else list(reversed(by_size.values()))
         undo = compile_step(self._loss_model, self.mode, self._training.recompute, any_size=len(by_size) > 1)
         reporter.progress.doing("compiling …")
         start = time.perf_counter()
-        self._choice = self._agreed(_fault_in(one_pass, reversed(by_size.values())), self._choice)
+        self._choice = self._agreed(_fault_in(one_pass, passes), self._choice)
         if self.mode == "off":
+            if self._in_shards:  # The passes that were cut short have left them in no order.
+                raise InputError(f"{self.description}: with FSDP2 set --training.compile off")
             undo()
             reporter.say(f"compile     {self.description}")
         else:
@@ -98,6 +109,8 @@ class Compiling:
         return {} if seconds is None else {"compile_seconds": seconds}
 
     def _possible(self, choice: Choice) -> Choice:
+        if self._in_shards and choice.mode == "model":
+            choice = Choice("blocks", "weights in shards are gathered block by block")
         return choice if choice.mode == "off" else self._agreed(obstacle(self._accelerator.device), choice)
 
     def _agreed(self, fault: str | None, choice: Choice) -> Choice:

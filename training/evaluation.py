@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from training.average import WeightAverage
 from training.config.sections import TrainingConfig
 from training.loss import LossModel
+from training.sharding import whole_weights
 from training.task import Batch, Data, Task, evaluating
 
 WHOLE, SUBSET = "val_loss", "val_loss_subset"
@@ -32,6 +33,7 @@ def stride(data: Data, eval_tokens: int) -> int:
 def evaluate(
     accelerator: Accelerator,
     task: Task,
+    parallel_model: nn.Module,
     average: WeightAverage | None,
     training: TrainingConfig,
     *,
@@ -44,8 +46,10 @@ def evaluate(
     Where there is an average of the weights it is the one to be measured and sampled from. With
     `training.eval_raw_weights` the weights themselves are measured too, under `raw_` and the same names.
 
+    Weights in shards are gathered once for all of it: no rank waits for another, and the main process samples alone.
+
     Args:
-        accelerator, task, average, training: Of the run.
+        accelerator, task, parallel_model, average, training: Of the run.
         is_last: Whether the run ends, by the loss that was measured: the end measures the whole split in any case.
         sample_seed: Of the sample.
         interrupted: Asked after every batch whether to give up.
@@ -64,7 +68,7 @@ def evaluate(
         return validation_loss(accelerator, task, training.eval_batch_size, interrupted, strides[name])
 
     others, sample = {}, None
-    with average.in_model() if average else nullcontext():
+    with average.in_model() if average else nullcontext(), whole_weights(parallel_model):
         judged = WHOLE if every == 1 else SUBSET
         losses = {judged: loss(judged)}
         if every > 1 and is_last(losses[judged]):
@@ -73,7 +77,8 @@ def evaluate(
             others = {name: float(value) for name, value in task.metrics(losses.get(WHOLE)).items()}
             sample = task.sample(sample_seed)
     if average is not None and training.eval_raw_weights:
-        others |= {f"raw_{name}": loss(name) for name in losses}
+        with whole_weights(parallel_model):
+            others |= {f"raw_{name}": loss(name) for name in losses}
     return losses | others, sample
 
 

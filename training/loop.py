@@ -39,6 +39,7 @@ from training.runtime.signals import StopSignals
 from training.saving import Saver
 from training.schedule import count_steps, jump
 from training.seeds import derive_seed
+from training.sharding import leave_group, parallelized
 from training.step import DeviceStep, Launched, Outcome
 from training.storage.checkpoint import Checkpoint
 from training.storage.run_folder import RunFolder
@@ -67,16 +68,17 @@ class Trainer:
         self.num_steps = count_steps(config, task)
         self.counters = Counters(eval_every=stride(task.data, config.training.eval_tokens))
         self.changes: list[str] = []
-        task.model.to(accelerator.device, torch.float64 if runtime.precision == "fp64" else torch.float32)
-        optimizer = build_optimizer(task.model, config.optimizer, bf16=runtime.precision == "bf16")
+        task.model.to(torch.float64 if runtime.precision == "fp64" else torch.float32)
         recompute_in_training(task.model, config.training.recompute)
         loss_model = LossModel(task.model, config.training.label_smoothing)
-        parallel_model = accelerator.prepare(loss_model)
+        self._parallel_model = parallelized(accelerator, loss_model, runtime.sharding, runtime.precision)
+        # What follows the weights is made after that: it is in shards where they are.
+        optimizer = build_optimizer(task.model, config.optimizer, bf16=runtime.precision == "bf16")
         tokens = self.num_steps * config.training.batch_size * task.data.tokens_per_sample
         self.compiling = Compiling(loss_model, config.training, accelerator, work=task.flops_per_token * tokens)
-        decay = config.training.ema_decay  # The average is made after that: DDP gives the weights other memory.
+        decay = config.training.ema_decay
         self._average = WeightAverage(task.model, decay) if decay else None
-        self.device_step = DeviceStep(accelerator, parallel_model, task, config, optimizer, self._average)
+        self.device_step = DeviceStep(accelerator, self._parallel_model, task, config, optimizer, self._average)
         self.saver = Saver(runtime, task, config, run, optimizer, self._average)
         self.micro_batching = MicroBatching(config.training, accelerator, task.data.tokens_per_sample)
         self.saver.setup |= {"compile": self.compiling.mode} | self.micro_batching.record
@@ -115,10 +117,15 @@ class Trainer:
             free, estimate = free_bytes(device), self.config.training.batch_size
             if free is not None and isinstance(self.config.model, TransformerConfig):
                 precision = self.saver.setup["precision"]
-                estimate = largest_micro_batch(self.task.model, self.config, precision, data.tokens_per_sample, free)
-            with closing(Progress(0, 1, visible=self.accelerator.is_main_process)) as progress:
-                trial = Trial(data, device, self.device_step.pass_in_vain, batching.turns, progress)
-                batching.try_sizes(estimate, trial, free)
+                shards = self.accelerator.num_processes if self.device_step.in_shards else 1
+                asked = self.task.model, self.config, precision, data.tokens_per_sample, free
+                estimate = largest_micro_batch(*asked, shards=shards)
+            if self.device_step.in_shards:
+                batching.take_estimate(estimate)
+            else:
+                with closing(Progress(0, 1, visible=self.accelerator.is_main_process)) as progress:
+                    trial = Trial(data, device, self.device_step.pass_in_vain, batching.turns, progress)
+                    batching.try_sizes(estimate, trial, free)
         self.saver.setup |= batching.record
         self.changes += batching.changes
 
@@ -160,8 +167,9 @@ class Trainer:
         and a thread that has yet to give a tensor back to Python waits for ever.
         """
         self.accelerator.free_memory()
-        del self.device_step
+        del self.device_step, self._parallel_model
         self.accelerator.end_training()
+        leave_group(self.task.model)
 
     def _train(self, batches: Batches, signals: StopSignals, reporter: Reporter) -> None:
         """Take steps to the end, with one under way behind the one that is settled, unless the run pauses between."""
@@ -291,6 +299,7 @@ class Trainer:
         measures, sample = evaluate(
             self.accelerator,
             task,
+            self._parallel_model,
             self._average,
             self.config.training,
             is_last=self._ends_with,

@@ -28,12 +28,20 @@ LOOK_AHEAD = 1024
 """So many sequences are looked at for the longest, of whose length are those that sizes are tried with."""
 
 
-def check_split(training: TrainingConfig, num_processes: int) -> None:
-    """Raise an `InputError` unless every process has a sample for each part of a step, and one size of the parts."""
+def check_split(training: TrainingConfig, num_processes: int, *, in_shards: bool = False) -> None:
+    """Raise an `InputError` unless every process has a sample for each part of a step, and one size of the parts.
+
+    In shards each has as many samples as the others: they gather weights together.
+    """
     steps, size, batch_size = training.accumulation_steps, training.micro_batch_size, training.batch_size
     if batch_size < num_processes * (steps or 1):
         raise InputError(
             f"training.batch_size must be at least processes x training.accumulation_steps "
+            f"({num_processes} x {steps or 1}), got {batch_size}"
+        )
+    if in_shards and batch_size % (num_processes * (steps or 1)):
+        raise InputError(
+            f"with FSDP2 training.batch_size must be a multiple of processes x training.accumulation_steps "
             f"({num_processes} x {steps or 1}), got {batch_size}"
         )
     if steps is None or size == "auto":
@@ -159,6 +167,16 @@ class MicroBatching:
             raise MemoryError
         room = "" if free is None else f", in {gigabytes(self._lowest(free))}"
         self.size, self._reason = limit if largest == sizes[-1] else largest, f"auto: {self._tried}{room}"
+
+    def take_estimate(self, estimate: int) -> None:
+        """Choose the lowest estimate of all processes, or what a run did before; all processes call this.
+
+        So it is in shards: a try that runs out of memory on one rank would leave the others waiting for its rows.
+        """
+        before = self._before if self._goes_on and self._before else None
+        self.size = before or max(1, min(self._lowest(estimate), largest_part(self._training, self._num_processes)))
+        self._tried = f"{self.size} by estimate"
+        self._reason = f"auto: {self._tried}"
 
     def _at_once(self, size: int) -> int:
         return sequences_at_once(self._training, self._num_processes, size)

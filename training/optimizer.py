@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from training.config.sections import OptimizerConfig
-from training.orthogonal import orthogonalized
+from training.orthogonal import orthogonalized, orthogonalized_shards
+from training.shards import is_shard, local
 
 NEEDS_HOST_TO_SKIP = ("mps",)
 """Devices whose fused AdamW takes a `found_inf` and does not look at it."""
@@ -20,6 +21,9 @@ class MuonAdamW(torch.optim.Optimizer):
     Muon (Jordan et al. 2024): with `v = momentum v + g`, the direction `g + momentum v` is orthogonalised and scaled
     by `sqrt(max(1, rows / columns))`. AdamW (Loshchilov and Hutter 2019) is torch's own. Both remove
     `lr * weight_decay` of each weight per step.
+
+    Of parameters in shards (`training.sharding`) a rank holds some rows; so it does of their moments and momenta, and
+    updates no more than these.
 
     Whether a step is done can be decided on the device, as in torch's own fused optimizers (`torch.amp.GradScaler`
     knows them by `_step_supports_amp_scaling`): the attributes below count in every `step` while they are set.
@@ -66,7 +70,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient; gradients may be changed too. There is no closure."""
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
+            params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
             device = params[0].device
@@ -77,10 +81,10 @@ class MuonAdamW(torch.optim.Optimizer):
     def _adamw_step(self, params: list[Tensor], group: dict[str, Any], skip: Tensor) -> None:
         states = [self.state[p] for p in params]
         adamw(
-            params,
-            [p.grad for p in params if p.grad is not None],
-            [s["exp_avg"] for s in states],
-            [s["exp_avg_sq"] for s in states],
+            _locals(params),
+            _gradients(params),
+            _locals(s["exp_avg"] for s in states),
+            _locals(s["exp_avg_sq"] for s in states),
             [],
             [s["step"] for s in states],
             fused=params[0].device.type in ("cpu", "cuda", "mps"),
@@ -96,25 +100,35 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
     def _muon_step(self, params: list[Tensor], group: dict[str, Any], skip: Tensor) -> None:
-        gradients = [p.grad for p in params if p.grad is not None]
-        momenta, momentum, dtype = [self.state[p]["momentum"] for p in params], self._config.momentum, params[0].dtype
+        gradients, momenta = _gradients(params), _locals(self.state[p]["momentum"] for p in params)
+        momentum, dtype = self._config.momentum, params[0].dtype
+        shapes, rows = [(p.size(0), p.size(1)) for p in params], _locals(params)
+        spread = orthogonalized_shards if is_shard(params[0]) else orthogonalized
         grad_scale = getattr(self, "grad_scale", None)
         if grad_scale is not None:
             torch._foreach_div_(gradients, grad_scale.reshape(()))
         _zero(gradients, where=skip)
         torch._foreach_mul_(momenta, _either(skip, 1.0, momentum, dtype))
         torch._foreach_add_(momenta, gradients)
-        torch._foreach_mul_(params, _either(skip, 1.0, 1 - group["lr"] * group["weight_decay"], dtype))
+        torch._foreach_mul_(rows, _either(skip, 1.0, 1 - group["lr"] * group["weight_decay"], dtype))
         counts = _either(skip, 0.0, 1.0, dtype).reshape(1)  # Of one axis: a product with it is of its dtype.
 
         def directions(places: Sequence[int]) -> Sequence[Tensor]:
             return torch._foreach_add([gradients[i] for i in places], [momenta[i] for i in places], alpha=momentum)
 
-        shapes = [(p.size(0), p.size(1)) for p in params]
-        for places, updates in orthogonalized(directions, shapes, self._muon_dtype, params[0].device):
+        for places, updates in spread(directions, shapes, self._muon_dtype, params[0].device):
             shape = shapes[places[0]]
             scale = max(1.0, shape[0] / shape[1]) ** 0.5
-            torch._foreach_add_([params[i] for i in places], (counts * updates).unbind(), alpha=-group["lr"] * scale)
+            torch._foreach_add_([rows[i] for i in places], (counts * updates).unbind(), alpha=-group["lr"] * scale)
+
+
+def _locals(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """What this rank holds of each: all of it, or its rows."""
+    return [local(tensor) for tensor in tensors]
+
+
+def _gradients(params: Iterable[Tensor]) -> list[Tensor]:
+    return _locals(p.grad for p in params if p.grad is not None)
 
 
 def _either(condition: Tensor, yes: float, no: float, dtype: torch.dtype) -> Tensor:

@@ -1,8 +1,9 @@
 """Muon's directions: matrices made orthogonal, each on one of the ranks.
 
-Shapes: N matrices of one shape, R rows, C columns.
+Shapes: N matrices of one shape, O those of them that a rank owns, R rows, L those of them that a rank holds, C columns.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
@@ -128,6 +129,58 @@ def orthogonalized(
             by_rank = all_NRC.chunk(num_ranks)
             all_NRC = torch.cat([part[: len(share)] for part, share in zip(by_rank, shares, strict=True)])
         yield [place for share in shares for place in share], all_NRC
+
+
+def orthogonalized_shards(
+    rows: Callable[[Sequence[int]], Sequence[Tensor]],
+    shapes: Sequence[tuple[int, int]],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """`orthogonalized` where of each matrix every rank holds some rows, and wants no more of it back.
+
+    Of each shape the rows go to the ranks that own the matrices, which send back the rows of what comes out: so each
+    rank holds its share of whole matrices.
+
+    Args:
+        rows: Gives this rank's rows of the matrices at some places.
+        shapes, dtype, device: As of `orthogonalized`.
+
+    Yields:
+        For each shape, the places of its matrices, and this rank's rows of the orthogonal ones, N of L x C.
+    """
+    rank, num_ranks = _rank_and_number()
+    arriving, leaving = [], []
+    for shape, shares in deal(tuple(shapes), num_ranks):
+        empty_0LC = torch.empty(0, rows_of_ranks(shape[0], num_ranks)[rank], shape[1], device=device)
+        sent = [torch.stack(tuple(rows(share))) if share else empty_0LC for share in shares]
+        owned, held = len(shares[rank]), rows_of_ranks(shape[0], num_ranks)
+        arriving.append((shape, shares, _swap(sent, [(owned, count, shape[1]) for count in held])))
+    for shape, shares, (parts_OLC, arrival) in arriving:
+        arrival.wait()
+        whole_ORC = torch.cat(parts_OLC, dim=1)
+        done_ORC = orthogonalize(whole_ORC, dtype) if shares[rank] else whole_ORC.to(dtype)
+        held = rows_of_ranks(shape[0], num_ranks)
+        back = [(len(share), held[rank], shape[1]) for share in shares]
+        leaving.append((shares, _swap(torch.split(done_ORC, held, dim=1), back)))
+    for shares, (parts_OLC, arrival) in leaving:
+        arrival.wait()
+        yield [place for share in shares for place in share], torch.cat(parts_OLC)
+
+
+def rows_of_ranks(count: int, num_ranks: int) -> list[int]:
+    """How many of `count` rows each rank holds: as many as the first, until there are no more (`torch.chunk`)."""
+    most = -(-count // num_ranks)
+    return [max(0, min(most, count - rank * most)) for rank in range(num_ranks)]
+
+
+def _swap(sent: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]]) -> tuple[list[Tensor], "dist.Work"]:
+    """Begin to send each rank a tensor, and to receive one of each rank, of these shapes."""
+    leaving = torch.cat([tensor.flatten() for tensor in sent])
+    sizes = [math.prod(shape) for shape in shapes]
+    arriving = leaving.new_empty(sum(sizes))
+    work = dist.all_to_all_single(arriving, leaving, sizes, [tensor.numel() for tensor in sent], async_op=True)
+    return [part.view(shape) for part, shape in zip(torch.split(arriving, sizes), shapes, strict=True)], work
 
 
 def _send(own_NRC: Tensor, count: int, num_ranks: int) -> tuple[Tensor, "dist.Work | None"]:

@@ -1,4 +1,7 @@
-"""Whether all ranks still have the same weights. DDP adds up their gradients, and never compares weights."""
+"""Whether all ranks still have the same weights. DDP adds up their gradients, and never compares weights.
+
+Of weights in shards (`training.sharding`) there is one copy, each rank's rows being its own: nothing is compared.
+"""
 
 from collections.abc import Iterable
 
@@ -7,6 +10,7 @@ from torch import Tensor
 
 from training.runtime.errors import PartedReplicasError
 from training.saving import Saver
+from training.sharding import is_sharded
 from training.storage.checkpoint import checkpoint_name
 from training.storage.state import Counters
 
@@ -45,7 +49,7 @@ def check_replicas(saver: Saver, counters: Counters) -> None:
         PartedReplicasError: They are not.
     """
     accelerator = saver.accelerator
-    if accelerator.num_processes == 1:
+    if accelerator.num_processes == 1 or is_sharded(saver.task.model):
         return
     own = weights_hash(saver.task.model.parameters())
     by_rank = own.new_zeros(accelerator.num_processes)

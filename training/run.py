@@ -1,12 +1,12 @@
 """One run from command to result: where it computes, where it writes, how far it had come, and the loop."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from training.config.command_line import config_to_yaml
 from training.config.sections import RunConfig
@@ -17,9 +17,10 @@ from training.planning.start import memory_line, work_line
 from training.runtime.device import Runtime, make_accelerator
 from training.runtime.errors import CommandError, InputError, is_out_of_memory
 from training.runtime.processes import in_main_process, naming_lost_processes
+from training.shared_checkpoint import SharedCheckpoint
 from training.storage.checkpoint import Checkpoint, CheckpointStore
 from training.storage.run_folder import RunFolder, choose_run_folder
-from training.storage.state import Counters
+from training.storage.state import Counters, flattened
 from training.task import Task
 from training.tracking import Tracker, start_trackers
 
@@ -61,18 +62,19 @@ def train(
     task: Task | None = None
     trainer: Trainer | None = None
     try:
-        check_split(training, accelerator.num_processes)
+        check_split(training, accelerator.num_processes, in_shards=runtime.sharding is not None)
         if accelerator.is_main_process:  # At once: reading the data and loading what trains takes seconds.
             _say({"device": runtime.description})
-        task = make_task()
-        run, checkpoint = _choose_start(accelerator, config, output_dir, resume=resume)
-        trainer = Trainer(runtime, task, config, run)
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
-            del checkpoint  # Its files are open: they would keep their space on the disk after they are pruned.
-        trainer.choose_micro_batch()
-        trackers = in_main_process(accelerator, partial(_prepare, runtime, trainer))
         with naming_lost_processes(accelerator):
+            task = make_task()
+            _check_agreement(config, task)
+            run, checkpoint = _choose_start(accelerator, config, output_dir, resume=resume)
+            trainer = Trainer(runtime, task, config, run)
+            if checkpoint is not None:
+                trainer.restore(checkpoint)
+                del checkpoint  # Its files are open: they would keep their space on the disk after they are pruned.
+            trainer.choose_micro_batch()
+            trackers = in_main_process(accelerator, partial(_prepare, runtime, trainer))
             trainer.fit(trackers or [])
         trainer.shutdown()
     except CommandError as error:
@@ -101,23 +103,37 @@ def _explained(
     return explain(error, runtime, config, task, at_once, resumable=bool(trainer.saver.store.steps()))
 
 
+def _check_agreement(config: RunConfig, task: Task) -> None:
+    """Raise an `InputError` in all processes unless they have the same options and the same data, wherever it lies."""
+    own = flattened(asdict(config)) | {"data.source": None, "the data's SHA-256": task.data.sha256}
+    first, *others = gather_object([own])
+    for rank, other in enumerate(others, 1):
+        for name in first:
+            if other[name] != first[name]:
+                raise InputError(
+                    f"{name} is {first[name]!r} on rank 0, {other[name]!r} on rank {rank}: start the same command on "
+                    f"every machine, with the same code and data"
+                )
+
+
 def _choose_start(
     accelerator: Accelerator, config: RunConfig, output_dir: Path | None, *, resume: bool
 ) -> tuple[RunFolder, Checkpoint | None]:
-    """Let the main process choose folder and checkpoint for all."""
+    """Let the main process choose folder and checkpoint for all, and read it."""
 
     def choose() -> tuple[RunFolder, Checkpoint | None]:
         run = choose_run_folder(config.name, output_dir, resume=resume)
         run.claim()
         return run, _newest_sound(run)
 
-    chosen = in_main_process(accelerator, choose)
-    paths = [None, None] if chosen is None else [chosen[0].path, chosen[1].folder if chosen[1] else None]
-    broadcast_object_list(paths)
-    if chosen is not None:
-        return chosen
-    assert paths[0] is not None
-    return RunFolder(paths[0]), None if paths[1] is None else Checkpoint(paths[1], in_part=True)
+    run, checkpoint = in_main_process(accelerator, choose) or (None, None)
+    said = [None if run is None else (run.path, checkpoint is not None)]
+    broadcast_object_list(said)
+    assert said[0] is not None
+    path, going_on = said[0]
+    if going_on and accelerator.num_processes > 1:
+        checkpoint = SharedCheckpoint(accelerator, checkpoint)
+    return run or RunFolder(path), checkpoint
 
 
 def _newest_sound(run: RunFolder) -> Checkpoint | None:
@@ -168,6 +184,7 @@ def _introduce(runtime: Runtime, trainer: Trainer, space: str, trackers: list[Tr
         "optimizer": ", ".join(f"{text} ({name})" for name, text in trainer.config.optimizer.rates.items()),
         "micro-batch": trainer.micro_batching.description,
         "compile": trainer.compiling.description,
+        "sharding": None if runtime.sharding is None else runtime.sharding.description,
         "folder": str(trainer.run.path),
         "checkpoints": space,
         "tracking": "\ntracking    ".join(tracker.description for tracker in trackers),

@@ -20,7 +20,7 @@ from training.storage.checkpoint import Checkpoint, CheckpointStore
 from training.storage.loading import read_into
 from training.storage.run_folder import RunFolder
 from training.storage.state import Counters, SavedState, check_identity, run_identity, saved_state
-from training.storage.whole import exhaust, wholes
+from training.storage.whole import exhaust, take_part, wholes
 from training.task import Task
 
 Best = tuple[float | None, float | None, int | None]
@@ -107,6 +107,8 @@ class Saver:
         """
         self.settle(counters, reporter)
         beside = self.config.training.background_saves and not last and self._failure is None
+        if not self.accelerator.is_main_process:
+            take_part(self.tensors())  # Of all of them, whatever becomes of the checkpoint.
         try:
             in_main_process(self.accelerator, lambda: self.write(counters, best=best, beside=beside))
         except CommandError as error:

@@ -20,6 +20,8 @@ from training.nonfinite import Guard
 from training.optimizer import MuonAdamW
 from training.schedule import count_steps, learning_rate_scale
 from training.seeds import derive_seed
+from training.sharding import is_sharded, without_sync
+from training.shards import local
 from training.task import Batch, Task
 
 
@@ -96,9 +98,12 @@ class DeviceStep:
 
     Args:
         accelerator: Processes, device and mixed precision.
-        parallel_model: A `LossModel` of the task's model, prepared for several processes and for its precision.
+        parallel_model: A `LossModel` of the task's model, `parallelized`.
         task, config: As of `Trainer`.
         optimizer, average: What follows the gradients.
+
+    Attributes:
+        in_shards: Whether the model is, so that all ranks take part in each pass.
     """
 
     def __init__(
@@ -112,7 +117,7 @@ class DeviceStep:
     ) -> None:
         self._accelerator, self._config, self._num_steps = accelerator, config, count_steps(config, task)
         self._optimizer, self._average = optimizer, average
-        self._parallel_model = parallel_model
+        self._parallel_model, self.in_shards = parallel_model, is_sharded(parallel_model)
         self._set_sample_seeds = getattr(task.model, "set_sample_seeds", None)
         self.guard = Guard(accelerator.scaler, accelerator.device)
 
@@ -132,10 +137,11 @@ class DeviceStep:
         loss_here = losses.sum()
         stop_here = torch.full_like(loss_here, stop)
         with record_function("optimizer"):
-            numbers_here = torch.stack((loss_here, stop_here, self._gradient_norm().to(loss_here.dtype)))
+            norm_here = self._gradient_norm().to(loss_here.dtype)
+            numbers_here = torch.stack((loss_here, stop_here, norm_here**2 if self.in_shards else norm_here))
             loss, stops, norms = accelerator.reduce(numbers_here, "sum").unbind()
             # One norm for all: unequal cards may each add it up in another order, and would clip to other weights.
-            grad_norm = norms / accelerator.num_processes
+            grad_norm = norms.sqrt() if self.in_shards else norms / accelerator.num_processes
             self._clip_gradients(grad_norm)
             self._optimizer.found_inf = unchanged = self.guard.judge(loss, grad_norm)
             self._optimizer.step()
@@ -161,21 +167,24 @@ class DeviceStep:
             with record_function("data"):
                 batch_here = batch.to(device)
                 self._set_seeds(seeds_B)
-            with nullcontext() if last else accelerator.no_sync(self._parallel_model):
+            with nullcontext() if last else without_sync(accelerator, self._parallel_model):
                 with record_function("forward"):
                     loss = self._loss(batch_here)
                 with record_function("backward"):
-                    # DDP takes the mean of the processes' gradients: times their number it is the sum.
+                    # What comes is the mean of the processes' gradients: times their number it is the sum.
                     accelerator.backward(loss * accelerator.num_processes / num_targets)
             losses.append(loss.detach())
         return torch.stack(losses), num_targets
 
     def pass_in_vain(self, batch: Batch, seeds_B: Tensor, times: int = 1) -> None:
-        """Compute gradients and throw them away, without a word to other processes: what is compiled is, then."""
+        """Compute gradients and throw them away: what is compiled is, then.
+
+        Without a word to other processes, unless the model is in shards: they must all do so as often.
+        """
         try:
             for _ in range(times):
                 self._set_seeds(seeds_B)
-                with self._accelerator.no_sync(self._parallel_model):
+                with nullcontext() if self.in_shards else self._accelerator.no_sync(self._parallel_model):
                     self._accelerator.backward(self._loss(batch) / batch.targets_BT.numel())
         finally:
             self._optimizer.zero_grad()
@@ -186,7 +195,7 @@ class DeviceStep:
 
     def warm_up_ddp_buckets(self, batches: StepBatches) -> None:
         """Let DDP rebuild its buckets before the first step, so that a resumed run adds gradients in the same order."""
-        for _ in range(2):
+        for _ in range(0 if self.in_shards else 2):
             self.backward(batches)
             self._optimizer.zero_grad()
 
@@ -196,10 +205,10 @@ class DeviceStep:
         return loss
 
     def _gradient_norm(self) -> Tensor:
-        """Undo the loss scale, and add up the norm of the gradient."""
+        """Undo the loss scale, and add up the norm of the gradient, or of this rank's rows of it."""
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.unscale_(self._optimizer)
-        return nn.utils.get_total_norm([p.grad for p in self._parallel_model.parameters() if p.grad is not None])
+        return nn.utils.get_total_norm([local(p.grad) for p in self._parallel_model.parameters() if p.grad is not None])
 
     def _clip_gradients(self, norm: Tensor) -> None:
         """Bring gradients of a norm down to the configured one."""

@@ -247,6 +247,31 @@ def test_an_error_is_said_once_and_nobody_hangs(
     assert not (tmp_path / "new/config.yaml").exists(), "the corrected command can follow"
 
 
+@pytest.mark.ci
+def test_processes_with_other_options_or_another_text_do_not_start(config: GPTConfig, tmp_path: Path) -> None:
+    """As on a second machine whose command, code or files are not the same."""
+    script = tmp_path / "unequal.py"
+    script.write_text(
+        "import os, sys\n"
+        "from launch.train_gpt import main\n"
+        "from training.runtime.errors import exit_code\n"
+        "options = sys.argv.pop().split()\n"
+        "sys.argv += options if os.environ['RANK'] == '1' else []\n"
+        "sys.exit(exit_code(main))\n"
+    )
+    other = tmp_path / "other.txt"
+    shutil.copy(config.data.source, other)
+    train = [*torchrun(2), script, "--config", write(config, tmp_path), "--output_dir", "run"]
+    done = command(*train, "--training.log_interval 7", cwd=tmp_path, **ENVIRONMENT)
+    message = "error: training.log_interval is 1 on rank 0, 7 on rank 1: start the same command on every machine"
+    assert done.stderr.count(message) == 1, done.stderr
+    done = command(*train, f"--data.source {other}", cwd=tmp_path, **ENVIRONMENT)
+    assert done.returncode == 0, "the same text in another place"
+    other.write_text(other.read_text().replace("0", "9", 1))
+    done = command(*train, "--resume", f"--data.source {other}", cwd=tmp_path, **ENVIRONMENT)
+    assert done.stderr.count("error: the data's SHA-256 is '") == 1, done.stderr
+
+
 def start_endless(config: GPTConfig, folder: Path, checkpoint_interval: int) -> "subprocess.Popen[str]":
     """Two processes that train until they are told otherwise."""
     config = with_training(config, max_steps=100_000, eval_interval=0, checkpoint_interval=checkpoint_interval)

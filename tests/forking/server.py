@@ -4,6 +4,7 @@
 """
 
 import atexit
+import ctypes
 import importlib
 import json
 import os
@@ -71,13 +72,15 @@ def main() -> None:
 def watch(connection: socket.socket) -> None:
     """Run one command in a fork of this process: pass signals on to it, end it with its client, tell how it ended."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    message, streams, _, _ = socket.recv_fds(connection, ROOM, 3)
+    message, descriptors, _, _ = socket.recv_fds(connection, ROOM, 4)
+    *streams, network = descriptors
     child = os.fork()
     if child == 0:
         connection.close()
+        enter_network(network)
         run(json.loads(message), streams)
-    for stream in streams:
-        os.close(stream)
+    for descriptor in descriptors:
+        os.close(descriptor)
     ended = os.pidfd_open(child)
     while True:
         ready, _, _ = select.select([ended, connection], [], [])
@@ -88,6 +91,15 @@ def watch(connection: socket.socket) -> None:
             os._exit(0)
         number = connection.recv(16)
         os.kill(child, int(number) if number else signal.SIGKILL)
+
+
+def enter_network(namespace: int) -> None:
+    """Go into the network namespace of the client, unless it is this process's own."""
+    own = os.open("/proc/self/ns/net", os.O_RDONLY)
+    if not os.path.sameopenfile(namespace, own) and ctypes.CDLL(None, use_errno=True).setns(namespace, 0) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
+    os.close(own)
+    os.close(namespace)
 
 
 def run(command: dict[str, Any], streams: list[int]) -> None:

@@ -319,6 +319,26 @@ def auto_takes_the_most_that_fits(folder: Path) -> Mapping[str, Any]:
 
 
 @check
+def shards_of_one_process_train_as_the_whole(folder: Path) -> Mapping[str, Any]:
+    """FSDP2 over a single process: its hooks, its precision, Muon's way there and back, a save; with and without."""
+    config = gpt_config(folder, precision="bf16", recompute="blocks", ema_decay=0.9)
+    whole = losses(config, folder / "whole")
+    launch = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29617"}
+    launch |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    os.environ |= launch
+    try:
+        in_shards = losses(config, folder / "shards")
+    finally:
+        for name in launch:
+            del os.environ[name]
+    furthest = max(abs(a - b) for a, b in zip(whole, in_shards, strict=True))
+    assert furthest < 2e-2, f"the losses are {furthest:.2g} apart: {whole}, {in_shards}"
+    shapes = [{name: tensor.shape for name, tensor in tensors(folder / run).items()} for run in ("whole", "shards")]
+    assert shapes[0] == shapes[1]
+    return {"furthest_apart": furthest}
+
+
+@check
 def a_compiled_encoder_decoder_is_the_eager_one(folder: Path) -> Mapping[str, Any]:
     """The same, by its blocks."""
     return apart(pair_config(folder, compile="blocks"), pair_config(folder, compile="off"), folder)

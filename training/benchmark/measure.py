@@ -208,7 +208,13 @@ def temporary_trainer(
     would write them to.
     """
     asked = config.training
-    runtime = make_accelerator(asked.precision, deterministic=asked.deterministic, timeout=asked.collective_timeout)
+    runtime = make_accelerator(
+        asked.precision,
+        tf32=asked.tf32,
+        compression=asked.gradient_compression,
+        deterministic=asked.deterministic,
+        timeout=asked.collective_timeout,
+    )
     task = make_task()
     task.sample, task.metrics = _no_sample, _no_metrics  # type: ignore[method-assign]
     length = max(num_steps, count_steps(config, task))

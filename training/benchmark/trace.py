@@ -32,7 +32,8 @@ def step_parts(events: Sequence[Event]) -> dict[str, Any]:
     backward pass, and `other` is what is left.
 
     Returns:
-        `steps`, `step_milliseconds` and `milliseconds` by part; nothing where the trace has less than two steps.
+        `steps`, `step_milliseconds` and `milliseconds` by part; nothing where the trace has less than two steps. Where
+        there is communication, `hidden_communication` is how much of its milliseconds something was computed beside.
     """
     marks = sorted(
         Marked(e["ts"], e["ts"] + e["dur"], e["name"])
@@ -50,7 +51,14 @@ def step_parts(events: Sequence[Event]) -> dict[str, Any]:
     rest = length - covered((span for found in spans.values() for span, _ in found), window)
     lengths["host gap" if on_device else "other"] = rest
     milliseconds = {name: value / 1000 / steps for name, value in lengths.items() if value or name in PARTS}
-    return {"steps": steps, "step_milliseconds": length / 1000 / steps, "milliseconds": milliseconds}
+    result = {"steps": steps, "step_milliseconds": length / 1000 / steps, "milliseconds": milliseconds}
+    if "communication" not in milliseconds:
+        return result
+    sent = [span for span, _ in spans["communication"]]
+    computed = [span for name, found in spans.items() if name != "communication" for span, _ in found]
+    computed = computed if on_device else _of_autograd(events)
+    hidden = covered(sent, window) + covered(computed, window) - covered([*sent, *computed], window)
+    return result | {"hidden_communication": hidden / 1000 / steps}
 
 
 Found = dict[str, list[tuple[Span, float]]]
@@ -70,6 +78,12 @@ def _ranges(events: Sequence[Event], marks: Sequence[Marked]) -> Found:
         if e.get("ph") == "X" and e["name"].startswith("gloo:"):
             found["communication"].append(((e["ts"], e["ts"] + e["dur"]), e["ts"]))
     return found
+
+
+def _of_autograd(events: Sequence[Event]) -> list[Span]:
+    """When a CPU computes gradients: the mark of the backward pass has the wait for what is still on its way, too."""
+    nodes = (e for e in events if str(e.get("name")).startswith("autograd::engine::evaluate_function"))
+    return [(e["ts"], e["ts"] + e["dur"]) for e in nodes]
 
 
 def _kernels(events: Sequence[Event], on_device: Sequence[Event], marks: Sequence[Marked]) -> Found:

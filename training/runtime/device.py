@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from itertools import count
 from typing import Any, Literal, NamedTuple, cast
 from warnings import filterwarnings
 
@@ -23,14 +22,25 @@ from accelerate.utils import (
 from training.runtime.errors import InputError
 from training.runtime.gpus import check_gpus, idle_gpus_warning
 from training.runtime.hardware import peak_flops
+<<<<<<< HEAD
+from training.runtime.launch_settings import (
+    Sharding,
+    asked_sharding,
+    check_launch,
+    ignored_settings,
+    naming_refusals,
+    own_plugins,
+    without_fsdp,
+)
+=======
 from training.runtime.launch_settings import check_launch, ignored_settings, naming_refusals, own_plugins
+from training.runtime.meeting import meeting_place
+>>>>>>> machines
 from training.runtime.threads import local_processes, set_cpu_threads
 
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
 AsWritten = Literal["auto"] | Precision
 Compression = Literal["none", "bf16", "fp16"]
-_meetings = count()
-"""Numbers the times that the processes of a launch have met: once for each training of a session."""
 
 
 class ProcessDevice(NamedTuple):
@@ -153,6 +163,7 @@ class Runtime(NamedTuple):
         description: A line that tells all of it.
         warnings: Lines to warn with.
         peak_flops: FLOP/s that all devices do together at most; None where one of them is not known.
+        sharding: How the weights of a training are in shards; None for whole ones on each rank.
     """
 
     accelerator: Accelerator
@@ -160,6 +171,7 @@ class Runtime(NamedTuple):
     description: str
     warnings: list[str]
     peak_flops: float | None
+    sharding: Sharding | None = None
 
 
 def make_accelerator(
@@ -195,8 +207,13 @@ def make_accelerator(
     # What Accelerate keeps for a whole process: an earlier training here may have had another precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    with naming_refusals():
+<<<<<<< HEAD
+    with naming_refusals(), without_fsdp():
         device = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), **_meeting_place()).device
+=======
+    with naming_refusals():
+        device = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), **meeting_place(timeout)).device
+>>>>>>> machines
     if deterministic != torch.are_deterministic_algorithms_enabled():
         use_deterministic_operations(deterministic)
     devices = _gather_devices(device)
@@ -206,7 +223,7 @@ def make_accelerator(
     # torch 2.13 wants another name for it, which Accelerate does not know yet.
     filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     ddp = _ddp_settings(compression, device)
-    with naming_refusals():
+    with naming_refusals(), without_fsdp():
         accelerator = Accelerator(cpu=cpu, mixed_precision=mixed, kwargs_handlers=[ddp], **own_plugins())
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
@@ -215,7 +232,22 @@ def make_accelerator(
             f"or set ACCELERATE_USE_CPU=true"
         )
     runtime = _described(accelerator, precision, reason, devices, tf32=tf32 and precision == "fp32")
-    return runtime._replace(warnings=[*runtime.warnings, *([warning] if warning else [])])
+    return runtime._replace(
+        warnings=[*runtime.warnings, *([warning] if warning else [])], sharding=_sharding(compression)
+    )
+
+
+def _sharding(compression: Compression) -> Sharding | None:
+    """How weights are in shards; there are none where a process is alone and has no group."""
+    sharding = asked_sharding()
+    if sharding is None or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return None
+    if compression != "none":
+        raise InputError(
+            f"training.gradient_compression {compression} is for DDP: with FSDP2 the launch asks for shards, whose "
+            f"gradients are added up in fp32: use none"
+        )
+    return sharding
 
 
 def _ddp_settings(compression: Compression, device: torch.device) -> DistributedDataParallelKwargs:
@@ -279,26 +311,8 @@ def _import_before_processes_meet() -> None:
     """
     if torch.distributed.is_available():
         importlib.import_module("torch.distributed.nn")
-
-
-def _meeting_place() -> dict[str, Any]:
-    """Where the processes of a launch find each other once more, as `init_process_group` takes it.
-
-    torchrun on one machine holds one store for all of its restarts, and for all trainings of a session. Keys in it do
-    not tell them apart: a process could read the address of one that was killed, or of the training before, and fail or
-    wait there. So each has a prefix of its own. Over several machines the launchers' counts of restarts may differ:
-    there they have no part in it.
-    """
-    world_size, meeting = int(os.environ.get("WORLD_SIZE", "1")), next(_meetings)
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if world_size == local_processes() else "0"
-    if "LOCAL_RANK" not in os.environ or (restart, meeting) == ("0", 0):
-        return {}
-    # Not every build of torch has these.
-    from torch.distributed.distributed_c10d import PrefixStore
-    from torch.distributed.rendezvous import rendezvous
-
-    store, rank, world_size = next(rendezvous("env://"))
-    return {"store": PrefixStore(f"restart-{restart}-{meeting}", store), "rank": rank, "world_size": world_size}
+        if asked_sharding() is not None:
+            importlib.import_module("torch.distributed.fsdp")
 
 
 def inference_device() -> torch.device:

@@ -59,6 +59,8 @@ class RunFolder:
         if sys.argv[0] in ("", "-c") or "kernel" in Path(sys.argv[0]).stem:
             return f"the same call with output_dir={str(self.path)!r} and resume=True"
         processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+        if os.environ.get("WORLD_SIZE", processes) != processes:
+            return "the same command on every machine, with --resume"
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes] if processes != "1" else []
         return python_command(*launcher, sys.argv[0], "--output_dir", self.path, "--resume")
 

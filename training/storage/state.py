@@ -131,7 +131,7 @@ def run_identity(config: RunConfig, task: "Task") -> dict[str, Any]:
     """What must not change when a run goes on, because its steps would not be those of one run any more."""
     refused = _options(config, "refused")
     return {"model_type": task.model_type, "data_sha256": task.data.sha256} | {
-        name: value for name, value in _flat(asdict(config)).items() if name in refused
+        name: value for name, value in flattened(asdict(config)).items() if name in refused
     }
 
 
@@ -155,7 +155,7 @@ def changes(checkpoint: Checkpoint, config: RunConfig, setup: dict[str, Any]) ->
     """
     file = checkpoint.folder / "config.yaml"
     saved = built(dict[str, Any], parse_yaml(checkpoint.text("config.yaml"), file), file)
-    before, now = _flat(saved) | saved_state(checkpoint).setup, _flat(asdict(config)) | setup
+    before, now = flattened(saved) | saved_state(checkpoint).setup, flattened(asdict(config)) | setup
     steps = "training.accumulation_steps"
     if before.get(steps) == 1 and now[steps] is None:  # Older files spell it out; both are no parts.
         del now[steps]
@@ -175,12 +175,12 @@ def _options(config: RunConfig, on_resume: OnResume) -> set[str]:
     return {option.name for option in options_of(type(config)) if option.on_resume == on_resume}
 
 
-def _flat(sections: dict[str, Any]) -> dict[str, Any]:
+def flattened(sections: dict[str, Any]) -> dict[str, Any]:
     """Nested sections as `section.key`."""
     flat: dict[str, Any] = {}
     for name, value in sections.items():
         if isinstance(value, dict):
-            flat |= {f"{name}.{key}": inner for key, inner in _flat(value).items()}
+            flat |= {f"{name}.{key}": inner for key, inner in flattened(value).items()}
         else:
             flat[name] = value
     return flat

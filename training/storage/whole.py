@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from training.shards import gathered, is_shard, local, rows_of
 from training.storage.tensor_file import file_order
 
 if TYPE_CHECKING:
@@ -12,18 +13,29 @@ if TYPE_CHECKING:
 
 
 def whole(tensor: "Tensor") -> "Tensor":
-    """The whole value of a tensor, contiguous on the CPU; of one that is so already, its own memory."""
-    return tensor.detach().cpu().contiguous()
+    """The whole value of a tensor, contiguous on the CPU; of one that is so already, its own memory.
+
+    Of one in shards, all ranks call this together.
+    """
+    return gathered(tensor).cpu().contiguous()
 
 
 def fill(tensor: "Tensor", value: "Tensor") -> None:
-    """Give a tensor its whole value, which is on the CPU."""
-    tensor.detach().copy_(value)
+    """Give a tensor its whole value, which is on the CPU; of one in shards each rank takes its rows."""
+    local(tensor.detach()).copy_(rows_of(tensor, value) if is_shard(tensor) else value)
 
 
 def wholes(groups: "Groups") -> Iterator["Tensor"]:
     """The whole values of all tensors, file after file, in the order in which they are written."""
     return (whole(tensors[name]) for tensors in groups.values() for name in file_order(tensors))
+
+
+def take_part(groups: "Groups") -> None:
+    """Do what another rank's `wholes` asks of this one: of tensors in shards, send it the rows."""
+    for tensors in groups.values():
+        for name in file_order(tensors):
+            if is_shard(tensors[name]):
+                gathered(tensors[name])
 
 
 def exhaust(values: Iterable["Tensor"]) -> None:

@@ -40,6 +40,7 @@ def test_a_gpus_kernels_belong_to_the_part_in_which_they_were_launched() -> None
     parts = {name: round(1000 * value) for name, value in found["milliseconds"].items()}
     expected = {"data": 50, "forward": 250, "backward": 300, "optimizer": 110, "communication": 200, "other": 40}
     assert parts == expected | {"host gap": 50 + 15}
+    assert found["hidden_communication"] == pytest.approx(0.1)
 
 
 def test_a_cpus_parts_are_what_their_marks_take() -> None:
@@ -53,6 +54,18 @@ def test_a_cpus_parts_are_what_their_marks_take() -> None:
     parts = {name: round(1000 * value) for name, value in found["milliseconds"].items()}
     assert parts == {"data": 100, "forward": 300, "backward": 400, "optimizer": 150, "other": 50}
     assert (found["steps"], found["step_milliseconds"]) == (2, 1.0)
+    assert "hidden_communication" not in found
+
+
+def test_what_a_cpu_sends_is_hidden_while_it_computes_gradients() -> None:
+    events = []
+    for start in (0, 1000, 2000):
+        events += [mark("backward", start, 700), mark("optimizer", start + 700, 300)]
+        events += [mark(f"autograd::engine::evaluate_function: {n}", start + 200 * n, 200) for n in range(2)]
+        events += [mark("gloo:all_reduce", start + 100, 200), mark("gloo:all_reduce", start + 350, 350)]
+    found = step_parts(events)
+    assert found["milliseconds"]["communication"] == pytest.approx(0.55)
+    assert found["hidden_communication"] == pytest.approx(0.25)
 
 
 def test_a_trace_of_a_single_step_has_no_parts() -> None:

@@ -8,9 +8,10 @@ from helpers import read_metrics, with_training
 from gpt.config import GPTConfig
 from gpt.task import train_gpt
 from training.runtime.errors import InputError
-from training.runtime.launch_settings import check_launch, ignored_settings
+from training.runtime.launch_settings import Sharding, asked_sharding, check_launch, ignored_settings
 
 LAUNCH = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,19 @@ def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE in the environment must be a number, got 'two'"),
         ({"LOCAL_WORLD_SIZE": "-1"}, "LOCAL_WORLD_SIZE in the environment must be a number, got '-1'"),
         ({"RANK": "2"}, "RANK=2 in the environment is none of WORLD_SIZE=2 processes"),
-        ({"ACCELERATE_USE_FSDP": "true"}, r"asks for FSDP \(ACCELERATE_USE_FSDP\), which is not done here"),
+        (
+            {"ACCELERATE_USE_FSDP": "true"},
+            "asks for FSDP 1, which is not done here: set fsdp_version to 2 in its fsdp_c",
+        ),
+        (
+            FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"},
+            r"memory \(fsdp_offload_params\), .*: set it to false in its fsdp_conf",
+        ),
+        (FSDP2 | {"FSDP_IGNORED_MODULES": "head"}, r"\(fsdp_ignored_modules\), .* or take --config_file configs/acc"),
+        (
+            FSDP2 | {"FSDP_RESHARD_AFTER_FORWARD": "2"},
+            "asks for fsdp_reshard_after_forward 2, .*: set it to true or false",
+        ),
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "asks for DeepSpeed"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "asks for Megatron-LM"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "asks for a parallelism configuration"),
@@ -54,6 +67,23 @@ def test_a_whole_launch_or_none_passes(monkeypatch: pytest.MonkeyPatch, launch: 
     for name, value in launch.items():
         monkeypatch.setenv(name, value)
     check_launch()
+
+
+@pytest.mark.parametrize(
+    ("asked", "resharding"), [("true", True), ("full_shard", True), ("false", False), ("shard_grad_op", False)]
+)
+def test_fsdp2_is_taken_from_the_launch_and_what_it_does_not_do_is_named(
+    monkeypatch: pytest.MonkeyPatch, asked: str, resharding: bool
+) -> None:
+    assert asked_sharding() is None
+    for name, value in (LAUNCH | FSDP2 | {"FSDP_RESHARD_AFTER_FORWARD": asked}).items():
+        monkeypatch.setenv(name, value)
+    check_launch()
+    assert asked_sharding() == Sharding(resharding)
+    assert ignored_settings() == []
+    monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", "true")
+    (said,) = ignored_settings()
+    assert said.startswith("FSDP_ACTIVATION_CHECKPOINTING=true of the launch configuration is ignored: --training.rec")
 
 
 def test_a_leftover_rank_says_what_to_unset(monkeypatch: pytest.MonkeyPatch) -> None:

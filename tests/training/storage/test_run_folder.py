@@ -91,6 +91,8 @@ def test_commands_can_be_typed_as_they_are_printed(monkeypatch: pytest.MonkeyPat
     assert run.resume_command.startswith(
         ".venv/bin/python -m torch.distributed.run --nproc_per_node 4 launch/train_gpt.py --output_dir"
     )
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert run.resume_command == "the same command on every machine, with --resume"
 
 
 def test_metrics_after_a_step_are_forgotten_with_what_was_cut_short() -> None:

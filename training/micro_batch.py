@@ -24,6 +24,8 @@ MICRO_BATCH_TOKENS = 2048
 """Targets of a micro-batch on a CPU: so few that what a block computes of them stays in its cache."""
 RESERVE = 1 / 32
 """Share of a GPU's memory that is kept free while sizes are tried: for what a step takes besides, and for holes."""
+ESTIMATED = 0.9
+"""Share of what is left that is counted on where nothing can be tried."""
 LOOK_AHEAD = 1024
 """So many sequences are looked at for the longest, of whose length are those that sizes are tried with."""
 
@@ -169,12 +171,13 @@ class MicroBatching:
         self.size, self._reason = limit if largest == sizes[-1] else largest, f"auto: {self._tried}{room}"
 
     def take_estimate(self, estimate: int) -> None:
-        """Choose the lowest estimate of all processes, or what a run did before; all processes call this.
+        """Choose by the lowest estimate of all processes, or what a run did before; all processes call this.
 
         So it is in shards: a try that runs out of memory on one rank would leave the others waiting for its rows.
         """
-        before = self._before if self._goes_on and self._before else None
-        self.size = before or max(1, min(self._lowest(estimate), largest_part(self._training, self._num_processes)))
+        most = self._lowest(estimate)
+        sizes = [size for size in sizes_to_try(largest_part(self._training, self._num_processes)) if size <= most]
+        self.size = self._before if self._goes_on and self._before else max(sizes, default=1)
         self._tried = f"{self.size} by estimate"
         self._reason = f"auto: {self._tried}"
 

@@ -214,6 +214,20 @@ def test_a_resume_on_a_gpu_takes_the_same_or_says_why_it_cannot(
     assert len(chosen.changes) == (change is not None)
 
 
+def test_in_shards_the_lowest_estimate_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(micro_batch, "gather_object", lambda numbers: [*numbers, 5])
+    chosen = batching(num_processes=2)
+    chosen.take_estimate(9)
+    assert chosen.description == "4 sequences at once, in 4 parts (auto: 4 by estimate)"
+    resumed = batching(num_processes=2)
+    resumed.go_on(chosen.record | {"micro_batch": 8})
+    resumed.take_estimate(9)
+    assert (resumed.size, resumed.changes) == (8, [])
+    nothing = batching()
+    nothing.take_estimate(0)
+    assert nothing.size == 1
+
+
 def test_a_run_without_steps_to_come_keeps_what_it_knows() -> None:
     chosen, setup = batching(), {"micro_batch": 8, "micro_batch_tried": "8 fits"}
     chosen.go_on(setup)

@@ -22,7 +22,6 @@ from accelerate.utils import (
 from training.runtime.errors import InputError
 from training.runtime.gpus import check_gpus, idle_gpus_warning
 from training.runtime.hardware import peak_flops
-<<<<<<< HEAD
 from training.runtime.launch_settings import (
     Sharding,
     asked_sharding,
@@ -32,10 +31,7 @@ from training.runtime.launch_settings import (
     own_plugins,
     without_fsdp,
 )
-=======
-from training.runtime.launch_settings import check_launch, ignored_settings, naming_refusals, own_plugins
 from training.runtime.meeting import meeting_place
->>>>>>> machines
 from training.runtime.threads import local_processes, set_cpu_threads
 
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
@@ -207,13 +203,8 @@ def make_accelerator(
     # What Accelerate keeps for a whole process: an earlier training here may have had another precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-<<<<<<< HEAD
     with naming_refusals(), without_fsdp():
-        device = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), **_meeting_place()).device
-=======
-    with naming_refusals():
         device = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), **meeting_place(timeout)).device
->>>>>>> machines
     if deterministic != torch.are_deterministic_algorithms_enabled():
         use_deterministic_operations(deterministic)
     devices = _gather_devices(device)

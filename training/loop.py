@@ -120,11 +120,11 @@ class Trainer:
                 shards = self.accelerator.num_processes if self.device_step.in_shards else 1
                 asked = self.task.model, self.config, precision, data.tokens_per_sample, free
                 estimate = largest_micro_batch(*asked, shards=shards)
-            if self.device_step.in_shards:
-                batching.take_estimate(estimate)
-            else:
-                with closing(Progress(0, 1, visible=self.accelerator.is_main_process)) as progress:
-                    trial = Trial(data, device, self.device_step.pass_in_vain, batching.turns, progress)
+            with closing(Progress(0, 1, visible=self.accelerator.is_main_process)) as progress:
+                trial = Trial(data, device, self.device_step.pass_in_vain, batching.turns, progress)
+                if self.device_step.in_shards:  # A try that fails on one rank would leave the others waiting for it.
+                    batching.try_sizes(max(1, estimate), None, free)
+                else:
                     batching.try_sizes(estimate, trial, free)
         self.saver.setup |= batching.record
         self.changes += batching.changes

@@ -169,16 +169,6 @@ class MicroBatching:
         how = "auto, by formula" if fits is None else "auto"
         self.size, self._reason = limit if largest == sizes[-1] else largest, f"{how}: {self._tried}{room}"
 
-    def take_estimate(self, estimate: int) -> None:
-        """Choose the lowest estimate of all processes, or what a run did before; all processes call this.
-
-        So it is in shards: a try that runs out of memory on one rank would leave the others waiting for its rows.
-        """
-        before = self._before if self._goes_on and self._before else None
-        self.size = before or max(1, min(self._lowest(estimate), largest_part(self._training, self._num_processes)))
-        self._tried = f"{self.size} by estimate"
-        self._reason = f"auto: {self._tried}"
-
     def _at_once(self, size: int) -> int:
         return sequences_at_once(self._training, self._num_processes, size)
 

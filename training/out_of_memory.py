@@ -99,15 +99,11 @@ def needed(task: Task, use: Use, place: str) -> dict[str, int]:
     kept = expected_bytes(model, use.config, use.precision, targets, length=tokens, shards=use.shards)
     if place in (STEP, TRIED):
         return kept
-    state = {name: kept[name] for name in ("weights", "gradients", "optimizer", "average") if name in kept}
+    state: dict[str, int] = {n: kept[n] for n in ("weights", "gradients", "optimizer", "average") if n in kept}
     if place == EVALUATION:
         del state["gradients"]
-    targets = round(use.at_once * tokens) if place in (STEP, TRIED) else 0
-    kept = expected_bytes(model, use.config, use.precision, targets, length=tokens, shards=use.shards)
-    if place == EVALUATION:
-        kept.pop("gradients", None)
         if use.shards > 1:
-            kept["gathered"] = use.shards * kept["weights"]
+            state["gathered weights"] = use.shards * kept["weights"]
         targets = round(use.config.training.eval_batch_size * tokens)
         state["evaluated sequences"] = evaluated_bytes(model, use.precision, targets)
     return state

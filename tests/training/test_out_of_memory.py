@@ -151,7 +151,7 @@ def test_a_gpu_says_what_torch_has_and_of_which_rank(large: GPTConfig, monkeypat
     for name, value in told.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     accelerator = SimpleNamespace(device=torch.device("cuda"), num_processes=2, process_index=1)
-    runtime: Any = SimpleNamespace(accelerator=accelerator, precision="bf16")
+    runtime: Any = SimpleNamespace(accelerator=accelerator, precision="bf16", sharding=None)
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     said = out_of_memory.explain(error, runtime, large, GPTTask(large), 4, resumable=False)
     assert said.startswith("out of memory at 2.00 GiB more as the run began on rank 1: by formula it takes weights ")

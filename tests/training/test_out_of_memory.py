@@ -159,6 +159,12 @@ def test_a_gpu_says_what_torch_has_and_of_which_rank(large: GPTConfig, monkeypat
         "; torch had allocated 21.00 GB at most, and reserves 22.00 GB of 24.00 GB, "
         "of which CUDA and other programs have 1.50 GB. What helps most: "
     ) in said
+    state = [expected_bytes(GPTTask(large).model, large, "bf16", 0, length=16, shards=shards) for shards in (1, 2)]
+    whole, halves = (sum(sizes[name] for name in out_of_memory.STATE) for sizes in state)
+    assert f"accelerate launch --config_file configs/accelerate/fsdp2.yaml saves {gigabytes(whole - halves)}" in said
+    assert (ROOT / "configs/accelerate/fsdp2.yaml").exists()
+    runtime.sharding = "as it is"
+    assert "fsdp2" not in out_of_memory.explain(error, runtime, large, GPTTask(large), 4, resumable=False)
 
 
 def test_of_another_kind_of_model_no_formula_is_known(
@@ -199,5 +205,5 @@ def test_of_weights_in_shards_a_process_has_its_share_and_gathers_them_to_evalua
     task, use = GPTTask(config), out_of_memory.Use(config, "fp32", 1)
     whole, shares = (out_of_memory.needed(task, use._replace(shards=n), out_of_memory.EVALUATION) for n in (1, 2))
     assert shares["weights"] == whole["weights"] / 2
-    assert shares["gathered weights"] == whole["weights"]
-    assert "gathered weights" not in whole
+    assert shares["gathered"] == whole["weights"]
+    assert "gathered" not in whole

@@ -68,6 +68,13 @@ def test_a_step_is_split_in_one_way(training: dict[str, Any], num_processes: int
             check_split(asked, num_processes)
 
 
+def test_in_shards_all_ranks_have_equally_many_samples() -> None:
+    check_split(TrainingConfig(max_steps=1, batch_size=12), 3, in_shards=True)
+    check_split(TrainingConfig(max_steps=1, batch_size=32), 3)
+    with pytest.raises(InputError, match=r"with FSDP2 training.batch_size must be a multiple of .*\(3 x 1\), got 32"):
+        check_split(TrainingConfig(max_steps=1, batch_size=32), 3, in_shards=True)
+
+
 @pytest.mark.parametrize(
     ("values", "refusal"),
     [

@@ -199,3 +199,11 @@ def test_a_process_that_may_take_no_more_ends_with_the_line(large: GPTConfig, tm
     )
     assert "Traceback" not in done.stderr
     assert options_in(done.stderr)[0] == "training.micro_batch_size 256"
+
+
+def test_of_weights_in_shards_a_process_has_its_share_and_gathers_them_to_evaluate(config: GPTConfig) -> None:
+    task, use = GPTTask(config), out_of_memory.Use(config, "fp32", 1)
+    whole, shares = (out_of_memory.needed(task, use._replace(shards=n), out_of_memory.EVALUATION) for n in (1, 2))
+    assert shares["weights"] == whole["weights"] / 2
+    assert shares["gathered"] == whole["weights"]
+    assert "gathered" not in whole

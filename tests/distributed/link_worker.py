@@ -56,7 +56,7 @@ class Plan(NamedTuple):
 
     config: str = str(Path(__file__).parents[2] / "configs/gpt/shakespeare.yaml")
     options: dict[str, dict[str, Any]] = {  # noqa: RUF012
-        "training": {"batch_size": 8, "precision": "fp32", "compile": "off", "max_steps": 100, "epochs": None},
+        "training": {"batch_size": 4, "precision": "fp32", "compile": "off", "max_steps": 100, "epochs": None},
     }
     sizes: tuple[int, ...] = (4, 1 << 20, 1 << 25)
     readings: int = 5

@@ -80,7 +80,7 @@ def test_a_place_that_cannot_be_written_to_is_a_fault(tmp_path: Path) -> None:
 
 def test_a_local_file_system_can_do_everything(output_dir: Path) -> None:
     [finding] = disk.look_at_file_system(output_dir)
-    assert str(finding) == "good         file system  locks, links, flushed folders and modes work"
+    assert str(finding) == "good         file system  locks, links and flushed folders work"
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])

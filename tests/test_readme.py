@@ -67,6 +67,7 @@ def name(each: Typed) -> str:
 TRAININGS = commands("launch/train_gpt.py", "launch/train_seq2seq.py")
 BENCHMARKS = commands("launch/bench_kv_cache.py")
 OF_TRAINING = commands("launch/bench_training.py")
+PLANS = commands("launch/plan.py")
 OF_SECONDS = commands("launch/evaluate.py", "launch/plot_runs.py", "data.dates", "data.text")
 
 

@@ -25,7 +25,7 @@ from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig, TransformerConfig
 from training.evaluation import SUBSET, WHOLE, Interrupted, evaluate, stride
 from training.loss import LossModel
-from training.micro_batch import MicroBatching, Trial, free_bytes
+from training.micro_batch import ESTIMATED, MicroBatching, Trial, free_bytes
 from training.nonfinite import NonFinitePolicy
 from training.optimizer import build_optimizer
 from training.planning.memory import largest_micro_batch
@@ -116,9 +116,9 @@ class Trainer:
         if batching.is_to_be_tried and not self._is_over:
             free, estimate = free_bytes(device), self.config.training.batch_size
             if free is not None and isinstance(self.config.model, TransformerConfig):
-                precision = self.saver.setup["precision"]
-                shards = self.accelerator.num_processes if self.device_step.in_shards else 1
-                asked = self.task.model, self.config, precision, data.tokens_per_sample, free
+                precision, in_shards = self.saver.setup["precision"], self.device_step.in_shards
+                shards, room = (self.accelerator.num_processes, int(ESTIMATED * free)) if in_shards else (1, free)
+                asked = self.task.model, self.config, precision, data.tokens_per_sample, room
                 estimate = largest_micro_batch(*asked, shards=shards)
             if self.device_step.in_shards:
                 batching.take_estimate(estimate)

@@ -24,6 +24,8 @@ MICRO_BATCH_TOKENS = 2048
 """Targets of a micro-batch on a CPU: so few that what a block computes of them stays in its cache."""
 RESERVE = 1 / 32
 """Share of a GPU's memory that is kept free while sizes are tried: for what a step takes besides, and for holes."""
+ESTIMATED = 0.9
+"""Share of what is left that is counted on where nothing can be tried."""
 LOOK_AHEAD = 1024
 """So many sequences are looked at for the longest, of whose length are those that sizes are tried with."""
 
@@ -139,14 +141,14 @@ class MicroBatching:
         if self._goes_on:
             self.size, self._tried, self._reason = before if self._on_cpu else 0, tried, "auto: as the run began"
 
-    def try_sizes(self, estimate: int, fits: Callable[[int], bool] | None, free: int | None = None) -> None:
+    def try_sizes(self, estimate: int, fits: Callable[[int], bool], free: int | None = None) -> None:
         """Choose the largest size that fits, of those that are worth a try; all processes call this.
 
         A run that goes on tries what it did before, and smaller sizes only where that does not fit.
 
         Args:
             estimate: What may be the largest on this process's device: with the lowest of all processes it begins.
-            fits: Whether so many sequences fit there; None to go by the estimate alone.
+            fits: Whether so many sequences fit there.
             free: Bytes that they are to fit into there, if that is known.
 
         Raises:
@@ -158,7 +160,7 @@ class MicroBatching:
         found: dict[int, bool] = {}
 
         def fits_everywhere(size: int) -> bool:
-            found[size] = self._lowest(size <= estimate if fits is None else fits(size)) == 1
+            found[size] = self._lowest(fits(size)) == 1
             return found[size]
 
         largest = largest_that_fits(sizes, limit if self._goes_on else self._lowest(estimate), fits_everywhere)
@@ -166,16 +168,16 @@ class MicroBatching:
         if not largest:
             raise MemoryError
         room = "" if free is None else f", in {gigabytes(self._lowest(free))}"
-        how = "auto, by formula" if fits is None else "auto"
-        self.size, self._reason = limit if largest == sizes[-1] else largest, f"{how}: {self._tried}{room}"
+        self.size, self._reason = limit if largest == sizes[-1] else largest, f"auto: {self._tried}{room}"
 
     def take_estimate(self, estimate: int) -> None:
-        """Choose the lowest estimate of all processes, or what a run did before; all processes call this.
+        """Choose by the lowest estimate of all processes, or what a run did before; all processes call this.
 
         So it is in shards: a try that runs out of memory on one rank would leave the others waiting for its rows.
         """
-        before = self._before if self._goes_on and self._before else None
-        self.size = before or max(1, min(self._lowest(estimate), largest_part(self._training, self._num_processes)))
+        most = self._lowest(estimate)
+        sizes = [size for size in sizes_to_try(largest_part(self._training, self._num_processes)) if size <= most]
+        self.size = self._before if self._goes_on and self._before else max(sizes, default=1)
         self._tried = f"{self.size} by estimate"
         self._reason = f"auto: {self._tried}"
 

@@ -33,6 +33,7 @@ PLACES = {
 }
 """Files and functions of this package that tell where a run is, what lies inside of others first."""
 AT_THE_START = "as the run began"
+STATE = ("weights", "gradients", "optimizer", "average")
 MAX_SETTINGS = 3
 
 
@@ -99,15 +100,11 @@ def needed(task: Task, use: Use, place: str) -> dict[str, int]:
     kept = expected_bytes(model, use.config, use.precision, targets, length=tokens, shards=use.shards)
     if place in (STEP, TRIED):
         return kept
-    state = {name: kept[name] for name in ("weights", "gradients", "optimizer", "average") if name in kept}
+    state: dict[str, int] = {name: kept[name] for name in STATE if name in kept}
     if place == EVALUATION:
         del state["gradients"]
-    targets = round(use.at_once * tokens) if place in (STEP, TRIED) else 0
-    kept = expected_bytes(model, use.config, use.precision, targets, length=tokens, shards=use.shards)
-    if place == EVALUATION:
-        kept.pop("gradients", None)
         if use.shards > 1:
-            kept["gathered"] = use.shards * kept["weights"]
+            state["gathered"] = use.shards * state["weights"]
         targets = round(use.config.training.eval_batch_size * tokens)
         state["evaluated sequences"] = evaluated_bytes(model, use.precision, targets)
     return state
@@ -132,7 +129,9 @@ def settings(task: Task, use: Use, place: str, runtime: Runtime, resumable: bool
     """The options that save most there, the best first, each with how many bytes."""
     total = sum(needed(task, use, place).values())
     bf16 = use.precision == "fp32" and has_fast_bf16(runtime.accelerator.device)
-    others = [*_smaller(use), *([] if resumable else _other_state(use)), *(_bf16(use) if bf16 else ())]
+    processes = runtime.accelerator.num_processes
+    others = [*_smaller(use), *_in_shards(use, processes), *([] if resumable else _other_state(use))]
+    others += _bf16(use) if bf16 else ()
     if not any(blocks_of(task.model)):
         others = [(option, other) for option, other in others if "recompute" not in option]
     saved = [(option, total - sum(needed(task, other, place).values())) for option, other in others]
@@ -151,6 +150,11 @@ def _smaller(use: Use) -> Iterator[tuple[str, Use]]:
     if training.eval_batch_size > 1:
         half = training.eval_batch_size // 2
         yield f"--training.eval_batch_size {half}", _with_training(use, eval_batch_size=half)
+
+
+def _in_shards(use: Use, processes: int) -> Iterator[tuple[str, Use]]:
+    if use.shards < processes:
+        yield "accelerate launch --config_file configs/accelerate/fsdp2.yaml", use._replace(shards=processes)
 
 
 def _bf16(use: Use) -> Iterator[tuple[str, Use]]:

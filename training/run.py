@@ -173,13 +173,14 @@ def _introduce(runtime: Runtime, trainer: Trainer, space: str, trackers: list[Tr
     epochs = trainer.num_steps * training.batch_size / data.samples_per_epoch
     every = trainer.counters.eval_every
     at_once = sequences_at_once(training, runtime.accelerator.num_processes, trainer.micro_batching.size)
+    shards = 1 if runtime.sharding is None else runtime.accelerator.num_processes
     lines = {
         "model": f"{parameters:,} parameters",
         "data": f"{data.origin}, {tokens_per_epoch:,.0f} tokens per epoch",
         "note": "\nnote        ".join(data.notes),
         "steps": f"{trainer.num_steps:,} of {tokens_per_step:,.0f} tokens, {epochs:.3g} epochs",
         "work": work_line(trainer.task, trainer.config, trainer.counters),
-        "memory": memory_line(trainer.task, trainer.config, runtime.precision, at_once),
+        "memory": memory_line(trainer.task, trainer.config, runtime.precision, at_once, shards),
         "evaluation": None if every == 1 else f"val_loss_subset, over 1 in {every} windows of the validation split",
         "optimizer": ", ".join(f"{text} ({name})" for name, text in trainer.config.optimizer.rates.items()),
         "micro-batch": trainer.micro_batching.description,

@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from training import compiling
 from training.benchmark.measure import fit, temporary_trainer
 from training.doctor.all_reduce import GLOO, P2P, time_all_reduce
 from training.doctor.cards import look_at_cards
+from training.planning.check import check as plan_and_train
 from training.run import Result
 from training.runtime.errors import InputError, StoppedBySignal
 from training.runtime.machine import describe_machine
@@ -342,6 +344,18 @@ def shards_of_one_process_train_as_the_whole(folder: Path) -> Mapping[str, Any]:
 def a_compiled_encoder_decoder_is_the_eager_one(folder: Path) -> Mapping[str, Any]:
     """The same, by its blocks."""
     return apart(pair_config(folder, compile="blocks"), pair_config(folder, compile="off"), folder)
+
+
+@check
+def a_plan_is_near_what_happens(folder: Path) -> Mapping[str, Any]:
+    """Seconds and memory of a run beside those that a plan of it tells; on a CPU of models of seconds only shown."""
+    config = gpt_config(folder, precision="bf16" if ON_GPU else "fp32", compile="off", eval_interval=50)
+    if not options.tiny:
+        config = replace(config, model=replace(config.model, num_layers=8, d_model=512, num_heads=8, d_ff=1536))
+    rows = plan_and_train(lambda: GPTTask(config), config, 12 if options.tiny else 200)["check"]
+    far = {name: round(row["ratio"], 3) for name, row in rows.items() if not 0.8 <= row["ratio"] <= 1.2}
+    assert not (far and ON_GPU), f"planned to measured, further apart than a fifth: {far}; {rows}"
+    return {"plan": rows}
 
 
 def run(name: str, function: Check) -> dict[str, Any]:

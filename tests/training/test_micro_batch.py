@@ -160,9 +160,6 @@ def test_a_gpu_takes_the_most_that_fits() -> None:
     whole = batching(accumulation_steps=2)
     whole.try_sizes(1000, lambda size: True)
     assert whole.description == "16 sequences at once, in 2 parts (auto: 16 fits)"
-    by_formula = batching()
-    by_formula.try_sizes(9, None)
-    assert by_formula.description == "8 sequences at once, in 4 parts (auto, by formula: 8 fits, 16 does not fit)"
     with pytest.raises(MemoryError):
         batching().try_sizes(0, lambda size: False)
 
@@ -215,6 +212,20 @@ def test_a_resume_on_a_gpu_takes_the_same_or_says_why_it_cannot(
     assert (asked, chosen.size) == (tried, size)
     assert [line for line in chosen.changes if change is None or change not in line] == []
     assert len(chosen.changes) == (change is not None)
+
+
+def test_in_shards_the_lowest_estimate_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(micro_batch, "gather_object", lambda numbers: [*numbers, 5])
+    chosen = batching(num_processes=2)
+    chosen.take_estimate(9)
+    assert chosen.description == "4 sequences at once, in 4 parts (auto: 4 by estimate)"
+    resumed = batching(num_processes=2)
+    resumed.go_on(chosen.record | {"micro_batch": 8})
+    resumed.take_estimate(9)
+    assert (resumed.size, resumed.changes) == (8, [])
+    nothing = batching()
+    nothing.take_estimate(0)
+    assert nothing.size == 1
 
 
 def test_a_run_without_steps_to_come_keeps_what_it_knows() -> None:

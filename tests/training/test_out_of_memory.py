@@ -151,7 +151,7 @@ def test_a_gpu_says_what_torch_has_and_of_which_rank(large: GPTConfig, monkeypat
     for name, value in told.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     accelerator = SimpleNamespace(device=torch.device("cuda"), num_processes=2, process_index=1)
-    runtime: Any = SimpleNamespace(accelerator=accelerator, precision="bf16")
+    runtime: Any = SimpleNamespace(accelerator=accelerator, precision="bf16", sharding=None)
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     said = out_of_memory.explain(error, runtime, large, GPTTask(large), 4, resumable=False)
     assert said.startswith("out of memory at 2.00 GiB more as the run began on rank 1: by formula it takes weights ")
@@ -159,6 +159,12 @@ def test_a_gpu_says_what_torch_has_and_of_which_rank(large: GPTConfig, monkeypat
         "; torch had allocated 21.00 GB at most, and reserves 22.00 GB of 24.00 GB, "
         "of which CUDA and other programs have 1.50 GB. What helps most: "
     ) in said
+    state = [expected_bytes(GPTTask(large).model, large, "bf16", 0, length=16, shards=shards) for shards in (1, 2)]
+    whole, halves = (sum(sizes[name] for name in out_of_memory.STATE) for sizes in state)
+    assert f"accelerate launch --config_file configs/accelerate/fsdp2.yaml saves {gigabytes(whole - halves)}" in said
+    assert (ROOT / "configs/accelerate/fsdp2.yaml").exists()
+    runtime.sharding = "as it is"
+    assert "fsdp2" not in out_of_memory.explain(error, runtime, large, GPTTask(large), 4, resumable=False)
 
 
 def test_of_another_kind_of_model_no_formula_is_known(

@@ -17,7 +17,7 @@ from training.recompute import blocks_of
 
 ACTIVATIONS, AT_WORK = "activations, estimated", "gradients at work"
 COMES_AND_GOES = ("gradients", "copies of weights", ACTIVATIONS, AT_WORK, "logits")
-IN_PIECES = 0.25
+IN_PIECES = 0.35
 """What the C library's allocator holds of a CPU's memory, in pieces too small for what comes next, as a share of what
 comes and goes: 0.15 to 0.4 in trainings under Linux."""
 SIDE_BY_SIDE = ("query", "key", "value", "gate", "up")
@@ -68,7 +68,7 @@ def expected_bytes(
     - logits: 3 w N V, for their softmax and the gradients of both; of a chunk, where the loss is computed in chunks.
     - gathered, over several shards: two blocks and what is outside of blocks, w for each weight and its gradient.
 
-    - in pieces, on a CPU: what the allocator holds, a quarter of all that comes and goes.
+    - in pieces, on a CPU: what the allocator holds, about a third of all that comes and goes.
 
     An encoder-decoder's sources are taken to be as long as its targets. What Muon computes with when all activations
     have gone is left out, as is what a library takes for itself.
@@ -189,7 +189,8 @@ def _kept_bytes(blocks: list[nn.Module], config: RunConfig, how: _How) -> float:
     width, attention, feed_forward = shape.d_model, _attention(shape, how), _feed_forward(shape, how)
     norm = (how.w + how.p) * width  # What goes in, and what comes out.
     mask = width if shape.dropout and how.plain else 0  # A byte for each; layers.native computes it again.
-    kept, largest = 2 * norm + 2 * mask, 0.0  # Embeddings, and the norms behind the last block of a stack.
+    kept: float = 2 * norm + 2 * mask  # Embeddings, and the norms behind the last block of a stack.
+    largest = 0.0
     recompute = config.training.recompute
     for block in blocks:
         crossings = sum(name.endswith("attention") for name, _ in block.named_children())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from training.config.sections import RunConfig, TrainingConfig
 from training.micro_batch import check_split, cpu_micro_batch, largest_part, sequences_at_once
@@ -157,11 +158,18 @@ def _memory(task: Task, config: RunConfig, target: Target, cards: int) -> dict[s
     if target.usable is not None:
         found["fits"] = sum(parts.values()) <= target.usable
         if not largest and on_gpu:
-            shards = (
-                n for n in COUNTS[1:] if largest_micro_batch(*asked, length, target.usable, shards=n, on_gpu=True)
-            )
-            found["fsdp2_cards"] = next(shards, None)
+            fitting = (n for n in COUNTS[1:] if _fits_in_shards(*asked, length, target.usable, n))
+            found["fsdp2_cards"] = next(fitting, None)
     return found
+
+
+def _fits_in_shards(model: nn.Module, config: RunConfig, precision: str, length: int, usable: int, shards: int) -> bool:
+    """Whether a sequence fits on each of several cards, and the whole weights beside the shards at an evaluation."""
+    if not largest_micro_batch(model, config, precision, length, usable, shards=shards, on_gpu=True):
+        return False
+    state = expected_bytes(model, config, precision, 1, shards=shards, on_gpu=True)
+    kept = sum(state.get(name, 0) for name in ("weights", "optimizer", "average"))
+    return kept + shards * state["weights"] <= usable
 
 
 def _measured_speed(

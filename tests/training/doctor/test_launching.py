@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers import ROOT
 
 from training.doctor.findings import Check, Finding, examine
 from training.doctor.launching import Launched, default_file, judge, launch, look_at_environment, look_at_launch_file
@@ -54,6 +55,20 @@ def test_a_file_for_two_machines_is_tried_on_this_one(tmp_path: Path) -> None:
     assert others.measured == f"{file} is for 2 machines, of which this is one"
     [odd] = look(write(tmp_path, distributed_type="MULTI_GPU", num_processes=3, **machines))
     assert (odd.status, odd.measured) == ("fault", f"{file}: 3 processes do not divide by 2 machines")
+
+
+@pytest.mark.ci
+def test_our_file_for_fsdp2_is_good() -> None:
+    """It takes Accelerate's own port, which it leaves for another where that is not free."""
+    found = look(ROOT / "configs/accelerate/fsdp2.yaml", 2)
+    assert [finding.status for finding in found] == ["good"], found
+    assert found[0].measured.endswith("fsdp2.yaml starts 2 processes")
+
+
+@pytest.mark.parametrize(("version", "statuses"), [("2", ["good"]), ("1", ["fault"])])
+def test_of_the_two_fsdp_the_second_is_good(version: str, statuses: list[str]) -> None:
+    launched = Launched([RANK_0 | {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": version}] * 2)
+    assert [finding.status for finding in judge("launch file", FILE, 2, launched)] == statuses
 
 
 @pytest.mark.ci

@@ -20,7 +20,7 @@ from training.storage.checkpoint import Checkpoint, CheckpointStore
 from training.storage.loading import read_into
 from training.storage.run_folder import RunFolder
 from training.storage.state import Counters, SavedState, check_identity, run_identity, saved_state
-from training.storage.whole import exhaust, take_part, wholes
+from training.storage.whole import exhaust, in_shards, take_part, wholes
 from training.task import Task
 
 Best = tuple[float | None, float | None, int | None]
@@ -160,7 +160,7 @@ class Saver:
     def write(self, counters: Counters, *, best: bool = False, beside: bool = False) -> None:
         """Write a checkpoint, in the main process alone; `beside` the run, from a copy of what it is at this moment."""
         tensors = self.tensors()
-        values = wholes(tensors)
+        values = wholes(tensors) if in_shards(tensors) else None
         try:
             if self.accelerator.scaler is not None:
                 scale = self.accelerator.scaler.state_dict()
@@ -170,11 +170,11 @@ class Saver:
             state = asdict(SavedState(counters.step, counters, self._identity, self.setup))
             save = partial(self.store.save, counters.step, state=state, files=files, best=best)
             if beside:
-                self._background.start(partial(save, tensors=self._snapshot.take(tensors, values)))
+                self._background.start(partial(save, tensors=self._snapshot.take(tensors, values or wholes(tensors))))
             else:
                 save(tensors=tensors, values=values)
         finally:
-            exhaust(values)  # Other processes may have a part in each of them.
+            exhaust(values or ())  # The others wait for each of them.
 
 
 def _best(counters: Counters) -> Best:

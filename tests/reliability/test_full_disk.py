@@ -135,7 +135,7 @@ def test_a_disk_that_is_really_full(
     config: GPTConfig, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_gpt(config, output_dir=tmp_path / "whole")
-    size = sum(file.stat().st_size for file in (tmp_path / "whole/checkpoints/last").iterdir())
+    size = sum(file.stat().st_size for file in (tmp_path / "whole/checkpoints/last").glob("*.safetensors"))
     original, filler = CheckpointStore.save, small_disk / "filler"
     for tenth in TENTHS:
         run = small_disk / f"run-{tenth}"

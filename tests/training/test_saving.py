@@ -313,7 +313,7 @@ def test_a_resumed_run_holds_no_file_that_it_may_prune(
 def test_each_value_is_asked_for_though_the_disk_refuses(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other processes may have a part in each of them, and wait for it."""
+    """Where other processes have a part in each of them, and wait for it."""
     from training import saving
 
     left = list[int]()
@@ -323,6 +323,7 @@ def test_each_value_is_asked_for_though_the_disk_refuses(
         exhaust(values)
 
     monkeypatch.setattr(saving, "exhaust", exhausted)
+    monkeypatch.setattr(saving, "in_shards", lambda tensors: True)
     on_save(monkeypatch, refuse(4))
     with pytest.raises(SaveError):
         train_gpt(config, output_dir=tmp_path / "run")

@@ -26,7 +26,6 @@ from training.storage.manifest import CheckpointError as CheckpointError
 from training.storage.manifest import DamagedCheckpointError as DamagedCheckpointError
 from training.storage.reading import Count, built, decoded, parse_json, read_json, read_text
 from training.storage.tensor_file import SUFFIX, Stored
-from training.storage.whole import wholes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -266,7 +265,7 @@ class CheckpointStore:
             tensors: For each safetensors file, its tensors.
             state: Counters, for state.json.
             files: Other text files.
-            values: What `wholes` gives of the tensors, where the caller goes on with it.
+            values: What `wholes` gives of the tensors, where other ranks have a part in it.
             best: Whether this is the best checkpoint so far.
 
         Raises:
@@ -279,7 +278,7 @@ class CheckpointStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not place.exists():
                 self.clean()
-                write_sealed(beside, tensors, wholes(tensors) if values is None else values, texts)
+                write_sealed(beside, tensors, values, texts)
                 os.rename(beside, place)
                 sync(self.folder)
             replace_link(self.folder / "last", place.name)

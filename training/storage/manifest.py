@@ -32,6 +32,7 @@ from training.storage.reading import (
     read_json,
 )
 from training.storage.tensor_file import SUFFIX, Stored, read_header, read_tensors, write_tensors
+from training.storage.whole import wholes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,7 +196,7 @@ def _judging(folder: Path, name: str) -> Iterator[None]:
 def write_sealed(
     folder: Path,
     tensors: "Mapping[str, Mapping[str, Tensor]]",
-    values: "Iterator[Tensor]",
+    values: "Iterator[Tensor] | None",
     texts: Mapping[str, str],
 ) -> None:
     """Write the folder of a checkpoint, flushed to the disk before its manifest is, and the manifest too.
@@ -203,17 +204,22 @@ def write_sealed(
     Args:
         folder: It must not exist.
         tensors: For each safetensors file, its tensors.
-        values: Their values, as `wholes` gives them.
+        values: Their values, as `wholes` gives them, one file after another; None to write all files at once.
         texts: For each other file, its content.
 
     Raises:
         OSError: The disk refused.
     """
+
+    def write(name: str) -> tuple[int, str]:
+        group = tensors[name]
+        own = wholes({name: group}) if values is None else islice(values, len(group))
+        return write_tensors(folder / f"{name}{SUFFIX}", group, own)
+
     folder.mkdir()
-    written = {}
-    for name, group in tensors.items():
-        file = f"{name}{SUFFIX}"
-        written[file] = write_tensors(folder / file, group, islice(values, len(group)))
+    with ThreadPoolExecutor(len(tensors) or 1) as pool:  # A core hashes less in a second than most disks write.
+        entries = (pool.map if values is None else map)(write, tensors)
+        written = dict(zip((f"{name}{SUFFIX}" for name in tensors), entries, strict=True))
     for name, text in texts.items():
         content = text.encode()
         write_synced(folder / name, content)

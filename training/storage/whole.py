@@ -30,6 +30,11 @@ def wholes(groups: "Groups") -> Iterator["Tensor"]:
     return (whole(tensors[name]) for tensors in groups.values() for name in file_order(tensors))
 
 
+def in_shards(groups: "Groups") -> bool:
+    """Whether other ranks have a part in what `wholes` gives."""
+    return any(is_shard(tensor) for tensors in groups.values() for tensor in tensors.values())
+
+
 def take_part(groups: "Groups") -> None:
     """Do what another rank's `wholes` asks of this one: of tensors in shards, send it the rows."""
     for tensors in groups.values():

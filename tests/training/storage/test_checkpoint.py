@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import subprocess
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from training.storage import manifest as sealing
 from training.storage.checkpoint import Checkpoint, CheckpointError, CheckpointStore, checkpoint_name
 from training.storage.manifest import seal
 from training.storage.run_folder import open_checkpoint
+from training.storage.whole import wholes
 
 
 def save(
@@ -88,6 +90,25 @@ def two_files(store: CheckpointStore) -> Path:
     """A checkpoint with two files of tensors."""
     groups = {name: {"w": torch.full((3, 2), value)} for name, value in (("model", 1.0), ("optimizer", 2.0))}
     return store.save(4, tensors=groups, state={"step": 4}, files={})
+
+
+@pytest.mark.parametrize("in_shards", [False, True])
+def test_files_are_written_at_once_unless_other_ranks_have_a_part_in_them(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch, in_shards: bool
+) -> None:
+    """Hashing may take longer than the disk; what ranks do together has one order, in the thread of the device."""
+    groups = {name: {"w": torch.full((3, 2), value)} for name, value in (("model", 1.0), ("ema", 2.0))}
+    write, meeting, threads = sealing.write_tensors, threading.Barrier(2), list[str]()
+
+    def writing(path: Path, *content: Any) -> tuple[int, str]:
+        threads.append(threading.current_thread().name)
+        _ = in_shards or meeting.wait(60)
+        return write(path, *content)
+
+    monkeypatch.setattr(sealing, "write_tensors", writing)
+    place = store.save(4, tensors=groups, values=wholes(groups) if in_shards else None, state={"step": 4}, files={})
+    assert [Checkpoint(place).tensors(name)["w"][0, 0] for name in groups] == [1, 2]
+    assert (set(threads) == {"MainThread"}) == in_shards
 
 
 def flip(file: Path, place: int) -> None:

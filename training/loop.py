@@ -22,13 +22,12 @@ from training.average import WeightAverage
 from training.batches import Batches
 from training.compiling import STEPS_TO_COMPILE_FOR, Compiling
 from training.config.command_line import parse_config_text
-from training.config.sections import RunConfig, TransformerConfig
+from training.config.sections import RunConfig
 from training.evaluation import SUBSET, WHOLE, Interrupted, evaluate, stride
 from training.loss import LossModel
-from training.micro_batch import ESTIMATED, MicroBatching, Trial, free_bytes
+from training.micro_batch import MicroBatching, Trial, estimated_size, free_bytes
 from training.nonfinite import NonFinitePolicy
 from training.optimizer import build_optimizer
-from training.planning.memory import largest_micro_batch
 from training.recompute import recompute_in_training
 from training.replicas import check_replicas
 from training.reporting import Reporter
@@ -112,19 +111,15 @@ class Trainer:
         Raises:
             MemoryError: Not a single one fits.
         """
-        batching, device, data = self.micro_batching, self.accelerator.device, self.task.data
+        batching, device, in_shards = self.micro_batching, self.accelerator.device, self.device_step.in_shards
         if batching.is_to_be_tried and not self._is_over:
-            free, estimate = free_bytes(device), self.config.training.batch_size
-            if free is not None and isinstance(self.config.model, TransformerConfig):
-                precision, in_shards = self.saver.setup["precision"], self.device_step.in_shards
-                shards, room = (self.accelerator.num_processes, int(ESTIMATED * free)) if in_shards else (1, free)
-                asked = self.task.model, self.config, precision, data.tokens_per_sample, room
-                estimate = largest_micro_batch(*asked, shards=shards)
-            if self.device_step.in_shards:
+            free, shards = free_bytes(device), self.accelerator.num_processes if in_shards else 1
+            estimate = estimated_size(self.task, self.config, self.saver.setup["precision"], free, shards)
+            if in_shards:
                 batching.take_estimate(estimate)
             else:
                 with closing(Progress(0, 1, visible=self.accelerator.is_main_process)) as progress:
-                    trial = Trial(data, device, self.device_step.pass_in_vain, batching.turns, progress)
+                    trial = Trial(self.task.data, device, self.device_step.pass_in_vain, batching.turns, progress)
                     batching.try_sizes(estimate, trial, free)
         self.saver.setup |= batching.record
         self.changes += batching.changes

@@ -14,11 +14,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from training.config.sections import TrainingConfig
+from training.config.sections import RunConfig, TrainingConfig, TransformerConfig
+from training.planning.memory import largest_micro_batch
 from training.runtime.errors import InputError, is_out_of_memory
 from training.runtime.progress import Progress
 from training.runtime.sizes import gigabytes
-from training.task import Batch, Data
+from training.task import Batch, Data, Task
 
 MICRO_BATCH_TOKENS = 2048
 """Targets of a micro-batch on a CPU: so few that what a block computes of them stays in its cache."""
@@ -187,6 +188,20 @@ class MicroBatching:
     def _lowest(self, number: int) -> int:
         """The lowest number of all processes."""
         return int(min(gather_object([number]))) if self._num_processes > 1 else int(number)
+
+
+def estimated_size(task: Task, config: RunConfig, precision: str, free: int | None, shards: int) -> int:
+    """How many sequences fit at once by formula, of a whole step where there is no formula.
+
+    Args:
+        task, config, precision: What is trained.
+        free: Bytes that the training may take, if that is known.
+        shards: Processes over which weights and what follows them are spread; 1 for none.
+    """
+    if free is None or not isinstance(config.model, TransformerConfig):
+        return config.training.batch_size
+    room = free if shards == 1 else int(ESTIMATED * free)
+    return largest_micro_batch(task.model, config, precision, task.data.tokens_per_sample, room, shards=shards)
 
 
 def sizes_to_try(part: int) -> list[int]:

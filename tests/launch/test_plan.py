@@ -61,6 +61,7 @@ def test_two_cards_lose_with_a_small_model(plan: Any, text_file: Path, capsys: p
     assert re.search(r"^two cards lose: 0\.\d\d times the speed of one$", capsys.readouterr().out, re.MULTILINE)
 
 
+@pytest.mark.ci
 def test_what_does_not_fit_says_what_would(plan: Any, text_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = ["--config", GPT, "--data.source", text_file, "--gpu", "3070"]
     assert plan(*base, "--training.micro_batch_size", "32", "--model.num_layers", "14") == 0
@@ -78,7 +79,7 @@ def test_what_does_not_fit_says_what_would(plan: Any, text_file: Path, capsys: p
     assert "not even one would fit; with FSDP2 (configs/accelerate/fsdp2.yaml) one does on " in told
 
 
-@pytest.mark.parametrize("kind", ["gpt", "pairs"])
+@pytest.mark.parametrize("kind", ["gpt", pytest.param("pairs", marks=pytest.mark.ci)])
 def test_the_device_that_is_here_is_probed_and_the_plan_is_checked(
     kind: str, plan: Any, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,10 +71,12 @@ class Training:
         self._optimizer.zero_grad()
         self._average.update(1, unchanged)
 
-    def save(self, store: CheckpointStore, number: int, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Write a checkpoint of tensors, pruning included."""
-        state = SavedState(number, Counters(step=number), {})
-        store.save(number, tensors=tensors, state=asdict(state), files={})
+    def save(
+        self, store: CheckpointStore, number: int, tensors: Mapping[str, Mapping[str, Tensor]], *, in_turn: bool = False
+    ) -> None:
+        """Write a checkpoint of tensors, pruning included; its files one after another, or all at once."""
+        state, values = SavedState(number, Counters(step=number), {}), wholes(tensors) if in_turn else None
+        store.save(number, tensors=tensors, values=values, state=asdict(state), files={})
 
 
 def our_saves(folder: Path, model_config: ModelConfig, saves: int) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def our_saves(folder: Path, model_config: ModelConfig, saves: int) -> dict[str, 
 def former_saves(folder: Path, model_config: ModelConfig, saves: int) -> dict[str, Any]:
     """The same, as it was done before."""
     with patch.object(manifest, "write_tensors", _former_write):
-        measured = _saves(folder, model_config, saves)
+        measured = _saves(folder, model_config, saves, in_turn=True)
 
     def open_all(model: GPT) -> None:
         contents = {file.name: file.read_bytes() for file in (folder / "last").iterdir()}
@@ -133,13 +135,14 @@ def background_saves(folder: Path, model_config: ModelConfig, saves: int) -> dic
     }
 
 
-def _saves(folder: Path, model_config: ModelConfig, saves: int) -> dict[str, Any]:
+def _saves(folder: Path, model_config: ModelConfig, saves: int, *, in_turn: bool = False) -> dict[str, Any]:
     training, store = Training(model_config), CheckpointStore(folder)
     seconds, grown = list[float](), list[int]()
     for number in range(1, saves + 1):
         os.sync()
         with peak_memory(grown):
-            seconds.append(_seconds(lambda number=number: training.save(store, number, training.tensors)))
+            save = partial(training.save, store, number, training.tensors, in_turn=in_turn)
+            seconds.append(_seconds(save))
     return _figures(seconds, (folder / "last").resolve(), grown)
 
 

@@ -30,6 +30,7 @@ PRELOADED = (
 )
 ARGUMENTS = (
     *("-x", "-q", "--tb=short", "-p", "no:cacheprovider"),
+    *("-m", "not gpu"),
     *("-o", "addopts=--strict-markers --import-mode=importlib"),
 )
 AT_ONCE = 2

@@ -31,7 +31,7 @@ PRELOADED = (
 ARGUMENTS = (
     *("-x", "-q", "--tb=short", "-p", "no:cacheprovider"),
     *("-m", "not gpu"),
-    *("-o", "addopts=--strict-markers --import-mode=importlib"),
+    *("-o", "addopts=--import-mode=importlib"),
 )
 AT_ONCE = 2
 SECONDS = 120.0

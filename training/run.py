@@ -14,7 +14,7 @@ from training.loop import Trainer
 from training.micro_batch import check_split, sequences_at_once
 from training.out_of_memory import explain
 from training.planning.start import memory_line, work_line
-from training.runtime.device import Runtime, make_accelerator
+from training.runtime.device import Runtime, make_runtime
 from training.runtime.errors import CommandError, InputError, is_out_of_memory
 from training.runtime.processes import in_main_process, naming_lost_processes
 from training.shared_checkpoint import SharedCheckpoint
@@ -50,13 +50,7 @@ def train(
         StoppedBySignal, NonFiniteError, SaveError: As `Trainer.fit`.
     """
     training = config.training
-    runtime = make_accelerator(
-        training.precision,
-        tf32=training.tf32,
-        compression=training.gradient_compression,
-        deterministic=training.deterministic,
-        timeout=training.collective_timeout,
-    )
+    runtime = make_runtime(training)
     accelerator = runtime.accelerator
     run: RunFolder | None = None
     task: Task | None = None

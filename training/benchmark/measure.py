@@ -23,7 +23,7 @@ from training.config.sections import RunConfig
 from training.loop import Trainer
 from training.micro_batch import sequences_at_once
 from training.planning.memory import expected_bytes
-from training.runtime.device import make_accelerator
+from training.runtime.device import make_runtime
 from training.runtime.errors import NonFiniteError, StoppedBySignal
 from training.runtime.hardware import peak_flops
 from training.runtime.machine import describe_machine
@@ -208,13 +208,7 @@ def temporary_trainer(
     would write them to.
     """
     asked = config.training
-    runtime = make_accelerator(
-        asked.precision,
-        tf32=asked.tf32,
-        compression=asked.gradient_compression,
-        deterministic=asked.deterministic,
-        timeout=asked.collective_timeout,
-    )
+    runtime = make_runtime(asked)
     task = make_task()
     task.sample, task.metrics = _no_sample, _no_metrics  # type: ignore[method-assign]
     length = max(num_steps, count_steps(config, task))

@@ -3,6 +3,18 @@
 Sizes: N tokens at once, T of a sequence, M model size, H heads, K key-value heads, D head size, F feed-forward size, V
 vocabulary, P weights. A number has w bytes (4; 8 in fp64), in products p (2 in bf16 and fp16, else w), in attention a
 (p, but 4 on a CPU that computes bf16's attention in fp32).
+
+- weights, gradients: w P each; gradients as if all were there before the first activation goes.
+- copies of weights: in 16 bits, which autocast keeps until the backward pass, 2 bytes for each of a matrix; else w
+  for each of the matrices that are laid side by side for one product.
+- optimizer: adamw 2 w P; muon w for each weight of a block's matrix, and 2 w for the others.
+- average: w P where there is one.
+- activations: of each token what norms, attention and feed-forward layers keep; of a part that is computed twice
+  its input, and all of the one at work.
+- gradients at work: those by the activations of one block.
+- logits: 3 w N V, for their softmax and the gradients of both; of a chunk, where the loss is computed in chunks.
+- gathered, over several shards: two blocks and what is outside of blocks, w for each weight and its gradient.
+- allocator, on a CPU: what it holds, about a third of all that comes and goes.
 """
 
 from bisect import bisect_right
@@ -17,7 +29,7 @@ from training.recompute import blocks_of
 
 ACTIVATIONS, AT_WORK = "activations, estimated", "gradients at work"
 COMES_AND_GOES = ("gradients", "copies of weights", ACTIVATIONS, AT_WORK, "logits")
-IN_PIECES = 0.35
+BY_ALLOCATOR = 0.35
 """What the C library's allocator holds of a CPU's memory, in pieces too small for what comes next, as a share of what
 comes and goes: 0.15 to 0.4 in trainings under Linux."""
 SIDE_BY_SIDE = ("query", "key", "value", "gate", "up")
@@ -55,20 +67,7 @@ def expected_bytes(
     shards: int = 1,
     on_gpu: bool | None = None,
 ) -> dict[str, int]:
-    """What a step keeps at once on one device:
-
-    - weights, gradients: w P each; gradients as if all were there before the first activation goes.
-    - copies of weights: in 16 bits, which autocast keeps until the backward pass, 2 bytes for each of a matrix; else w
-      for each of the matrices that are laid side by side for one product.
-    - optimizer: adamw 2 w P; muon w for each weight of a block's matrix, and 2 w for the others.
-    - average: w P where there is one.
-    - activations: of each token what norms, attention and feed-forward layers keep; of a part that is computed twice
-      its input, and all of the one at work.
-    - gradients at work: those by the activations of one block.
-    - logits: 3 w N V, for their softmax and the gradients of both; of a chunk, where the loss is computed in chunks.
-    - gathered, over several shards: two blocks and what is outside of blocks, w for each weight and its gradient.
-
-    - in pieces, on a CPU: what the allocator holds, about a third of all that comes and goes.
+    """What a step keeps at once on one device, by the parts that this file begins with.
 
     An encoder-decoder's sources are taken to be as long as its targets. What Muon computes with when all activations
     have gone is left out, as is what a library takes for itself.
@@ -102,7 +101,7 @@ def expected_bytes(
         "gathered": 2 * how.w * gathered,
     }
     if not on_gpu:
-        found["in pieces"] = IN_PIECES * sum(found[name] for name in COMES_AND_GOES)
+        found["allocator"] = BY_ALLOCATOR * sum(found[name] for name in COMES_AND_GOES)
     return {name: round(size) for name, size in found.items() if size}
 
 

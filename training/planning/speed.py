@@ -25,8 +25,8 @@ MEMORY_EFFICIENCY = 0.8
 """The share of its memory's bandwidth that the optimizer's step gets: assumed."""
 FORWARD = 1 / 3
 """The share of a step's arithmetic that a forward pass alone is."""
-SAVE_BANDWIDTH = 0.26e9
-"""Bytes of a checkpoint per second: 1.81 GB took 7 s on one disk (docs/performance.md)."""
+SAVE_BANDWIDTH = 0.46e9
+"""Bytes of a checkpoint per second: 1.81 GB took 4.0 s on one machine (docs/reliability.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

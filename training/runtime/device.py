@@ -6,12 +6,12 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from warnings import filterwarnings
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import (
     DDPCommunicationHookType,
     DistributedDataParallelKwargs,
@@ -33,6 +33,9 @@ from training.runtime.launch_settings import (
 )
 from training.runtime.meeting import meeting_place
 from training.runtime.threads import local_processes, set_cpu_threads
+
+if TYPE_CHECKING:
+    from training.config.sections import TrainingConfig
 
 Precision = Literal["bf16", "fp16", "fp32", "fp64"]
 AsWritten = Literal["auto"] | Precision
@@ -170,6 +173,17 @@ class Runtime(NamedTuple):
     sharding: Sharding | None = None
 
 
+def make_runtime(training: "TrainingConfig") -> Runtime:
+    """`make_accelerator` as a training is configured."""
+    return make_accelerator(
+        training.precision,
+        tf32=training.tf32,
+        compression=training.gradient_compression,
+        deterministic=training.deterministic,
+        timeout=training.collective_timeout,
+    )
+
+
 def make_accelerator(
     asked: AsWritten,
     *,
@@ -191,20 +205,7 @@ def make_accelerator(
         InputError: The platform, a GPU or the precision does not serve, or the processes of a launch do not find each
             other.
     """
-    if sys.platform == "win32":
-        raise InputError("Windows itself is not supported: run this inside WSL2 (docs/platforms.md)")
-    check_launch()
-    # Processes on a CPU find each other only if Accelerate is told that a CPU is meant.
-    with naming_refusals():
-        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    if not cpu:
-        check_gpus(local_processes())
-    _import_before_processes_meet()
-    # What Accelerate keeps for a whole process: an earlier training here may have had another precision.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    with naming_refusals(), without_fsdp():
-        device = PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), **meeting_place(timeout)).device
+    cpu, device = _meet(timeout)
     if deterministic != torch.are_deterministic_algorithms_enabled():
         use_deterministic_operations(deterministic)
     devices = _gather_devices(device)
@@ -226,6 +227,27 @@ def make_accelerator(
     return runtime._replace(
         warnings=[*runtime.warnings, *([warning] if warning else [])], sharding=_sharding(compression)
     )
+
+
+def _meet(timeout: float) -> tuple[bool, torch.device]:
+    """Check platform, launch and GPUs, and let the processes find each other.
+
+    Returns:
+        Whether all is on the CPU, and this process's device.
+    """
+    if sys.platform == "win32":
+        raise InputError("Windows itself is not supported: run this inside WSL2 (docs/platforms.md)")
+    check_launch()
+    # Processes on a CPU find each other only if Accelerate is told that a CPU is meant.
+    with naming_refusals():
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    if not cpu:
+        check_gpus(local_processes())
+    _import_before_processes_meet()
+    # What Accelerate keeps for a whole process: an earlier training here may have had another precision.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with naming_refusals(), without_fsdp():
+        return cpu, PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), **meeting_place(timeout)).device
 
 
 def _sharding(compression: Compression) -> Sharding | None:

@@ -14,7 +14,7 @@ from seq2seq.config import ModelConfig as PairModel
 from seq2seq.config import Seq2SeqConfig
 from seq2seq.model import EncoderDecoder
 from training.loss import LossModel
-from training.planning.memory import ACTIVATIONS, AT_WORK, IN_PIECES, expected_bytes, largest_micro_batch
+from training.planning.memory import ACTIVATIONS, AT_WORK, BY_ALLOCATOR, expected_bytes, largest_micro_batch
 
 
 def test_what_weights_cost_is_the_formula_of_its_words(config: GPTConfig) -> None:
@@ -27,9 +27,9 @@ def test_what_weights_cost_is_the_formula_of_its_words(config: GPTConfig) -> Non
     assert found["copies of weights"] == 2 * (matrices + 30 * config.model.d_model)
     assert found["logits"] == 3 * 4 * 100 * 30
     parts = {"weights", "copies of weights", "gradients", "optimizer", ACTIVATIONS, AT_WORK, "logits"}
-    assert found.keys() == parts | {"in pieces"}
+    assert found.keys() == parts | {"allocator"}
     comes_and_goes = sum(found[name] for name in parts - {"weights", "optimizer"})
-    assert found["in pieces"] == pytest.approx(IN_PIECES * comes_and_goes, abs=1)
+    assert found["allocator"] == pytest.approx(BY_ALLOCATOR * comes_and_goes, abs=1)
     assert expected_bytes(model, config, "bf16", 100, on_gpu=True).keys() == parts
     assert expected_bytes(model, with_training(config, ema_decay=0.9), "fp32", 1)["average"] == 4 * weights
     assert expected_bytes(model, config, "fp64", 1)["gradients"] == 8 * weights

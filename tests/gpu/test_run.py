@@ -38,6 +38,7 @@ def test_each_part_has_its_time_and_a_cut_loses_no_other(tmp_path: Path, monkeyp
         "left out",
         "ok",
     ]
+    assert results[1]["seconds"] < 6, "it is cut in time"
     assert results[2]["last_line"] == "what is wrong"
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["parts"] == results

@@ -61,8 +61,11 @@ class RunFolder:
         processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
         if os.environ.get("WORLD_SIZE", processes) != processes:
             return "the same command on every machine, with --resume"
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes] if processes != "1" else []
-        return python_command(*launcher, sys.argv[0], "--output_dir", self.path, "--resume")
+        same_run = [sys.argv[0], "--output_dir", self.path, "--resume"]
+        if processes == "1":
+            return python_command(*same_run)
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes]
+        return " ".join([*_launch_settings(), python_command(*launcher, *same_run)])
 
     def claim(self) -> None:
         """Make the folder, and keep other processes from writing to it until `release`.
@@ -270,6 +273,16 @@ def open_checkpoint(path: Path, *, in_part: bool = False) -> Checkpoint:
         CheckpointError: There is none, or it is damaged.
     """
     return Checkpoint(find_checkpoint(path), in_part=in_part)
+
+
+def _launch_settings() -> list[str]:
+    """What a launch configuration has said by variables, and torchrun is to be told again: the CPU, or shards."""
+    on_cpu, in_shards = (
+        os.environ.get(name, "").lower() in ("true", "1") for name in ("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP")
+    )
+    names = ["ACCELERATE_USE_CPU"] * on_cpu
+    names += ["ACCELERATE_USE_FSDP", "FSDP_VERSION", "FSDP_RESHARD_AFTER_FORWARD"] * in_shards
+    return [f"{name}={shlex.quote(os.environ[name])}" for name in names if name in os.environ]
 
 
 def python_command(*parts: object) -> str:

@@ -88,9 +88,15 @@ def test_commands_can_be_typed_as_they_are_printed(monkeypatch: pytest.MonkeyPat
     run = RunFolder(Path("my runs/a"))
     assert run.resume_command == (".venv/bin/python launch/train_gpt.py --output_dir 'my runs/a' --resume")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     assert run.resume_command.startswith(
         ".venv/bin/python -m torch.distributed.run --nproc_per_node 4 launch/train_gpt.py --output_dir"
     )
+    for name, value in {"ACCELERATE_USE_CPU": "True", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert run.resume_command.startswith(
+        "ACCELERATE_USE_CPU=True ACCELERATE_USE_FSDP=true FSDP_VERSION=2 .venv/bin/python -m torch.distributed.run "
+    ), "or it would go on another way"
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert run.resume_command == "the same command on every machine, with --resume"
 

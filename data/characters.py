@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,11 +24,13 @@ class _Saved:
 
 
 class CharTokenizer:
-    """The token ids of characters.
+    """The token ids of characters. There is none for the end of a text: it would change the vocabulary of every run.
 
     Args:
         characters: The vocabulary; its first character has id 0.
     """
+
+    end_of_text: int | None = None
 
     def __init__(self, characters: str) -> None:
         self.characters = characters
@@ -37,9 +40,9 @@ class CharTokenizer:
         self._ids[codes] = np.arange(len(codes), dtype=np.int32)
 
     @classmethod
-    def from_text(cls, text: str) -> "CharTokenizer":
-        """The vocabulary of a text, in the order of code points."""
-        return cls("".join(sorted(set(text))))
+    def from_texts(cls, texts: Iterable[str]) -> "CharTokenizer":
+        """The vocabulary of texts, in the order of code points."""
+        return cls("".join(sorted(set[str]().union(*texts))))
 
     def __len__(self) -> int:
         return len(self.characters)
@@ -83,9 +86,13 @@ class CharTokenizer:
             prompt = prompt.replace("\r\n", "\n").replace("\r", "\n")
         return self.encode(prompt, "the prompt").tolist()
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids."""
         return "".join(self.characters[i] for i in ids)
+
+    def token_bytes(self, token: int) -> bytes:
+        """A character in UTF-8."""
+        return self.characters[token].encode()
 
     def to_json(self) -> str:
         """The content of tokenizer.json."""

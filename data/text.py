@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.config import TINY_SHAKESPEARE, TextConfig
+from data.documents import Documents, InMemory, joined
 from data.files import read_sources
 from data.hub import PARQUET_REVISION, SPLITS, Request, load_hub_rows
 from data.plays import SHA256, PlaysError, build_text
@@ -17,32 +18,22 @@ from training.config.command_line import StrictParser
 from training.runtime.errors import InputError, exit_code
 from training.runtime.packages import needed_package
 
-TRAIN_PERCENT = 90
-
 
 class Source(NamedTuple):
-    """A text, where it came from, for people to read, and the text to validate on where that is one of its own.
+    """Documents, where they came from, for people to read, and those to validate on where there are some for it.
 
-    `notes` say what was done to read it.
+    `notes` say what was done to read them.
     """
 
-    text: str
+    documents: Documents
     origin: str
-    validation: str | None = None
+    validation: Documents | None = None
     notes: tuple[str, ...] = ()
 
-    def split(self) -> tuple[str, str]:
-        """The text to train on and the one to validate on: without one of its own, the last 10 %."""
-        if self.validation is not None:
-            return self.text, self.validation
-        cut = len(self.text) * TRAIN_PERCENT // 100
-        return self.text[:cut], self.text[cut:]
-
-    def sha256(self) -> str:
-        """Of the text; with a validation text, of both texts' SHA-256, so that the place of the split counts."""
-        if self.validation is None:
-            return _sha256(self.text)
-        return _sha256(_sha256(self.text) + _sha256(self.validation))
+    @classmethod
+    def of_text(cls, text: str, origin: str, validation: str | None = None) -> "Source":
+        """A text that is there, and the one to validate on, if it is another."""
+        return cls(InMemory([text]), origin, None if validation is None else InMemory([validation]))
 
 
 def _sha256(text: str) -> str:
@@ -61,15 +52,15 @@ def load_source(data: TextConfig) -> Source:
         source = _hub(data.hub_name, data)
     else:
         texts, origin, notes = read_sources(data.source)
-        source = Source(_through_datasets(texts), origin, notes=notes)
-    if not source.text:
+        source = Source(InMemory(_through_datasets(texts)), origin, notes=notes)
+    if not any(chunk.text for chunk in source.documents):
         raise InputError(f"{source.origin} holds no text: choose another --data.source")
     return source
 
 
 def _plays_or_hub(data: TextConfig) -> Source:
     try:
-        return Source(_through_datasets([build_text()]), "Tiny Shakespeare, from the packaged plays")
+        return Source(InMemory(_through_datasets([build_text()])), "Tiny Shakespeare, from the packaged plays")
     except PlaysError as missing:
         try:
             return _hub(TINY_SHAKESPEARE, data)
@@ -89,22 +80,22 @@ def _hub(name: str, data: TextConfig) -> Source:
     rows = {split: [text for (text,) in texts if text is not None] for split, texts in found.splits.items()}
     if not tiny:
         held_out = next((split for split in ("validation", "test") if split in rows), None)
-        validation = _lines(rows[held_out]) if held_out else None
-        return Source(_lines(rows["train"]), f"{name}, from the hub (commit {found.commit[:7]})", validation)
+        validation = InMemory(_lines(rows[held_out])) if held_out else None
+        return Source(InMemory(_lines(rows["train"])), f"{name}, from the hub (commit {found.commit[:7]})", validation)
     text = "".join("".join(rows.get(split, [])) for split in SPLITS)
     if _sha256(text) != SHA256:
         raise InputError(f"{name} at {revision} has SHA-256 {_sha256(text)}, expected {SHA256}; use --data.source auto")
-    return Source(text, f"Tiny Shakespeare, from the hub ({name})")
+    return Source.of_text(text, f"Tiny Shakespeare, from the hub ({name})")
 
 
-def _lines(rows: list[str]) -> str:
-    return "".join(row if row.endswith("\n") else row + "\n" for row in rows)
+def _lines(rows: list[str]) -> list[str]:
+    return [row if row.endswith("\n") else row + "\n" for row in rows]
 
 
-def _through_datasets(texts: list[str]) -> str:
-    """The rows of a `datasets.Dataset`, joined."""
+def _through_datasets(texts: list[str]) -> list[str]:
+    """The rows of a `datasets.Dataset`."""
     datasets = needed_package("datasets", "reading text")
-    return "".join(datasets.Dataset.from_dict({"text": texts})["text"])
+    return list(datasets.Dataset.from_dict({"text": texts})["text"])
 
 
 def main() -> None:
@@ -115,7 +106,8 @@ def main() -> None:
     arguments = parser.parse_args()
     names = [field.name for field in fields(TextConfig) if field.name in arguments]
     source = load_source(TextConfig(**{name: arguments[name] for name in names}))
-    text = source.text + (source.validation or "")
+    validation = None if source.validation is None else joined(source.validation)
+    text = joined(source.documents) + (validation or "")
     content = text.encode()
     try:
         Path(arguments.output).write_bytes(content)
@@ -126,8 +118,8 @@ def main() -> None:
         print(f"note        {note}")
     print(f"bytes       {len(content):,}")
     print(f"characters  {len(text):,}, {len(set(text)):,} different ones")
-    if source.validation is not None:
-        print(f"validation  {len(source.validation):,} characters, the last ones")
+    if validation is not None:
+        print(f"validation  {len(validation):,} characters, the last ones")
     print(f"sha256      {hashlib.sha256(content).hexdigest()}")
 
 

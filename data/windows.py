@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.characters import CharTokenizer
-from data.config import Unknown
+from data.config import TextConfig
 from data.listing import listed
 from data.order import epoch_samples
 from data.text import Source
+from data.tokens import tokenized
 from training.runtime.errors import InputError
 from training.seeds import generator
 from training.task import IGNORED, Batch
@@ -55,21 +55,18 @@ class TextData:
         source: The text.
         context: Length T of a window, in tokens.
         seed: Of the run.
-        unknown: What to do with characters that a validation text of its own has and the training text lacks.
+        data: How to split it, and into which tokens; None for the defaults.
 
     Raises:
         InputError: A split is shorter than one context, or has characters that are unknown.
     """
 
-    def __init__(self, source: Source, context: int, seed: int, unknown: Unknown = "error") -> None:
+    def __init__(self, source: Source, context: int, seed: int, data: TextConfig | None = None) -> None:
         self.context, self.seed = context, seed
-        self.origin, self.sha256 = source.origin, source.sha256()
-        # Of a text that is cut in two the whole is known: what only its end has is learnt by nobody, but can be read.
-        self.tokenizer = CharTokenizer.from_text(source.text)
-        training, validation = source.split()
-        self._train_N = torch.from_numpy(self.tokenizer.encode(training))
-        self._val_N, skipped = encode_split(self.tokenizer, validation, "the validation text", unknown)
-        self.notes = (*source.notes, *([f"the validation text: {skipped}"] if skipped else []))
+        training, validation, self.tokenizer, self.sha256, notes = tokenized(source, data or TextConfig())
+        self.origin, self.notes = source.origin, (*source.notes, *notes)
+        self._train_N, self._val_N = torch.from_numpy(training.tokens_N), torch.from_numpy(validation.tokens_N)
+        self.validation_bytes = validation.num_bytes
         for name, tokens_N in (("training", self._train_N), ("validation", self._val_N)):
             if len(tokens_N) <= context:
                 raise InputError(
@@ -120,17 +117,6 @@ class TextData:
     def validation_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1, every: int = 1) -> Iterator[Batch]:
         """Windows side by side over the validation text, or every so many-th of them; see `side_by_side`."""
         return side_by_side(self._val_N, self.context, batch_size, rank, num_ranks, every)
-
-
-def encode_split(tokenizer: CharTokenizer, text: str, name: str, unknown: Unknown) -> tuple[Tensor, str]:
-    """The tokens of a text that the vocabulary is not made of, and what was skipped, in words.
-
-    Raises:
-        InputError: It has unknown characters, and they are not to be skipped.
-    """
-    tokens = tokenizer.encode(text, name, "--data.unknown skip leaves them out", skip=unknown == "skip")
-    skipped = len(text) - len(tokens)
-    return torch.from_numpy(tokens), f"{skipped:,} unknown characters skipped" if skipped else ""
 
 
 def side_by_side(

@@ -19,7 +19,7 @@ class Tokenizer(Protocol):
     def encode_prompt(self, prompt: str) -> list[int]:
         """The tokens of a text to continue."""
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens."""
 
 

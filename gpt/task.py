@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import torch
 from accelerate import Accelerator
 
-from data.characters import CharTokenizer
 from data.config import TextConfig, Unknown
 from data.text import Source, load_source
-from data.windows import TextData, encode_split, side_by_side
+from data.tokenizer import Tokenizer, read_tokenizer
+from data.tokens import sha256, tokenized
+from data.windows import TextData, side_by_side
 from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, Mode
 from decoding.decoder import Decoder
 from decoding.sampling import Sampling
@@ -38,7 +41,7 @@ class GPTTask:
 
     def __init__(self, config: GPTConfig) -> None:
         self.config = config
-        self.data = self.data_class(self.load_source(), config.model.max_len, config.seed, config.data.unknown)
+        self.data = self.data_class(self.load_source(), config.model.max_len, config.seed, config.data)
         self.model = self.model_class(config.model, len(self.data.tokenizer))
         self.model.init_weights(generator(config.seed, "weights"))
         self.flops_per_token = self.model.flops_per_token()
@@ -62,9 +65,18 @@ class GPTTask:
         return {TOKENIZER_FILE: self.data.tokenizer.to_json()}
 
 
-def default_prompt(tokenizer: CharTokenizer) -> str:
+def default_prompt(tokenizer: Tokenizer) -> str:
     """A line break, or the first character of a vocabulary that has none."""
-    return "\n" if "\n" in tokenizer.characters else tokenizer.characters[0]
+    return "\n" if can_read(tokenizer, "\n") else tokenizer.decode([0])
+
+
+def can_read(tokenizer: Tokenizer, prompt: str) -> bool:
+    """Whether a vocabulary has all that a text is made of."""
+    try:
+        tokenizer.encode_prompt(prompt)
+    except InputError:
+        return False
+    return True
 
 
 def text_metrics(loss: float) -> dict[str, float]:
@@ -78,7 +90,7 @@ def text_metrics(loss: float) -> dict[str, float]:
 
 def sample_text(
     model: GPT,
-    tokenizer: CharTokenizer,
+    tokenizer: Tokenizer,
     prompt: str,
     *,
     max_new_tokens: int = SAMPLE_LENGTH,
@@ -111,11 +123,11 @@ def train_gpt(
     return train(lambda: task(config), config, output_dir=output_dir, resume=resume)
 
 
-class LoadedGPT(Loaded[GPT, CharTokenizer, GPTConfig]):
+class LoadedGPT(Loaded[GPT, Tokenizer, GPTConfig]):
     """A trained GPT, ready to sample from."""
 
     @property
-    def tokenizer(self) -> CharTokenizer:
+    def tokenizer(self) -> Tokenizer:
         """Its vocabulary."""
         return self.vocabulary
 
@@ -124,7 +136,7 @@ def load_gpt(
     path: Path | str, device: Device = "cpu", *, weights: Weights | None = None, model_class: type[GPT] = GPT
 ) -> LoadedGPT:
     """Load the GPT of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`."""
-    reader = GPTConfig, TOKENIZER_FILE, CharTokenizer.from_json, "GPT"
+    reader = GPTConfig, TOKENIZER_FILE, read_tokenizer, "GPT"
     return LoadedGPT(*load_model(path, device, weights, model_class, *reader))
 
 
@@ -158,24 +170,23 @@ def measure_split(
     """
     config = loaded.config
     source = load_source(asked or config.data)
-    same = source.sha256() == loaded.data_sha256
+    same = sha256(source) == loaded.data_sha256
     if not same and asked is None:
         raise InputError(
             f"{source.origin} is not the text that the run was trained on (its SHA-256 differs): "
             f"to measure on it all the same, name it again with --data.source"
         )
     description = f"{split} split of {source.origin}"
-    text = source.split()[split == "val"]
-    tokens_N, skipped = encode_split(
-        loaded.tokenizer, text, f"the {description}", unknown or (asked or config.data).unknown
-    )
+    data = replace(asked or config.data, unknown=unknown or (asked or config.data).unknown)
+    found = tokenized(source, data, loaded.tokenizer)
+    tokens_N = torch.from_numpy((found.validation if split == "val" else found.training).tokens_N)
     if len(tokens_N) < 2:
         raise InputError(f"the {description} has {len(tokens_N)} characters, too few to predict one from another")
     rank, num_ranks = accelerator.process_index, accelerator.num_processes
     batches = side_by_side(tokens_N, config.model.max_len, config.training.eval_batch_size, rank, num_ranks)
     model = accelerator.prepare_model(loaded.model.to(accelerator.device), evaluation_mode=True)
-    notes = [skipped, "" if same else "another text than the run's", *source.notes]
-    said = "".join(f", {note}" for note in notes if note)
+    notes = [*found.notes, *([] if same else ["another text than the run's"]), *source.notes]
+    said = "".join(f", {note}" for note in notes)
     loss = mean_loss(accelerator, model, batches)
     require_finite([loss], f"the loss on the {description}")
     return Measured(loss, f"{description}, {len(tokens_N) - 1:,} targets{said}")

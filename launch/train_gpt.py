@@ -34,7 +34,7 @@ def main(task: "type[gpt.GPTTask] | None" = None) -> None:
 
 def show(task: "type[gpt.GPTTask] | None", result: "Result", config: gpt.GPTConfig) -> None:
     """Print the losses, the best checkpoint, a sample from it, and what to type next."""
-    from gpt.task import default_prompt, sample_text
+    from gpt.task import can_read, default_prompt, sample_text
 
     run, model_class = result.run.path, (task or gpt.GPTTask).model_class
     best = gpt.load(run, model_class=model_class)
@@ -43,7 +43,7 @@ def show(task: "type[gpt.GPTTask] | None", result: "Result", config: gpt.GPTConf
         print(piece, end="", flush=True)
     print("\n\nWhat next:")
     if model_class is gpt.GPT:
-        prompt = ' --prompt "ROMEO:"' if set("ROMEO:") <= set(best.tokenizer.characters) else ""
+        prompt = ' --prompt "ROMEO:"' if can_read(best.tokenizer, "ROMEO:") else ""
         print(f"  sample:      {script_command(EVALUATE, '--checkpoint', run)}{prompt}")
     show_next(result, config)
 

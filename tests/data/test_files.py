@@ -9,8 +9,10 @@ import pytest
 
 from data import text as data
 from data.config import TextConfig
+from data.documents import joined
 from data.files import read_sources
 from data.text import load_source
+from data.tokens import sha256
 from gpt.config import GPTConfig, ModelConfig
 from gpt.task import GPTTask
 from training.config.command_line import StrictParser
@@ -54,7 +56,7 @@ def test_a_folder_is_read_and_what_is_left_out_is_counted_and_named() -> None:
     put({"texts/b.txt": "\ufeffB", "texts/a/z.txt": "A", "texts/c.txt": FRENCH.encode("latin-1")})
     junk("texts")
     source = load_source(TextConfig(source="texts"))
-    assert source.text == "AB" + FRENCH
+    assert joined(source.documents) == "AB" + FRENCH
     assert source.origin == "texts (3 files)"
     assert source.notes == (
         "without its byte order mark: b.txt",
@@ -128,7 +130,7 @@ def test_what_is_named_must_be_there_and_text(source: str, message: str) -> None
 
 def test_a_plain_file_is_known_by_the_same_sha256_as_ever() -> None:
     put({"a.txt": "hello\n", "marked.txt": "\ufeffhello\n", "wide.txt": "hello\n".encode("utf-16")})
-    shas = {load_source(TextConfig(source=f"{name}.txt")).sha256() for name in ("a", "marked", "wide")}
+    shas = {sha256(load_source(TextConfig(source=f"{name}.txt"))) for name in ("a", "marked", "wide")}
     assert shas == {"5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"}
 
 

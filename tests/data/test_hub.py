@@ -13,6 +13,7 @@ from small_hub import SmallHub, parquet, serving
 
 from data import text as data
 from data.config import TextConfig
+from data.documents import joined
 from data.plays import SHA256, build_text
 from data.text import Source, load_source
 from training.runtime.errors import InputError
@@ -72,6 +73,10 @@ def load(name: str, **options: str) -> Source:
     return load_source(TextConfig(source=f"hub:{name}", **options))
 
 
+def texts(source: Source) -> tuple[str, str | None]:
+    return joined(source.documents), None if source.validation is None else joined(source.validation)
+
+
 def error_of(name: str, **options: str) -> str:
     with pytest.raises(InputError) as caught:
         load(name, **options)
@@ -119,16 +124,16 @@ def test_of_several_processes_one_asks_the_hub_and_all_have_its_rows(hub: SmallH
 
 def test_rows_become_lines_and_splits_are_used(hub: SmallHub) -> None:
     source = load("us/three")
-    assert (source.text, source.validation) == ("one\ntwo\n\nthree\n", "toe\n")
+    assert texts(source) == ("one\ntwo\n\nthree\n", "toe\n")
     assert source.origin.startswith("us/three, from the hub (commit ")
-    assert load("us/three", revision="v1").validation == "five\n"
+    assert texts(load("us/three", revision="v1"))[1] == "five\n"
     source = load("us/three", revision="v0", column="body")
-    assert (source.text, source.validation) == ("<one>\n<None>\n<two\n>\n<>\n<three>\n", None)
+    assert texts(source) == ("<one>\n<None>\n<two\n>\n<>\n<three>\n", None)
 
 
 def test_a_subset_is_chosen_by_name_in_the_copy_in_parquet_too(hub: SmallHub) -> None:
-    assert load("us/subsets", subset="de").text == "ja\n"
-    assert load("us/subsets", subset="de", revision="refs/convert/parquet").text == "de\n"
+    assert texts(load("us/subsets", subset="de"))[0] == "ja\n"
+    assert texts(load("us/subsets", subset="de", revision="refs/convert/parquet"))[0] == "de\n"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import torch
 from data import text as data
 from data.characters import CharTokenizer
 from data.config import TEXT_SOURCES, TextConfig
+from data.documents import joined
 from data.text import Source, load_source
+from data.tokens import sha256
 from data.windows import TextData, side_by_side
 from training.runtime.errors import InputError
 from training.task import IGNORED, Batch
@@ -20,26 +22,26 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def letters(length: int) -> Source:
-    return Source((LETTERS * (length // 26 + 1))[:length], "letters")
+    return Source.of_text((LETTERS * (length // 26 + 1))[:length], "letters")
 
 
 def test_auto_is_tiny_shakespeare() -> None:
     source = load_source(TextConfig())
-    assert hashlib.sha256(source.text.encode()).hexdigest() == data.SHA256
+    assert hashlib.sha256(joined(source.documents).encode()).hexdigest() == data.SHA256
     assert "packaged plays" in source.origin
 
 
 def test_a_file_keeps_every_byte(tmp_path: Path) -> None:
     content = "naïve\r\nlines\rand\n\u2028more\ufeff".encode()
     (tmp_path / "text.txt").write_bytes(content)
-    assert load_source(TextConfig(source=str(tmp_path / "text.txt"))).text.encode() == content
+    assert joined(load_source(TextConfig(source=str(tmp_path / "text.txt"))).documents).encode() == content
 
 
 def test_a_folder_joins_its_files_in_sorted_order(tmp_path: Path) -> None:
     for name, text in {"b.txt": "B", "a/z.txt": "A", "c.txt": "C", ".hidden": "H", ".git/x.txt": "G"}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert load_source(TextConfig(source=str(tmp_path))).text == "ABC"
+    assert joined(load_source(TextConfig(source=str(tmp_path))).documents) == "ABC"
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_a_split_shorter_than_a_context_says_so(length: int, name: str) -> None:
 
 def test_a_split_has_a_context_and_one_target_more_at_least() -> None:
     for own in ("", "a"):
-        source = Source("ab" * 9, "letters", validation="ba" * 4 + own)
+        source = Source.of_text("ab" * 9, "letters", validation="ba" * 4 + own)
         if own:
             assert [batch.num_targets for batch in TextData(source, context=8, seed=1).validation_batches(5)] == [8]
             continue
@@ -96,13 +98,13 @@ def test_a_split_has_a_context_and_one_target_more_at_least() -> None:
 
 def test_the_split_is_by_position() -> None:
     text = "ab" * 450 + "ba" * 50
-    batches = list(TextData(Source(text, "text"), context=10, seed=1).validation_batches(4))
+    batches = list(TextData(Source.of_text(text, "text"), context=10, seed=1).validation_batches(4))
     inputs = torch.cat([batch.inputs[0].flatten() for batch in batches])[:99]
     assert "".join("ab"[i] for i in inputs) == text[900:999]
 
 
 def test_a_validation_text_of_its_own_is_validated_on() -> None:
-    text = TextData(Source("abc" * 100, "text", "cab" * 10), context=9, seed=1)
+    text = TextData(Source.of_text("abc" * 100, "text", "cab" * 10), context=9, seed=1)
     assert text.samples_per_epoch == 300 // 9
     (batch,) = text.validation_batches(4)
     assert "".join("abc"[i] for i in batch.inputs[0].flatten())[:29] == ("cab" * 10)[:29]
@@ -110,35 +112,38 @@ def test_a_validation_text_of_its_own_is_validated_on() -> None:
 
 
 def test_the_sha256_covers_both_texts_and_the_place_of_the_split() -> None:
-    sources = [Source("a" * 90 + "b" * 10, ""), Source("a" * 90, "", "b" * 10), Source("a" * 89, "", "a" + "b" * 10)]
-    assert sources[0].sha256() == hashlib.sha256(sources[0].text.encode()).hexdigest()
-    assert len({source.sha256() for source in sources}) == 3
-    assert (
-        TextData(Source("ab" * 90, "", "b" * 10), context=8, seed=1).sha256 == Source("ab" * 90, "", "b" * 10).sha256()
-    )
+    sources = [
+        Source.of_text("a" * 90 + "b" * 10, ""),
+        Source.of_text("a" * 90, "", "b" * 10),
+        Source.of_text("a" * 89, "", "a" + "b" * 10),
+    ]
+    assert sha256(sources[0]) == hashlib.sha256(joined(sources[0].documents).encode()).hexdigest()
+    assert len({sha256(source) for source in sources}) == 3
+    source = Source.of_text("ab" * 90, "", "b" * 10)
+    assert TextData(source, context=8, seed=1).sha256 == sha256(source)
 
 
 def test_the_vocabulary_is_that_of_the_whole_text() -> None:
     book = "It was the best of times.\n" * 100 + "Licence: you may pay $5.\n"
-    text = TextData(Source(book, "a book"), context=10, seed=1)
+    text = TextData(Source.of_text(book, "a book"), context=10, seed=1)
     assert text.tokenizer.characters == "".join(sorted(set(book)))
     assert text.notes == ()
 
 
 def test_what_a_validation_text_of_its_own_has_alone_is_one_error_or_skipped() -> None:
-    source = Source("ab" * 100, "text", "ab" * 20 + "é$é" + "ba" * 20 + "\x07")
+    source = Source.of_text("ab" * 100, "text", "ab" * 20 + "é$é" + "ba" * 20 + "\x07")
     with pytest.raises(InputError) as caught:
         TextData(source, context=8, seed=1)
     assert str(caught.value) == (
         "unknown character 'é' (U+00E9) at line 1, column 41 of the validation text: it does not occur in the training "
         "text (all that do not, with their number: 'é' 2, '$' 1, '\\x07' 1); --data.unknown skip leaves them out"
     )
-    text = TextData(source, context=8, seed=1, unknown="skip")
+    text = TextData(source, context=8, seed=1, data=TextConfig(unknown="skip"))
     (batch,) = text.validation_batches(20)
     targets = batch.targets_BT.flatten()
     assert "".join("ab"[i] for i in targets[targets != IGNORED]) == ("ab" * 20 + "ba" * 20)[1:]
     assert text.notes == ("the validation text: 4 unknown characters skipped",)
-    assert text.sha256 == source.sha256()
+    assert text.sha256 == sha256(source)
 
 
 def test_batches_depend_on_seed_and_place_alone() -> None:
@@ -159,7 +164,7 @@ def test_a_batch_is_its_samples_in_order_across_the_end_of_an_epoch() -> None:
 
 def test_an_epoch_covers_the_ring_once_from_a_fresh_offset_in_a_fresh_order() -> None:
     signs = "".join(chr(0x4E00 + i) for i in range(900))
-    text = TextData(Source(signs + signs[:100], "signs"), context=9, seed=1)
+    text = TextData(Source.of_text(signs + signs[:100], "signs"), context=9, seed=1)
     epochs = [text.training_batch(epoch * 100, 100).inputs[0] for epoch in range(2)]
     for windows in epochs:
         assert sorted(windows.flatten().tolist()) == list(range(900))
@@ -169,7 +174,7 @@ def test_an_epoch_covers_the_ring_once_from_a_fresh_offset_in_a_fresh_order() ->
 
 
 def test_targets_are_the_next_characters_of_the_ring() -> None:
-    text = TextData(Source("".join(LETTERS) * 40, "letters"), context=7, seed=1)
+    text = TextData(Source.of_text("".join(LETTERS) * 40, "letters"), context=7, seed=1)
     batch = text.training_batch(0, text.samples_per_epoch)
     assert torch.equal(batch.inputs[0][:, 1:], batch.targets_BT[:, :-1])
     assert torch.equal((batch.inputs[0] + 1) % 26, batch.targets_BT)
@@ -177,7 +182,7 @@ def test_targets_are_the_next_characters_of_the_ring() -> None:
 
 @pytest.mark.parametrize(("batch_size", "num_ranks"), [(1, 1), (4, 1), (3, 2), (64, 4)])
 def test_validation_shows_every_target_once_over_all_ranks(batch_size: int, num_ranks: int) -> None:
-    text = TextData(Source("".join(chr(0x4E00 + i) for i in range(103)) * 10, "signs"), context=10, seed=1)
+    text = TextData(Source.of_text("".join(chr(0x4E00 + i) for i in range(103)) * 10, "signs"), context=10, seed=1)
     seen = []
     for rank in range(num_ranks):
         for batch in text.validation_batches(batch_size, rank, num_ranks):
@@ -189,7 +194,7 @@ def test_validation_shows_every_target_once_over_all_ranks(batch_size: int, num_
 
 @pytest.mark.parametrize(("every", "num_ranks"), [(3, 1), (4, 2), (50, 3)])
 def test_the_first_window_of_every_stretch_comes_on_whichever_ranks(every: int, num_ranks: int) -> None:
-    text = TextData(Source("".join(chr(0x4E00 + i) for i in range(203)) * 10, "signs"), context=10, seed=1)
+    text = TextData(Source.of_text("".join(chr(0x4E00 + i) for i in range(203)) * 10, "signs"), context=10, seed=1)
     rows = [
         (tuple(inputs.tolist()), tuple(targets.tolist()))
         for batch_size, ranks, k in ((4, 1, 1), (2, num_ranks, every))
@@ -208,7 +213,7 @@ def test_windows_are_cut_when_they_are_asked_for() -> None:
 
 
 def test_tokenizer_round_trip() -> None:
-    tokenizer = CharTokenizer.from_text("hello\nwörld 🙂")
+    tokenizer = CharTokenizer.from_texts(["hello\nwörld 🙂"])
     again = CharTokenizer.from_json(tokenizer.to_json())
     assert again.characters == tokenizer.characters == "\n dehlorwö🙂"
     assert again.decode(again.encode("wörld🙂").tolist()) == "wörld🙂"

@@ -223,8 +223,9 @@ def _bytes_of(symbols: str) -> bytes:
 
 def _check(saved: Any, file: Path) -> None:
     """Raise a `MalformedFileError` unless what a tokenizer.json holds is a byte-level BPE."""
-    model = saved.get("model") if isinstance(saved, dict) else None
-    kind = model.get("type", "BPE") if isinstance(model, dict) else None
+    found = saved.get("model") if isinstance(saved, dict) else None
+    model: dict[str, Any] = found if isinstance(found, dict) else {}
+    kind = model.get("type", "BPE") if model else None
     expected = "expected a byte-level BPE in the format of the library tokenizers, as GPT-2 and Llama 3 have"
     if kind is None:
         raise MalformedFileError(file, f"no tokenizer: {expected}")

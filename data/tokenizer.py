@@ -24,6 +24,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str, name: str = ..., way_on: str = ..., *, skip: bool = False) -> NDArray[np.int32]:
         """The tokens of a text; see `CharTokenizer.encode`."""
 
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[NDArray[np.integer]]:
+        """The tokens of each text, by all cores; all characters are known."""
+
     def encode_prompt(self, prompt: str) -> list[int]:
         """The tokens of a text to continue."""
 

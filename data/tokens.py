@@ -202,3 +202,16 @@ def _mapped(folder: Path, made: Made, part: Part, tokenizer: Tokenizer) -> Token
     tokens_N, num_bytes = tokens_of(folder, made, part)
     first = tokenizer.token_bytes(int(tokens_N[0])) if len(tokens_N) else b""
     return Tokens(tokens_N, num_bytes - len(first))
+
+
+def held_out_documents(source: Source, data: TextConfig) -> Iterator[str]:
+    """The texts to validate on, each whole: of a split by position what is left of a document counts as one."""
+    texts = list[str]()
+    for chunk, held_out in _pieces(source, data, scanned(source, data)):
+        if held_out:
+            texts.append(chunk.text)
+            if chunk.last:
+                yield "".join(texts)
+                texts = []
+    if texts:
+        yield "".join(texts)

@@ -1,8 +1,8 @@
 """What compressors make of a text, in bits per byte, to hold a model's loss against.
 
-A model predicts each token from those before it, a compressor each byte: by arithmetic coding a loss of so many bits per
-byte is a file of that size (Shannon 1948). A compressor starts from nothing, while a model has read the training text;
-a model sees no further back than its context, while a compressor of a whole archive sees all files before.
+By arithmetic coding a loss of so many bits per byte is a file of that size (Shannon 1948). A compressor starts from
+nothing, where a model has read the training text; a model sees no further back than its context, where a compressor of
+a whole archive sees all files before.
 """
 
 import lzma

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.config import TINY_SHAKESPEARE, TextConfig
+from data.corpora import FileDocuments, RowOptions
 from data.documents import Documents, InMemory, joined
-from data.files import read_sources
+from data.files import Found, find_files, python_files
 from data.hub import PARQUET_REVISION, SPLITS, Request, load_hub_rows
 from data.plays import SHA256, PlaysError, build_text
+from data.row_streams import is_row_file
 from training.config.command_line import StrictParser
 from training.runtime.errors import InputError, exit_code
 from training.runtime.packages import needed_package
@@ -51,11 +53,31 @@ def load_source(data: TextConfig) -> Source:
     elif data.hub_name:
         source = _hub(data.hub_name, data)
     else:
-        texts, origin, notes = read_sources(data.source)
-        source = Source(InMemory(_through_datasets(texts)), origin, notes=notes)
+        source = _files(data)
     if not any(chunk.text for chunk in source.documents):
         raise InputError(f"{source.origin} holds no text: choose another --data.source")
     return source
+
+
+def _files(data: TextConfig) -> Source:
+    """Files, which one process of each machine looks through."""
+    from training.runtime.processes import once_per_machine
+
+    options = RowOptions(data.column, data.on_bad_row, _end_lines(data))
+
+    def look() -> tuple[Found, tuple[str, ...]]:
+        found = python_files(data.include) if data.source == "python" else find_files(data.source, data.include)
+        return found, options.left_out(FileDocuments(found.files, options).rows())
+
+    found, left_out = once_per_machine(look)
+    if data.column != TextConfig.column and not any(is_row_file(file.path) for file in found.files):
+        raise InputError(f"data.column is for rows, and {found.origin} has none: no .jsonl or .parquet file")
+    return Source(FileDocuments(found.files, options), found.origin, notes=(*found.notes, *left_out))
+
+
+def _end_lines(data: TextConfig) -> bool:
+    """Whether a row ends a line: of characters alone, which have no token that ends a document."""
+    return getattr(data, "tokenizer", "characters") == "characters"
 
 
 def _plays_or_hub(data: TextConfig) -> Source:

@@ -63,7 +63,7 @@ def _files(data: TextConfig) -> Source:
     """Files, which one process of each machine looks through."""
     from training.runtime.processes import once_per_machine
 
-    options = RowOptions(data.column, data.on_bad_row, _end_lines(data))
+    options = RowOptions(data.column, data.on_bad_row, data.tokenizer == "characters")
 
     def look() -> tuple[Found, tuple[str, ...]]:
         found = python_files(data.include) if data.source == "python" else find_files(data.source, data.include)
@@ -73,11 +73,6 @@ def _files(data: TextConfig) -> Source:
     if data.column != TextConfig.column and not any(is_row_file(file.path) for file in found.files):
         raise InputError(f"data.column is for rows, and {found.origin} has none: no .jsonl or .parquet file")
     return Source(FileDocuments(found.files, options), found.origin, notes=(*found.notes, *left_out))
-
-
-def _end_lines(data: TextConfig) -> bool:
-    """Whether a row ends a line: of characters alone, which have no token that ends a document."""
-    return getattr(data, "tokenizer", "characters") == "characters"
 
 
 def _plays_or_hub(data: TextConfig) -> Source:

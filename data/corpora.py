@@ -11,6 +11,7 @@ from data.config import OnBadRow
 from data.documents import CHUNK, Chunk, chunks
 from data.encodings import opened
 from data.files import FoundFile
+from data.hub import ArrowRows
 from data.listing import listed
 from data.row_streams import is_row_file, stream_rows
 from data.rows import Row
@@ -101,6 +102,29 @@ class FileDocuments:
             about = now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino
             digest.update(json.dumps([os.path.abspath(path), encoding.codec, encoding.mark, *about]).encode())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class HubDocuments:
+    """Each row of a split of a data set of the hub is a document; `place` names the split, `version` its content."""
+
+    content: ArrowRows
+    place: str
+    version: str
+    options: RowOptions
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self.options.documents(self.rows())
+
+    def rows(self) -> Iterator[tuple[str, Row]]:
+        """All rows, each with its place, by numbers from 0 on, as the hub shows them."""
+        for number, (text,) in enumerate(self.content):
+            yield f"{self.place}, row {number}", {self.options.column: text}
+
+    def fingerprint(self) -> str:
+        """Of the commit and the split, and of how its rows are read."""
+        about = [VERSION, self.place, self.version, *self.options]
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def _pieces(file: FoundFile) -> Iterator[str]:

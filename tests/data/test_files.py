@@ -146,6 +146,10 @@ def test_notes_are_told_by_the_task_and_by_the_command(
         "source      a.txt\nnote        read as UTF-16LE: a.txt\nbytes       600\n"
     )
     assert Path("out.txt").read_text() == "hello " * 100
+    monkeypatch.setattr(sys, "argv", ["data", "--source", "a.txt, out.txt", "--output", "out.txt"])
+    data.main()
+    assert Path("out.txt").read_text() == "hello " * 200, "a text may be written to a file that it is made of"
+    assert sorted(os.listdir()) == ["a.txt", "out.txt"]
 
 
 def test_a_pattern_that_the_shell_has_replaced_is_said_to_want_quotes() -> None:

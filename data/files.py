@@ -17,12 +17,21 @@ from training.runtime.errors import InputError
 
 MAX_NAMED = 3
 WILD = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-PROJECT, PYTHON_FILES = "transformers-from-scratch", "**/*.py"
+PYTHON, PROJECT = "python", "transformers-from-scratch"
 PACKAGES = {"site-packages", "dist-packages"}
 """Folders that may stand below the standard library, and need not be of this environment."""
 
 Fits = Callable[[str], bool]
 """Whether a file of a folder is asked for, by its path below that folder."""
+
+
+class ListedFile(NamedTuple):
+    """A file that a source names, or that was found, not read yet; `reason`: why it is not even tried."""
+
+    path: Path
+    name: str
+    is_named: bool
+    reason: str | None = None
 
 
 class FoundFile(NamedTuple):
@@ -41,49 +50,68 @@ class Found(NamedTuple):
 
 
 def find_files(source: str, include: str | None = None) -> Found:
+    """The files of a source, by `list_files` and `look_into`."""
+    return look_into(list_files(source, include), source, include)
+
+
+def list_files(source: str, include: str | None = None) -> list[ListedFile]:
     """The files of a source: a file, a folder, a pattern such as `texts/*.txt`, or several of these with commas.
 
-    A name that exists as it stands is no pattern and no list; `~` is the home folder. What is named must be text, or
-    rows (.jsonl, .parquet); of what is only found, in a folder or by a pattern, the rest is left out. `include` says
-    which files of folders are asked for; see `fitting`.
+    A name that exists as it stands is no pattern and no list; `~` is the home folder. `include` says which files of
+    folders are asked for; see `fitting`. Of `python` they are those of the standard library, then those of the
+    packages, without this project, in sorted order, wherever they are installed.
 
     Raises:
-        InputError: Something that is named does not exist or is no text, or nothing is left.
+        InputError: Something that is named does not exist.
     """
-    fits = fitting(include)
-    files, notes, rest = _sorted_out(
-        (file, _name(file, path), encoding)
-        for path, is_named in _expand(source)
-        for file, encoding in _look(path, path, fits, is_named=is_named)
-    )
+    if source != PYTHON:
+        fits = fitting(include)
+        return [file for path, is_named in _expand(source) for file in _walk(path, path, fits, is_named=is_named)]
+    own, wanted = _own_files(), fitting(include or "**")
+
+    def is_source(name: str) -> bool:
+        return name.endswith(".py") and name not in own and PACKAGES.isdisjoint(name.split("/")) and wanted(name)
+
+    roots = dict.fromkeys(os.path.realpath(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib"))
+    return [file for root in map(Path, roots) for file in _walk(root, root, is_source, is_named=True)]
+
+
+def look_into(listed_files: Iterable[ListedFile], source: str, include: str | None = None) -> Found:
+    """What files are, and how they are read; each is read to its end.
+
+    What is named must be text, or rows (.jsonl, .parquet); of what is only found the rest is left out.
+
+    Raises:
+        InputError: Something that is named is no text, or nothing is left.
+    """
+    files = list[FoundFile]()
+    read, left_out = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for path, name, is_named, reason in listed_files:
+        found = reason or _encoding(path, is_named=is_named)
+        if source == PYTHON and (found.codec.lower() != "utf-8" if isinstance(found, Encoding) else "UTF-8" in found):
+            found = "not UTF-8"
+        if isinstance(found, str):
+            left_out[found.removeprefix("is ")].append(name)
+            continue
+        files.append(FoundFile(path, found))
+        if found.note is not None:
+            read[found.note].append(name)
+    rest = "; ".join(f"{len(names):,} {reason}: {listed(names, MAX_NAMED)}" for reason, names in left_out.items())
     if not files:
         nothing = ": it is empty" if include is None else f" that fits data.include {include}"
         raise InputError(f"data.source {source} holds no text{f', only {rest}' if rest else nothing}")
-    alone = len(files) == 1 and os.path.isfile(os.path.expanduser(source))
+    notes = [f"{note}: {listed(names, MAX_NAMED)}" for note, names in read.items()]
+    return Found(tuple(files), *_described(source, files, notes + ([f"left out: {rest}"] if rest else [])))
+
+
+def _described(source: str, files: list[FoundFile], notes: list[str]) -> tuple[str, tuple[str, ...]]:
+    """Where the text of some files came from, and the notes."""
     count = f"{len(files):,} file{'s' * (len(files) > 1)}"
-    return Found(files, source if alone else f"{source} ({count})", (*notes, *([f"left out: {rest}"] if rest else [])))
-
-
-def python_files(include: str | None = None) -> Found:
-    """The Python sources of this environment in UTF-8: the standard library, then the packages, without this project.
-
-    Those of either are in sorted order, wherever they are installed.
-    """
-    looked = list[tuple[Path, str, Encoding | str]]()
-    roots = dict.fromkeys(os.path.realpath(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib"))
-    wanted, own = fitting(include or PYTHON_FILES), _own_files()
-    for root in map(Path, roots):
-
-        def fits(name: str) -> bool:
-            return name.endswith(".py") and name not in own and PACKAGES.isdisjoint(name.split("/")) and wanted(name)
-
-        for file, found in _look(root, root, fits, is_named=True):
-            other = found.codec not in ("utf-8", "UTF-8") if isinstance(found, Encoding) else "UTF-8" in found
-            looked.append((file, str(file.relative_to(root)), "not UTF-8" if other else found))
-    files, notes, rest = _sorted_out(looked)
-    size = sum(os.stat(file.path).st_size for file in files)
-    note = f"{len(files):,} files, {size:,} bytes" + (f"; left out: {rest}" if rest else "")
-    return Found(files, "the Python sources of this environment", (note, *notes))
+    if source == PYTHON:
+        size = sum(os.stat(file.path).st_size for file in files)
+        return "the Python sources of this environment", (f"{count}, {size:,} bytes", *notes)
+    alone = len(files) == 1 and os.path.isfile(os.path.expanduser(source))
+    return source if alone else f"{source} ({count})", tuple(notes)
 
 
 def _own_files() -> set[str]:
@@ -112,23 +140,6 @@ def _regex(pattern: str) -> str:
     return "".join(WILD[part] if part in WILD else re.escape(part) for part in parts)
 
 
-def _sorted_out(
-    looked: Iterable[tuple[Path, str, Encoding | str]],
-) -> tuple[tuple[FoundFile, ...], list[str], str]:
-    """The files that can be read, notes on how some of them are, and what is left out, in words."""
-    files = list[FoundFile]()
-    read, left_out = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
-    for path, name, found in looked:
-        if isinstance(found, str):
-            left_out[found.removeprefix("is ")].append(name)
-            continue
-        files.append(FoundFile(path, found))
-        if found.note is not None:
-            read[found.note].append(name)
-    rest = "; ".join(f"{len(names):,} {reason}: {listed(names, MAX_NAMED)}" for reason, names in left_out.items())
-    return tuple(files), [f"{note}: {listed(names, MAX_NAMED)}" for note, names in read.items()], rest
-
-
 def _expand(source: str) -> Iterator[tuple[Path, bool]]:
     """The files and folders of a source, each with whether it was named, or only found by a pattern."""
     whole = os.path.lexists(os.path.expanduser(source))
@@ -144,23 +155,20 @@ def _expand(source: str) -> Iterator[tuple[Path, bool]]:
             raise InputError(f"data.source {part}: no file has such a name")
 
 
-def _look(path: Path, source: Path, fits: Fits, *, is_named: bool) -> Iterator[tuple[Path, Encoding | str]]:
-    """A file, or all files below a folder in sorted order, each with its encoding or the reason why it is left out."""
+def _walk(path: Path, source: Path, fits: Fits, *, is_named: bool) -> Iterator[ListedFile]:
+    """A file, or all files below a folder in sorted order."""
     reason = None if is_named else _reason_to_leave(path)
-    if reason is not None:
-        yield path, reason
-    elif os.path.isdir(path):
+    if reason is None and os.path.isdir(path):
         try:
             names = sorted(os.listdir(path))
         except OSError as error:
-            yield path, error.strerror or str(error)
+            reason = error.strerror or str(error)
+        else:
+            for below in (path / name for name in names):
+                if os.path.isdir(below) or fits(below.relative_to(source).as_posix()):
+                    yield from _walk(below, source, fits, is_named=False)
             return
-        for name in names:
-            below = path / name
-            if os.path.isdir(below) or fits(below.relative_to(source).as_posix()):
-                yield from _look(below, source, fits, is_named=False)
-    else:
-        yield path, _encoding(path, is_named=is_named)
+    yield ListedFile(path, _name(path, source), is_named, reason)
 
 
 def _encoding(path: Path, *, is_named: bool) -> Encoding | str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from data.config import TINY_SHAKESPEARE, TextConfig
 from data.corpora import FileDocuments, HubDocuments, RowOptions
 from data.documents import Documents, InMemory
-from data.files import Found, find_files, python_files
+from data.files import Found, find_files
 from data.hub import PARQUET_REVISION, SPLITS, HubRows, Request, load_hub_rows
 from data.plays import SHA256, PlaysError, build_text
 from data.row_streams import is_row_file
@@ -66,7 +66,7 @@ def _files(data: TextConfig) -> Source:
     options = _row_options(data)
 
     def look() -> tuple[Found, tuple[str, ...]]:
-        found = python_files(data.include) if data.source == "python" else find_files(data.source, data.include)
+        found = find_files(data.source, data.include)
         return found, options.left_out(FileDocuments(found.files, options).rows())
 
     found, left_out = once_per_machine(look)

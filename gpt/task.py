@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
 from accelerate import Accelerator
 
 from data.config import TextConfig, Unknown
 from data.text import Source, load_source
 from data.tokenizer import Tokenizer, read_tokenizer
 from data.tokens import sha256, tokenized
-from data.windows import TextData, side_by_side
+from data.windows import TextData, as_tensor, side_by_side
 from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, Mode
 from decoding.decoder import Decoder
 from decoding.sampling import Sampling
@@ -170,7 +169,7 @@ def measure_split(
     """
     config = loaded.config
     source = load_source(asked or config.data)
-    same = sha256(source) == loaded.data_sha256
+    same = sha256(source, asked or config.data, loaded.tokenizer) == loaded.data_sha256
     if not same and asked is None:
         raise InputError(
             f"{source.origin} is not the text that the run was trained on (its SHA-256 differs): "
@@ -178,8 +177,8 @@ def measure_split(
         )
     description = f"{split} split of {source.origin}"
     data = replace(asked or config.data, unknown=unknown or (asked or config.data).unknown)
-    found = tokenized(source, data, loaded.tokenizer)
-    tokens_N = torch.from_numpy((found.validation if split == "val" else found.training).tokens_N)
+    found = tokenized(source, data, loaded.tokenizer, ["validation" if split == "val" else "training"])
+    tokens_N = as_tensor((found.validation if split == "val" else found.training).tokens_N)
     if len(tokens_N) < 2:
         raise InputError(f"the {description} has {len(tokens_N)} characters, too few to predict one from another")
     rank, num_ranks = accelerator.process_index, accelerator.num_processes

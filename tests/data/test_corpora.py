@@ -111,8 +111,9 @@ def test_the_python_sources_are_the_library_and_the_packages_without_the_project
     source = load("python")
     assert texts(source) == ["Z", "B", "M", "X"]
     assert source.notes == (
-        "4 files, 7 bytes; left out: 1 empty: a/empty.py; 2 not UTF-8: latin.py, wide.py",
+        "4 files, 7 bytes",
         "without its byte order mark: marked.py",
+        "left out: 1 empty: a/empty.py; 2 not UTF-8: latin.py, wide.py",
     )
     assert texts(load("python", include="a/*, pip/")) == ["Z"]
     assert source.documents.fingerprint() == load("python").documents.fingerprint()

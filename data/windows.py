@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.characters import CharTokenizer
 from data.config import TextConfig
 from data.listing import listed
 from data.order import epoch_samples
 from data.text import Source
+from data.tokenizer import unit_of
 from data.tokens import tokenized
 from training.runtime.errors import InputError
 from training.seeds import generator
@@ -72,8 +72,7 @@ class TextData:
         training, validation, self.tokenizer, self.sha256, notes = tokenized(source, data or TextConfig())
         self.origin, self.notes = source.origin, (*source.notes, *notes)
         self._train_N, self._val_N = as_tensor(training.tokens_N), as_tensor(validation.tokens_N)
-        self.validation_bytes = validation.num_bytes
-        self._unit = "characters" if isinstance(self.tokenizer, CharTokenizer) else "tokens"
+        self._unit = unit_of(self.tokenizer) + "s"
         for name, tokens_N in (("training", self._train_N), ("validation", self._val_N)):
             if len(tokens_N) <= context:
                 raise InputError(
@@ -81,6 +80,7 @@ class TextData:
                     f"of {context:,}: use a longer text or a smaller --model.max_len"
                 )
         self.validation_targets = len(self._val_N) - 1
+        self.validation_bytes = validation.target_bytes(self.tokenizer)
         # Fewer than T tokens are left out of an epoch, others each time.
         self.samples_per_epoch, self.tokens_per_sample = len(self._train_N) // context, float(context)
 

@@ -2,18 +2,21 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from data import own_tokenizer
+from data.byte_tokenizer import ByteTokenizer
 from data.characters import CharTokenizer
 from data.config import TextConfig
 from data.documents import Chunk
 from data.split import position
 from data.text import Source
+from data.tokenizer import Tokenizer, make_tokenizer
 from data.tokens import Tokenized, sha256, tokenized
 from data.windows import TextData, as_tensor
 from training.runtime.errors import InputError
@@ -34,23 +37,17 @@ class Pieces:
         return None
 
 
-class Bytes:
-    """Bytes of UTF-8, and a token that ends a document, as the last of so many tokens."""
+class Wide(ByteTokenizer):
+    """Bytes, with the end of text as the last of so many tokens."""
 
-    def __init__(self, size: int = 257) -> None:
+    def __init__(self, size: int) -> None:
         self.size, self.end_of_text = size, size - 1
 
     def __len__(self) -> int:
         return self.size
 
-    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in texts]
-
-    def token_bytes(self, token: int) -> bytes:
-        return bytes([token]) if token < 256 else b""
-
     def to_json(self) -> str:
-        return f"{self.size} bytes"
+        return f"{self.size} tokens"
 
 
 def pieces(*documents: str | Sequence[str], validation: Sequence[Sequence[str]] | None = None) -> Source:
@@ -112,10 +109,10 @@ def test_999_documents_are_split_by_position() -> None:
 
 
 def test_all_that_changes_the_splits_changes_the_sha256() -> None:
-    def of(source: Source, share: float = 0.1, tokenizer: CharTokenizer | Bytes | None = None) -> str:
+    def of(source: Source, share: float = 0.1, tokenizer: Tokenizer | None = None) -> str:
         return sha256(source, TextConfig(validation_share=share), tokenizer)
 
-    plain, ends = hashlib.sha256(b"abcdef").hexdigest(), Bytes()
+    plain, ends = hashlib.sha256(b"abcdef").hexdigest(), ByteTokenizer()
     assert (
         of(pieces("abc", "def")) == of(pieces("abcdef")) == of(pieces("abcdef"), tokenizer=CharTokenizer("a")) == plain
     )
@@ -136,28 +133,31 @@ def test_all_that_changes_the_splits_changes_the_sha256() -> None:
 
 
 def test_each_document_that_ends_is_followed_by_the_end_of_text() -> None:
-    found = tokenized(pieces("ab", "", ["c", "d", "efghij"], validation=[["k", "l"], ["m"]]), TextConfig(), Bytes())
+    found = tokenized(
+        pieces("ab", "", ["c", "d", "efghij"], validation=[["k", "l"], ["m"]]), TextConfig(), ByteTokenizer()
+    )
     training, validation = (part.tokens_N.tolist() for part in found[:2])
     assert training == [*b"ab", 256, 256, *b"cdefghij", 256]
     assert validation == [*b"kl", 256, *b"m", 256]
     # A document that the cut goes through ends behind it.
-    found = tokenized(pieces("abcd", "efghij"), TextConfig(), Bytes())
+    found = tokenized(pieces("abcd", "efghij"), TextConfig(), ByteTokenizer())
     assert [part.tokens_N.tolist() for part in found[:2]] == [[*b"abcd", 256, *b"efghi"], [*b"j", 256]]
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(65_536, "uint16"), (65_537, "uint32")])
 def test_tokens_take_16_bits_where_they_fit(size: int, dtype: str) -> None:
-    found = tokenized(pieces("abc" * 20), TextConfig(), Bytes(size))
+    found = tokenized(pieces("abc" * 20), TextConfig(), Wide(size))
     assert found.validation.tokens_N.dtype == dtype
     assert found.validation.tokens_N[-1] == size - 1
 
 
 def test_the_bytes_of_the_targets_are_counted() -> None:
-    source = pieces("äb" * 100, validation=[["äöü€a", "🙂"]])
+    source = pieces("äb" * 100, validation=[["öäü€a", "🙂"]])
     with pytest.raises(InputError):
         tokenized(source, TextConfig())
     found = tokenized(source, TextConfig(unknown="skip"))
-    assert (found.training.num_bytes, found.validation.num_bytes) == (3 * 100 - 2, 0)
+    assert (found.training.num_bytes, found.validation.num_bytes) == (3 * 100, 2)
+    assert found.validation.target_bytes(found.tokenizer) == 0
     text = pieces("äöü€a🙂" * 100)
     data = TextData(text, context=8, seed=1)
     assert data.validation_bytes == 10 * (2 + 2 + 2 + 3 + 1 + 4) - 2
@@ -200,6 +200,30 @@ def test_a_text_shorter_than_a_window_is_told_in_tokens() -> None:
         InputError, match="training split of pieces has 3 characters, too few for one context of 8: use"
     ):
         TextData(pieces("abcd"), context=8, seed=1)
+
+
+def test_subwords_are_learnt_once_from_the_training_split_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    learnt = []
+
+    def learn(name: str, texts: Iterable[str], learn_bytes: int) -> Tokenizer:
+        learnt.append("".join(texts))
+        return make_tokenizer(name, learnt[-1:], learn_bytes)
+
+    monkeypatch.setattr(own_tokenizer, "make_tokenizer", learn)
+    data = TextConfig(tokenizer="bpe:300")
+    source = pieces("abc" * 300 + "xyz" * 33 + "x")
+    first, again = tokenized(source, data), tokenized(source, data)
+    assert learnt == ["abc" * 300]
+    assert again.sha256 == first.sha256 == sha256(source, data, again.tokenizer)
+    # Another text, share or size is another one.
+    tokenized(source, replace(data, validation_share=0.2))
+    tokenized(source, replace(data, tokenizer="bpe:301"))
+    tokenized(pieces("abc" * 300, validation=[["abc" * 30]]), data)
+    assert len(learnt) == 4
+    assert learnt[3] == "abc" * 300
 
 
 def test_tokens_are_mapped_and_not_copied() -> None:

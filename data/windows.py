@@ -15,12 +15,11 @@ from torch import Tensor
 
 from data.config import TextConfig
 from data.listing import listed
-from data.order import epoch_samples
+from data.order import ORDER, drawn, epoch_samples
 from data.text import Source
 from data.tokenizer import unit_of
 from data.tokens import tokenized
 from training.runtime.errors import InputError
-from training.seeds import generator
 from training.task import IGNORED, Batch
 
 MAX_LISTED = 16
@@ -66,6 +65,8 @@ class TextData:
     Raises:
         InputError: A split is shorter than one context, or has characters that are unknown.
     """
+
+    order = ORDER
 
     def __init__(self, source: Source, context: int, seed: int, data: TextConfig | None = None) -> None:
         self.context, self.seed = context, seed
@@ -118,7 +119,7 @@ class TextData:
         samples = epoch_samples(first, count, num_samples=self.samples_per_epoch, seed=self.seed)
         length = len(self._train_N)
         for epoch, windows in samples:
-            offset = torch.randint(length, (), generator=generator(self.seed, epoch, "offset"))
+            offset = drawn(length, self.seed, epoch, "offset")
             yield epoch, (offset + windows * self.context) % length
 
     def validation_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1, every: int = 1) -> Iterator[Batch]:

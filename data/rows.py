@@ -59,7 +59,7 @@ def read_rows(path: Path, columns: tuple[str, str], *, chosen: bool) -> tuple[li
         numbered, more = _table(path, lines, columns, chosen=chosen)
         guesses += more
     else:
-        numbered = [(number, _object(line)) for number, line in enumerate(lines, start=1) if line.strip()]
+        numbered = [(number, json_object(line)) for number, line in enumerate(lines, start=1) if line.strip()]
     return [(f"{path}, line {number}", row) for number, row in numbered], guesses
 
 
@@ -73,7 +73,8 @@ def _array(path: Path, text: str) -> Iterator[tuple[str, Row]]:
         yield f"{path}, row {number}", flat_columns(value)
 
 
-def _object(line: str) -> Row:
+def json_object(line: str) -> Row:
+    """The row of a JSON line, or what is wrong with it."""
     try:
         return flat_columns(_parse(line))
     except (ValueError, RecursionError) as error:

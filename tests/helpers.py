@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 from contextlib import suppress
@@ -44,6 +45,15 @@ def command(
         timeout=timeout,
         check=False,
     )
+
+
+def python_file(folder: Path) -> Path:
+    """What stands for `sys.executable` where a program starts it: a file that makes a fork."""
+    file = folder / "python"
+    if not file.exists():
+        file.write_text(f'#!/bin/sh\nexec {shlex.join(python())} "$@"\n')
+        file.chmod(0o755)
+    return file
 
 
 def free_port() -> str:

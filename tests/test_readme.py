@@ -148,7 +148,7 @@ def test_a_benchmark_is_parsed_as_it_stands(each: Typed, folder: Path) -> None:
 @pytest.mark.parametrize(
     "each",
     [
-        pytest.param(each, id=name(each), marks=pytest.mark.nightly if "gpt/seed" in name(each) else pytest.mark.ci)
+        pytest.param(each, id=name(each), marks=pytest.mark.ci if "seq2seq" in name(each) else pytest.mark.nightly)
         for each in BENCHMARKS
     ],
 )
@@ -159,8 +159,14 @@ def test_a_benchmark_runs_with_a_small_model(each: Typed, folder: Path) -> None:
     assert done.stdout
 
 
-@pytest.mark.ci
-@pytest.mark.parametrize("each", [each for each in OF_TRAINING if "--peer" not in each.arguments], ids=name)
+@pytest.mark.parametrize(
+    "each",
+    [
+        pytest.param(each, id=name(each), marks=pytest.mark.nightly if "compile" in name(each) else pytest.mark.ci)
+        for each in OF_TRAINING
+        if "--peer" not in each.arguments
+    ],
+)
 def test_a_benchmark_of_training_runs_with_a_small_model(each: Typed, folder: Path) -> None:
     short = f"{SMALL} --warm_up 4 --steps 4 --rounds 1"
     text = "--data.source text.txt" if "configs/gpt/" in name(each) else "--data.val_samples 10"
@@ -218,7 +224,8 @@ def test_the_sample_is_as_long_as_its_command_asks_for() -> None:
 def test_an_example_runs_and_resumes(example: str, text_file: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(example)
     text = [] if "load_source" in example else ["--data.source", text_file]
-    options = [*text, "--output_dir", "run", "--training.batch_size", "4", "--resume", "--training.max_steps"]
+    options = [*SMALL_MODEL.split(), *text, "--output_dir", "run", "--training.batch_size", "4", "--resume"]
+    options.append("--training.max_steps")
     done = command("mine.py", *options, "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "step 3/3  validation loss" in done.stdout

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import psutil
 from forking import python
-from helpers import ROOT
+from helpers import ROOT, python_file
 
 _numbers = itertools.count()
 PORT = "29500"
@@ -142,12 +142,7 @@ def _relay(first: Machine, second: Machine, milliseconds: float) -> Iterator[Non
 
 def environment(machine: Machine, scratch: Path) -> dict[str, str]:
     """What a launcher is told: to compute on the CPU, over this card, with forks for Python."""
-    shim = scratch / "python"
-    if not shim.exists():
-        words = " ".join(f"'{word}'" for word in python())
-        shim.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
-        shim.chmod(0o755)
-    own = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": machine.card, "PYTHON_EXEC": str(shim)}
+    own = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": machine.card, "PYTHON_EXEC": str(python_file(scratch))}
     threads = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return os.environ | {"PYTHONPATH": str(ROOT)} | threads | own
 

@@ -125,7 +125,8 @@ def test_two_machines_give_the_losses_of_one_process(
 
 
 @pytest.mark.parametrize(
-    "fault", ["the cable is pulled", "machine 0 dies", pytest.param("machine 1 dies", marks=pytest.mark.nightly)]
+    "fault",
+    ["the cable is pulled", *(pytest.param(f"machine {n} dies", marks=pytest.mark.nightly) for n in range(2))],
 )
 def test_what_is_left_ends_with_one_line_and_both_go_on_from_the_last_checkpoint(
     machines: tuple[Machine, Machine], long: GPTConfig, whole: bytes, tmp_path: Path, fault: str

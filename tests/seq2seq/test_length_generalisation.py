@@ -1,9 +1,10 @@
 """Trainings of each recipe, measured by length."""
 
+import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, python_file
 from seq2seq_models import small_config
 
 from seq2seq.length_generalisation import RECIPES, Trial, measure_trial, plot, table, train_trial
@@ -11,6 +12,11 @@ from training.config.command_line import config_to_yaml
 from training.runtime.errors import CommandError
 
 SCRIPT = ROOT / "launch/train_seq2seq.py"
+
+
+@pytest.fixture(autouse=True)
+def forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(python_file(tmp_path)))
 
 
 def test_recipes_are_every_kind_of_positions() -> None:

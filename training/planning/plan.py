@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -88,7 +89,9 @@ def plan(make_task: Callable[[], Task], config: RunConfig, asked: Asked) -> dict
     Raises:
         InputError: Configuration, data, card or link do not serve.
     """
-    target, task = _named(config, asked.gpu) if asked.gpu else _here(config), make_task()
+    target = _named(config, asked.gpu) if asked.gpu else _here(config)
+    with torch.device("meta") if asked.gpu else nullcontext():  # Of weights only the shapes count then.
+        task = make_task()
     link = find_link(asked.link, target.card) if target.on_gpu or asked.link else None
     if asked.gpus > 1 and link is None:
         raise InputError(f"gpus is {asked.gpus}, and there is no GPU here: name one by --gpu, or give a --link")

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from demo_runs import Server, serving
+from helpers import python_file
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import demo.jobs
@@ -430,7 +431,8 @@ def test_who_waits_sees_its_place_and_a_tab_that_is_closed_ends_its_request(
 
 
 def test_the_first_visit_offers_to_train_the_quick_model(browser: Browser, tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
+    slow_app = Path(__file__).with_name("slow_app.py")
+    with serving(tmp_path, script=slow_app, PYTHON_FILE=str(python_file(tmp_path))) as server:
         page = browser.new_page()
         watch = Watch(page)
         page.goto(server.url)

@@ -3,6 +3,7 @@
 import gc
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from helpers import python_file
 
 import decoding.compiled
 import demo.jobs
@@ -568,7 +570,8 @@ def test_curves_follow_a_run_that_is_in_progress(runs: Path, tmp_path: Path) -> 
     assert read_curves([]).samples == ""
 
 
-def test_the_quick_model_trains_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_the_quick_model_trains_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(python_file(tmp_path)))
     (tmp_path / "text.txt").write_text("to be or not to be " * 200)
     options = ("--training.max_steps", "6", "--training.log_interval", "1", "--data.source", str(tmp_path / "text.txt"))
     training = QuickTraining(tmp_path / "runs", options)

@@ -31,6 +31,7 @@ class CharTokenizer:
     """
 
     end_of_text: int | None = None
+    notes: tuple[str, ...] = ()
 
     def __init__(self, characters: str) -> None:
         self.characters = characters
@@ -75,6 +76,10 @@ class CharTokenizer:
                 f"of {name}: it does not occur in the training text{every if len(unknown) > 1 else ''}; {way_on}"
             )
         return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """The token ids of each text; see `encode`. It looks up a table, which more cores would not make faster."""
+        return [self.encode(text) for text in texts]
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """The token ids of a text to continue, whose line ends become those of the vocabulary.

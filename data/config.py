@@ -17,6 +17,25 @@ FRAME = 2
 """A source takes so many tokens more than its symbols: start and end. A target takes one more, the start or the end."""
 TEXT_SOURCES = "auto, hub, hub:OWNER/NAME, a text file or a folder of them, a pattern, or several of these with commas"
 
+MIN_BPE, MAX_BPE = 257, 10**6
+"""The size of a byte-level BPE: the bytes and the end of a text at least."""
+TOKENIZERS = f"characters, bytes, bpe:N with N from {MIN_BPE} to {MAX_BPE:,}, or a file tokenizer.json"
+TOKENIZER_BYTES = 50_000_000
+
+
+def bpe_size(tokenizer: str) -> int | None:
+    """N of a tokenizer bpe:N, else None."""
+    named = re.fullmatch(r"bpe:(\d{1,7})", tokenizer, re.ASCII)
+    return int(named[1]) if named else None
+
+
+def known_tokenizer(name: str) -> bool:
+    """Whether a name is that of a tokenizer."""
+    size = bpe_size(name)
+    if size is not None:
+        return MIN_BPE <= size <= MAX_BPE
+    return name in ("characters", "bytes") or (is_line(name) and name.endswith(".json") and name[:4] != "bpe:")
+
 
 def hub_name(source: str) -> str | None:
     """OWNER/NAME of a source hub:OWNER/NAME, else None."""
@@ -40,6 +59,11 @@ class TextConfig(Section):
         subset: Subset (configuration) of a hub data set that has several; null for its default.
         unknown: What to do with characters that a validation split of its own has and the training text lacks: error,
             or skip them.
+        tokenizer: What a token is: characters, bytes (nothing is ever unknown), bpe:N (a byte-level BPE of N entries,
+            learnt from the training text), or a tokenizer.json of a byte-level BPE in the format of the library
+            tokenizers. With all but characters an end-of-text token follows each document.
+        tokenizer_bytes: From how many bytes of the training text bpe:N is learnt at most; they are taken evenly from
+            all of it.
     """
 
     section = "data"
@@ -48,12 +72,16 @@ class TextConfig(Section):
     revision: str | None = setting(None, on_resume="same")
     subset: str | None = setting(None, on_resume="same")
     unknown: Unknown = setting("error", on_resume="same")
+    tokenizer: str = setting("characters", on_resume="refused")
+    tokenizer_bytes: int = setting(TOKENIZER_BYTES, on_resume="same")
 
     def __post_init__(self) -> None:
         for name in ("source", "column", "revision", "subset"):
             self.check(name, is_line(getattr(self, name) or ""), "text of one line, in UTF-8")
         self.check("source", self.source != "", TEXT_SOURCES)
         self.check("source", hub_name(self.source) is not None or not self.source.startswith("hub:"), TEXT_SOURCES)
+        self.check("tokenizer", known_tokenizer(self.tokenizer), TOKENIZERS)
+        self.check("tokenizer_bytes", 1000 <= self.tokenizer_bytes <= 10**12, "between 1000 and 10^12")
         for name, default in (("column", "text"), ("revision", None), ("subset", None)):
             value = getattr(self, name)
             self.check(name, value != "", "a name")

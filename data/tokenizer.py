@@ -7,7 +7,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data.byte_tokenizer import ByteTokenizer
 from data.characters import CharTokenizer
+from data.config import TOKENIZER_BYTES, bpe_size
+from data.subwords import SubwordTokenizer, learn_subwords
+from training.storage.reading import parse_json, read_text
 
 
 class Tokenizer(Protocol):
@@ -15,14 +19,19 @@ class Tokenizer(Protocol):
 
     Attributes:
         end_of_text: The token that ends a document; None for a vocabulary without.
+        notes: What is to be said of it as a run begins.
     """
 
     end_of_text: int | None
+    notes: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
     def encode(self, text: str, name: str = ..., way_on: str = ..., *, skip: bool = False) -> NDArray[np.int32]:
         """The tokens of a text; see `CharTokenizer.encode`."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """The tokens of each of several texts, on all cores."""
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """The tokens of a text to continue."""
@@ -37,10 +46,26 @@ class Tokenizer(Protocol):
         """The content of tokenizer.json."""
 
 
-def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
-    """The tokenizer that `--data.tokenizer` names, learnt from training texts where it is one that is learnt."""
-    assert name == "characters"
-    return CharTokenizer.from_texts(texts)
+def make_tokenizer(name: str, texts: Iterable[str], learn_bytes: int = TOKENIZER_BYTES) -> Tokenizer:
+    """The tokenizer that `--data.tokenizer` names.
+
+    Args:
+        name: characters, bytes, bpe:N, or a tokenizer.json.
+        texts: Those to train on, for a tokenizer that is learnt: `characters` reads all, `bpe:N` takes what it needs.
+        learn_bytes: From how many bytes of them `bpe:N` is learnt at most.
+
+    Raises:
+        FileError: The tokenizer.json cannot be read, or is not byte-level.
+    """
+    if name == "characters":
+        return CharTokenizer.from_texts(texts)
+    if name == "bytes":
+        return ByteTokenizer()
+    size = bpe_size(name)
+    if size is not None:
+        return learn_subwords(texts, size, learn_bytes)
+    path = Path(name).expanduser()
+    return read_tokenizer(read_text(path), path)
 
 
 def read_tokenizer(content: str, file: Path = Path("tokenizer.json")) -> Tokenizer:
@@ -49,4 +74,14 @@ def read_tokenizer(content: str, file: Path = Path("tokenizer.json")) -> Tokeniz
     Raises:
         MalformedFileError: It is none; the message names the file.
     """
-    return CharTokenizer.from_json(content, file)
+    saved = parse_json(content, file)
+    if not isinstance(saved, dict) or "kind" in saved or "characters" in saved:
+        if isinstance(saved, dict) and saved.get("kind") == "bytes":
+            return ByteTokenizer()
+        return CharTokenizer.from_json(content, file)
+    return SubwordTokenizer(content, file)
+
+
+def unit_of(tokenizer: Tokenizer) -> str:
+    """What a token is called where losses and lengths are told."""
+    return "character" if isinstance(tokenizer, CharTokenizer) else "token"

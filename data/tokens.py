@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from data.config import TextConfig, Unknown
 from data.documents import Documents, joined
 from data.text import Source
-from data.tokenizer import Tokenizer, make_tokenizer
+from data.tokenizer import Tokenizer, make_tokenizer, unit_of
 
 TRAIN_PERCENT = 90
 
@@ -42,12 +42,15 @@ def tokenized(source: Source, data: TextConfig, tokenizer: Tokenizer | None = No
     Raises:
         InputError: The validation text has characters that are unknown.
     """
-    # Of a text that is cut in two the whole is known: what only its end has is learnt by nobody, but can be read.
-    tokenizer = tokenizer or make_tokenizer("characters", (chunk.text for chunk in source.documents))
     training, validation = split(source)
+    if tokenizer is None:
+        # Of a text that is cut in two the whole is known: what only its end has is learnt by nobody, but can be read.
+        characters = data.tokenizer == "characters"
+        texts = (chunk.text for chunk in source.documents) if characters else [training]
+        tokenizer = make_tokenizer(data.tokenizer, texts, data.tokenizer_bytes)
     train, _ = _encode(tokenizer, training, "the training text", "error")
     val, note = _encode(tokenizer, validation, "the validation text", data.unknown)
-    return Tokenized(train, val, tokenizer, sha256(source), (note,) if note else ())
+    return Tokenized(train, val, tokenizer, sha256(source), (*tokenizer.notes, *([note] if note else [])))
 
 
 def split(source: Source) -> tuple[str, str]:
@@ -77,6 +80,6 @@ def _sha256(documents: Documents) -> str:
 def _encode(tokenizer: Tokenizer, text: str, name: str, unknown: Unknown) -> tuple[Tokens, str]:
     """The tokens of a text, and what was skipped, in words."""
     tokens = tokenizer.encode(text, name, "--data.unknown skip leaves them out", skip=unknown == "skip")
-    skipped = len(text) - len(tokens)
+    skipped = len(text) - len(tokens) if unit_of(tokenizer) == "character" else 0
     note = f"{name}: {skipped:,} unknown characters skipped" if skipped else ""
     return Tokens(tokens, len(text.encode())), note

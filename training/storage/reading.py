@@ -22,8 +22,8 @@ from training.config.plain_yaml import load_yaml
 from training.config.sections import shown
 from training.runtime.errors import InputError
 
-MAX_BYTES = 16 * 2**20
-"""Of a JSON, YAML or text file: far more than one of ours takes."""
+MAX_BYTES = 64 * 2**20
+"""Of a JSON, YAML or text file: far more than a vocabulary of 200,000 tokens takes."""
 MAX_LINE = 2**16
 """Bytes of a line of JSON."""
 _BLOCK = 2**16

@@ -18,6 +18,7 @@ from helpers import python_file
 
 import decoding.compiled
 import demo.jobs
+from data.byte_tokenizer import ByteTokenizer
 from data.vocabulary import END, Vocabulary
 from decoding.decoder import Decoder
 from decoding.sampling import Sampler, Sampling
@@ -493,7 +494,8 @@ def test_a_checkpoint_that_is_damaged_or_vanishes_is_a_message_without_a_path(ru
 
 def test_text_is_never_html(session: Session) -> None:
     bad = "<script>alert(1)</script>"
-    writing = Writing(prompt=bad, mode=bad, context=9, when_full="stop", limit=9, cache_bytes=1)
+    about: Any = {"prompt_tokens": [0], "tokenizer": ByteTokenizer(), "context": 9, "when_full": "stop"}
+    writing = Writing(prompt=bad, mode=bad, limit=9, cache_bytes=1, **about)
     real = last(session.write("me", "small", "<b>", max_new_tokens=20, alternatives=True, temperature=3))
     for html in (
         show.text_html(writing, coloured=True), show.text_html(real, coloured=True), show.writing_figures(writing),
@@ -516,7 +518,8 @@ def test_an_update_of_the_text_is_the_one_before_with_more_behind_it(session: Se
 
 
 def test_long_lines_are_thinned_and_axes_seldom_change() -> None:
-    writing = Writing(prompt="ab", mode="eager", context=9, when_full="stop", limit=9, cache_bytes=1)
+    about: Any = {"prompt_tokens": [0, 1], "tokenizer": ByteTokenizer(), "context": 9, "when_full": "stop"}
+    writing = Writing(prompt="ab", mode="eager", limit=9, cache_bytes=1, **about)
     assert show.token_times(writing) == []
     writing.milliseconds = [50.0] + [1.0] * 2000
     (line,) = show.token_times(writing)

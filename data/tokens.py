@@ -20,6 +20,10 @@ class Tokens(NamedTuple):
     tokens_N: NDArray[np.integer]
     num_bytes: int
 
+    def target_bytes(self, tokenizer: Tokenizer) -> int:
+        """Of how many bytes of UTF-8 the targets are made: all tokens but the first."""
+        return self.num_bytes - len(tokenizer.token_bytes(int(self.tokens_N[0])))
+
 
 class Tokenized(NamedTuple):
     """The tokens of a text, by split, with what made them; `notes` say what was left out."""
@@ -82,4 +86,5 @@ def _encode(tokenizer: Tokenizer, text: str, name: str, unknown: Unknown) -> tup
     tokens = tokenizer.encode(text, name, "--data.unknown skip leaves them out", skip=unknown == "skip")
     skipped = len(text) - len(tokens) if unit_of(tokenizer) == "character" else 0
     note = f"{name}: {skipped:,} unknown characters skipped" if skipped else ""
-    return Tokens(tokens, len(text.encode())), note
+    read = tokenizer.decode(tokens.tolist()) if skipped else text
+    return Tokens(tokens, len(read.encode())), note

@@ -66,7 +66,6 @@ class TextData:
         training, validation, self.tokenizer, self.sha256, notes = tokenized(source, data or TextConfig())
         self.origin, self.notes = source.origin, (*source.notes, *notes)
         self._train_N, self._val_N = torch.from_numpy(training.tokens_N), torch.from_numpy(validation.tokens_N)
-        self.validation_bytes = validation.num_bytes
         for name, tokens_N in (("training", self._train_N), ("validation", self._val_N)):
             if len(tokens_N) <= context:
                 raise InputError(
@@ -74,6 +73,7 @@ class TextData:
                     f"{context:,}: use a longer text or a smaller --model.max_len"
                 )
         self.validation_targets = len(self._val_N) - 1
+        self.validation_bytes = validation.target_bytes(self.tokenizer)
         # Fewer than T tokens are left out of an epoch, others each time.
         self.samples_per_epoch, self.tokens_per_sample = len(self._train_N) // context, float(context)
 

@@ -1,13 +1,13 @@
 """The runs that a page offers, and their models, loaded when they are asked for."""
 
 import logging
+import math
 import os
 import threading
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from math import inf, log
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -64,7 +64,7 @@ class Entry:
         then."""
         if self.bits_per_byte is not None:
             return self.bits_per_byte
-        return None if self.val_loss is None else self.val_loss / log(2)
+        return None if self.val_loss is None else self.val_loss / math.log(2)
 
     @property
     def label(self) -> str:
@@ -140,7 +140,7 @@ class Catalogue:
 
     def best(self, kind: ModelType) -> str | None:
         """The run with the fewest bits per byte of those that can be loaded, which is tried once for each."""
-        by_loss = sorted(self.entries(kind), key=lambda entry: inf if entry.bits is None else entry.bits)
+        by_loss = sorted(self.entries(kind), key=lambda entry: math.inf if entry.bits is None else entry.bits)
         for entry in by_loss:
             with suppress(InputError):
                 if self._can_be_loaded(entry.name, kind, _version(find_checkpoint(self.runs / entry.name))):

@@ -466,7 +466,7 @@ def test_the_list_names_loss_and_size(runs: Path) -> None:
         ("copy", "seq2seq", "copy"),
     }
     label = next(entry.label for entry in entries if entry.kind == "gpt")
-    assert re.fullmatch(r"small \(val. loss \d\.\d{3}, 0.1 MB\)", label)
+    assert re.fullmatch(r"small \(\d\.\d{3} bits per byte, 0.1 MB\)", label)
     assert Catalogue(runs / "nowhere").entries() == []
 
 

@@ -6,10 +6,12 @@ command that converts the file.
 """
 
 import codecs
+import io
 import shlex
 from collections import Counter
-from contextlib import suppress
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +43,10 @@ ALPHABETS = (
 SIGNS = "«»‹›„“”‚‘’–—…·•°§¿¡£€\xa0\xad"  # noqa: RUF001
 
 NO_TEXT = {b"%PDF-": "PDF", b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG"}
-SAMPLE_LINES = 4000
+MARK_DROPPED = "without its byte order mark"
+SAMPLE_LINES, SAMPLE_BYTES = 4000, 2**19
+BLOCK = 2**20
+"""So much of a file is looked at at a time, and the rest of the line where that is not longer."""
 SURE_BYTES, SURE_SHARE = 100, 0.9
 """Of fewer bytes beyond ASCII anything can be made, unless nearly all are letters of one alphabet."""
 ASCII = bytes(range(128))
@@ -49,11 +54,22 @@ NEAR_CHAOS, NEAR_COHERENCE, NEAR_SHARE = 0.02, 0.1, 0.03
 """How near a guess must come to the best one to contradict it: charset-normalizer's measures, and the share of letters
 that belong to one alphabet."""
 
+Blocks = Callable[[], Iterable[bytes]]
+"""The bytes of a file in blocks that are not empty, from the first on each time that it is called."""
+
 
 class TextFile(NamedTuple):
     """The text of a file, and what was done to read it, if it was not plain UTF-8."""
 
     text: str
+    note: str | None = None
+
+
+class Encoding(NamedTuple):
+    """How to read a file: Python's codec, the bytes of the mark before the text, and what to say of it."""
+
+    codec: str = "utf-8"
+    mark: int = 0
     note: str | None = None
 
 
@@ -91,49 +107,120 @@ def decode_text(content: bytes, name: Path | str) -> TextFile:
     Raises:
         NoText: They are empty or no text, or their encoding is not sure; the message has the command that converts it.
     """
-    mark = next((mark for mark in MARKS if content.startswith(mark)), b"")
-    if len(content) == len(mark):
+    encoding = _find_encoding(lambda: [content], name)
+    return TextFile(content[encoding.mark :].decode(encoding.codec), encoding.note)
+
+
+def find_encoding(path: Path) -> Encoding:
+    """The encoding of a file of any size, which is read to its last byte, a block at a time.
+
+    Raises:
+        NoText: As `read_text` does.
+    """
+
+    def blocks() -> Iterator[bytes]:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                yield block + file.readline(BLOCK)
+
+    try:
+        return _find_encoding(blocks, path)
+    except OSError as error:
+        raise NoText(f"cannot read {path}:", error.strerror or str(error)) from error
+
+
+@contextmanager
+def opened(path: Path, encoding: Encoding) -> Iterator[io.TextIOWrapper]:
+    """A file to be read as text, line ends as they are.
+
+    Raises:
+        InputError: It cannot be read, or not in this encoding any more.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(encoding.mark)
+            yield io.TextIOWrapper(file, encoding.codec, newline="")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} has changed while it was read: leave it alone, and start again") from error
+
+
+def _find_encoding(blocks: Blocks, name: Path | str) -> Encoding:
+    head = next(iter(blocks()), b"")
+    mark = next((mark for mark in MARKS if head.startswith(mark)), b"")
+    if len(head) == len(mark):
         raise NoText(name, "is empty", "expected text")
     if mark:
-        return _marked(content[len(mark) :], MARKS[mark], name)
-    kind = next((kind for start, kind in NO_TEXT.items() if content.startswith(start)), None)
+        return _marked(blocks, mark, name)
+    kind = next((kind for start, kind in NO_TEXT.items() if head.startswith(start)), None)
     if kind is not None:
         raise NoText(name, f"is no text ({kind})")
-    if b"\0" in content:
-        return _guessed(content, content, WIDE, name)
-    try:
-        return TextFile(content.decode())
-    except UnicodeDecodeError as error:
-        _refuse_damaged(content, error, name)
-    # A few lines in ten thousand are in no sample of the whole. No encoding here has a line break in a character.
-    lines = islice((line for line in content.split(b"\n") if not line.isascii()), SAMPLE_LINES)
-    return _guessed(content, b"\n".join(lines), NARROW, name)
+    wrong = _first_wrong(blocks(), "utf-8", without=b"\0")
+    if wrong is None:
+        return Encoding()
+    if any(b"\0" in block for block in blocks()):
+        return _guessed(blocks, head[:SAMPLE_BYTES], WIDE, name)
+    _refuse_damaged(blocks, *wrong, name)
+    return _guessed(blocks, _sample(blocks()), NARROW, name)
 
 
-def _marked(content: bytes, encoding: str, name: Path | str) -> TextFile:
-    """The text behind a byte order mark."""
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        advice = f"the first wrong byte is at {error.start:,}; leave such out with "
-        raise NoText(name, f"is damaged {encoding}", advice, _iconv(encoding, name, "-c ")) from error
-    return TextFile(text, "without its byte order mark" if encoding == "UTF-8" else f"read as {encoding}")
+def _first_wrong(blocks: Iterable[bytes], codec: str, without: bytes | None = None) -> tuple[int, int] | None:
+    """Where the first byte stands that cannot be decoded, and which it is; `without`: a byte that counts as such."""
+    decoder, before = codecs.getincrementaldecoder(codec)(), 0
+    for block in chain(blocks, [b""]):
+        if without is not None and without in block:
+            return before + block.index(without), without[0]
+        try:
+            decoder.decode(block, not block)
+        except UnicodeDecodeError as error:
+            return before + len(block) - len(error.object) + error.start, error.object[error.start]
+        before += len(block)
+    return None
 
 
-def _refuse_damaged(content: bytes, error: UnicodeDecodeError, name: Path | str) -> None:
+def _marked(blocks: Blocks, mark: bytes, name: Path | str) -> Encoding:
+    """The encoding that a byte order mark names, if all that follows is in it."""
+    encoding = MARKS[mark]
+    rest = (block[len(mark) * (number == 0) :] for number, block in enumerate(blocks()))
+    if wrong := _first_wrong(filter(None, rest), encoding):
+        advice = f"the first wrong byte is at {wrong[0]:,}; leave such out with "
+        raise NoText(name, f"is damaged {encoding}", advice, _iconv(encoding, name, "-c "))
+    return Encoding(encoding, len(mark), MARK_DROPPED if encoding == "UTF-8" else f"read as {encoding}")
+
+
+def _refuse_damaged(blocks: Blocks, place: int, byte: int, name: Path | str) -> None:
     """Raise a `NoText` where most of what is beyond ASCII is UTF-8: a guess would take all of it for something else."""
-    text = content.decode(errors="replace")
-    bad = text.count("\ufffd")
-    good = len(text) - len(text.encode("ascii", "ignore")) - bad
-    if good > 4 * bad:
-        line = content.count(b"\n", 0, error.start) + 1
-        first = f"the first in line {line:,} (0x{content[error.start]:02x})"
-        advice = f"{bad:,} wrong bytes, {first}; leave them out with "
-        raise NoText(name, "is damaged UTF-8", advice, _iconv("UTF-8", name, "-c ")) from error
+    decoder, bad, beyond = codecs.getincrementaldecoder("utf-8")("replace"), 0, 0
+    for block in chain(blocks(), [b""]):
+        text = decoder.decode(block, not block)
+        bad += text.count("\ufffd")
+        beyond += len(text) - len(text.encode("ascii", "ignore"))
+    if beyond > 5 * bad:
+        line, before = 1, 0
+        for block in blocks():
+            line += block.count(b"\n", 0, max(place - before, 0))
+            before += len(block)
+        advice = f"{bad:,} wrong bytes, the first in line {line:,} (0x{byte:02x}); leave them out with "
+        raise NoText(name, "is damaged UTF-8", advice, _iconv("UTF-8", name, "-c "))
 
 
-def _guessed(content: bytes, sample: bytes, names: dict[str, str], name: Path | str) -> TextFile:
-    """The text in the encoding that fits the sample best.
+def _sample(blocks: Iterable[bytes]) -> bytes:
+    """Lines with bytes beyond ASCII: a few in ten thousand are in no sample of the whole.
+
+    No encoding here has a line break or a space in a character.
+    """
+    lines, room = list[bytes](), SAMPLE_BYTES
+    for line in (line for block in blocks for line in block.split(b"\n") if not line.isascii()):
+        lines.append(line if len(line) <= room else line[:room].rpartition(b" ")[0] or line[:room])
+        room -= len(lines[-1])
+        if len(lines) == SAMPLE_LINES or len(lines[-1]) < len(line):
+            break
+    return b"\n".join(lines)
+
+
+def _guessed(blocks: Blocks, sample: bytes, names: dict[str, str], name: Path | str) -> Encoding:
+    """The encoding that fits the sample best.
 
     charset-normalizer does not tell the encodings of Latin script apart by their letters: of guesses that are near its
     best one, the one whose letters belong together in some alphabet is taken.
@@ -149,8 +236,7 @@ def _guessed(content: bytes, sample: bytes, names: dict[str, str], name: Path | 
             continue
         # Of encodings that give the same text, the usual one.
         encoding = min((other for other in match.could_be_from_charset if other in names), key=order.index)
-        with suppress(UnicodeDecodeError):
-            content.decode(encoding)
+        if _first_wrong(blocks(), encoding) is None:
             shares[encoding] = _share(sample.decode(encoding, errors="replace"))
     if not shares:
         raise NoText(name, "is no text" + " (it has NUL bytes)" * (names is WIDE))
@@ -161,7 +247,7 @@ def _guessed(content: bytes, sample: bytes, names: dict[str, str], name: Path | 
         perhaps = " or ".join(names[encoding] for encoding in (best, *rivals))
         command = _iconv(names[best], name)
         raise NoText(name, f"is not UTF-8, perhaps {perhaps}", "convert it, for example: ", command)
-    return TextFile(content.decode(best), f"read as {names[best]}, a guess")
+    return Encoding(best, note=f"read as {names[best]}, a guess")
 
 
 def _share(text: str) -> float:

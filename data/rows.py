@@ -59,7 +59,7 @@ def read_rows(path: Path, columns: tuple[str, str], *, chosen: bool) -> tuple[li
         numbered, more = _table(path, lines, columns, chosen=chosen)
         guesses += more
     else:
-        numbered = [(number, _object(line)) for number, line in enumerate(lines, start=1) if line.strip()]
+        numbered = [(number, json_object(line)) for number, line in enumerate(lines, start=1) if line.strip()]
     return [(f"{path}, line {number}", row) for number, row in numbered], guesses
 
 
@@ -70,12 +70,13 @@ def _array(path: Path, text: str) -> Iterator[tuple[str, Row]]:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise InputError(f"{path}{line}: expected an array of JSON objects ({_reason(error)})") from error
     for number, value in enumerate(values, start=1):
-        yield f"{path}, row {number}", _columns(value)
+        yield f"{path}, row {number}", flat_columns(value)
 
 
-def _object(line: str) -> Row:
+def json_object(line: str) -> Row:
+    """The row of a JSON line, or what is wrong with it."""
     try:
-        return _columns(_parse(line))
+        return flat_columns(_parse(line))
     except (ValueError, RecursionError) as error:
         return f"expected a JSON object, got none ({_reason(error)})"
 
@@ -89,7 +90,7 @@ def _reason(error: Exception) -> str:
     return getattr(error, "msg", "nested too deep")
 
 
-def _columns(value: Any) -> Row:
+def flat_columns(value: Any) -> Row:
     """The values of an object; of {"translation": {"en": "…"}} the column is translation.en."""
     return dict(_leaves(value)) if isinstance(value, dict) else f"expected a JSON object, got {type(value).__name__}"
 

@@ -222,6 +222,7 @@ _ENDS = {
     "length": "as long as asked",
     "stop": "at the stop string",
     "context": "the context is full",
+    "end_of_text": "the model ended the text",
 }
 
 

@@ -47,6 +47,7 @@ def test_evaluate_measures_the_loss_of_training_again(folder: Path, weights: lis
     if not weights:
         assert f"perplexity          {last['perplexity']:.4f} per character\n" in done.stdout
         assert f"bits per character  {last['bits_per_character']:.4f}\n" in done.stdout
+        assert f"bits per byte       {last['bits_per_byte']:.4f}\n" in done.stdout
         targets = len(TEXT) - len(TEXT) * 9 // 10 - 1
         assert f"text                val split of text.txt, {targets:,} targets\n" in done.stdout
 

@@ -71,13 +71,13 @@ class TextConfig(Section):
         subset: Subset (configuration) of a hub data set that has several; null for its default.
         unknown: What to do with characters that a validation split of its own has and the training text lacks: error,
             or skip them.
+        validation_share: How much of a text without a validation text of its own is for validation: of 1,000 documents
+            (files, rows) or more that share of them, by a hash of each one's content; else the last part of the text.
         tokenizer: What a token is: characters, bytes (nothing is ever unknown), bpe:N (a byte-level BPE of N entries,
             learnt from the training text), or a tokenizer.json of a byte-level BPE in the format of the library
             tokenizers. With all but characters an end-of-text token follows each document.
         tokenizer_bytes: From how many bytes of the training text bpe:N is learnt at most; they are taken evenly from
             all of it.
-        validation_share: How much of a text without a validation text of its own is for validation: of 1,000 documents
-            (files, rows) or more that share of them, by a hash of each one's content; else the last part of the text.
     """
 
     section = "data"
@@ -88,9 +88,9 @@ class TextConfig(Section):
     revision: str | None = setting(None, on_resume="same")
     subset: str | None = setting(None, on_resume="same")
     unknown: Unknown = setting("error", on_resume="same")
+    validation_share: float = setting(0.1, on_resume="refused")
     tokenizer: str = setting("characters", on_resume="refused")
     tokenizer_bytes: int = setting(TOKENIZER_BYTES, on_resume="same")
-    validation_share: float = setting(0.1, on_resume="refused")
 
     def __post_init__(self) -> None:
         self.check("validation_share", 0 < self.validation_share < 1, "between 0 and 1")

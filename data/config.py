@@ -1,10 +1,11 @@
 """What a model learns from: the section `data` of a configuration, for text and for pairs of texts."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from data.mix import MIX, parse_mix
 from training.config.sections import Section, is_line, setting, shown
 from training.runtime.errors import InputError
 
@@ -54,6 +55,9 @@ class TextConfig(Section):
             Hugging Face hub), hub:OWNER/NAME (a data set of the hub: trains on its split train, validates on
             validation, else test, else the last 10 % of train), a text file, a folder of text files, a pattern such as
             'texts/*.txt', or several of these with commas; files are joined, those of a folder in sorted order.
+        mix: Several sources with weights in the place of one, such as 'a.txt=0.7,b/=0.3': that share of the training
+            windows is of each, which goes through epochs of its own; each is split by itself, and validation takes all.
+            The other options hold for all of them.
         column: Column of a hub data set that holds the text; rows without text are skipped, and each row ends a line.
         revision: Branch, tag or commit of a hub data set; null for its main branch.
         subset: Subset (configuration) of a hub data set that has several; null for its default.
@@ -68,6 +72,7 @@ class TextConfig(Section):
 
     section = "data"
     source: str = setting("auto", on_resume="same")
+    mix: str | None = setting(None, on_resume="same")
     column: str = setting("text", on_resume="same")
     revision: str | None = setting(None, on_resume="same")
     subset: str | None = setting(None, on_resume="same")
@@ -76,6 +81,12 @@ class TextConfig(Section):
     tokenizer_bytes: int = setting(TOKENIZER_BYTES, on_resume="same")
 
     def __post_init__(self) -> None:
+        if self.mix is not None:
+            self.check("mix", is_line(self.mix) and parse_mix(self.mix) != {}, MIX)
+            if self.source != TextConfig.source:
+                raise InputError(f"data.mix names the sources: leave out data.source, got {shown(self.source)}")
+            assert self.parts  # Each is checked as it is made.
+            return
         for name in ("source", "column", "revision", "subset"):
             self.check(name, is_line(getattr(self, name) or ""), "text of one line, in UTF-8")
         self.check("source", self.source != "", TEXT_SOURCES)
@@ -89,6 +100,11 @@ class TextConfig(Section):
                 raise InputError(
                     f"data.{name} is for sources hub:OWNER/NAME only, got data.source {shown(self.source)}"
                 )
+
+    @property
+    def parts(self) -> dict[str, "TextConfig"]:
+        """The configuration of each source of a mix, by its name."""
+        return {source: replace(self, source=source, mix=None) for source in parse_mix(self.mix or "")}
 
     @property
     def hub_name(self) -> str | None:

@@ -1,7 +1,9 @@
 """Texts of any size, read piece by piece."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 
@@ -32,6 +34,21 @@ class InMemory:
 
     def fingerprint(self) -> None:
         """None: whoever has them in memory can read them."""
+
+
+@dataclass(frozen=True)
+class Chained:
+    """Documents of several origins, one after the other."""
+
+    parts: Sequence[Documents]
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return chain.from_iterable(self.parts)
+
+    def fingerprint(self) -> str | None:
+        """Of all of them, where each has one."""
+        found = [part.fingerprint() for part in self.parts]
+        return None if None in found else hashlib.sha256(repr(found).encode()).hexdigest()
 
 
 def joined(documents: Documents) -> str:

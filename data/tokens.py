@@ -1,6 +1,7 @@
 """The tokens of a text to train on, and of the one to validate on."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,14 +44,22 @@ def tokenized(source: Source, data: TextConfig, tokenizer: Tokenizer | None = No
         InputError: The validation text has characters that are unknown.
     """
     training, validation = split(source)
-    if tokenizer is None:
-        # Of a text that is cut in two the whole is known: what only its end has is learnt by nobody, but can be read.
-        characters = data.tokenizer == "characters"
-        texts = (chunk.text for chunk in source.documents) if characters else [training]
-        tokenizer = make_tokenizer(data.tokenizer, texts, data.tokenizer_bytes)
+    tokenizer = tokenizer or learnt_tokenizer([source], data)
     train, _ = _encode(tokenizer, training, "the training text", "error")
     val, note = _encode(tokenizer, validation, "the validation text", data.unknown)
     return Tokenized(train, val, tokenizer, sha256(source), (*tokenizer.notes, *([note] if note else [])))
+
+
+def learnt_tokenizer(sources: Sequence[Source], data: TextConfig) -> Tokenizer:
+    """The tokenizer that the configuration names, of one text or of several.
+
+    Of a text that is cut in two all characters are known: what only its end has is learnt by nobody, but can be read.
+    """
+    if data.tokenizer == "characters":
+        texts = (chunk.text for source in sources for chunk in source.documents)
+    else:
+        texts = (split(source)[0] for source in sources)
+    return make_tokenizer(data.tokenizer, texts, data.tokenizer_bytes)
 
 
 def split(source: Source) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from data.config import TextConfig
 from data.listing import listed
 from data.order import ORDER, drawn, epoch_samples
 from data.text import Source
+from data.tokenizer import Tokenizer
 from data.tokens import tokenized
 from training.runtime.errors import InputError
 from training.task import IGNORED, Batch
@@ -55,6 +56,7 @@ class TextData:
         context: Length T of a window, in tokens.
         seed: Of the run.
         data: How to split it, and into which tokens; None for the defaults.
+        tokenizer: One that exists, in the place of the one that `data` names.
 
     Raises:
         InputError: A split is shorter than one context, or has characters that are unknown.
@@ -62,9 +64,16 @@ class TextData:
 
     order = ORDER
 
-    def __init__(self, source: Source, context: int, seed: int, data: TextConfig | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        context: int,
+        seed: int,
+        data: TextConfig | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         self.context, self.seed = context, seed
-        training, validation, self.tokenizer, self.sha256, notes = tokenized(source, data or TextConfig())
+        training, validation, self.tokenizer, self.sha256, notes = tokenized(source, data or TextConfig(), tokenizer)
         self.origin, self.notes = source.origin, (*source.notes, *notes)
         self._train_N, self._val_N = torch.from_numpy(training.tokens_N), torch.from_numpy(validation.tokens_N)
         self.validation_bytes = validation.num_bytes

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from data.config import TextConfig, Unknown
+from data.mixed import MixedData
 from data.text import Source, load_source
 from data.tokenizer import Tokenizer, read_tokenizer
 from data.tokens import sha256, tokenized
@@ -41,7 +42,12 @@ class GPTTask:
 
     def __init__(self, config: GPTConfig) -> None:
         self.config = config
-        self.data = self.data_class(self.load_source(), config.model.max_len, config.seed, config.data)
+        source, of_run = self.load_source(), (config.model.max_len, config.seed, config.data)
+        self.data: TextData | MixedData
+        if source.parts:
+            self.data = MixedData(source, *of_run, self.data_class)
+        else:
+            self.data = self.data_class(source, *of_run)
         self.model = self.model_class(config.model, len(self.data.tokenizer))
         self.model.init_weights(generator(config.seed, "weights"))
         self.flops_per_token = self.model.flops_per_token()

@@ -1,6 +1,9 @@
 """What `--data.mix` says: sources and their weights. No torch: `data/mixed.py` makes batches of them."""
 
+import hashlib
+import json
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from math import gcd, lcm
 
@@ -33,3 +36,8 @@ def parse_mix(mix: str) -> dict[str, int]:
         return {}
     times = -(-MIN_BLOCK // sum(counts))
     return {source: count * times for source, count in zip(weights, counts, strict=True)}
+
+
+def mixed_sha256(parts: Sequence[str], mix: str) -> str:
+    """Of a mix: of its texts, each known by its SHA-256, and their weights, wherever the texts lie."""
+    return hashlib.sha256(json.dumps([list(parts), list(parse_mix(mix).values())]).encode()).hexdigest()

@@ -3,9 +3,7 @@
 Shapes: B batch, T tokens, M windows of a block.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import chain
 
@@ -13,11 +11,11 @@ import torch
 from torch import Tensor
 
 from data.config import TextConfig
-from data.mix import parse_mix
+from data.mix import mixed_sha256, parse_mix
 from data.order import ORDER, epoch_samples
 from data.text import Source
 from data.tokenizer import Tokenizer
-from data.tokens import learnt_tokenizer
+from data.tokens import shared_tokenizer
 from data.windows import TextData
 from training.seeds import derive_seed
 from training.task import Batch
@@ -47,13 +45,13 @@ class MixedData:
         self, source: Source, context: int, seed: int, data: TextConfig, make: Callable[..., TextData] = TextData
     ) -> None:
         self._counts, self._seed = tuple(parse_mix(data.mix or "").values()), derive_seed(seed, "mix")
-        self.tokenizer: Tokenizer = learnt_tokenizer(list(source.parts.values()), data)
+        self.tokenizer: Tokenizer = shared_tokenizer(source, data)
         self.parts = {
-            name: make(part, context, derive_seed(seed, "mix", number), data, self.tokenizer)
-            for number, (name, part) in enumerate(source.parts.items())
+            name: make(source.parts[name], context, derive_seed(seed, "mix", number), part, self.tokenizer)
+            for number, (name, part) in enumerate(data.parts.items())
         }
         parts = list(self.parts.values())
-        self.origin, self.sha256 = source.origin, mixed_sha256([part.sha256 for part in parts], self._counts)
+        self.origin, self.sha256 = source.origin, mixed_sha256([part.sha256 for part in parts], data.mix or "")
         self.validation_targets = sum(part.validation_targets for part in parts)
         self.validation_bytes = sum(part.validation_bytes for part in parts)
         self.samples_per_epoch = sum(part.samples_per_epoch for part in parts)
@@ -114,8 +112,3 @@ def _sources_of_block(counts: tuple[int, ...], seed: int, number: int) -> Tensor
     size = sum(counts)
     [(_, order_M)] = epoch_samples(number * size, size, num_samples=size, seed=seed)
     return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[order_M]
-
-
-def mixed_sha256(parts: Sequence[str], counts: Sequence[int]) -> str:
-    """Of a mix: of its texts and their weights, wherever the texts lie."""
-    return hashlib.sha256(json.dumps([list(parts), list(counts)]).encode()).hexdigest()

@@ -3,18 +3,18 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
 from accelerate import Accelerator
 
 from data.config import TextConfig, Unknown
 from data.mixed import MixedData
 from data.text import Source, load_source
-from data.tokenizer import Tokenizer, read_tokenizer
+from data.tokenizer import Tokenizer, read_tokenizer, unit_of
 from data.tokens import sha256, tokenized
-from data.windows import TextData, side_by_side
+from data.windows import TextData, as_tensor, side_by_side
 from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, Mode
 from decoding.decoder import Decoder
 from decoding.sampling import Sampling
@@ -57,14 +57,19 @@ class GPTTask:
         return load_source(self.config.data)
 
     def sample(self, seed: int) -> str:
-        """`sample_length` characters that follow a line break."""
+        """`sample_length` tokens that follow a line break, or fewer where the model ends the text."""
         tokenizer, length = self.data.tokenizer, self.sample_length
         prompt = default_prompt(tokenizer)
         return "".join(sample_text(self.model, tokenizer, prompt, max_new_tokens=length, seed=seed))
 
     def metrics(self, val_loss: float | None) -> Mapping[str, float]:
-        """Perplexity per character, and bits per character."""
-        return {} if val_loss is None else text_metrics(val_loss)
+        """Perplexity and bits per byte, and per character where those are the tokens."""
+        data = self.data
+        return (
+            {}
+            if val_loss is None
+            else text_metrics(val_loss, data.validation_targets, data.validation_bytes, data.tokenizer)
+        )
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """The tokenizer."""
@@ -79,19 +84,27 @@ def default_prompt(tokenizer: Tokenizer) -> str:
 def can_read(tokenizer: Tokenizer, prompt: str) -> bool:
     """Whether a vocabulary has all that a text is made of."""
     try:
-        tokenizer.encode_prompt(prompt)
+        return bool(tokenizer.encode_prompt(prompt))
     except InputError:
         return False
-    return True
 
 
-def text_metrics(loss: float) -> dict[str, float]:
-    """Other measures of a loss in nats per character.
+def text_metrics(loss: float, num_targets: int, num_bytes: int, tokenizer: Tokenizer) -> dict[str, float]:
+    """Other measures of a loss in nats per token.
+
+    Args:
+        loss: The mean over all targets.
+        num_targets: How many they are.
+        num_bytes: Of how many bytes of UTF-8 they are made.
+        tokenizer: What made them.
 
     Returns:
-        `perplexity`, exp(loss), and `bits_per_character`, loss / ln 2.
+        `perplexity`, exp(loss); `bits_per_byte`, which compares across tokenizers; and `bits_per_character`,
+        loss / ln 2, where a token is a character.
     """
-    return {"perplexity": math.exp(min(loss, 700.0)), "bits_per_character": loss / math.log(2)}
+    bits = loss / math.log(2)
+    metrics = {"perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits * num_targets / max(num_bytes, 1)}
+    return metrics | ({"bits_per_character": bits} if unit_of(tokenizer) == "character" else {})
 
 
 def sample_text(
@@ -103,7 +116,7 @@ def sample_text(
     sampling: Sampling | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Continue `prompt` with a model that may be in training, character by character, past the end of its context.
+    """Continue `prompt` with a model that may be in training, token by token, past the end of its context.
 
     `decoding.writing.write` is faster and can do more, with a model that no longer changes.
     """
@@ -147,10 +160,11 @@ def load_gpt(
 
 
 class Measured(NamedTuple):
-    """A loss in nats per character, and what it was measured on, in words."""
+    """A loss in nats per token, what it was measured on, in words, and other measures; see `text_metrics`."""
 
     loss: float
     description: str
+    metrics: dict[str, float]
 
 
 def measure_split(
@@ -176,7 +190,7 @@ def measure_split(
     """
     config = loaded.config
     source = load_source(asked or config.data)
-    same = sha256(source) == loaded.data_sha256
+    same = sha256(source, asked or config.data, loaded.tokenizer) == loaded.data_sha256
     if not same and asked is None:
         raise InputError(
             f"{source.origin} is not the text that the run was trained on (its SHA-256 differs): "
@@ -184,15 +198,20 @@ def measure_split(
         )
     description = f"{split} split of {source.origin}"
     data = replace(asked or config.data, unknown=unknown or (asked or config.data).unknown)
-    found = tokenized(source, data, loaded.tokenizer)
-    tokens_N = torch.from_numpy((found.validation if split == "val" else found.training).tokens_N)
-    if len(tokens_N) < 2:
-        raise InputError(f"the {description} has {len(tokens_N)} characters, too few to predict one from another")
-    rank, num_ranks = accelerator.process_index, accelerator.num_processes
-    batches = side_by_side(tokens_N, config.model.max_len, config.training.eval_batch_size, rank, num_ranks)
+    texts = [(source.parts[name], part) for name, part in data.parts.items()] or [(source, data)]
+    found = [tokenized(*text, loaded.tokenizer, ["validation" if split == "val" else "training"]) for text in texts]
+    tokens = [each.validation if split == "val" else each.training for each in found]
+    num_targets = sum(max(len(part.tokens_N) - 1, 0) for part in tokens)
+    if num_targets < 1:
+        unit, count = unit_of(loaded.tokenizer), sum(len(part.tokens_N) for part in tokens)
+        raise InputError(f"the {description} has {count} {unit}s, too few to predict one from another")
+    share = config.training.eval_batch_size, accelerator.process_index, accelerator.num_processes
+    batches = (side_by_side(as_tensor(part.tokens_N), config.model.max_len, *share) for part in tokens)
     model = accelerator.prepare_model(loaded.model.to(accelerator.device), evaluation_mode=True)
-    notes = [*found.notes, *([] if same else ["another text than the run's"]), *source.notes]
-    said = "".join(f", {note}" for note in notes)
-    loss = mean_loss(accelerator, model, batches)
+    notes = [*(note for each in found for note in each.notes), *([] if same else ["another text than the run's"])]
+    said = "".join(f", {note}" for note in dict.fromkeys([*notes, *source.notes]))
+    loss = mean_loss(accelerator, model, chain.from_iterable(batches))
     require_finite([loss], f"the loss on the {description}")
-    return Measured(loss, f"{description}, {len(tokens_N) - 1:,} targets{said}")
+    num_bytes = sum(part.target_bytes(loaded.tokenizer) for part in tokens if len(part.tokens_N))
+    metrics = text_metrics(loss, num_targets, num_bytes, loaded.tokenizer)
+    return Measured(loss, f"{description}, {num_targets:,} targets{said}", metrics)

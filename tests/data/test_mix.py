@@ -5,15 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from helpers import read_metrics, with_training
 
 from data.config import TextConfig
 from data.mix import parse_mix
 from data.mixed import MixedData
 from data.text import load_source
+from data.tokens import sha256
 from data.windows import TextData
 from gpt.config import GPTConfig
-from gpt.task import GPTTask, train_gpt
+from gpt.task import GPTTask, load_gpt, measure_split, train_gpt
 from training.config.sections import ScheduleConfig
 from training.runtime.errors import InputError
 from training.tracking import curves
@@ -67,6 +69,29 @@ def test_a_mix_that_is_none_is_one_clear_line(folder: Path, options: dict[str, s
         load_source(TextConfig(**options))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_other_options_are_for_those_sources_that_they_are_for() -> None:
+    mix = TextConfig(mix="a.txt=1,rows.jsonl=1,python=1,hub:x/y=1", column="body", include="*.py", revision="main")
+    assert [part.column for part in mix.parts.values()] == ["text", "body", "text", "body"]
+    assert [part.include for part in mix.parts.values()] == ["*.py", "*.py", "*.py", None]
+    assert [part.revision for part in mix.parts.values()] == [None, None, None, "main"]
+    with pytest.raises(InputError, match=r"data\.subset is for sources hub:OWNER/NAME only, and data\.mix has none"):
+        TextConfig(mix="a.txt=1,python=1", subset="en")
+    with pytest.raises(InputError, match="data.tokenizer must be characters, bytes"):
+        TextConfig(mix="a.txt=1", tokenizer="words")
+
+
+def test_a_learnt_tokenizer_is_of_all_sources_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("all work and no play. " * 100)
+    Path("b.txt").write_text("x = lambda: numbers[7]\n" * 100)
+    data = TextConfig(mix="a.txt=1,b.txt=1", tokenizer="bpe:280")
+    mix = MixedData(load_source(data), CONTEXT, 1, data)
+    known = {mix.tokenizer.token_bytes(token) for token in range(len(mix.tokenizer))}
+    assert {b" play", b" lambda"} <= known
+    assert len(mix.tokenizer) == 280
+    assert sha256(load_source(data), data, mix.tokenizer) == mix.sha256
 
 
 def test_a_block_has_of_each_source_exactly_its_share_in_an_order_of_its_own(folder: Path) -> None:
@@ -159,6 +184,9 @@ def test_a_run_of_a_mix_names_the_loss_of_each_source_and_goes_on_to_the_bit(
     ends = read_metrics(Path("parts"))[6:]
     for name in ("train_loss", "grad_norm", "val_loss", "val_loss/other.txt"):
         assert [line.get(name) for line in ends] == [line.get(name) for line in lines[6:]]
+    measured = measure_split(Accelerator(cpu=True), load_gpt(Path("whole/checkpoints/last")), "val")
+    assert measured.loss == pytest.approx(last["val_loss"], abs=1e-6)
+    assert measured.metrics["bits_per_byte"] == pytest.approx(last["bits_per_byte"], abs=1e-6)
     other = replace(config, data=TextConfig(mix="text.txt=1,other.txt=1"))
     with pytest.raises(InputError, match="cannot go on with .*: data_sha256 was "):
         train_gpt(other, output_dir=Path("parts"), resume=True)

@@ -90,7 +90,7 @@ def test_a_run_leaves_what_it_promises(config: GPTConfig, tmp_path: Path) -> Non
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert [line["step"] for line in lines if "val_loss" in line] == [5, 10, 12]
     expected = "step epoch tokens seconds train_loss val_loss learning_rate grad_norm tokens_per_second"
-    assert set(lines[-1]) == {*expected.split(), "perplexity", "bits_per_character"}
+    assert set(lines[-1]) == {*expected.split(), "perplexity", "bits_per_character", "bits_per_byte"}
     assert set(lines[0]) == set(expected.split()) - {"val_loss"}
     assert lines[-1]["perplexity"] == pytest.approx(math.exp(lines[-1]["val_loss"]))
     assert lines[-1]["bits_per_character"] == pytest.approx(math.log2(math.e) * lines[-1]["val_loss"])

@@ -1,6 +1,7 @@
 """The sections of a configuration that every model shares. A bad value names its field, itself and what is allowed."""
 
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 from reprlib import Repr
@@ -38,10 +39,12 @@ class Section:
     Attributes:
         section: The name.
         on_resume: What a change of its fields does to a run that goes on, where they do not say it themselves.
+        older_names: What older files call fields, and what these are called now.
     """
 
     section: ClassVar[str] = ""
     on_resume: ClassVar[OnResume] = "differs"
+    older_names: ClassVar[Mapping[str, str]] = {}
 
     def check(self, name: str, valid: bool, allowed: str) -> None:
         """Raise an `InputError` that names the field, and what is allowed in words, unless its value is `valid`."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gpt.config import GPTConfig
+from seq2seq.config import Seq2SeqConfig
 from training.config.command_line import StrictParser, config_to_yaml, parse_config_text
 from training.runtime.errors import InputError
 
@@ -112,6 +113,15 @@ def test_help_needs_no_required_option(arguments: list[str], capsys: pytest.Capt
 def test_a_configuration_survives_being_written() -> None:
     config = parse_config_text(GPTConfig, ENOUGH + "model: {num_kv_heads: 2}\noptimizer: {eps: 1.0e-12}\n")
     assert parse_config_text(GPTConfig, config_to_yaml(config)) == config
+
+
+def test_a_file_may_call_a_field_by_its_older_name() -> None:
+    older = f"{ENOUGH}data:\n  task: pairs\n  source: a.csv\n  tokens: words\n"
+    assert parse_config_text(Seq2SeqConfig, older).data.tokenizer == "words"
+    with pytest.raises(InputError, match=r"unknown option data.tokens: did you mean data.tokenizer\?"):
+        parse_config_text(Seq2SeqConfig, f"{older}  tokenizer: bytes\n")
+    with pytest.raises(InputError, match=r"^data.tokenizer must be characters, words, bytes, .* got 'letters'$"):
+        parse_config_text(Seq2SeqConfig, older.replace("words", "letters"))
 
 
 def test_text_that_looks_like_a_comment_stays_text() -> None:

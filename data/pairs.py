@@ -107,7 +107,8 @@ class FilePairs:
         name = self.data.tokenizer
         if name == "characters" or name == "words":
             return Vocabulary(Symbols((), name))
-        return Vocabulary.learnt(name, chain.from_iterable(pair[:2] for pair in self.splits["train"]))
+        texts = chain.from_iterable(pair[:2] for pair in self.splits["train"])
+        return Vocabulary.learnt(name, texts, self.data.tokenizer_bytes)
 
     def vocabulary(self) -> tuple[Vocabulary, str]:
         """That of all pairs, and the symbols that only validation or test has, known, if never learnt, in words."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from decoding.benchmark import Variant, cache_rows
 from decoding.choices import ROWS, WhenFull
 from decoding.generation import context_used
+from decoding.token_text import TokenText
 from decoding.writing import Piece
 from seq2seq.task import LoadedSeq2Seq
 
@@ -176,7 +177,8 @@ class Transduction(Growing):
     @property
     def symbols(self) -> list[str]:
         """The target so far, token by token."""
-        return self.loaded.vocabulary.pieces(self.tokens)
+        text = TokenText(self.loaded.vocabulary)
+        return [text.add(token) for token in self.tokens]
 
     @property
     def target(self) -> str:

@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 from data.config import TOKENIZER_BYTES
-from data.symbols import Symbols, split
+from data.symbols import UNITS, Symbols, split
 from data.tokenizer import Tokenizer, make_tokenizer, read_tokenizer
 from training.storage.reading import parse_json
 
@@ -29,8 +29,8 @@ class Vocabulary:
     @classmethod
     def learnt(cls, name: str, texts: Iterable[str], learn_bytes: int = TOKENIZER_BYTES) -> "Vocabulary":
         """The vocabulary that `--data.tokenizer` names, learnt from training texts; see `make_tokenizer`."""
-        if name == "characters" or name == "words":
-            return cls(Symbols.from_texts(texts, name))
+        if name in UNITS:
+            return cls(Symbols.from_texts(texts, UNITS[name]))
         return cls(make_tokenizer(name, texts, learn_bytes))
 
     def __len__(self) -> int:

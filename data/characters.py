@@ -65,16 +65,10 @@ class CharTokenizer:
         ids = self._ids.take(_code_points(text), mode="clip")
         if skip:
             return ids[ids != UNKNOWN]
-        unknown = np.flatnonzero(ids == UNKNOWN).tolist()
-        if unknown:
-            first = unknown[0]
-            character, line, column = text[first], text.count("\n", 0, first) + 1, first - text.rfind("\n", 0, first)
-            counts = Counter(text[position] for position in unknown)
-            every = f" (all that do not, with their number: {describe(counts, len(counts))})"
-            raise InputError(
-                f"unknown character {shown_symbol(character)} (U+{ord(character):04X}) at line {line}, column {column} "
-                f"of {name}: it does not occur in the training text{every if len(unknown) > 1 else ''}; {way_on}"
-            )
+        if (ids == UNKNOWN).any():
+            found = UnknownCharacters(set(text).difference(self.characters))
+            found.add(text)
+            raise found.error(name, way_on)
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
@@ -114,6 +108,56 @@ class CharTokenizer:
         if len(set(characters)) < len(characters):
             raise MalformedFileError(file, "a character comes twice")
         return cls(characters)
+
+
+class UnknownCharacters:
+    """Which characters of a text that comes in pieces a vocabulary lacks, how often, and where the first stands.
+
+    Args:
+        unknown: Those that it lacks.
+    """
+
+    def __init__(self, unknown: set[str]) -> None:
+        self._unknown, self._counts, self._first = unknown, Counter[str](), ""
+        self._line, self._column = 1, 1
+        self._nothing = dict.fromkeys(map(ord, unknown))
+
+    def __len__(self) -> int:
+        return self._counts.total()
+
+    def add(self, text: str) -> None:
+        """The next piece."""
+        here = self._unknown & set(text)
+        if here and not self._counts:
+            first = min(map(text.index, here))
+            self._first = text[first]
+            self._move(text[:first])
+        elif not self._counts:
+            self._move(text)
+        if here:
+            self._counts.update(character for character in text if character in here)
+
+    def leave_out(self, text: str) -> str:
+        """The next piece, without them."""
+        if not self._unknown:
+            return text
+        self.add(text)
+        return text.translate(self._nothing)
+
+    def _move(self, text: str) -> None:
+        """The place behind a text."""
+        lines = text.count("\n")
+        self._line += lines
+        self._column = len(text) - text.rfind("\n") if lines else self._column + len(text)
+
+    def error(self, name: str, way_on: str) -> InputError:
+        """What to say of them, where there are some; see `CharTokenizer.encode`."""
+        every = f" (all that do not, with their number: {describe(self._counts, len(self._counts))})"
+        return InputError(
+            f"unknown character {shown_symbol(self._first)} (U+{ord(self._first):04X}) at line {self._line}, column "
+            f"{self._column} of {name}: it does not occur in the training text{every if len(self) > 1 else ''}; "
+            f"{way_on}"
+        )
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:

@@ -15,7 +15,9 @@ PAIR_SOURCES = f"a file that ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]},
 OnBadRow = Literal["stop", "skip"]
 FRAME = 2
 """A source takes so many tokens more than its symbols: start and end. A target takes one more, the start or the end."""
-TEXT_SOURCES = "auto, hub, hub:OWNER/NAME, a text file or a folder of them, a pattern, or several of these with commas"
+TEXT_SOURCES = (
+    "auto, hub, hub:OWNER/NAME, a text file or a folder of them, a pattern, several of these with commas, or python"
+)
 
 MIN_BPE, MAX_BPE = 257, 10**6
 """The size of a byte-level BPE: the bytes and the end of a text at least."""
@@ -45,16 +47,24 @@ def hub_name(source: str) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(Section):
-    """Where the text comes from. The last 10 % of a text are for validation, unless a data set has a split for it.
+    """Where the text comes from, and which part of it is for validation, unless a data set has a split for it.
 
     What a source holds is known by its content: another way to the same text changes no step.
 
     Attributes:
         source: auto (Tiny Shakespeare from the packaged plays, else from the hub), hub (Tiny Shakespeare from the
             Hugging Face hub), hub:OWNER/NAME (a data set of the hub: trains on its split train, validates on
-            validation, else test, else the last 10 % of train), a text file, a folder of text files, a pattern such as
-            'texts/*.txt', or several of these with commas; files are joined, those of a folder in sorted order.
-        column: Column of a hub data set that holds the text; rows without text are skipped, and each row ends a line.
+            validation, else test, else the last 10 % of train), python (the Python sources of this environment: the
+            standard library and the installed packages), a text file, a .jsonl or .parquet file with a column of text,
+            a folder of such files, a pattern such as 'texts/*.txt', or several of these with commas; files are joined,
+            those of a folder in sorted order.
+        include: Which files of folders are read: a pattern for their path below the folder, such as '**/*.py', or
+            several with commas; one without a slash is for the name alone. Null for all that are text.
+        column: Column of a hub data set, a .jsonl or a .parquet file that holds the text; of a nested one the path, as
+            in translation.en. Each row is a document, and with characters ends a line; rows without text (null) are
+            skipped.
+        on_bad_row: What a row without such a column, or without text in it, does: stop (the run ends and names it), or
+            skip (such rows are left out, counted and listed).
         revision: Branch, tag or commit of a hub data set; null for its main branch.
         subset: Subset (configuration) of a hub data set that has several; null for its default.
         unknown: What to do with characters that a validation split of its own has and the training text lacks: error,
@@ -64,31 +74,44 @@ class TextConfig(Section):
             tokenizers. With all but characters an end-of-text token follows each document.
         tokenizer_bytes: From how many bytes of the training text bpe:N is learnt at most; they are taken evenly from
             all of it.
+        validation_share: How much of a text without a validation text of its own is for validation: of 1,000 documents
+            (files, rows) or more that share of them, by a hash of each one's content; else the last part of the text.
     """
 
     section = "data"
     source: str = setting("auto", on_resume="same")
+    include: str | None = setting(None, on_resume="same")
     column: str = setting("text", on_resume="same")
+    on_bad_row: OnBadRow = setting("stop", on_resume="same")
     revision: str | None = setting(None, on_resume="same")
     subset: str | None = setting(None, on_resume="same")
     unknown: Unknown = setting("error", on_resume="same")
     tokenizer: str = setting("characters", on_resume="refused")
     tokenizer_bytes: int = setting(TOKENIZER_BYTES, on_resume="same")
+    validation_share: float = setting(0.1, on_resume="refused")
 
     def __post_init__(self) -> None:
-        for name in ("source", "column", "revision", "subset"):
+        self.check("validation_share", 0 < self.validation_share < 1, "between 0 and 1")
+        for name in ("source", "include", "column", "revision", "subset"):
             self.check(name, is_line(getattr(self, name) or ""), "text of one line, in UTF-8")
         self.check("source", self.source != "", TEXT_SOURCES)
-        self.check("source", hub_name(self.source) is not None or not self.source.startswith("hub:"), TEXT_SOURCES)
+        self.check("source", self.hub_name is not None or not self.source.startswith("hub:"), TEXT_SOURCES)
+        self.check("include", self.include is None or self.include.strip(" ,") != "", "a pattern such as '**/*.py'")
         self.check("tokenizer", known_tokenizer(self.tokenizer), TOKENIZERS)
         self.check("tokenizer_bytes", 1000 <= self.tokenizer_bytes <= 10**12, "between 1000 and 10^12")
-        for name, default in (("column", "text"), ("revision", None), ("subset", None)):
+        made, hub = self.source in ("auto", "python"), self.hub_name is not None
+        fitting = {
+            "column": (hub or not made, "sources with rows: hub:OWNER/NAME, .jsonl and .parquet files"),
+            "on_bad_row": (hub or not made, "sources with rows: hub:OWNER/NAME, .jsonl and .parquet files"),
+            "include": (not hub and self.source != "auto", "folders of files, and for python"),
+            "revision": (hub, "sources hub:OWNER/NAME only"),
+            "subset": (hub, "sources hub:OWNER/NAME only"),
+        }
+        for name, (fits, what) in fitting.items():
             value = getattr(self, name)
             self.check(name, value != "", "a name")
-            if value != default and self.hub_name is None:
-                raise InputError(
-                    f"data.{name} is for sources hub:OWNER/NAME only, got data.source {shown(self.source)}"
-                )
+            if value != getattr(TextConfig, name) and not fits:
+                raise InputError(f"data.{name} is for {what}, got data.source {shown(self.source)}")
 
     @property
     def hub_name(self) -> str | None:

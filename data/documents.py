@@ -1,8 +1,11 @@
 """Texts of any size, read piece by piece."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
+
+CHUNK = 2**20
+"""Characters of a piece of a document at most."""
 
 
 class Chunk(NamedTuple):
@@ -28,7 +31,7 @@ class InMemory:
     texts: Sequence[str]
 
     def __iter__(self) -> Iterator[Chunk]:
-        return (Chunk(text, last=True) for text in self.texts)
+        return (chunk for text in self.texts for chunk in chunks([text]))
 
     def fingerprint(self) -> None:
         """None: whoever has them in memory can read them."""
@@ -37,3 +40,29 @@ class InMemory:
 def joined(documents: Documents) -> str:
     """All documents as one text."""
     return "".join(chunk.text for chunk in documents)
+
+
+def chunks(pieces: Iterable[str], size: int = CHUNK) -> Iterator[Chunk]:
+    """A document, whatever the pieces that it comes in, in chunks of at most `size` characters.
+
+    It is cut after a line break between two characters that are no white space, where the regular expressions of
+    byte-level BPE split it anyway; where there is none, anywhere. The place depends on the document alone.
+    """
+    held = ""
+    for piece in pieces:
+        for start in range(0, len(piece), size):
+            held += piece[start : start + size]
+            while len(held) > size:
+                cut = _last_line(held, size)
+                yield Chunk(held[:cut], last=False)
+                held = held[cut:]
+    yield Chunk(held, last=True)
+
+
+def _last_line(text: str, size: int) -> int:
+    """Where to cut a text that is longer than `size`."""
+    line_break = size
+    while (line_break := text.rfind("\n", 1, line_break)) != -1:
+        if not text[line_break - 1].isspace() and not text[line_break + 1].isspace():
+            return line_break + 1
+    return size

@@ -1,57 +1,143 @@
-"""Text files and folders of them, as a source names them: what is read, and what is left out, by its reason."""
+"""The files of a source, and of the folders that it names: what is read, and what is left out, by its reason."""
 
 import glob
 import os
+import re
+import sysconfig
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from data.config import TEXT_SOURCES
-from data.encodings import NoText, TextFile, read_text
+from data.encodings import Encoding, NoText, find_encoding
 from data.listing import listed
 from training.runtime.errors import InputError
 
 MAX_NAMED = 3
+WILD = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+PYTHON, PROJECT = "python", "transformers-from-scratch"
+PACKAGES = {"site-packages", "dist-packages"}
+"""Folders that may stand below the standard library, and need not be of this environment."""
+
+Fits = Callable[[str], bool]
+"""Whether a file of a folder is asked for, by its path below that folder."""
 
 
-class Texts(NamedTuple):
-    """The texts of some files, where they came from, and what was done to read them, with what is left out."""
+class ListedFile(NamedTuple):
+    """A file that a source names, or that was found, not read yet; `reason`: why it is not even tried."""
 
-    texts: list[str]
+    path: Path
+    name: str
+    is_named: bool
+    reason: str | None = None
+
+
+class FoundFile(NamedTuple):
+    """A file that is read, and how."""
+
+    path: Path
+    encoding: Encoding
+
+
+class Found(NamedTuple):
+    """The files of a source, where they came from, and what is done to read them, with what is left out."""
+
+    files: tuple[FoundFile, ...]
     origin: str
     notes: tuple[str, ...]
 
 
-def read_sources(source: str) -> Texts:
-    """The texts of a source: a file, a folder, a pattern such as `texts/*.txt`, or several of these with commas.
+def find_files(source: str, include: str | None = None) -> Found:
+    """The files of a source, by `list_files` and `look_into`."""
+    return look_into(list_files(source, include), source, include)
 
-    A name that exists as it stands is no pattern and no list; `~` is the home folder. What is named must be text; of
-    what is only found, in a folder or by a pattern, the rest is left out.
+
+def list_files(source: str, include: str | None = None) -> list[ListedFile]:
+    """The files of a source: a file, a folder, a pattern such as `texts/*.txt`, or several of these with commas.
+
+    A name that exists as it stands is no pattern and no list; `~` is the home folder. `include` says which files of
+    folders are asked for; see `fitting`. Of `python` they are those of the standard library, then those of the
+    packages, without this project, in sorted order, wherever they are installed.
 
     Raises:
-        InputError: Something that is named does not exist or is no text, or nothing is left.
+        InputError: Something that is named does not exist.
     """
-    texts: list[str] = []
+    if source != PYTHON:
+        fits = fitting(include)
+        return [file for path, is_named in _expand(source) for file in _walk(path, path, fits, is_named=is_named)]
+    own, wanted = _own_files(), fitting(include or "**")
+
+    def is_source(name: str) -> bool:
+        return name.endswith(".py") and name not in own and PACKAGES.isdisjoint(name.split("/")) and wanted(name)
+
+    roots = dict.fromkeys(os.path.realpath(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib"))
+    return [file for root in map(Path, roots) for file in _walk(root, root, is_source, is_named=True)]
+
+
+def look_into(listed_files: Iterable[ListedFile], source: str, include: str | None = None) -> Found:
+    """What files are, and how they are read; each is read to its end.
+
+    What is named must be text, or rows (.jsonl, .parquet); of what is only found the rest is left out.
+
+    Raises:
+        InputError: Something that is named is no text, or nothing is left.
+    """
+    files = list[FoundFile]()
     read, left_out = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
-    for path, is_named in _expand(source):
-        for file, found in _read(path, is_named=is_named):
-            name = _name(file, path)
-            if isinstance(found, str):
-                left_out[found.removeprefix("is ")].append(name)
-                continue
-            texts.append(found.text)
-            if found.note is not None:
-                read[found.note].append(name)
+    for path, name, is_named, reason in listed_files:
+        found = reason or _encoding(path, is_named=is_named)
+        if source == PYTHON and (found.codec.lower() != "utf-8" if isinstance(found, Encoding) else "UTF-8" in found):
+            found = "not UTF-8"
+        if isinstance(found, str):
+            left_out[found.removeprefix("is ")].append(name)
+            continue
+        files.append(FoundFile(path, found))
+        if found.note is not None:
+            read[found.note].append(name)
     rest = "; ".join(f"{len(names):,} {reason}: {listed(names, MAX_NAMED)}" for reason, names in left_out.items())
-    if not texts:
-        raise InputError(f"data.source {source} holds no text{f', only {rest}' if rest else ': it is empty'}")
+    if not files:
+        nothing = ": it is empty" if include is None else f" that fits data.include {include}"
+        raise InputError(f"data.source {source} holds no text{f', only {rest}' if rest else nothing}")
     notes = [f"{note}: {listed(names, MAX_NAMED)}" for note, names in read.items()]
-    if rest:
-        notes.append(f"left out: {rest}")
-    alone = len(texts) == 1 and os.path.isfile(os.path.expanduser(source))
-    count = f"{len(texts):,} file{'s' * (len(texts) > 1)}"
-    return Texts(texts, source if alone else f"{source} ({count})", tuple(notes))
+    return Found(tuple(files), *_described(source, files, notes + ([f"left out: {rest}"] if rest else [])))
+
+
+def _described(source: str, files: list[FoundFile], notes: list[str]) -> tuple[str, tuple[str, ...]]:
+    """Where the text of some files came from, and the notes."""
+    count = f"{len(files):,} file{'s' * (len(files) > 1)}"
+    if source == PYTHON:
+        size = sum(os.stat(file.path).st_size for file in files)
+        return "the Python sources of this environment", (f"{count}, {size:,} bytes", *notes)
+    alone = len(files) == 1 and os.path.isfile(os.path.expanduser(source))
+    return source if alone else f"{source} ({count})", tuple(notes)
+
+
+def _own_files() -> set[str]:
+    """The files of this project where packages are installed."""
+    try:
+        return {str(file) for file in metadata.files(PROJECT) or ()}
+    except metadata.PackageNotFoundError:
+        return set()
+
+
+def fitting(include: str | None) -> Fits:
+    """Whether the path of a file fits one of some patterns with commas, or anything if there are none.
+
+    A pattern is for the path below the folder: `*` is anything but a slash, `**` anything. One without a slash is for
+    the name alone.
+    """
+    if include is None:
+        return lambda name: True
+    patterns = [part.strip() for part in include.split(",") if part.strip()]
+    expression = re.compile("|".join(_regex(part if "/" in part else f"**/{part}") for part in patterns))
+    return lambda name: expression.fullmatch(name) is not None
+
+
+def _regex(pattern: str) -> str:
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", pattern.removeprefix("./"))
+    return "".join(WILD[part] if part in WILD else re.escape(part) for part in parts)
 
 
 def _expand(source: str) -> Iterator[tuple[Path, bool]]:
@@ -69,26 +155,29 @@ def _expand(source: str) -> Iterator[tuple[Path, bool]]:
             raise InputError(f"data.source {part}: no file has such a name")
 
 
-def _read(path: Path, *, is_named: bool) -> Iterator[tuple[Path, TextFile | str]]:
-    """A file, or all files below a folder in sorted order, each as its text or as the reason why it is left out."""
+def _walk(path: Path, source: Path, fits: Fits, *, is_named: bool) -> Iterator[ListedFile]:
+    """A file, or all files below a folder in sorted order."""
     reason = None if is_named else _reason_to_leave(path)
-    if reason is not None:
-        yield path, reason
-    elif os.path.isdir(path):
+    if reason is None and os.path.isdir(path):
         try:
             names = sorted(os.listdir(path))
         except OSError as error:
-            yield path, error.strerror or str(error)
+            reason = error.strerror or str(error)
+        else:
+            for below in (path / name for name in names):
+                if os.path.isdir(below) or fits(below.relative_to(source).as_posix()):
+                    yield from _walk(below, source, fits, is_named=False)
             return
-        for name in names:
-            yield from _read(path / name, is_named=False)
-    else:
-        try:
-            yield path, read_text(path)
-        except NoText as error:
-            if is_named:
-                raise
-            yield path, error.reason + (f", convert with {error.command}" if error.command else "")
+    yield ListedFile(path, _name(path, source), is_named, reason)
+
+
+def _encoding(path: Path, *, is_named: bool) -> Encoding | str:
+    try:
+        return Encoding() if path.suffix.lower() == ".parquet" and path.is_file() else find_encoding(path)
+    except NoText as error:
+        if is_named:
+            raise
+        return error.reason + (f", convert with {error.command}" if error.command else "")
 
 
 def _reason_to_leave(path: Path) -> str | None:

@@ -8,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,11 +18,14 @@ from training.runtime.packages import needed_package
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from pyarrow import Scalar
 
 PARQUET_REVISION = "refs/convert/parquet"
 """The branch on which the hub keeps a copy in Parquet of most data sets, one folder for each subset."""
 
 SPLITS = ("train", "validation", "test")
+BATCH = 256
+"""Rows that are looked at at a time: views of the files."""
 SETTINGS = {
     "HF_HUB_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error",
@@ -47,13 +52,36 @@ class Request(NamedTuple):
     any_revision: bool = False
 
 
-class HubRows(NamedTuple):
-    """Rows of text of the splits train, validation and test, as far as there are any, and the commit they are from.
+@dataclass(frozen=True)
+class ArrowRows:
+    """Columns of text in Arrow files, which are mapped into memory and read anew each time: nothing is held.
 
-    A row holds the columns in the order in which they were asked for; a text may be null.
+    A row holds the columns in the order in which they were asked for; a text may be null, and bytes if it is no UTF-8.
     """
 
-    splits: dict[str, list[list[str | None]]]
+    files: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.table())
+
+    def __iter__(self) -> Iterator[tuple[str | bytes | None, ...]]:
+        table = self.table().select_columns(list(self.columns)).with_format("arrow")
+        for batch in table.iter(BATCH):
+            for row in zip(*(batch.column(name) for name in self.columns), strict=True):
+                yield tuple(map(_text, row))
+
+    def table(self) -> "Dataset":
+        """All columns, those in others as well: {"translation": {"en": "…"}} has a column translation.en."""
+        datasets = needed_package("datasets", "rows of the hub")
+        table = datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in self.files])
+        return table if set(self.columns) <= set(table.column_names) else table.flatten()
+
+
+class HubRows(NamedTuple):
+    """Rows of the splits train, validation and test, as far as there are any, and the commit they are from."""
+
+    splits: dict[str, ArrowRows]
     commit: str
 
 
@@ -65,13 +93,20 @@ def load_hub_rows(request: Request) -> HubRows:
     """
     from training.runtime.processes import once_per_machine
 
-    datasets = needed_package("datasets", f"hub:{request.name}")
+    needed_package("datasets", f"hub:{request.name}")
     prepared = once_per_machine(lambda: _prepare(request))
-    splits = {
-        split: _rows(request, datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files]))
-        for split, files in prepared["files"].items()
-    }
+    columns = tuple(request.columns.values())
+    splits = {split: ArrowRows(tuple(files), columns) for split, files in prepared["files"].items()}
+    for rows in splits.values():
+        _check_columns(request, rows.table())
     return HubRows(splits, prepared["commit"])
+
+
+def _text(value: "Scalar") -> str | bytes | None:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return value.as_buffer().to_pybytes()
 
 
 def _prepare(request: Request) -> dict[str, Any]:
@@ -91,19 +126,15 @@ def _prepare(request: Request) -> dict[str, Any]:
     return answer
 
 
-def _rows(request: Request, dataset: "Dataset") -> list[list[str | None]]:
-    if not set(request.columns.values()) <= set(dataset.column_names):
-        dataset = dataset.flatten()  # {"translation": {"en": "…"}} has a column translation.en then.
+def _check_columns(request: Request, table: "Dataset") -> None:
     for option, column in request.columns.items():
-        if column not in dataset.column_names:
-            columns = ", ".join(dataset.column_names)
+        if column not in table.column_names:
+            columns = ", ".join(table.column_names)
             raise InputError(f"hub:{request.name} has no column {column}: choose one with --{option} ({columns})")
-        dtype = getattr(dataset.features[column], "dtype", "list")
+        dtype = getattr(table.features[column], "dtype", "list")
         if dtype not in ("string", "large_string"):
-            strings = [key for key, value in dataset.features.items() if getattr(value, "dtype", "") == "string"]
+            strings = [key for key, value in table.features.items() if getattr(value, "dtype", "") == "string"]
             raise InputError(
                 f"column {column} of hub:{request.name} holds no text but {dtype}: choose a column of text with "
                 f"--{option} ({', '.join(strings) or 'there is none'})"
             )
-    texts = (dataset.data.column(column).to_pylist() for column in request.columns.values())
-    return [list(row) for row in zip(*texts, strict=True)]

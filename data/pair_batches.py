@@ -13,12 +13,14 @@ from torch import Tensor
 
 from data.config import FRAME, PairConfig
 from data.listing import listed
+from data.order import ORDER
 from data.pairs import FilePairs
 from data.strings import GeneratedPairs, Pair
 from data.symbols import Symbols
 from data.vocabulary import END, PAD, START, Vocabulary
 from training.runtime.errors import InputError
 from training.seeds import derive_seed
+from training.storage.state import FIRST_ORDER
 from training.task import IGNORED, Batch
 
 EPOCH = 100_000
@@ -68,10 +70,10 @@ class PairData:
             self.notes = self.pairs.notes
             if unlearnt:
                 self.notes.append(f"only in validation or test, so never learnt: {unlearnt}")
-            self.samples_per_epoch = len(self.pairs.splits["train"])
+            self.samples_per_epoch, self.order = len(self.pairs.splits["train"]), ORDER
         else:
             self.vocabulary = self._of_strings(data)
-            self.samples_per_epoch = EPOCH
+            self.samples_per_epoch, self.order = EPOCH, FIRST_ORDER
         self.notes += self.vocabulary.notes
         self.origin, self.sha256 = self.pairs.origin, self.pairs.sha256
         self.decoded = by_length(self.pairs.distinct("val", data.val_samples), self.vocabulary)
@@ -93,7 +95,7 @@ class PairData:
     def training_batch(self, first: int, count: int) -> Batch:
         """Pairs `first` to `first + count` of the endless stream, and their positions, if some are random."""
         indices = range(first, first + count)
-        encoded = encode([self.pairs.pair("train", index) for index in indices], self.vocabulary)
+        encoded = encode(self.pairs.stream("train", first, count), self.vocabulary)
         batch = make_batch(encoded)
         if self.random_positions == 0:
             return batch
@@ -121,7 +123,7 @@ class PairData:
 
     def describe_samples(self, first: int, count: int) -> str:
         """Which pairs stand at `first` to `first + count` of the stream."""
-        return listed([self.pairs.pair("train", index).place for index in range(first, first + count)], MAX_LISTED)
+        return listed([pair.place for pair in self.pairs.stream("train", first, count)], MAX_LISTED)
 
 
 def by_length(pairs: Sequence[Pair], vocabulary: Vocabulary) -> list[Pair]:

@@ -139,11 +139,11 @@ class FilePairs:
                 return False
         return True
 
-    def pair(self, split: Split, index: int) -> Pair:
-        """Pair `index` of the endless stream of a split."""
+    def stream(self, split: Split, first: int, count: int) -> list[Pair]:
+        """Pairs `first` to `first + count` of the endless stream of a split."""
         pairs = self.splits[split]
-        ((_, samples),) = epoch_samples(index, 1, num_samples=len(pairs), seed=self.seed)
-        return pairs[int(samples)]
+        epochs = epoch_samples(first, count, num_samples=len(pairs), seed=self.seed)
+        return [pairs[index] for _, samples in epochs for index in samples.tolist()]
 
     def distinct(self, split: Split, count: int) -> list[Pair]:
         """So many pairs of a split, spread evenly over it, or all."""

@@ -224,10 +224,10 @@ def _bytes_of(symbols: str) -> bytes:
 def _check(saved: Any, file: Path) -> None:
     """Raise a `MalformedFileError` unless what a tokenizer.json holds is a byte-level BPE."""
     model = saved.get("model") if isinstance(saved, dict) else None
-    kind = model.get("type", "BPE") if isinstance(model, dict) else None
     expected = "expected a byte-level BPE in the format of the library tokenizers, as GPT-2 and Llama 3 have"
-    if kind is None:
+    if not isinstance(model, dict):
         raise MalformedFileError(file, f"no tokenizer: {expected}")
+    kind = model.get("type", "BPE")
     pre_tokenizers = _parts(saved.get("pre_tokenizer"), "pretokenizers")
     byte_level = any(part.get("type") == "ByteLevel" for part in pre_tokenizers)
     marked = bool(model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.config import TINY_SHAKESPEARE, TextConfig
-from data.documents import Documents, InMemory, joined
-from data.files import read_sources
-from data.hub import PARQUET_REVISION, SPLITS, Request, load_hub_rows
+from data.corpora import FileDocuments, HubDocuments, RowOptions
+from data.documents import Documents, InMemory
+from data.files import Found, find_files
+from data.hub import PARQUET_REVISION, SPLITS, HubRows, Request, load_hub_rows
 from data.plays import SHA256, PlaysError, build_text
+from data.row_streams import is_row_file
 from training.config.command_line import StrictParser
 from training.runtime.errors import InputError, exit_code
 from training.runtime.packages import needed_package
@@ -51,11 +53,31 @@ def load_source(data: TextConfig) -> Source:
     elif data.hub_name:
         source = _hub(data.hub_name, data)
     else:
-        texts, origin, notes = read_sources(data.source)
-        source = Source(InMemory(_through_datasets(texts)), origin, notes=notes)
+        source = _files(data)
     if not any(chunk.text for chunk in source.documents):
         raise InputError(f"{source.origin} holds no text: choose another --data.source")
     return source
+
+
+def _files(data: TextConfig) -> Source:
+    """Files, which one process of each machine looks through."""
+    from training.runtime.processes import once_per_machine
+
+    options = _row_options(data)
+
+    def look() -> tuple[Found, tuple[str, ...]]:
+        found = find_files(data.source, data.include)
+        return found, options.left_out(FileDocuments(found.files, options).rows())
+
+    found, left_out = once_per_machine(look)
+    if data.column != TextConfig.column and not any(is_row_file(file.path) for file in found.files):
+        raise InputError(f"data.column is for rows, and {found.origin} has none: no .jsonl or .parquet file")
+    return Source(FileDocuments(found.files, options), found.origin, notes=(*found.notes, *left_out))
+
+
+def _row_options(data: TextConfig) -> RowOptions:
+    """How rows become documents; of characters alone they end lines, as no token ends a document."""
+    return RowOptions(data.column, data.on_bad_row, data.tokenizer == "characters")
 
 
 def _plays_or_hub(data: TextConfig) -> Source:
@@ -71,25 +93,31 @@ def _plays_or_hub(data: TextConfig) -> Source:
 def _hub(name: str, data: TextConfig) -> Source:
     """A data set of the Hugging Face hub: its training text, and the one to validate on where it has one.
 
-    Rows without text (null) are skipped, and a row that does not end in a line break gets one. Tiny Shakespeare's three
-    splits, joined as they are, are the text as published.
+    Tiny Shakespeare's three splits, joined as they are, are the text as published.
     """
     tiny = name == TINY_SHAKESPEARE
     revision = data.revision or (PARQUET_REVISION if tiny else None)
     found = load_hub_rows(Request(name, {"data.column": data.column}, revision, data.subset, any_revision=tiny))
-    rows = {split: [text for (text,) in texts if text is not None] for split, texts in found.splits.items()}
     if not tiny:
-        held_out = next((split for split in ("validation", "test") if split in rows), None)
-        validation = InMemory(_lines(rows[held_out])) if held_out else None
-        return Source(InMemory(_lines(rows["train"])), f"{name}, from the hub (commit {found.commit[:7]})", validation)
-    text = "".join("".join(rows.get(split, [])) for split in SPLITS)
+        return _rows_of_hub(name, found, data)
+    text = "".join(
+        text for split in SPLITS if split in found.splits for (text,) in found.splits[split] if isinstance(text, str)
+    )
     if _sha256(text) != SHA256:
         raise InputError(f"{name} at {revision} has SHA-256 {_sha256(text)}, expected {SHA256}; use --data.source auto")
     return Source.of_text(text, f"Tiny Shakespeare, from the hub ({name})")
 
 
-def _lines(rows: list[str]) -> list[str]:
-    return [row if row.endswith("\n") else row + "\n" for row in rows]
+def _rows_of_hub(name: str, found: HubRows, data: TextConfig) -> Source:
+    version = f"{found.commit} {data.subset}"
+    splits = {
+        split: HubDocuments(rows, f"hub:{name}, split {split}", version, _row_options(data))
+        for split, rows in found.splits.items()
+    }
+    validation = next((splits[split] for split in ("validation", "test") if split in splits), None)
+    read = [splits["train"], *([] if validation is None else [validation])]
+    notes = tuple(note for split in read for note in split.options.left_out(split.rows()))
+    return Source(splits["train"], f"{name}, from the hub (commit {found.commit[:7]})", validation, notes)
 
 
 def _through_datasets(texts: list[str]) -> list[str]:
@@ -106,21 +134,45 @@ def main() -> None:
     arguments = parser.parse_args()
     names = [field.name for field in fields(TextConfig) if field.name in arguments]
     source = load_source(TextConfig(**{name: arguments[name] for name in names}))
-    validation = None if source.validation is None else joined(source.validation)
-    text = joined(source.documents) + (validation or "")
-    content = text.encode()
     try:
-        Path(arguments.output).write_bytes(content)
+        written = _write(source, Path(arguments.output))
     except OSError as error:
         raise InputError(f"cannot write {arguments.output}: {error.strerror}") from error
     print(f"source      {source.origin}")
     for note in source.notes:
         print(f"note        {note}")
-    print(f"bytes       {len(content):,}")
-    print(f"characters  {len(text):,}, {len(set(text)):,} different ones")
-    if validation is not None:
-        print(f"validation  {len(validation):,} characters, the last ones")
-    print(f"sha256      {hashlib.sha256(content).hexdigest()}")
+    print(f"bytes       {written.size:,}")
+    print(f"characters  {written.length:,}, {written.different:,} different ones")
+    if source.validation is not None:
+        print(f"validation  {written.validation:,} characters, the last ones")
+    print(f"sha256      {written.sha256}")
+
+
+class _Written(NamedTuple):
+    size: int
+    length: int
+    different: int
+    validation: int
+    sha256: str
+
+
+def _write(source: Source, path: Path) -> _Written:
+    """Write a text, and then the one to validate on, if there is one."""
+    # Beside its place: the file may be one of those that are read.
+    beside = path if path.exists() and not path.is_file() else path.with_name(f".{path.name}.new")
+    digest, size, length, validation, characters = hashlib.sha256(), 0, 0, 0, set[str]()
+    with beside.open("wb") as file:
+        for documents in (source.documents, source.validation or InMemory([])):
+            for text, _ in documents:
+                content = text.encode()
+                file.write(content)
+                digest.update(content)
+                characters.update(text)
+                size, length = size + len(content), length + len(text)
+                validation += len(text) * (documents is source.validation)
+    if beside != path:
+        beside.replace(path)
+    return _Written(size, length, len(characters), validation, digest.hexdigest())
 
 
 if __name__ == "__main__":

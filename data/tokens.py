@@ -1,23 +1,33 @@
-"""The tokens of a text to train on, and of the one to validate on."""
+"""The tokens of a text to train on, and of the one to validate on: made once, kept on the disk, mapped into memory."""
 
 import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.config import TextConfig, Unknown
-from data.documents import Documents, joined
+from data.characters import CharTokenizer, UnknownCharacters
+from data.config import TextConfig
+from data.own_tokenizer import own_tokenizer
+from data.scan import SourceScan, fingerprint, scanned, split_pieces
 from data.text import Source
-from data.tokenizer import Tokenizer, make_tokenizer, unit_of
+from data.token_cache import cached, find_cached
+from data.token_files import PARTS, Part, is_whole, read_made, read_tokenizer_json, tokens_of, write_tokens
+from data.tokenizer import Tokenizer, read_tokenizer
+from training.runtime.errors import InputError
 
-TRAIN_PERCENT = 90
+VERSION = 1
+"""Of the way from a text to its tokens: a change makes all caches anew."""
+DEFAULT_SHARE = 0.1
 
 
 class Tokens(NamedTuple):
     """The tokens of a split, and of how many bytes of UTF-8 they are made."""
 
-    tokens_N: NDArray[np.integer]
+    tokens_N: NDArray[np.unsignedinteger]
     num_bytes: int
 
     def target_bytes(self, tokenizer: Tokenizer) -> int:
@@ -35,56 +45,116 @@ class Tokenized(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def tokenized(source: Source, data: TextConfig, tokenizer: Tokenizer | None = None) -> Tokenized:
-    """The tokens of a source.
+def tokenized(
+    source: Source, data: TextConfig, tokenizer: Tokenizer | None = None, parts: Sequence[Part] = PARTS
+) -> Tokenized:
+    """The tokens of a source; all processes of a launch call this, and one of each machine makes them.
 
     Args:
         source: The text.
         data: How to split it, and into which tokens.
         tokenizer: One that exists, in the place of the one that the configuration names.
+        parts: The splits that are wanted; of others there are no tokens.
 
     Raises:
-        InputError: The validation text has characters that are unknown.
+        InputError: A text has characters that are unknown, or far too many, or the disk refuses.
     """
-    training, validation = split(source)
-    if tokenizer is None:
-        # Of a text that is cut in two the whole is known: what only its end has is learnt by nobody, but can be read.
-        characters = data.tokenizer == "characters"
-        texts = (chunk.text for chunk in source.documents) if characters else [training]
-        tokenizer = make_tokenizer(data.tokenizer, texts, data.tokenizer_bytes)
-    train, _ = _encode(tokenizer, training, "the training text", "error")
-    val, note = _encode(tokenizer, validation, "the validation text", data.unknown)
-    return Tokenized(train, val, tokenizer, sha256(source), (*tokenizer.notes, *([note] if note else [])))
+    from training.runtime.processes import once_per_machine
+
+    scan, folder, notes = once_per_machine(lambda: _prepare(source, data, tokenizer, parts))
+    made = read_made(folder)
+    tokenizer = tokenizer or read_tokenizer(read_tokenizer_json(folder), folder / "tokenizer.json")
+    training, validation = (Tokens(*tokens_of(folder, made, part)) for part in PARTS)
+    return Tokenized(training, validation, tokenizer, _digest(scan, data, tokenizer), (*notes, *made.notes))
 
 
-def split(source: Source) -> tuple[str, str]:
-    """The text to train on and the one to validate on: without one of its own, the last 10 %."""
-    text = joined(source.documents)
-    if source.validation is not None:
-        return text, joined(source.validation)
-    cut = len(text) * TRAIN_PERCENT // 100
-    return text[:cut], text[cut:]
+def sha256(source: Source, data: TextConfig | None = None, tokenizer: Tokenizer | None = None) -> str:
+    """What a run's data are known by: the text, and all that changes the tokens of its splits.
+
+    Without a tokenizer, or with one of characters: of the text; with a validation text, of both texts' SHA-256, so that
+    the place of the split counts. Other ways to split count as well, and so do other tokenizers, and with both the
+    borders of documents (see `Scan`).
+    """
+    data = data or TextConfig()
+    return _digest(scanned(source, data), data, tokenizer)
 
 
-def sha256(source: Source) -> str:
-    """Of the text; with a validation text, of both texts' SHA-256, so that the place of the split counts."""
-    own = _sha256(source.documents)
-    if source.validation is None:
-        return own
-    return hashlib.sha256((own + _sha256(source.validation)).encode()).hexdigest()
+def _digest(scan: SourceScan, data: TextConfig, tokenizer: Tokenizer | None) -> str:
+    by_documents, share = scan.is_by_documents, data.validation_share
+    ends = tokenizer is not None and tokenizer.end_of_text is not None
+    scans = [scan.text] if scan.validation is None else [scan.text, scan.validation]
+    parts = [found.bordered_sha256 if ends or by_documents else found.sha256 for found in scans]
+    if scan.validation is None and (by_documents or share != DEFAULT_SHARE):
+        parts.append(f"{'documents' if by_documents else 'position'} {share}")
+    if tokenizer is not None and not isinstance(tokenizer, CharTokenizer):
+        parts.append(hashlib.sha256(tokenizer.to_json().encode()).hexdigest())
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def _sha256(documents: Documents) -> str:
-    digest = hashlib.sha256()
-    for chunk in documents:
-        digest.update(chunk.text.encode())
-    return digest.hexdigest()
+def _prepare(
+    source: Source, data: TextConfig, tokenizer: Tokenizer | None, parts: Sequence[Part]
+) -> tuple[SourceScan, Path, tuple[str, ...]]:
+    """What a text holds, the folder of its tokens, and what is to be said."""
+    scan = scanned(source, data)
+    tokenizer = tokenizer or own_tokenizer(source, data, scan)
+    texts = [found and found.bordered_sha256 for found in (scan.text, scan.validation)]
+    recipe = [VERSION, texts, data.validation_share, data.unknown, tokenizer.to_json()]
+
+    def key(wanted: Sequence[Part]) -> str:
+        return hashlib.sha256(json.dumps([*recipe, list(wanted)]).encode()).hexdigest()[:32]
+
+    def make(folder: Path) -> None:
+        _make(folder, source, data, scan, tokenizer, parts)
+
+    folder, place = find_cached(key(PARTS), is_whole), ""
+    if folder is None:
+        folder, place = cached(key(parts), make, is_whole, scan.num_bytes)
+    changed = "the text has changed since it was last read" if scan.changed else ""
+    return scan, folder, tuple(note for note in (changed, *tokenizer.notes, place) if note)
 
 
-def _encode(tokenizer: Tokenizer, text: str, name: str, unknown: Unknown) -> tuple[Tokens, str]:
-    """The tokens of a text, and what was skipped, in words."""
-    tokens = tokenizer.encode(text, name, "--data.unknown skip leaves them out", skip=unknown == "skip")
-    skipped = len(text) - len(tokens) if unit_of(tokenizer) == "character" else 0
-    note = f"{name}: {skipped:,} unknown characters skipped" if skipped else ""
-    read = tokenizer.decode(tokens.tolist()) if skipped else text
-    return Tokens(tokens, len(read.encode())), note
+def _make(
+    folder: Path, source: Source, data: TextConfig, scan: SourceScan, tokenizer: Tokenizer, parts: Sequence[Part]
+) -> None:
+    """Write the tokens of the wanted splits into a folder.
+
+    Raises:
+        InputError: They have unknown characters, or the text is not the one that was scanned any more.
+        OSError: The disk refuses.
+    """
+    pieces = (piece for piece in split_pieces(source, scan, data.validation_share) if PARTS[piece.held_out] in parts)
+    unknown, skip = _unknown(scan, tokenizer), data.unknown == "skip"
+    tallies = [UnknownCharacters(unknown) for _ in PARTS]
+    made = write_tokens(folder, pieces, tokenizer, tallies, skip=skip, num_bytes=scan.num_bytes)
+    if fingerprint(source) != scan.fingerprint:
+        raise InputError(f"{source.origin} has changed while it was read: start again")
+    notes = []
+    if scan.is_by_documents:
+        notes.append(f"split by documents: {scan.num_held_out:,} of {scan.text.documents:,} to validate on")
+    for part, tally in zip(PARTS, tallies, strict=True):
+        if tally and not skip:
+            raise tally.error(f"the {part} text", "--data.unknown skip leaves them out")
+        if tally:
+            notes.append(f"the {part} text: {len(tally):,} unknown characters skipped")
+    made.save(folder, notes)
+
+
+def _unknown(scan: SourceScan, tokenizer: Tokenizer) -> set[str]:
+    """The characters of a text that a tokenizer does not know."""
+    if not isinstance(tokenizer, CharTokenizer):
+        return set()
+    distinct = scan.text.distinct + (scan.validation.distinct if scan.validation else "")
+    return set(distinct).difference(tokenizer.characters)
+
+
+def held_out_documents(source: Source, data: TextConfig) -> Iterator[str]:
+    """The texts to validate on, each whole: of a split by position what is left of a document counts as one."""
+    texts = list[str]()
+    for chunk, held_out in split_pieces(source, scanned(source, data), data.validation_share):
+        if held_out:
+            texts.append(chunk.text)
+            if chunk.last:
+                yield "".join(texts)
+                texts = []
+    if texts:
+        yield "".join(texts)

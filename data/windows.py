@@ -3,25 +3,30 @@
 Shapes: B batch, T tokens, N tokens of a split.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data.config import TextConfig
 from data.listing import listed
-from data.order import epoch_samples
+from data.order import ORDER, drawn, epoch_samples
 from data.text import Source
+from data.tokenizer import unit_of
 from data.tokens import tokenized
 from training.runtime.errors import InputError
-from training.seeds import generator
 from training.task import IGNORED, Batch
 
 MAX_LISTED = 16
 DEVICE_SHARE = 1 / 64
 """The most of a device's memory that a text's tokens may take."""
+DEVICE_DTYPE = torch.int32
+"""Of tokens on a device, where few operations know integers without a sign."""
 
 
 class UncutWindows(NamedTuple):
@@ -61,16 +66,19 @@ class TextData:
         InputError: A split is shorter than one context, or has characters that are unknown.
     """
 
+    order = ORDER
+
     def __init__(self, source: Source, context: int, seed: int, data: TextConfig | None = None) -> None:
         self.context, self.seed = context, seed
         training, validation, self.tokenizer, self.sha256, notes = tokenized(source, data or TextConfig())
         self.origin, self.notes = source.origin, (*source.notes, *notes)
-        self._train_N, self._val_N = torch.from_numpy(training.tokens_N), torch.from_numpy(validation.tokens_N)
+        self._train_N, self._val_N = as_tensor(training.tokens_N), as_tensor(validation.tokens_N)
+        self._unit = unit_of(self.tokenizer) + "s"
         for name, tokens_N in (("training", self._train_N), ("validation", self._val_N)):
             if len(tokens_N) <= context:
                 raise InputError(
-                    f"the {name} split of {source.origin} has {len(tokens_N):,} characters, too few for one context of "
-                    f"{context:,}: use a longer text or a smaller --model.max_len"
+                    f"the {name} split of {source.origin} has {len(tokens_N):,} {self._unit}, too few for one context "
+                    f"of {context:,}: use a longer text or a smaller --model.max_len"
                 )
         self.validation_targets = len(self._val_N) - 1
         self.validation_bytes = validation.target_bytes(self.tokenizer)
@@ -91,9 +99,9 @@ class TextData:
         """
         tokens_N, memory = self._train_N, torch.cuda.get_device_properties(device).total_memory
         own = type(self).training_batch is not TextData.training_batch
-        if own or tokens_N.numel() * tokens_N.element_size() > DEVICE_SHARE * memory:
+        if own or tokens_N.numel() * DEVICE_DTYPE.itemsize > DEVICE_SHARE * memory:
             return None
-        return partial(self._uncut, tokens_N.to(device))
+        return partial(self._uncut, tokens_N.to(DEVICE_DTYPE).to(device))
 
     def _uncut(self, tokens_N: Tensor, first: int, count: int) -> UncutWindows:
         return UncutWindows(tokens_N, torch.cat([starts for _, starts in self._starts(first, count)]), self.context)
@@ -103,7 +111,7 @@ class TextData:
         parts = []
         for epoch, starts in self._starts(first, count):
             shown = listed([f"{start:,}" for start in starts.tolist()], MAX_LISTED, separator="; ")
-            parts.append(f"epoch {epoch}, windows at characters {shown}")
+            parts.append(f"epoch {epoch}, windows at {self._unit} {shown}")
         return ", ".join(parts)
 
     def _starts(self, first: int, count: int) -> Iterator[tuple[int, Tensor]]:
@@ -111,12 +119,19 @@ class TextData:
         samples = epoch_samples(first, count, num_samples=self.samples_per_epoch, seed=self.seed)
         length = len(self._train_N)
         for epoch, windows in samples:
-            offset = torch.randint(length, (), generator=generator(self.seed, epoch, "offset"))
+            offset = drawn(length, self.seed, epoch, "offset")
             yield epoch, (offset + windows * self.context) % length
 
     def validation_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1, every: int = 1) -> Iterator[Batch]:
         """Windows side by side over the validation text, or every so many-th of them; see `side_by_side`."""
         return side_by_side(self._val_N, self.context, batch_size, rank, num_ranks, every)
+
+
+def as_tensor(tokens_N: NDArray[np.unsignedinteger]) -> Tensor:
+    """Tokens as they lie on the disk, which nobody writes to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(tokens_N)
 
 
 def side_by_side(

@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import torch
 from accelerate import Accelerator
 
 from data.config import TextConfig, Unknown
 from data.text import Source, load_source
 from data.tokenizer import Tokenizer, read_tokenizer, unit_of
 from data.tokens import sha256, tokenized
-from data.windows import TextData, side_by_side
+from data.windows import TextData, as_tensor, side_by_side
 from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, Mode
 from decoding.decoder import Decoder
 from decoding.sampling import Sampling
@@ -58,12 +57,10 @@ class GPTTask:
 
     def metrics(self, val_loss: float | None) -> Mapping[str, float]:
         """Perplexity and bits per byte, and per character where those are the tokens."""
+        if val_loss is None:
+            return {}
         data = self.data
-        return (
-            {}
-            if val_loss is None
-            else text_metrics(val_loss, data.validation_targets, data.validation_bytes, data.tokenizer)
-        )
+        return text_metrics(val_loss, data.validation_targets, data.validation_bytes, data.tokenizer)
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """The tokenizer."""
@@ -184,7 +181,7 @@ def measure_split(
     """
     config = loaded.config
     source = load_source(asked or config.data)
-    same = sha256(source) == loaded.data_sha256
+    same = sha256(source, asked or config.data, loaded.tokenizer) == loaded.data_sha256
     if not same and asked is None:
         raise InputError(
             f"{source.origin} is not the text that the run was trained on (its SHA-256 differs): "
@@ -192,9 +189,9 @@ def measure_split(
         )
     description = f"{split} split of {source.origin}"
     data = replace(asked or config.data, unknown=unknown or (asked or config.data).unknown)
-    found = tokenized(source, data, loaded.tokenizer)
+    found = tokenized(source, data, loaded.tokenizer, ["validation" if split == "val" else "training"])
     tokens = found.validation if split == "val" else found.training
-    tokens_N = torch.from_numpy(tokens.tokens_N)
+    tokens_N = as_tensor(tokens.tokens_N)
     if len(tokens_N) < 2:
         unit = unit_of(loaded.tokenizer)
         raise InputError(f"the {description} has {len(tokens_N)} {unit}s, too few to predict one from another")
@@ -205,6 +202,6 @@ def measure_split(
     said = "".join(f", {note}" for note in notes)
     loss = mean_loss(accelerator, model, batches)
     require_finite([loss], f"the loss on the {description}")
-    num_targets, num_bytes = len(tokens_N) - 1, tokens.target_bytes(loaded.tokenizer)
+    num_targets, num_bytes = len(tokens_N) - 1, tokens.num_bytes
     metrics = text_metrics(loss, num_targets, num_bytes, loaded.tokenizer)
     return Measured(loss, f"{description}, {num_targets:,} targets{said}", metrics)

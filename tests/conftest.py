@@ -1,6 +1,9 @@
 """Fixtures of several suites."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +23,10 @@ from gpt.config import GPTConfig, ModelConfig
 from gpt.task import GPTTask
 from training.config.sections import OptimizerConfig, ScheduleConfig, TrainingConfig
 
+if forking.ADDRESS not in os.environ:
+    # Tokens of tests, and of the commands that they start, are no one's who runs them.
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="home-of-tests-")
+    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 forking.prepare()
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet
 Files = dict[str, bytes]
 
 
-def parquet(**columns: list[object]) -> bytes:
+def parquet(**columns: list[object] | pyarrow.Array) -> bytes:
     """A Parquet file of these columns."""
     file = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table(columns), file)

@@ -10,7 +10,7 @@ import pytest
 from data import text as data
 from data.config import TextConfig
 from data.documents import joined
-from data.files import read_sources
+from data.files import find_files
 from data.text import load_source
 from data.tokens import sha256
 from gpt.config import GPTConfig, ModelConfig
@@ -72,7 +72,7 @@ def test_a_folder_is_read_and_what_is_left_out_is_counted_and_named() -> None:
 def test_only_a_folder_with_nothing_left_is_an_error() -> None:
     junk("texts")
     with pytest.raises(InputError, match="data.source texts holds no text, only 4 editor's backup: #b.txt#, .*"):
-        read_sources("texts")
+        find_files("texts")
 
 
 def test_a_folder_that_may_not_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,12 +85,12 @@ def test_a_folder_that_may_not_be_read_is_named(monkeypatch: pytest.MonkeyPatch)
         return listdir(path)
 
     monkeypatch.setattr(os, "listdir", refuse)
-    assert read_sources("texts").notes == ("left out: 1 Permission denied: closed",)
+    assert find_files("texts").notes == ("left out: 1 Permission denied: closed",)
 
 
 def test_an_unclear_encoding_in_a_folder_comes_with_the_command_that_converts_the_file() -> None:
     put({"my texts/a.txt": "A", "my texts/b.txt": "naïve".encode("latin-1")})
-    (note,) = read_sources("my texts").notes
+    (note,) = find_files("my texts").notes
     assert note.startswith("left out: 1 not UTF-8, perhaps WINDOWS-1252 or ")
     assert ", convert with iconv -f WINDOWS-1252 -t UTF-8 'my texts/b.txt' > 'my texts/b.utf-8.txt': b.txt" in note
 
@@ -110,7 +110,7 @@ def test_an_unclear_encoding_in_a_folder_comes_with_the_command_that_converts_th
 def test_several_sources_patterns_and_the_home_folder(source: str, text: str) -> None:
     put({"a.txt": "A", "b.txt": "B", "[ab].txt": "[]", "more/c.txt": "C", "more/d/d.txt": "D", "one, two.md": ","})
     put({"home/h.txt": "H", "x.txt~": "X"})
-    assert "".join(read_sources(source).texts) == text
+    assert joined(load_source(TextConfig(source=source)).documents) == text
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_several_sources_patterns_and_the_home_folder(source: str, text: str) ->
 def test_what_is_named_must_be_there_and_text(source: str, message: str) -> None:
     put({"a.txt": "A", "b.pdf": b"%PDF-"})
     with pytest.raises(InputError, match=message):
-        read_sources(source)
+        find_files(source)
 
 
 def test_a_plain_file_is_known_by_the_same_sha256_as_ever() -> None:
@@ -146,6 +146,10 @@ def test_notes_are_told_by_the_task_and_by_the_command(
         "source      a.txt\nnote        read as UTF-16LE: a.txt\nbytes       600\n"
     )
     assert Path("out.txt").read_text() == "hello " * 100
+    monkeypatch.setattr(sys, "argv", ["data", "--source", "a.txt, out.txt", "--output", "out.txt"])
+    data.main()
+    assert Path("out.txt").read_text() == "hello " * 200, "a text may be written to a file that it is made of"
+    assert sorted(os.listdir()) == ["a.txt", "out.txt"]
 
 
 def test_a_pattern_that_the_shell_has_replaced_is_said_to_want_quotes() -> None:

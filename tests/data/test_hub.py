@@ -3,10 +3,13 @@
 import re
 import subprocess
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import datasets
+import pyarrow
 import pytest
 from helpers import ROOT, command, torchrun
 from small_hub import SmallHub, parquet, serving
@@ -14,6 +17,7 @@ from small_hub import SmallHub, parquet, serving
 from data import text as data
 from data.config import TextConfig
 from data.documents import joined
+from data.hub import ArrowRows
 from data.plays import SHA256, build_text
 from data.text import Source, load_source
 from training.runtime.errors import InputError
@@ -31,6 +35,8 @@ def _tiny_shakespeare() -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def served() -> Iterator[SmallHub]:
     with serving() as hub:
+        binary = pyarrow.array([b"fine", b"\xff\xfe"], pyarrow.binary())
+        no_utf8 = pyarrow.Array.from_buffers(pyarrow.string(), 2, binary.buffers())
         rows = {"train": ["one", None, "two\n", "", "three"], "validation": ["toe"], "test": ["five"]}
         splits = {
             split: parquet(text=row, body=[f"<{r}>" for r in row], n=[*range(len(row))]) for split, row in rows.items()
@@ -46,6 +52,7 @@ def served() -> Iterator[SmallHub]:
                 "v0": {"train.parquet": splits["train"]},
                 "bare": {"test.parquet": splits["test"]},
             },
+            "us/bytes": {"main": {"train.parquet": parquet(text=no_utf8)}},
             "us/subsets": {
                 "main": {"README.md": CARD, "en.parquet": parquet(text=["yes"]), "de.parquet": parquet(text=["ja"])},
                 "refs/convert/parquet": {f"{name}/train/0000.parquet": parquet(text=[name]) for name in ("en", "de")},
@@ -129,6 +136,44 @@ def test_rows_become_lines_and_splits_are_used(hub: SmallHub) -> None:
     assert texts(load("us/three", revision="v1"))[1] == "five\n"
     source = load("us/three", revision="v0", column="body")
     assert texts(source) == ("<one>\n<None>\n<two\n>\n<>\n<three>\n", None)
+
+
+def test_each_row_is_a_document_known_by_its_commit(hub: SmallHub) -> None:
+    documents = load("us/three").documents
+    assert [chunk.text for chunk in documents] == ["one\n", "two\n", "\n", "three\n"]
+    # Where a token ends each document, its text stands as it is, and one without any is none.
+    assert [chunk.text for chunk in load("us/three", tokenizer="bytes").documents] == ["one", "two\n", "three"]
+    others = [load("us/three", tokenizer="bytes"), load("us/three", column="body"), load("us/three", revision="v1")]
+    prints = [source.documents.fingerprint() for source in (load("us/three"), *others)]
+    assert prints[0] == documents.fingerprint()
+    assert len(set(prints)) == 4
+
+
+def test_bytes_that_are_no_text_are_a_bad_row(hub: SmallHub) -> None:
+    message = "hub:us/bytes, split train, row 1: column text must hold text, got bytes (--data.on_bad_row skip leaves"
+    with pytest.raises(InputError, match=re.escape(message)):
+        joined(load("us/bytes").documents)
+    source = load("us/bytes", on_bad_row="skip")
+    assert texts(source) == ("fine\n", None)
+    assert source.notes == ("1 row left out: hub:us/bytes, split train, row 1 (column text must hold text, got bytes)",)
+
+
+def test_rows_are_mapped_and_not_held(tmp_path: Path) -> None:
+    rows = [f"{number} " + "lorem ipsum " * 2700 for number in range(2000)]
+    datasets.Dataset.from_dict({"text": rows, "other": rows}).save_to_disk(tmp_path / "rows")
+    (file,) = (tmp_path / "rows").glob("*.arrow")
+    del rows
+    before, most, count = pyarrow.total_allocated_bytes(), 0, 0
+    tracemalloc.start()
+    try:
+        for (text,) in ArrowRows((str(file),), ("text",)):
+            count += len(text or "") > 30_000
+            most = max(most, pyarrow.total_allocated_bytes() - before)
+        most += tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert count == 2000
+    assert most < 5e6
 
 
 def test_a_subset_is_chosen_by_name_in_the_copy_in_parquet_too(hub: SmallHub) -> None:

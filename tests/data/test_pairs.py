@@ -69,7 +69,7 @@ def test_pairs_are_split_by_their_sources_so_that_none_is_in_two_splits(tmp_path
 def test_an_epoch_has_every_training_pair_once_in_an_order_of_its_own(tmp_path: Path) -> None:
     pairs = load(write(tmp_path / "a.jsonl", json_lines(NUMBERS)))
     size = len(pairs.splits["train"])
-    epochs = [[pairs.pair("train", epoch * size + index) for index in range(size)] for epoch in (0, 1)]
+    epochs = [pairs.stream("train", epoch * size, size) for epoch in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(pairs.splits["train"])
     assert epochs[0] != epochs[1]
 

@@ -66,13 +66,28 @@ def test_a_malformed_source_says_what_is_expected(source: str) -> None:
         TextConfig(source=source)
 
 
-@pytest.mark.parametrize("option", [{"column": "body"}, {"revision": "v1"}, {"subset": "en"}])
-def test_options_of_the_hub_are_refused_elsewhere(option: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("option", "source", "fitting"),
+    [
+        ({"column": "body"}, "auto", "sources with rows: hub:OWNER/NAME, .jsonl and .parquet files"),
+        ({"on_bad_row": "skip"}, "python", "sources with rows: hub:OWNER/NAME, .jsonl and .parquet files"),
+        ({"revision": "v1"}, "text.txt", "sources hub:OWNER/NAME only"),
+        ({"subset": "en"}, "auto", "sources hub:OWNER/NAME only"),
+        ({"include": "*.py"}, "auto", "folders of files, and for python"),
+        ({"include": "*.py"}, "hub:a/b", "folders of files, and for python"),
+    ],
+)
+def test_options_that_a_source_has_no_use_for_are_refused(option: dict[str, str], source: str, fitting: str) -> None:
     (name,) = option
-    for source in ("auto", "text.txt"):
-        with pytest.raises(InputError, match=f"data.{name} is for sources hub:OWNER/NAME only, got .*'{source}'"):
-            TextConfig(source=source, **option)
-    TextConfig(source="hub:a/b", **option)
+    with pytest.raises(InputError, match=re.escape(f"data.{name} is for {fitting}, got data.source '{source}'")):
+        TextConfig(source=source, **option)
+    TextConfig(source="texts/" if name == "include" else "hub:a/b", **option)
+
+
+def test_a_column_of_files_without_rows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("text")
+    with pytest.raises(InputError, match=r"data.column is for rows, and .*text.txt has none: no .jsonl or .parquet"):
+        load_source(TextConfig(source=str(tmp_path / "text.txt"), column="body"))
 
 
 def test_an_empty_folder_says_what_to_do(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_training_batch_is_a_pure_function_of_its_place() -> None:
     whole, again = data.training_batch(0, 8), PairData(small_config().data, 16, seed=1)
     again.training_batch(50, 3)
     assert torch.equal(again.training_batch(0, 8).targets_BT, whole.targets_BT)
-    sources = [pair.source for pair in (data.pairs.pair("train", index) for index in range(8))]
+    sources = [pair.source for pair in data.pairs.stream("train", 0, 8)]
     assert [data.vocabulary.decode(row[row > END].tolist()) for row in whole.inputs[0]] == sources
     assert data.describe_samples(4, 5) == ", ".join(f"string {n} ({sources[n]})" for n in (4, 5, 6)) + " and 2 more"
 

@@ -155,8 +155,9 @@ def test_text_that_looks_like_a_comment_stays_text() -> None:
         (["--schedule.final_ratio", "2"], "schedule.final_ratio must be between 0 and 1, got 2.0"),
         (
             ["--training.max_steps", "null"],
-            "training.max_steps or training.epochs must say when to end, got null for both",
+            "training.max_steps, training.epochs or training.max_tokens must say when to end, got null for all",
         ),
+        (["--training.max_tokens", "0"], "training.max_tokens must be null or at least 1, and at most 10^15, got 0"),
         (["--name", "a/b"], "name must be a plain folder name, got 'a/b'"),
     ],
 )

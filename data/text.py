@@ -6,15 +6,17 @@
 import hashlib
 import sys
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from data.config import TINY_SHAKESPEARE, TextConfig
 from data.corpora import FileDocuments, HubDocuments, RowOptions
 from data.documents import Documents, InMemory
-from data.files import Found, find_files
+from data.files import Found, ListedFile, list_files, look_into
 from data.hub import PARQUET_REVISION, SPLITS, HubRows, Request, load_hub_rows
 from data.plays import SHA256, PlaysError, build_text
+from data.remembered import remembered
 from data.row_streams import is_row_file
 from training.config.command_line import StrictParser
 from training.runtime.errors import InputError, exit_code
@@ -65,14 +67,19 @@ def _files(data: TextConfig) -> Source:
 
     options = _row_options(data)
 
-    def look() -> tuple[Found, tuple[str, ...]]:
-        found = find_files(data.source, data.include)
-        return found, options.left_out(FileDocuments(found.files, options).rows())
+    def look(files: list[ListedFile]) -> Found:
+        found = look_into(files, data.source, data.include)
+        left_out = options.left_out(FileDocuments(found.files, options).rows())
+        return found._replace(notes=(*found.notes, *left_out))
 
-    found, left_out = once_per_machine(look)
+    def find() -> Found:
+        files = list_files(data.source, data.include)
+        return remembered(files, (data.source, data.include, data.column, data.on_bad_row), partial(look, files))
+
+    found = once_per_machine(find)
     if data.column != TextConfig.column and not any(is_row_file(file.path) for file in found.files):
         raise InputError(f"data.column is for rows, and {found.origin} has none: no .jsonl or .parquet file")
-    return Source(FileDocuments(found.files, options), found.origin, notes=(*found.notes, *left_out))
+    return Source(FileDocuments(found.files, options), found.origin, notes=found.notes)
 
 
 def _row_options(data: TextConfig) -> RowOptions:
@@ -100,7 +107,7 @@ def _hub(name: str, data: TextConfig) -> Source:
     found = load_hub_rows(Request(name, {"data.column": data.column}, revision, data.subset, any_revision=tiny))
     if not tiny:
         return _rows_of_hub(name, found, data)
-    text = "".join(text for split in SPLITS if split in found.splits for (text,) in found.splits[split] if text)
+    text = "".join(str(text or "") for split in SPLITS if split in found.splits for (text,) in found.splits[split])
     if _sha256(text) != SHA256:
         raise InputError(f"{name} at {revision} has SHA-256 {_sha256(text)}, expected {SHA256}; use --data.source auto")
     return Source.of_text(text, f"Tiny Shakespeare, from the hub ({name})")

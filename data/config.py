@@ -1,16 +1,17 @@
 """What a model learns from: the section `data` of a configuration, for text and for pairs of texts."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
+from data.mix import MIX, parse_mix
 from training.config.sections import Section, is_line, setting, shown
 from training.runtime.errors import InputError
 
 TINY_SHAKESPEARE = "karpathy/tiny_shakespeare"
 Unknown = Literal["error", "skip"]
-FORMATS = (".jsonl", ".json", ".csv", ".tsv")
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 PAIR_SOURCES = f"a file that ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, or hub:OWNER/NAME"
 OnBadRow = Literal["stop", "skip"]
 FRAME = 2
@@ -23,6 +24,15 @@ MIN_BPE, MAX_BPE = 257, 10**6
 """The size of a byte-level BPE: the bytes and the end of a text at least."""
 TOKENIZERS = f"characters, bytes, bpe:N with N from {MIN_BPE} to {MAX_BPE:,}, or a file tokenizer.json"
 TOKENIZER_BYTES = 50_000_000
+ROWS, HUB = "sources with rows: hub:OWNER/NAME, .jsonl and .parquet files", "sources hub:OWNER/NAME only"
+FOR_SOURCES = {
+    "column": ROWS,
+    "on_bad_row": ROWS,
+    "include": "folders of files, and for python",
+    "revision": HUB,
+    "subset": HUB,
+}
+"""Which sources an option is for."""
 
 
 def bpe_size(tokenizer: str) -> int | None:
@@ -58,6 +68,9 @@ class TextConfig(Section):
             standard library and the installed packages), a text file, a .jsonl or .parquet file with a column of text,
             a folder of such files, a pattern such as 'texts/*.txt', or several of these with commas; files are joined,
             those of a folder in sorted order.
+        mix: Several sources with weights in the place of one, such as 'a.txt=0.7,b/=0.3': that share of the training
+            windows is of each, which goes through epochs of its own; each is split by itself, and validation takes all.
+            The other options hold for those that they are for.
         include: Which files of folders are read: a pattern for their path below the folder, such as '**/*.py', or
             several with commas; one without a slash is for the name alone. Null for all that are text.
         column: Column of a hub data set, a .jsonl or a .parquet file that holds the text; of a nested one the path, as
@@ -80,6 +93,7 @@ class TextConfig(Section):
 
     section = "data"
     source: str = setting("auto", on_resume="same")
+    mix: str | None = setting(None, on_resume="same")
     include: str | None = setting(None, on_resume="same")
     column: str = setting("text", on_resume="same")
     on_bad_row: OnBadRow = setting("stop", on_resume="same")
@@ -92,26 +106,50 @@ class TextConfig(Section):
 
     def __post_init__(self) -> None:
         self.check("validation_share", 0 < self.validation_share < 1, "between 0 and 1")
-        for name in ("source", "include", "column", "revision", "subset"):
+        for name in ("source", "mix", "include", "column", "revision", "subset"):
             self.check(name, is_line(getattr(self, name) or ""), "text of one line, in UTF-8")
+        if self.mix is not None:
+            self._check_mix()
+            return
         self.check("source", self.source != "", TEXT_SOURCES)
         self.check("source", self.hub_name is not None or not self.source.startswith("hub:"), TEXT_SOURCES)
         self.check("include", self.include is None or self.include.strip(" ,") != "", "a pattern such as '**/*.py'")
         self.check("tokenizer", known_tokenizer(self.tokenizer), TOKENIZERS)
         self.check("tokenizer_bytes", 1000 <= self.tokenizer_bytes <= 10**12, "between 1000 and 10^12")
-        made, hub = self.source in ("auto", "python"), self.hub_name is not None
-        fitting = {
-            "column": (hub or not made, "sources with rows: hub:OWNER/NAME, .jsonl and .parquet files"),
-            "on_bad_row": (hub or not made, "sources with rows: hub:OWNER/NAME, .jsonl and .parquet files"),
-            "include": (not hub and self.source != "auto", "folders of files, and for python"),
-            "revision": (hub, "sources hub:OWNER/NAME only"),
-            "subset": (hub, "sources hub:OWNER/NAME only"),
-        }
-        for name, (fits, what) in fitting.items():
+        for name, fits in self._fitting(self.source).items():
             value = getattr(self, name)
             self.check(name, value != "", "a name")
             if value != getattr(TextConfig, name) and not fits:
-                raise InputError(f"data.{name} is for {what}, got data.source {shown(self.source)}")
+                raise InputError(f"data.{name} is for {FOR_SOURCES[name]}, got data.source {shown(self.source)}")
+
+    def _check_mix(self) -> None:
+        self.check("mix", parse_mix(self.mix or "") != {}, MIX)
+        if self.source != TextConfig.source:
+            raise InputError(f"data.mix names the sources: leave out data.source, got {shown(self.source)}")
+        for name in FOR_SOURCES:  # The parts are checked as they are made.
+            left = [getattr(part, name) for part in self.parts.values()]
+            if getattr(self, name) not in left:
+                raise InputError(f"data.{name} is for {FOR_SOURCES[name]}, and data.mix has none")
+
+    @staticmethod
+    def _fitting(source: str) -> dict[str, bool]:
+        """Whether the options that are for some sources alone are for this one."""
+        hub = source == "hub" or hub_name(source) is not None
+        rows = hub or source not in ("auto", "python")
+        files = not hub and source != "auto"
+        return {"column": rows, "on_bad_row": rows, "include": files, "revision": hub, "subset": hub}
+
+    @property
+    def parts(self) -> dict[str, "TextConfig"]:
+        """The configuration of each source of a mix, by its name."""
+        parts = {}
+        for source in parse_mix(self.mix or ""):
+            fitting = self._fitting(source)
+            if Path(source).suffix not in ("", ".jsonl", ".parquet") and not fitting["revision"]:
+                fitting["column"] = False  # A text file has none.
+            others = {name: getattr(TextConfig, name) for name, fits in fitting.items() if not fits}
+            parts[source] = replace(self, source=source, mix=None, **others)
+        return parts
 
     @property
     def hub_name(self) -> str | None:
@@ -131,10 +169,10 @@ class PairConfig(Section):
         symbols: The alphabet of copy and reverse, each symbol one character.
         min_length: Symbols in the shortest string of copy and reverse.
         max_length: Symbols in the longest one.
-        source: For pairs: a file of JSON lines or an array of JSON (.jsonl, .json) or of separated values (.csv, .tsv,
-            whatever separates them), or hub:OWNER/NAME (a data set of the Hugging Face hub; validates on its split
-            validation, and tests on test, where it has them). Other pairs are split by a hash of their source text:
-            80 % for training, 10 % each for validation and test.
+        source: For pairs: a file of JSON lines or an array of JSON (.jsonl, .json), of separated values (.csv, .tsv,
+            whatever separates them) or of Parquet (.parquet), or hub:OWNER/NAME (a data set of the Hugging Face hub;
+            validates on its split validation, and tests on test, where it has them). Other pairs are split by a hash of
+            their source text: 80 % for training, 10 % each for validation and test.
         source_column: Column of pairs with the source text; of a nested one the path, as in translation.en, and of a
             .csv or .tsv without a line of names the number, from 1 on.
         target_column: Column of pairs with the target text.
@@ -142,12 +180,16 @@ class PairConfig(Section):
             names it), or skip (such rows are left out, counted and listed).
         revision: Branch, tag or commit of a hub data set; null for its main branch.
         subset: Subset (configuration) of a hub data set that has several; null for its default.
-        tokens: What a token is: characters, or words (what stands between spaces).
+        tokenizer: What a token is: characters, words (what stands between spaces; for pairs only), bytes, bpe:N (a
+            byte-level BPE of N entries, learnt from the training pairs), or a tokenizer.json as for a text.
+        tokenizer_bytes: From how many bytes of the training pairs bpe:N is learnt at most; they are taken evenly from
+            all of them.
         val_samples: Strings of copy and reverse to validate on. Of pairs the whole split counts for the loss, and so
             many at most are decoded.
     """
 
     section = "data"
+    older_names: ClassVar = {"tokens": "tokenizer"}
     task: Literal["copy", "reverse", "pairs"] = "copy"
     symbols: str = "abcdefghijklmnopqrstuvwxyz"
     min_length: int = 1
@@ -158,19 +200,22 @@ class PairConfig(Section):
     on_bad_row: OnBadRow = setting("stop", on_resume="same")
     revision: str | None = setting(None, on_resume="same")
     subset: str | None = setting(None, on_resume="same")
-    tokens: Literal["characters", "words"] = "characters"
+    tokenizer: str = setting("characters", on_resume="same")
+    tokenizer_bytes: int = setting(TOKENIZER_BYTES, on_resume="same")
     val_samples: int = setting(1000, on_resume="same")
 
     def __post_init__(self) -> None:
-        self.check_counts(max_value=10**6)
+        self.check_counts(max_value=10**12)
         self.check("symbols", is_line(self.symbols), "characters of one line")
         self.check("symbols", len(set(self.symbols)) == len(self.symbols) >= 1, "different characters, at least one")
         self.check("min_length", self.min_length >= 1, "at least 1")
         self.check("max_length", self.max_length >= self.min_length, f"at least data.min_length ({self.min_length})")
         self.check("val_samples", 1 <= self.val_samples <= 10_000, "between 1 and 10000")
         generated = self.task != "pairs"
-        if generated and self.tokens != "characters":
-            raise InputError(f"data.tokens words is for data.task pairs: the symbols of {self.task} are characters")
+        self.check("tokenizer", self.tokenizer == "words" or known_tokenizer(self.tokenizer), f"words, {TOKENIZERS}")
+        self.check("tokenizer_bytes", self.tokenizer_bytes >= 1000, "at least 1000")
+        if generated and self.tokenizer == "words":
+            raise InputError(f"data.tokenizer words is for data.task pairs: the strings of {self.task} have no spaces")
         for name in ("source", "source_column", "target_column", "on_bad_row"):
             value = getattr(self, name)
             self.check(name, value is None or (value != "" and is_line(value)), "text of one line, in UTF-8")

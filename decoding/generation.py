@@ -230,9 +230,15 @@ def _look_up(text: Sequence[int], max_tokens: int) -> list[int]:
 
 @torch.inference_mode()
 def search(
-    decoder: Decoder, prompt: Sequence[int], *, width: int, max_new_tokens: int, length_penalty: float = 1.0
+    decoder: Decoder,
+    prompt: Sequence[int],
+    *,
+    width: int,
+    max_new_tokens: int,
+    length_penalty: float = 1.0,
+    end: int | None = None,
 ) -> list[Beam]:
-    """The likeliest continuations that a beam search finds; see `decoding.beam_search`.
+    """The likeliest continuations that a beam search finds, up to an `end`; see `decoding.beam_search`.
 
     Raises:
         InputError: An option is out of range, or the prompt is empty or too long.
@@ -252,7 +258,9 @@ def search(
 
     try:
         logits_BV = _read_prompts(decoder, [prompt], cache)
-        found = beam_search(logits_BV[0], read, width=width, max_new_tokens=limit, length_penalty=length_penalty)
+        found = beam_search(
+            logits_BV[0], read, width=width, max_new_tokens=limit, length_penalty=length_penalty, end=end
+        )
         require_finite(beam.log_probability for beam in found)
         return found
     finally:

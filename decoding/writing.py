@@ -8,19 +8,19 @@ from decoding.choices import SAMPLE_LENGTH, WHEN_FULL, WhenFull
 from decoding.decoder import Decoder
 from decoding.generation import generate, generate_with_lookup, new_token_limit
 from decoding.sampling import Chosen, Sampling
+from decoding.token_text import TokenBytes, TokenText, shown_token
 from training.runtime.errors import InputError, require_finite
 
-End = Literal["length", "stop", "context"]
+End = Literal["length", "stop", "context", "end_of_text"]
 
 
-class Tokenizer(Protocol):
-    """From text to tokens and back."""
+class Tokenizer(TokenBytes, Protocol):
+    """From text to tokens and back; `end_of_text` is the token that ends a text, if there is one."""
+
+    end_of_text: int | None
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """The tokens of a text to continue."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of tokens."""
 
 
 class Piece(NamedTuple):
@@ -28,11 +28,12 @@ class Piece(NamedTuple):
 
     Attributes:
         sample: Which text.
-        text: What it adds; a stop string cuts it.
+        text: What it adds; a stop string cuts it, and the last token of a character brings all of it.
         log_probability: What the model gave the token, in nats, before temperature and filters.
         alternatives: The likeliest tokens at this position, and what the model gave them.
-        end: Why the text ends here: `length` (as long as asked), `stop` (a stop string), `context` (it is full); None
-            where it goes on.
+        end: Why the text ends here: `length` (as long as asked), `stop` (a stop string), `context` (it is full),
+            `end_of_text` (the token for that); None where it goes on.
+        token: The token; None for the end at a stop string, which is none.
     """
 
     sample: int
@@ -40,6 +41,7 @@ class Piece(NamedTuple):
     log_probability: float
     alternatives: tuple[tuple[str, float], ...] = ()
     end: End | None = None
+    token: int | None = None
 
 
 def write(
@@ -118,24 +120,28 @@ def _pieces(
     on_token: Callable[[], None],
 ) -> Generator[Piece, None, None]:
     held: dict[int, list[Piece]] = {sample: [] for sample in range(len(limits))}
+    texts = [TokenText(tokenizer) for _ in limits]
     with closing(steps):
         for step, chosen in enumerate(steps, start=1):
             tokens, log_probabilities, alternatives, theirs = (values.tolist() for values in chosen)
             on_token()
             require_finite(log_probabilities[sample] for sample in held)
             for sample in list(held):
-                names = (tokenizer.decode([token]) for token in alternatives[sample])
+                names = (shown_token(tokenizer, token) for token in alternatives[sample])
                 others = tuple(zip(names, theirs[sample], strict=True))
-                piece = Piece(sample, tokenizer.decode([tokens[sample]]), log_probabilities[sample], others)
+                token, likely = tokens[sample], log_probabilities[sample]
+                piece = Piece(sample, texts[sample].add(token), likely, others, token=token)
                 released, stopped = _release([*held[sample], piece], stop)
                 yield from released
                 held[sample] = [*held[sample], piece][len(released) :]
-                if not stopped and step == limits[sample]:
-                    end: End = "length" if step == asked else "context"
+                over = token == tokenizer.end_of_text or step == limits[sample]
+                if over and not stopped:
+                    by_length: End = "length" if step == asked else "context"
+                    end: End = "end_of_text" if token == tokenizer.end_of_text else by_length
                     *before, last = held[sample] or [Piece(sample, "", 0.0)]
                     yield from before
                     yield last._replace(end=end)
-                if stopped or step == limits[sample]:
+                if stopped or over:
                     del held[sample]
             if not held:
                 return

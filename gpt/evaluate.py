@@ -10,11 +10,13 @@ from pathlib import Path
 
 from data.config import TextConfig
 from data.encodings import decode_text, read_text
+from data.tokenizer import Tokenizer, unit_of
 from decoding.decoder import Decoder, convert
 from decoding.generation import search
 from decoding.sampling import Sampling
+from decoding.token_text import TokenText, shown_token
 from decoding.writing import Piece, write
-from gpt.task import LoadedGPT, default_prompt, load_gpt, measure_split, text_metrics
+from gpt.task import LoadedGPT, default_prompt, load_gpt, measure_split
 from training.config.command_line import Namespace
 from training.runtime.device import inference_device, make_accelerator
 from training.runtime.errors import InputError
@@ -75,7 +77,7 @@ def stream(
     """Stream the first text to standard output, let the others follow, and tell the speed on standard error."""
     texts = [(prompt, options.seed + n) for prompt in prompts for n in range(options.num_samples)]
     waiting: list[list[Piece]] = [[] for _ in texts]
-    first_at, characters, ends = 0.0, [0] * len(texts), set()
+    first_at, written, ends = 0.0, [0] * len(texts), set()
 
     def begin(number: int) -> None:
         prompt, seed = texts[number]
@@ -93,10 +95,10 @@ def stream(
             if not first_at:
                 first_at = time.perf_counter()
                 begin(0)
-            characters[piece.sample] += len(piece.text)
+            written[piece.sample] += piece.token is not None
             ends.add(piece.end)
             if piece.sample == 0:
-                show(piece, options.alternatives)
+                show(piece, options.alternatives, loaded.tokenizer)
             else:
                 waiting[piece.sample].append(piece)
     seconds = time.perf_counter() - first_at
@@ -104,52 +106,57 @@ def stream(
     for number in range(1, len(texts)):
         begin(number)
         for piece in waiting[number]:
-            show(piece, options.alternatives)
+            show(piece, options.alternatives, loaded.tokenizer)
         print()
-    rate = (sum(characters) - len(texts)) / seconds
-    speed = f", {rate:,.0f} tokens/s after the first" if sum(characters) > len(texts) else ""
+    rate = (sum(written) - len(texts)) / seconds
+    speed = f", {rate:,.0f} tokens/s after the first" if sum(written) > len(texts) else ""
     several = f"{len(texts)} texts, " if len(texts) > 1 else ""
     where = f"{inference_device().type}, {options.precision or 'fp32'}, {decoder.mode}"
-    print(f"{several}{sum(characters):,} tokens{speed}, on {where}", file=sys.stderr)
-    tell_of_context(loaded.config.model.max_len, [prompt for prompt, _ in texts], characters, full="context" in ends)
+    print(f"{several}{sum(written):,} tokens{speed}, on {where}", file=sys.stderr)
+    lengths = [len(loaded.tokenizer.encode_prompt(prompt)) for prompt, _ in texts]
+    tell_of_context(loaded.config.model.max_len, lengths, written, full="context" in ends)
 
 
-def tell_of_context(context: int, prompts: Sequence[str], characters: Sequence[int], *, full: bool) -> None:
-    """Say what the model did not see of texts, and whether they ended as its context was full."""
-    longest = max(map(len, prompts))
+def tell_of_context(context: int, prompts: Sequence[int], written: Sequence[int], *, full: bool) -> None:
+    """Say what the model did not see of texts, given their tokens, and whether they ended as its context was full."""
+    longest = max(prompts)
     if longest > context:
         print(f"the prompt has {longest:,} tokens: the model sees the last {context} of them", file=sys.stderr)
     # The last token is never read.
-    if any(min(len(prompt), context) + n - 1 > context for prompt, n in zip(prompts, characters, strict=True)):
+    if any(min(prompt, context) + n - 1 > context for prompt, n in zip(prompts, written, strict=True)):
         slid = f"the context of {context} tokens was full: its newer half was kept (--when_full stop ends)"
         print(slid, file=sys.stderr)
     if full:
         print(f"the context of {context} tokens is full: --when_full slide goes on", file=sys.stderr)
 
 
-def show(piece: Piece, alternatives: int) -> None:
-    """Print what came."""
+def show(piece: Piece, alternatives: int, tokenizer: Tokenizer) -> None:
+    """Print what came; with alternatives also the tokens that are a part of a character."""
     if not alternatives:
         print(piece.text, end="", flush=True)
-    elif piece.text:
+    elif piece.token is not None:
         others = "  ".join(f"{text!r} {math.exp(likely):.3f}" for text, likely in piece.alternatives)
-        print(f"{piece.text!r:6} {math.exp(piece.log_probability):.3f}   likeliest: {others}", flush=True)
+        shown = piece.text or shown_token(tokenizer, piece.token)
+        print(f"{shown!r:6} {math.exp(piece.log_probability):.3f}   likeliest: {others}", flush=True)
 
 
 def show_beams(options: Namespace, decoder: Decoder, loaded: LoadedGPT) -> None:
     """Search, and print what was found."""
+    tokenizer = loaded.tokenizer
     for prompt in read_prompts(options, loaded):
         beams = search(
             decoder,
-            loaded.tokenizer.encode_prompt(prompt),
+            tokenizer.encode_prompt(prompt),
             width=options.beams,
             max_new_tokens=options.max_new_tokens,
             length_penalty=options.length_penalty,
+            end=tokenizer.end_of_text,
         )
         for number, beam in enumerate(beams, start=1):
             print(f"--- {number} of {len(beams)}, log-probability {beam.log_probability:.3f} ---")
-            print(prompt + loaded.tokenizer.decode(list(beam.tokens)))
-        if len(beams[0].tokens) < options.max_new_tokens:
+            print(prompt + "".join(map(TokenText(tokenizer).add, beam.tokens)))
+        best = beams[0].tokens
+        if len(best) < options.max_new_tokens and best[-1] != tokenizer.end_of_text:
             print(f"the context of {loaded.config.model.max_len} tokens is full: there a search ends", file=sys.stderr)
 
 
@@ -198,7 +205,7 @@ def measure(options: Namespace) -> None:
     usual = {"tokenizer": run.tokenizer, "validation_share": run.validation_share}
     other = TextConfig(**usual | given) if given else None
     measured = measure_split(runtime.accelerator, loaded, options.split, other, unknown)
-    metrics = text_metrics(measured.loss)
+    metrics, unit = measured.metrics, unit_of(loaded.tokenizer)
     runtime.accelerator.end_training()
     if not runtime.accelerator.is_main_process:
         return
@@ -209,6 +216,8 @@ def measure(options: Namespace) -> None:
     print(f"device              {described}", file=sys.stderr)
     print(f"text                {measured.description}")
     print(f"weights             {loaded.weights}")
-    print(f"loss                {measured.loss:.4f} nats per character")
-    print(f"perplexity          {metrics['perplexity']:.4f} per character")
-    print(f"bits per character  {metrics['bits_per_character']:.4f}")
+    print(f"loss                {measured.loss:.4f} nats per {unit}")
+    print(f"perplexity          {metrics['perplexity']:.4f} per {unit}")
+    if "bits_per_character" in metrics:
+        print(f"bits per character  {metrics['bits_per_character']:.4f}")
+    print(f"bits per byte       {metrics['bits_per_byte']:.4f}")

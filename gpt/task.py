@@ -3,14 +3,16 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from accelerate import Accelerator
 
 from data.config import TextConfig, Unknown
+from data.mixed import MixedData
 from data.text import Source, load_source
-from data.tokenizer import Tokenizer, read_tokenizer
+from data.tokenizer import Tokenizer, read_tokenizer, unit_of
 from data.tokens import sha256, tokenized
 from data.windows import TextData, as_tensor, side_by_side
 from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, Mode
@@ -40,7 +42,12 @@ class GPTTask:
 
     def __init__(self, config: GPTConfig) -> None:
         self.config = config
-        self.data = self.data_class(self.load_source(), config.model.max_len, config.seed, config.data)
+        source, of_run = self.load_source(), (config.model.max_len, config.seed, config.data)
+        self.data: TextData | MixedData
+        if source.parts:
+            self.data = MixedData(source, *of_run, self.data_class)
+        else:
+            self.data = self.data_class(source, *of_run)
         self.model = self.model_class(config.model, len(self.data.tokenizer))
         self.model.init_weights(generator(config.seed, "weights"))
         self.flops_per_token = self.model.flops_per_token()
@@ -50,14 +57,17 @@ class GPTTask:
         return load_source(self.config.data)
 
     def sample(self, seed: int) -> str:
-        """`sample_length` characters that follow a line break."""
+        """`sample_length` tokens that follow a line break, or fewer where the model ends the text."""
         tokenizer, length = self.data.tokenizer, self.sample_length
         prompt = default_prompt(tokenizer)
         return "".join(sample_text(self.model, tokenizer, prompt, max_new_tokens=length, seed=seed))
 
     def metrics(self, val_loss: float | None) -> Mapping[str, float]:
-        """Perplexity per character, and bits per character."""
-        return {} if val_loss is None else text_metrics(val_loss)
+        """Perplexity and bits per byte, and per character where those are the tokens."""
+        if val_loss is None:
+            return {}
+        data = self.data
+        return text_metrics(val_loss, data.validation_targets, data.validation_bytes, data.tokenizer)
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """The tokenizer."""
@@ -72,19 +82,27 @@ def default_prompt(tokenizer: Tokenizer) -> str:
 def can_read(tokenizer: Tokenizer, prompt: str) -> bool:
     """Whether a vocabulary has all that a text is made of."""
     try:
-        tokenizer.encode_prompt(prompt)
+        return bool(tokenizer.encode_prompt(prompt))
     except InputError:
         return False
-    return True
 
 
-def text_metrics(loss: float) -> dict[str, float]:
-    """Other measures of a loss in nats per character.
+def text_metrics(loss: float, num_targets: int, num_bytes: int, tokenizer: Tokenizer) -> dict[str, float]:
+    """Other measures of a loss in nats per token.
+
+    Args:
+        loss: The mean over all targets.
+        num_targets: How many they are.
+        num_bytes: Of how many bytes of UTF-8 they are made.
+        tokenizer: What made them.
 
     Returns:
-        `perplexity`, exp(loss), and `bits_per_character`, loss / ln 2.
+        `perplexity`, exp(loss); `bits_per_byte`, which compares across tokenizers; and `bits_per_character`,
+        loss / ln 2, where a token is a character.
     """
-    return {"perplexity": math.exp(min(loss, 700.0)), "bits_per_character": loss / math.log(2)}
+    bits = loss / math.log(2)
+    metrics = {"perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits * num_targets / max(num_bytes, 1)}
+    return metrics | ({"bits_per_character": bits} if unit_of(tokenizer) == "character" else {})
 
 
 def sample_text(
@@ -96,7 +114,7 @@ def sample_text(
     sampling: Sampling | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Continue `prompt` with a model that may be in training, character by character, past the end of its context.
+    """Continue `prompt` with a model that may be in training, token by token, past the end of its context.
 
     `decoding.writing.write` is faster and can do more, with a model that no longer changes.
     """
@@ -140,10 +158,11 @@ def load_gpt(
 
 
 class Measured(NamedTuple):
-    """A loss in nats per character, and what it was measured on, in words."""
+    """A loss in nats per token, what it was measured on, in words, and other measures; see `text_metrics`."""
 
     loss: float
     description: str
+    metrics: dict[str, float]
 
 
 def measure_split(
@@ -177,15 +196,20 @@ def measure_split(
         )
     description = f"{split} split of {source.origin}"
     data = replace(asked or config.data, unknown=unknown or (asked or config.data).unknown)
-    found = tokenized(source, data, loaded.tokenizer, ["validation" if split == "val" else "training"])
-    tokens_N = as_tensor((found.validation if split == "val" else found.training).tokens_N)
-    if len(tokens_N) < 2:
-        raise InputError(f"the {description} has {len(tokens_N)} characters, too few to predict one from another")
-    rank, num_ranks = accelerator.process_index, accelerator.num_processes
-    batches = side_by_side(tokens_N, config.model.max_len, config.training.eval_batch_size, rank, num_ranks)
+    texts = [(source.parts[name], part) for name, part in data.parts.items()] or [(source, data)]
+    found = [tokenized(*text, loaded.tokenizer, ["validation" if split == "val" else "training"]) for text in texts]
+    tokens = [each.validation if split == "val" else each.training for each in found]
+    num_targets = sum(max(len(part.tokens_N) - 1, 0) for part in tokens)
+    if num_targets < 1:
+        unit, count = unit_of(loaded.tokenizer), sum(len(part.tokens_N) for part in tokens)
+        raise InputError(f"the {description} has {count} {unit}s, too few to predict one from another")
+    share = config.training.eval_batch_size, accelerator.process_index, accelerator.num_processes
+    batches = (side_by_side(as_tensor(part.tokens_N), config.model.max_len, *share) for part in tokens)
     model = accelerator.prepare_model(loaded.model.to(accelerator.device), evaluation_mode=True)
-    notes = [*found.notes, *([] if same else ["another text than the run's"]), *source.notes]
-    said = "".join(f", {note}" for note in notes)
-    loss = mean_loss(accelerator, model, batches)
+    notes = [*(note for each in found for note in each.notes), *([] if same else ["another text than the run's"])]
+    said = "".join(f", {note}" for note in dict.fromkeys([*notes, *source.notes]))
+    loss = mean_loss(accelerator, model, chain.from_iterable(batches))
     require_finite([loss], f"the loss on the {description}")
-    return Measured(loss, f"{description}, {len(tokens_N) - 1:,} targets{said}")
+    num_bytes = sum(part.target_bytes(loaded.tokenizer) for part in tokens if len(part.tokens_N))
+    metrics = text_metrics(loss, num_targets, num_bytes, loaded.tokenizer)
+    return Measured(loss, f"{description}, {num_targets:,} targets{said}", metrics)

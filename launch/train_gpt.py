@@ -34,11 +34,12 @@ def main(task: "type[gpt.GPTTask] | None" = None) -> None:
 
 def show(task: "type[gpt.GPTTask] | None", result: "Result", config: gpt.GPTConfig) -> None:
     """Print the losses, the best checkpoint, a sample from it, and what to type next."""
+    from data.tokenizer import unit_of
     from gpt.task import can_read, default_prompt, sample_text
 
     run, model_class = result.run.path, (task or gpt.GPTTask).model_class
     best = gpt.load(run, model_class=model_class)
-    show_losses(result, "character")
+    show_losses(result, unit_of(best.tokenizer))
     for piece in sample_text(best.model, best.tokenizer, default_prompt(best.tokenizer)):
         print(piece, end="", flush=True)
     print("\n\nWhat next:")

@@ -57,18 +57,21 @@ class Data(Protocol):
     """What a model is trained and validated on.
 
     It may have a method `cutter(device)`: what makes training batches with its tokens on the device, if they fit there.
+    And it may have `validation_parts`: what `validation_batches` gives, by part, where the loss of each is to be named.
 
     Attributes:
         samples_per_epoch: Training sequences in one pass over the data.
         tokens_per_sample: Targets in one of them, in the mean.
         origin: Where the data comes from, for people to read.
         sha256: Of the data; a run goes on only with the same.
+        order: Version of the order in which its samples come; a run goes on only in the same.
     """
 
     samples_per_epoch: int
     tokens_per_sample: float
     origin: str
     sha256: str
+    order: int
 
     @property
     def validation_targets(self) -> int:

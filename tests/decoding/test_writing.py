@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import decoding.writing
+from data.byte_tokenizer import ByteTokenizer
 from data.characters import CharTokenizer
 from decoding.decoder import Decoder
 from decoding.sampling import Chosen, Sampling
@@ -43,15 +44,16 @@ def decoder(model: GPT) -> Decoder:
 class Script:
     """In the place of `generate`: writes given texts, with log-probabilities -1, -2 and so on, and counts its steps."""
 
-    def __init__(self, *texts: str) -> None:
-        self.texts, self.steps, self.closed = texts, 0, False
+    def __init__(self, *texts: str, tokenizer: CharTokenizer | ByteTokenizer = TOKENIZER) -> None:
+        self.tokens = [tokenizer.encode(text).tolist() for text in texts]
+        self.texts, self.steps, self.closed, self.tokenizer = texts, 0, False, tokenizer
 
     def __call__(self, decoder: Decoder, prompts: Sequence[Sequence[int]], **options: int) -> Iterator[Chosen]:
         none = torch.empty(len(self.texts), 0)
         try:
             for step in range(options["max_new_tokens"]):
                 self.steps = step + 1
-                tokens = TOKENIZER.encode("".join(text[step] if step < len(text) else "." for text in self.texts))
+                tokens = [row[step] if step < len(row) else len(self.tokenizer) - 1 for row in self.tokens]
                 yield Chosen(torch.tensor(tokens), torch.full((len(tokens),), -step - 1.0), none, none)
         finally:
             self.closed = True
@@ -64,7 +66,7 @@ def pieces_of(script: Script, stop: Sequence[str], length: int) -> Iterator[Piec
         patched.setattr(decoding.writing, "generate", script)
         yield from write(
             SimpleNamespace(model=model),  # type: ignore[arg-type]
-            TOKENIZER,
+            script.tokenizer,
             "a",
             max_new_tokens=length,
             num_samples=len(script.texts),
@@ -103,6 +105,41 @@ def test_a_text_ends_before_the_first_stop_string_that_is_complete(
     # What the model gave a character stays with it, held back or not.
     characters = [piece for piece in pieces if piece.text]
     assert [piece.log_probability for piece in characters] == [-1.0 - place for place in range(len(written))]
+
+
+def test_characters_come_when_they_are_whole_also_beside_a_stop_string() -> None:
+    texts = "aé🙂!!!", "x漢字yz", "字字字字"
+    pieces = list(pieces_of(Script(*texts, tokenizer=ByteTokenizer()), ["漢字y", "z"], 8))
+    first, second, third = ([piece for piece in pieces if piece.sample == sample] for sample in range(3))
+    assert [piece.text for piece in first] == ["a", "", "é", "", "", "", "🙂", "!", ""]
+    assert [piece.token for piece in first] == [*texts[0].encode()[:8], None]
+    assert [piece.log_probability for piece in first[:8]] == [-1.0 - step for step in range(8)]
+    assert "".join(piece.text for piece in second) == "x"
+    assert (second[-1].end, second[-1].token) == ("stop", None)
+    # Two bytes of the last character, which the length cut, are never shown.
+    assert "".join(piece.text for piece in third) == "字字"
+    assert [piece.end for piece in third if piece.end] == ["length"]
+
+
+def test_a_text_ends_with_the_token_for_that_and_what_was_held_back_is_shown() -> None:
+    tokenizer = ByteTokenizer()
+    script = Script("ab", "abcd", "", tokenizer=tokenizer)
+    found: dict[int, list[Piece]] = {0: [], 1: [], 2: []}
+    for piece in pieces_of(script, ["bx"], 4):
+        found[piece.sample].append(piece)
+    assert ["".join(piece.text for piece in pieces) for pieces in found.values()] == ["ab", "abcd", ""]
+    assert [pieces[-1].end for pieces in found.values()] == ["end_of_text", "length", "end_of_text"]
+    assert [piece.token for piece in found[0]] == [*b"ab", tokenizer.end_of_text]
+    assert script.closed
+
+
+def test_alternatives_that_are_no_whole_characters_are_spelt_out() -> None:
+    shape = ModelConfig(num_layers=1, d_model=16, num_heads=2, d_ff=24, max_len=CONTEXT)
+    untrained = GPT(shape, len(ByteTokenizer())).eval()
+    piece = next(write(Decoder(untrained, "eager"), ByteTokenizer(), "é", max_new_tokens=1, alternatives=257))
+    names = {name for name, _ in piece.alternatives}
+    assert {"a", r"\xc3", "<|endoftext|>"} <= names
+    assert len(names) == 257
 
 
 SHORT = st.text("ab", min_size=1, max_size=4)

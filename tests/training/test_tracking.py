@@ -70,6 +70,7 @@ def test_tensorboard_shows_every_curve_the_configuration_and_the_samples(config:
         "train_loss": "loss/train",
         "val_loss": "loss/validation",
         "perplexity": "validation/perplexity",
+        "bits_per_byte": "validation/bits_per_byte",
         "bits_per_character": "validation/bits_per_character",
         "learning_rate": "optimizer/learning_rate",
         "grad_norm": "optimizer/grad_norm",

@@ -7,6 +7,7 @@ command that converts the file.
 
 import codecs
 import io
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -45,6 +46,7 @@ SIGNS = "«»‹›„“”‚‘’–—…·•°§¿¡£€\xa0\xad"  # noq
 NO_TEXT = {b"%PDF-": "PDF", b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG"}
 MARK_DROPPED = "without its byte order mark"
 SAMPLE_LINES, SAMPLE_BYTES = 4000, 2**19
+LONG_LINE, LINE_PART = 10_000, re.compile(rb"[^\n]{1,500}[^ ]* ?")
 BLOCK = 2**20
 """So much of a file is looked at at a time, and the rest of the line where that is not longer."""
 SURE_BYTES, SURE_SHARE = 100, 0.9
@@ -206,21 +208,41 @@ def _refuse_damaged(blocks: Blocks, place: int, byte: int, name: Path | str) -> 
 
 
 def _sample(blocks: Iterable[bytes]) -> bytes:
-    """Lines with bytes beyond ASCII: a few in ten thousand are in no sample of the whole.
+    """Lines with bytes beyond ASCII, or parts of long ones: a few in ten thousand are in no sample of the whole.
 
     No encoding here has a line break or a space in a character.
     """
-    lines, room = list[bytes](), SAMPLE_BYTES
-    for line in (line for block in blocks for line in block.split(b"\n") if not line.isascii()):
-        lines.append(line if len(line) <= room else line[:room].rpartition(b" ")[0] or line[:room])
-        room -= len(lines[-1])
-        if len(lines) == SAMPLE_LINES or len(lines[-1]) < len(line):
+    found, room = list[bytes](), SAMPLE_BYTES
+    lines = (line for block in blocks for line in block.split(b"\n") if not line.isascii())
+    parts = (part for line in lines for part in ([line] if len(line) < LONG_LINE else LINE_PART.findall(line)))
+    for part in (part for part in parts if not part.isascii()):
+        found.append(part[:room])
+        room -= len(found[-1])
+        if len(found) == SAMPLE_LINES or not room:
             break
-    return b"\n".join(lines)
+    return b"\n".join(found)
 
 
 def _guessed(blocks: Blocks, sample: bytes, names: dict[str, str], name: Path | str) -> Encoding:
-    """The encoding that fits the sample best.
+    """The encoding that fits the sample best."""
+    # A long sample may end in the middle of a character.
+    ends = range(len(sample), len(sample) - (4 if len(sample) >= SAMPLE_BYTES else 1), -1)
+    shares = next(filter(None, (_near_best(blocks, sample[:end], names) for end in ends)), {})
+    order = list(names)
+    if not shares:
+        raise NoText(name, "is no text" + " (it has NUL bytes)" * (names is WIDE))
+    near = max(shares.values()) - NEAR_SHARE
+    best, *rivals = (encoding for encoding in order if encoding in shares and shares[encoding] >= near)
+    little = names is NARROW and shares[best] < SURE_SHARE and len(sample.translate(None, ASCII)) < SURE_BYTES
+    if rivals or little:
+        perhaps = " or ".join(names[encoding] for encoding in (best, *rivals))
+        command = _iconv(names[best], name)
+        raise NoText(name, f"is not UTF-8, perhaps {perhaps}", "convert it, for example: ", command)
+    return Encoding(best, note=f"read as {names[best]}, a guess")
+
+
+def _near_best(blocks: Blocks, sample: bytes, names: dict[str, str]) -> dict[str, float]:
+    """The encodings that fit a sample about as well as the best one does, with the share of letters of one alphabet.
 
     charset-normalizer does not tell the encodings of Latin script apart by their letters: of guesses that are near its
     best one, the one whose letters belong together in some alphabet is taken.
@@ -238,16 +260,7 @@ def _guessed(blocks: Blocks, sample: bytes, names: dict[str, str], name: Path | 
         encoding = min((other for other in match.could_be_from_charset if other in names), key=order.index)
         if _first_wrong(blocks(), encoding) is None:
             shares[encoding] = _share(sample.decode(encoding, errors="replace"))
-    if not shares:
-        raise NoText(name, "is no text" + " (it has NUL bytes)" * (names is WIDE))
-    near = max(shares.values()) - NEAR_SHARE
-    best, *rivals = (encoding for encoding in order if encoding in shares and shares[encoding] >= near)
-    little = names is NARROW and shares[best] < SURE_SHARE and len(sample.translate(None, ASCII)) < SURE_BYTES
-    if rivals or little:
-        perhaps = " or ".join(names[encoding] for encoding in (best, *rivals))
-        command = _iconv(names[best], name)
-        raise NoText(name, f"is not UTF-8, perhaps {perhaps}", "convert it, for example: ", command)
-    return Encoding(best, note=f"read as {names[best]}, a guess")
+    return shares
 
 
 def _share(text: str) -> float:

@@ -66,14 +66,14 @@ def list_files(source: str, include: str | None = None) -> list[ListedFile]:
     """
     if source != PYTHON:
         fits = fitting(include)
-        return [file for path, is_named in _expand(source) for file in _walk(path, path, fits, is_named=is_named)]
+        return [file for path, is_named in _expand(source) for file in _walk(path, "", fits, is_named=is_named)]
     own, wanted = _own_files(), fitting(include or "**")
 
     def is_source(name: str) -> bool:
         return name.endswith(".py") and name not in own and PACKAGES.isdisjoint(name.split("/")) and wanted(name)
 
     roots = dict.fromkeys(os.path.realpath(sysconfig.get_path(kind)) for kind in ("stdlib", "purelib", "platlib"))
-    return [file for root in map(Path, roots) for file in _walk(root, root, is_source, is_named=True)]
+    return [file for root in map(Path, roots) for file in _walk(root, "", is_source, is_named=True)]
 
 
 def look_into(listed_files: Iterable[ListedFile], source: str, include: str | None = None) -> Found:
@@ -155,20 +155,24 @@ def _expand(source: str) -> Iterator[tuple[Path, bool]]:
             raise InputError(f"data.source {part}: no file has such a name")
 
 
-def _walk(path: Path, source: Path, fits: Fits, *, is_named: bool) -> Iterator[ListedFile]:
-    """A file, or all files below a folder in sorted order."""
+def _walk(path: Path, name: str, fits: Fits, *, is_named: bool) -> Iterator[ListedFile]:
+    """A file, or all files below a folder in sorted order; `name` is its path below the source."""
     reason = None if is_named else _reason_to_leave(path)
     if reason is None and os.path.isdir(path):
         try:
-            names = sorted(os.listdir(path))
+            with os.scandir(path) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
         except OSError as error:
             reason = error.strerror or str(error)
         else:
-            for below in (path / name for name in names):
-                if os.path.isdir(below) or fits(below.relative_to(source).as_posix()):
-                    yield from _walk(below, source, fits, is_named=False)
+            for entry in entries:
+                below = f"{name}/{entry.name}" if name else entry.name
+                is_folder = os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+                if is_folder or fits(below):
+                    yield from _walk(path / entry.name, below, fits, is_named=False)
             return
-    yield ListedFile(path, _name(path, source), is_named, reason)
+    # A name that is not UTF-8 can be shown, too.
+    yield ListedFile(path, (name or str(path)).encode(errors="replace").decode(), is_named, reason)
 
 
 def _encoding(path: Path, *, is_named: bool) -> Encoding | str:
@@ -194,9 +198,3 @@ def _reason_to_leave(path: Path) -> str | None:
     # The folder of a run that learns these texts would grow into them.
     is_run = os.path.exists(path / "config.yaml") and os.path.exists(path / "checkpoints")
     return "folder of a run" if is_run else None
-
-
-def _name(file: Path, source: Path) -> str:
-    """The path of a file below its source, if that is a folder; a name that is not UTF-8 can be shown, too."""
-    name = str(file.relative_to(source) if os.path.isdir(source) else file)
-    return name.encode(errors="replace").decode()

@@ -7,6 +7,7 @@ import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -14,10 +15,11 @@ from typing import NamedTuple
 from data.config import TINY_SHAKESPEARE, TextConfig
 from data.corpora import FileDocuments, HubDocuments, RowOptions
 from data.documents import Chained, Documents, InMemory
-from data.files import Found, find_files
+from data.files import Found, ListedFile, list_files, look_into
 from data.hub import PARQUET_REVISION, SPLITS, HubRows, Request, load_hub_rows
 from data.mix import parse_mix
 from data.plays import SHA256, PlaysError, build_text
+from data.remembered import remembered
 from data.row_streams import is_row_file
 from training.config.command_line import StrictParser
 from training.runtime.errors import InputError, exit_code
@@ -81,14 +83,19 @@ def _files(data: TextConfig) -> Source:
 
     options = _row_options(data)
 
-    def look() -> tuple[Found, tuple[str, ...]]:
-        found = find_files(data.source, data.include)
-        return found, options.left_out(FileDocuments(found.files, options).rows())
+    def look(files: list[ListedFile]) -> Found:
+        found = look_into(files, data.source, data.include)
+        left_out = options.left_out(FileDocuments(found.files, options).rows())
+        return found._replace(notes=(*found.notes, *left_out))
 
-    found, left_out = once_per_machine(look)
+    def find() -> Found:
+        files = list_files(data.source, data.include)
+        return remembered(files, (data.source, data.include, data.column, data.on_bad_row), partial(look, files))
+
+    found = once_per_machine(find)
     if data.column != TextConfig.column and not any(is_row_file(file.path) for file in found.files):
         raise InputError(f"data.column is for rows, and {found.origin} has none: no .jsonl or .parquet file")
-    return Source(FileDocuments(found.files, options), found.origin, notes=(*found.notes, *left_out))
+    return Source(FileDocuments(found.files, options), found.origin, notes=found.notes)
 
 
 def _row_options(data: TextConfig) -> RowOptions:

@@ -200,9 +200,11 @@ def measure(options: Namespace) -> None:
         loaded.model.double()
     given = {name: value for name, value in vars(options.data).items() if value is not None}
     unknown = given.pop("unknown", None)
-    measured = measure_split(
-        runtime.accelerator, loaded, options.split, TextConfig(**given) if given else None, unknown
-    )
+    # What a row becomes depends on the tokenizer, and what is held out on the share.
+    run = loaded.config.data
+    usual = {"tokenizer": run.tokenizer, "validation_share": run.validation_share}
+    other = TextConfig(**usual | given) if given else None
+    measured = measure_split(runtime.accelerator, loaded, options.split, other, unknown)
     metrics, unit = measured.metrics, unit_of(loaded.tokenizer)
     runtime.accelerator.end_training()
     if not runtime.accelerator.is_main_process:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import files, remembered
 from data.config import TextConfig
 from data.documents import Chunk, InMemory, chunks, joined
 from data.text import Source, load_source
@@ -234,3 +235,28 @@ def test_a_file_that_changes_its_encoding_while_it_is_read_is_said_to() -> None:
 def test_texts_in_memory_have_no_fingerprint() -> None:
     assert load("auto").documents.fingerprint() is None
     assert replace(InMemory(["x"])).fingerprint() is None
+
+
+def test_files_of_a_large_source_are_looked_into_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(remembered, "LARGE", 5)
+    looked = list[Path]()
+    find_encoding = files.find_encoding
+    monkeypatch.setattr(files, "find_encoding", lambda path: looked.append(path) or find_encoding(path))
+    put({"t/a.txt": "\ufeffA", "t/b.txt": "B".encode("utf-16"), "t/c.jsonl": '{"text": "C"}\n[]\n', "t/d.txt": b"\0"})
+    first = load("t", on_bad_row="skip")
+    assert len(looked) == 4
+    again = load("t", on_bad_row="skip")
+    assert len(looked) == 4, "nothing was read"
+    assert (texts(again), again.notes, again.origin) == (["A", "B", "C\n"], first.notes, first.origin)
+    assert again.documents.fingerprint() == first.documents.fingerprint()
+    assert [note.split(":")[0] for note in again.notes] == [
+        *("without its byte order mark", "read as UTF-16LE", "left out", "1 row left out")
+    ]
+    put({"t/d.txt": "D"})
+    assert texts(load("t", on_bad_row="skip")) == ["A", "B", "C\n", "D"]
+    with pytest.raises(InputError, match="c.jsonl, line 2"):
+        joined(load("t").documents)
+    for broken in (tmp_path / "home").rglob("*-files.json"):
+        broken.write_text("{")
+    assert texts(load("t", on_bad_row="skip")) == ["A", "B", "C\n", "D"]

@@ -3,12 +3,14 @@
 # ruff: noqa: RUF001
 import gzip
 import subprocess
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
 
-from data.encodings import NARROW, WIDE, NoText, TextFile, decode_text, read_text
+from data import encodings
+from data.encodings import NARROW, WIDE, NoText, TextFile, decode_text, find_encoding, opened, read_text
 from training.runtime.errors import InputError
 
 FRENCH = (
@@ -62,6 +64,65 @@ ENGLISH = "It was the best of times, it was the worst of times.\n"
 )
 def test_text_is_read_and_what_was_done_is_said(text: str, encoding: str, note: str | None) -> None:
     assert decode_text(text.encode(encoding), "a") == TextFile(text, note)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "note"),
+    [
+        (ENGLISH, "utf-8", None),
+        (FRENCH, "utf-8-sig", "without its byte order mark"),
+        (FRENCH, "utf-16", "read as UTF-16LE"),
+        (ENGLISH, "utf-16-be", "read as UTF-16BE, a guess"),
+        (ENGLISH * 200 + FRENCH, "latin-1", "read as WINDOWS-1252, a guess"),
+        (CHINESE, "gbk", "read as GB18030, a guess"),
+        ("a" + CHINESE.replace("\n", "") * 30, "gbk", "read as GB18030, a guess"),
+    ],
+)
+def test_a_file_is_looked_at_a_block_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, encoding: str, note: str | None
+) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes((text * 20).encode(encoding))
+    monkeypatch.setattr(encodings, "BLOCK", 4001)
+    monkeypatch.setattr(encodings, "SAMPLE_BYTES", 3000)
+    found = find_encoding(file)
+    assert found.note == note
+    with opened(file, found) as content:
+        assert content.read() == text * 20
+
+
+def test_a_wrong_byte_far_behind_is_found_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encodings, "BLOCK", 1000)
+    file, text = tmp_path / "a.txt", RUSSIAN.encode() * 60
+    for content, message in {
+        text + b"\xff" + text: r"a.txt is damaged UTF-8: 1 wrong bytes, the first in line 61 \(0xff\)",
+        text + b"\xd0\xff" + text + b"\xd0": r"a.txt is damaged UTF-8: 3 wrong bytes, the first in line 61 \(0xd0\)",
+        text + b"\xd0": r"a.txt is damaged UTF-8: 1 wrong bytes, the first in line 61 \(0xd0\)",
+        (RUSSIAN * 60).encode("utf-16") + b"x": f"the first wrong byte is at {len(RUSSIAN) * 120:,}; leave",
+        text + b"\0" + text: r"a.txt is no text \(it has NUL bytes\)",
+    }.items():
+        file.write_bytes(content)
+        with pytest.raises(NoText, match=message):
+            find_encoding(file)
+        with pytest.raises(NoText, match=message):
+            decode_text(content, file)
+
+
+def test_a_large_file_of_one_line_is_not_held(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(ENGLISH.replace("\n", " ").encode() * 600_000 + FRENCH.encode("latin-1"))
+    tracemalloc.start()
+    try:
+        found = find_encoding(file)
+        assert found.note == "read as WINDOWS-1252, a guess"
+        with opened(file, found) as content:
+            while content.read(2**20):
+                pass
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert file.stat().st_size > 30e6
+    assert most < 16e6
 
 
 @pytest.mark.parametrize(

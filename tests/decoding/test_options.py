@@ -55,8 +55,8 @@ def test_the_table_has_each_name_once_for_a_model_and_the_choices_of_the_data(mo
     rows = {row.name: row for row in TABLE if model_type in row.models}
     assert len(rows) == len([row for row in TABLE if model_type in row.models])
     assert rows["data.unknown"].values == get_args(Unknown)
+    assert rows["data.on_bad_row"].values == get_args(OnBadRow)
     if model_type == "seq2seq":
-        assert rows["data.on_bad_row"].values == get_args(OnBadRow)
         assert rows["split"].values == get_args(Split)
     for row in rows.values():
         assert row.help.endswith(".") or row.help.endswith(")."), row.name

@@ -15,12 +15,11 @@ from torch import Tensor
 
 from data.config import TextConfig
 from data.listing import listed
-from data.order import epoch_samples
+from data.order import ORDER, drawn, epoch_samples
 from data.text import Source
 from data.tokenizer import unit_of
 from data.tokens import tokenized
 from training.runtime.errors import InputError
-from training.seeds import generator
 from training.task import IGNORED, Batch
 
 MAX_LISTED = 16
@@ -67,6 +66,8 @@ class TextData:
         InputError: A split is shorter than one context, or has characters that are unknown.
     """
 
+    order = ORDER
+
     def __init__(self, source: Source, context: int, seed: int, data: TextConfig | None = None) -> None:
         self.context, self.seed = context, seed
         training, validation, self.tokenizer, self.sha256, notes = tokenized(source, data or TextConfig())
@@ -80,7 +81,7 @@ class TextData:
                     f"of {context:,}: use a longer text or a smaller --model.max_len"
                 )
         self.validation_targets = len(self._val_N) - 1
-        self.validation_bytes = validation.num_bytes
+        self.validation_bytes = validation.target_bytes(self.tokenizer)
         # Fewer than T tokens are left out of an epoch, others each time.
         self.samples_per_epoch, self.tokens_per_sample = len(self._train_N) // context, float(context)
 
@@ -100,7 +101,7 @@ class TextData:
         own = type(self).training_batch is not TextData.training_batch
         if own or tokens_N.numel() * DEVICE_DTYPE.itemsize > DEVICE_SHARE * memory:
             return None
-        return partial(self._uncut, tokens_N.to(DEVICE_DTYPE).to(device))
+        return partial(self._uncut, on_device(tokens_N, device))
 
     def _uncut(self, tokens_N: Tensor, first: int, count: int) -> UncutWindows:
         return UncutWindows(tokens_N, torch.cat([starts for _, starts in self._starts(first, count)]), self.context)
@@ -118,7 +119,7 @@ class TextData:
         samples = epoch_samples(first, count, num_samples=self.samples_per_epoch, seed=self.seed)
         length = len(self._train_N)
         for epoch, windows in samples:
-            offset = torch.randint(length, (), generator=generator(self.seed, epoch, "offset"))
+            offset = drawn(length, self.seed, epoch, "offset")
             yield epoch, (offset + windows * self.context) % length
 
     def validation_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1, every: int = 1) -> Iterator[Batch]:
@@ -131,6 +132,13 @@ def as_tensor(tokens_N: NDArray[np.unsignedinteger]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(tokens_N)
+
+
+def on_device(tokens_N: Tensor, device: torch.device) -> Tensor:
+    """Tokens as signed integers on a device, copied there as they lie on the disk."""
+    if tokens_N.dtype == torch.uint16:
+        return tokens_N.view(torch.int16).to(device).to(DEVICE_DTYPE) & 0xFFFF
+    return tokens_N.view(DEVICE_DTYPE).to(device)
 
 
 def side_by_side(

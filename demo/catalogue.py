@@ -1,13 +1,13 @@
 """The runs that a page offers, and their models, loaded when they are asked for."""
 
 import logging
+import math
 import os
 import threading
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from math import inf
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -46,6 +46,7 @@ class Entry:
         task: Of an encoder-decoder: copy, reverse or pairs.
         val_loss: At its step, in nats; None where it was not measured.
         val_loss_subset: The same over a part of the validation split, which does not compare with other runs'.
+        bits_per_byte: The same in bits for each byte of the text.
         megabytes: Size of the checkpoint's weights.
     """
 
@@ -54,7 +55,16 @@ class Entry:
     task: str | None
     val_loss: float | None
     val_loss_subset: float | None
+    bits_per_byte: float | None
     megabytes: float
+
+    @property
+    def bits(self) -> float | None:
+        """What runs are compared by, whatever their tokens are; of an older one bits per token, which are characters
+        then."""
+        if self.bits_per_byte is not None:
+            return self.bits_per_byte
+        return None if self.val_loss is None else self.val_loss / math.log(2)
 
     @property
     def label(self) -> str:
@@ -62,6 +72,7 @@ class Entry:
         task = f"{self.task}, " if self.task else ""
         subset = "" if self.val_loss_subset is None else f"val_loss_subset {self.val_loss_subset:.3f}, "
         loss = subset if self.val_loss is None else f"val. loss {self.val_loss:.3f}, "
+        loss = loss if self.bits_per_byte is None else f"{self.bits_per_byte:.3f} bits per byte, "
         return f"{self.name} ({task}{loss}{self.megabytes:.1f} MB)"
 
 
@@ -128,8 +139,8 @@ class Catalogue:
         return text.replace(f"{self.runs.resolve()}/", "").replace(f"{self.runs}/", "")
 
     def best(self, kind: ModelType) -> str | None:
-        """The run with the lowest validation loss of those that can be loaded, which is tried once for each."""
-        by_loss = sorted(self.entries(kind), key=lambda entry: inf if entry.val_loss is None else entry.val_loss)
+        """The run with the fewest bits per byte of those that can be loaded, which is tried once for each."""
+        by_loss = sorted(self.entries(kind), key=lambda entry: math.inf if entry.bits is None else entry.bits)
         for entry in by_loss:
             with suppress(InputError):
                 if self._can_be_loaded(entry.name, kind, _version(find_checkpoint(self.runs / entry.name))):
@@ -229,6 +240,7 @@ def _read_entry(folder: Path, checkpoint: Path, _: Version) -> Entry | str:
             task=setting(checkpoint / "config.yaml", "task") if kind == "seq2seq" else None,
             val_loss=metrics.get("val_loss"),
             val_loss_subset=metrics.get("val_loss_subset"),
+            bits_per_byte=metrics.get("bits_per_byte"),
             megabytes=(checkpoint / "model.safetensors").stat().st_size / 1e6,
         )
     except MissingFileError as error:

@@ -17,14 +17,15 @@ from demo.line_chart import Line
 from training.runtime.errors import InputError
 from training.storage.run_folder import RunFolder
 
-COLUMNS = "step", "train_loss", "val_loss", "val_loss_subset", "learning_rate", "tokens_per_second"
+COLUMNS = "step", "train_loss", "val_loss", "val_loss_subset", "bits_per_byte", "learning_rate", "tokens_per_second"
 KEPT = 64
-"""Runs; one with 200,000 lines takes 10 MB."""
+"""Runs; one with 200,000 lines takes 11 MB."""
 MAX_POINTS = 300
 SAMPLES = 3
 """The latest ones that are shown."""
 CURVES = {
     "loss": ("train_loss", "val_loss", "val_loss_subset"),
+    "bits per byte": ("bits_per_byte",),
     "learning rate": ("learning_rate",),
     "tokens per second": ("tokens_per_second",),
 }

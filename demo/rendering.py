@@ -8,6 +8,7 @@ from html import escape
 from math import exp, log
 from statistics import fmean
 
+from decoding.token_text import shown_token
 from decoding.writing import Piece
 from demo.line_chart import Line, short
 from demo.results import WITH, WITHOUT, Benchmark, Transduction, Writing
@@ -24,15 +25,18 @@ COLOURS = ("#ea580c", "#2563eb", "#059669")
 
 
 def text_html(writing: Writing, *, coloured: bool) -> str:
-    """Prompt and text, or several side by side; coloured by the probability of each character, with the likeliest
-    others on hovering.
+    """Prompt and text, or several side by side; coloured by the probability of each token, with the likeliest others
+    on hovering, and with its borders where it is no character.
 
     The end of one text stays open, which browsers close: so each update is the one before with more behind it, and
     Gradio sends only what is new.
     """
+    prompt, kind = escape(writing.prompt), ""
+    if coloured and writing.of_subwords:
+        prompt, kind = "".join(f"<span>{escape(text)}</span>" for text in writing.prompt_texts if text), " tokens"
     texts = [
-        f'<div class="written"><span class="prompt">{escape(writing.prompt)}</span>'
-        + ("".join(map(_character, writing.pieces_of(sample))) if coloured else escape(text))
+        f'<div class="written{kind}"><span class="prompt">{prompt}</span>'
+        + (_tokens(writing, writing.pieces_of(sample)) if coloured else escape(text))
         for sample, text in enumerate(writing.texts)
     ]
     if len(texts) == 1:
@@ -43,12 +47,26 @@ def text_html(writing: Writing, *, coloured: bool) -> str:
     return f'<div class="texts">{"".join(cells)}</div>'
 
 
-def _character(piece: Piece) -> str:
-    if not piece.text:
-        return ""
-    likely = [(piece.text, piece.log_probability), *piece.alternatives]
-    title = "&#10;".join(escape(f"{_name(text)} {exp(p):.1%}") for text, p in likely)
-    return f'<span class="p{shade(piece.log_probability)}" title="{title}">{escape(piece.text)}</span>'
+def _tokens(writing: Writing, pieces: Sequence[Piece]) -> str:
+    """Each by itself; those that are parts of one character stand together, and are as likely as all of them."""
+    spans, parts = [], []
+    for piece in pieces:
+        parts.append(piece)
+        if piece.text:
+            likely = [
+                pair
+                for part in parts
+                for pair in ((_own_name(writing, part), part.log_probability), *part.alternatives)
+            ]
+            title = "&#10;".join(escape(f"{_name(text)} {exp(p):.1%}") for text, p in likely)
+            colour = shade(sum(part.log_probability for part in parts))
+            spans.append(f'<span class="p{colour}" title="{title}">{escape(piece.text)}</span>')
+            parts = []
+    return "".join(spans)
+
+
+def _own_name(writing: Writing, piece: Piece) -> str:
+    return piece.text if piece.token is None else shown_token(writing.tokenizer, piece.token)
 
 
 def shade(log_probability: float) -> int:
@@ -62,8 +80,9 @@ def legend_html() -> str:
     return f'<p class="legend">probability {shades}</p>'
 
 
-def _name(character: str) -> str:
-    return {"\n": "line break", " ": "space"}.get(character, character)
+def _name(token: str) -> str:
+    """A token in words, or with signs for the spaces and line breaks in it."""
+    return {"\n": "line break", " ": "space"}.get(token) or token.replace(" ", "␣").replace("\n", "⏎")
 
 
 def writing_figures(writing: Writing) -> str:
@@ -77,8 +96,10 @@ def writing_figures(writing: Writing) -> str:
         "comparing": "reading the same tokens without the cache …",
     }.get(writing.phase, writing.why or "done")
     at_end = "then the older half goes" if writing.when_full == "slide" else "then it stops"
+    prompt = {"prompt": f"{len(writing.prompt_tokens):,} tokens of {len(writing.prompt):,} characters"}
     return figures_html(
-        {
+        (prompt if writing.of_subwords else {})
+        | {
             "tokens per second": rate,
             "first token": first,
             "cache": f"{writing.cache_bytes / 1e6:,.2f} MB",
@@ -121,7 +142,7 @@ def progress_html(step: int, steps: int, words: str) -> str:
 
 def token_times(writing: Writing) -> list[Line]:
     """Milliseconds of each token against its position; the first one, which reads the prompt, is told apart."""
-    start = len(writing.prompt) + 1
+    start = len(writing.prompt_tokens) + 1
     lines = [(WITH, COLOURS[1], writing.milliseconds), (WITHOUT, COLOURS[0], writing.uncached)]
     if writing.mode != "eager":
         lines.insert(1, (f"{WITH}, eager", COLOURS[2], writing.eager))

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
 from torch import Tensor
 
+from data.tokenizer import Tokenizer, unit_of
 from decoding.benchmark import Variant, cache_rows
 from decoding.choices import ROWS, WhenFull
 from decoding.generation import context_used
+from decoding.token_text import TokenText
 from decoding.writing import Piece
 from seq2seq.task import LoadedSeq2Seq
 
@@ -35,6 +38,8 @@ class Writing(Growing):
 
     Attributes:
         prompt: What it continues.
+        prompt_tokens: What the model reads of it.
+        tokenizer: The model's.
         mode: How a step is computed.
         context: Tokens of the model's context.
         when_full: What happens at its end.
@@ -51,6 +56,8 @@ class Writing(Growing):
     """
 
     prompt: str
+    prompt_tokens: Sequence[int]
+    tokenizer: Tokenizer
     mode: str
     context: int
     when_full: WhenFull
@@ -63,6 +70,17 @@ class Writing(Growing):
     eager: list[float] = field(default_factory=list)
     uncached: list[float] = field(default_factory=list)
     phase: str = "writing"
+
+    @property
+    def of_subwords(self) -> bool:
+        """Whether a token is another thing than a character, so that its borders tell something."""
+        return unit_of(self.tokenizer) != "character"
+
+    @cached_property
+    def prompt_texts(self) -> list[str]:
+        """What each token of the prompt adds to it; the last one of a character brings all of it."""
+        text = TokenText(self.tokenizer)
+        return [text.add(token) for token in self.prompt_tokens]
 
     @property
     def text(self) -> str:
@@ -103,13 +121,14 @@ class Writing(Growing):
     def context_used(self) -> int:
         """Tokens of the context that are taken: once it was full, half of it and what came since."""
         # Of the prompt no more than fits; the newest token is not read yet.
-        read = min(len(self.prompt), self.context) + max(len(self.milliseconds) - 1, 0)
+        read = min(len(self.prompt_tokens), self.context) + max(len(self.milliseconds) - 1, 0)
         return context_used(read, self.context)
 
     def figures(self) -> dict[str, Any]:
         """What an API tells besides the text."""
         return {
             "tokens": len(self.milliseconds),
+            "prompt_tokens": len(self.prompt_tokens),
             "tokens_per_second": self.tokens_per_second,
             "first_token_seconds": self.milliseconds[0] / 1000 if self.milliseconds else None,
             "speedup": self.speedup,
@@ -176,7 +195,7 @@ class Transduction(Growing):
     @property
     def symbols(self) -> list[str]:
         """The target so far, token by token."""
-        return [self.loaded.vocabulary.decode([token]) for token in self.tokens]
+        return self.loaded.vocabulary.pieces(self.tokens)
 
     @property
     def target(self) -> str:

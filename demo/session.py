@@ -107,6 +107,8 @@ class Session:
             job.check()
             job.result = Writing(
                 prompt=asked.prompt,
+                prompt_tokens=tokens,
+                tokenizer=loaded.tokenizer,
                 mode=decoder.mode,
                 context=context,
                 when_full=when_full,
@@ -298,10 +300,9 @@ def _write(job: Job[Writing], writing: Writing, decoder: Decoder, loaded: Loaded
         again = replace(asked, options=asked.options | alike)
         for _ in _pieces(job, Decoder(loaded.model, "eager"), loaded, again, writing.eager):
             pass
-    prompt = loaded.tokenizer.encode_prompt(writing.prompt)
-    new = loaded.tokenizer.encode(writing.text).tolist()
+    new = [piece.token for piece in writing.pieces if piece.token is not None]
     before = 0.0
-    for passed in write_without_cache(loaded.model, loaded.model, [prompt], len(new), known=new):
+    for passed in write_without_cache(loaded.model, loaded.model, [writing.prompt_tokens], len(new), known=new):
         writing.uncached.append(1000 * (passed - before))
         before = passed
         job.check()

@@ -204,6 +204,6 @@ def measure_split(
     said = "".join(f", {note}" for note in notes)
     loss = mean_loss(accelerator, model, batches)
     require_finite([loss], f"the loss on the {description}")
-    num_targets, num_bytes = len(tokens_N) - 1, tokens.num_bytes
+    num_targets, num_bytes = len(tokens_N) - 1, tokens.target_bytes(loaded.tokenizer)
     metrics = text_metrics(loss, num_targets, num_bytes, loaded.tokenizer)
     return Measured(loss, f"{description}, {num_targets:,} targets{said}", metrics)

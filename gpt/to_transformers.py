@@ -40,15 +40,18 @@ _BLOCK = {
 }
 
 
-def to_transformers(model: GPT) -> "PreTrainedModel":
+def to_transformers(model: GPT, end_of_text: int | None = None) -> "PreTrainedModel":
     """Copy a GPT into the model of transformers that computes the same logits.
+
+    Its tokens are ours: of a byte-level BPE the tokenizer.json of a checkpoint is what transformers reads.
 
     Args:
         model: With rotary positions; it is left as it is.
+        end_of_text: The token that ends what it generates; None for nothing but a length.
 
     Returns:
         A `LlamaForCausalLM`, or a `Qwen3ForCausalLM` for a model with query-key norm: in evaluation mode, on the device
-        and in the dtype of `model`, without special tokens, so that nothing but a length ends what it generates.
+        and in the dtype of `model`, without other special tokens.
 
     Raises:
         InputError: transformers is not installed or has no equivalent of the model.
@@ -58,7 +61,7 @@ def to_transformers(model: GPT) -> "PreTrainedModel":
         from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
     except ImportError as error:
         raise InputError("this needs the package transformers: pip install transformers") from error
-    options = _options(model)
+    options = _options(model) | {"eos_token_id": end_of_text}
     # It is built with weights drawn at random, which are then replaced: no draw of ours may move by that.
     with torch.random.fork_rng(devices=[]):
         theirs: Any = (
@@ -108,7 +111,7 @@ def _options(model: GPT) -> dict[str, Any]:
         "dtype": model.embedding.weight.dtype,
         "attn_implementation": "sdpa",
         # Without an end token, generation never stops early.
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        **dict.fromkeys(("bos_token_id", "pad_token_id")),
     }
 
 

@@ -72,8 +72,8 @@ OF_SECONDS = commands("launch/evaluate.py", "launch/plot_runs.py", "data.dates",
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout in which everything is there that the pages speak of, trained for a moment."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with the texts and configurations that the pages speak of."""
     folder = tmp_path_factory.mktemp("typed")
     for link in ("launch", "configs", "demo", "accelerate_config.yaml"):
         (folder / link).symlink_to(ROOT / link)
@@ -85,19 +85,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my.csv").write_text("en,de\n" + "".join(f"it is {n},es ist {n}\n" for n in range(100)))
     shutil.copy(ROOT / "configs/gpt/quick.yaml", folder / "my.yaml")
     shutil.copy(ROOT / "configs/gpt/quick.yaml", folder / "FILE")
-    assert command("-m", "data.dates", "--output", "dates.jsonl", cwd=folder).returncode == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(place: Path) -> Path:
+    """The same with their runs, trained for a moment."""
+    assert command("-m", "data.dates", "--output", "dates.jsonl", cwd=place).returncode == 0
     for script, options in (
         ("train_gpt", "--data.source text.txt --output_dir runs/gpt-quick-1"),
         ("train_seq2seq", "--config configs/seq2seq/reverse.yaml --output_dir runs/seq2seq-reverse-1"),
         ("train_seq2seq", "--config configs/seq2seq/dates.yaml --output_dir runs/seq2seq-dates-1"),
     ):
-        done = command(f"launch/{script}.py", *options.split(), *SMALL.split(), cwd=folder)
+        done = command(f"launch/{script}.py", *options.split(), *SMALL.split(), cwd=place)
         assert done.returncode == 0, done.stderr
     for copy in ("runs/gpt-quick-2", "quick.yaml"):
-        shutil.copytree(folder / "runs/gpt-quick-1", folder / copy, symlinks=True)
-    lengths = folder / "runs/lengths/reverse-rotary-both_ends-0.0-1"
-    shutil.copytree(folder / "runs/seq2seq-reverse-1", lengths, symlinks=True)
-    return folder
+        shutil.copytree(place / "runs/gpt-quick-1", place / copy, symlinks=True)
+    lengths = place / "runs/lengths/reverse-rotary-both_ends-0.0-1"
+    shutil.copytree(place / "runs/seq2seq-reverse-1", lengths, symlinks=True)
+    return place
 
 
 @pytest.mark.ci
@@ -113,8 +119,8 @@ def test_a_command_of_seconds_runs_as_it_stands(each: Typed, folder: Path) -> No
 
 
 @pytest.mark.parametrize("each", TRAININGS, ids=name)
-def test_a_training_is_parsed_as_it_stands(each: Typed, folder: Path) -> None:
-    done = command(each.script, *each.arguments, "--print_config", cwd=folder)
+def test_a_training_is_parsed_as_it_stands(each: Typed, place: Path) -> None:
+    done = command(each.script, *each.arguments, "--print_config", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "max_steps:" in done.stdout
 
@@ -132,11 +138,11 @@ def test_a_training_runs_with_a_small_model(each: Typed, folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize("each", BENCHMARKS + OF_TRAINING + commands("launch/doctor.py"), ids=name)
-def test_a_benchmark_is_parsed_as_it_stands(each: Typed, folder: Path) -> None:
+def test_a_benchmark_is_parsed_as_it_stands(each: Typed, place: Path) -> None:
     """Commands parse, and only then load torch, which is not there."""
     done = subprocess.run(
         [sys.executable, "-c", PARSED, each.script, *each.arguments],
-        cwd=folder,
+        cwd=place,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -176,9 +182,9 @@ def test_a_benchmark_of_training_runs_with_a_small_model(each: Typed, folder: Pa
 
 
 @pytest.mark.parametrize("each", commands("demo/app.py", "launch/length_generalisation.py"), ids=name)
-def test_the_page_and_the_trial_of_lengths_are_parsed_as_they_stand(each: Typed, folder: Path) -> None:
+def test_the_page_and_the_trial_of_lengths_are_parsed_as_they_stand(each: Typed, place: Path) -> None:
     module = each.script.removesuffix(".py").replace("/", ".")
-    done = command("-c", f"from {module} import parse; print(parse())", *each.arguments, cwd=folder)
+    done = command("-c", f"from {module} import parse; print(parse())", *each.arguments, cwd=place)
     assert done.returncode == 0, done.stderr
 
 

@@ -17,11 +17,11 @@ MODEL = "model"
 """All requests that run a model wait in one queue, as many of which run at once as the page's queue is told."""
 UNSEEN: Any = {"api_visibility": "private", "show_progress": "hidden"}
 ORDERS: dict[str, Callable[[str, float | None], Any]] = {
-    "best": lambda name, loss: inf if loss is None else loss,
-    "newest": lambda name, loss: 0,  # As they come.
-    "name": lambda name, loss: [(len(n), n) if n.isdecimal() else (0, n) for n in re.split(r"(\d+)", name)],
+    "best": lambda name, bits: inf if bits is None else bits,
+    "newest": lambda name, bits: 0,  # As they come.
+    "name": lambda name, bits: [(len(n), n) if n.isdecimal() else (0, n) for n in re.split(r"(\d+)", name)],
 }
-"""Of runs: what they are sorted by, of their names and validation losses."""
+"""Of runs: what they are sorted by, of their names and their validation losses in bits."""
 
 Updates = Generator[Any, None, None]
 """What goes to the outputs of a tab, again and again."""
@@ -37,7 +37,7 @@ class Picker(NamedTuple):
 def choices(session: Session, kind: Any, order: Any, chosen: Any = None, **options: Any) -> gr.Dropdown:
     """The runs that there are now; what was chosen stays, or else the best is that can be loaded."""
     key = ORDERS.get(str(order), ORDERS["best"])
-    entries = sorted(session.catalogue.entries(kind), key=lambda entry: key(entry.name, entry.val_loss))
+    entries = sorted(session.catalogue.entries(kind), key=lambda entry: key(entry.name, entry.bits))
     names = [entry.name for entry in entries]
     if chosen not in names:
         chosen = session.catalogue.best(kind) or next(iter(names), None)

@@ -45,13 +45,13 @@ def training_tab(session: Session, tabs: gr.Tabs) -> None:
 
     def offered(words: Any, order: Any, ticked: Any) -> Any:
         """The runs whose names have the words, and those that are ticked; where none is, the newest gets a tick."""
-        losses = {entry.name: entry.val_loss for entry in session.catalogue.entries()}
+        bits = {entry.name: entry.bits for entry in session.catalogue.entries()}
         newest_first = sorted(session.catalogue.folders(), key=lambda run: version(run.path), reverse=True)
         names = [run.path.name for run in newest_first]
         kept = [name for name in ticked or [] if name in names] or names[:1]
-        names.sort(key=lambda name: ORDERS[order](name, losses.get(name)))
+        names.sort(key=lambda name: ORDERS[order](name, bits.get(name)))
         found = [name for name in names if name in kept or str(words or "").lower() in name.lower()]
-        labels = [name if (loss := losses.get(name)) is None else f"{name} ({short(loss)})" for name in found]
+        labels = [name if (best := bits.get(name)) is None else f"{name} ({short(best)} bits)" for name in found]
         return gr.CheckboxGroup(choices=list(zip(labels, found, strict=True)), value=kept)
 
     def select(shown: gr.SelectData, *asked: Any) -> tuple[Any, Any]:

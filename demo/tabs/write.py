@@ -62,7 +62,7 @@ def write_tab(session: Session, training: QuickTraining) -> Picker:
                 coloured, lines = asked["alternatives"], show.token_times(writing)
                 top = max(top, axis_top(lines))
                 legend = show.legend_html() if coloured else ""
-                below = _below(lines, len(writing.prompt) + writing.limit, top, show.writing_figures(writing))
+                below = _below(lines, len(writing.prompt_tokens) + writing.limit, top, show.writing_figures(writing))
                 yield show.text_html(writing, coloured=coloured), legend + below
 
     inputs = [runs.run, prompt, *options.values()]
@@ -80,7 +80,7 @@ def _options(session: Session) -> dict[str, Any]:
         texts = gr.Slider(1, session.limits.texts, 1, step=1, label="Texts", elem_id="texts", min_width=140)
         seed = gr.Number(1, label="Seed (same text again)", precision=0, minimum=0, elem_id="seed")
     compare = gr.Checkbox(label="Compare: read the same tokens without the cache afterwards", elem_id="compare")
-    coloured = gr.Checkbox(label="Colour characters by their probability", elem_id="coloured")
+    coloured = gr.Checkbox(label="Colour tokens by their probability", elem_id="coloured")
     options = {"max_new_tokens": new_tokens, "temperature": temperature, "num_samples": texts, "seed": seed}
     options |= {"compare": compare, "alternatives": coloured}
     with gr.Accordion("More of the sampler", open=False):

@@ -1,8 +1,10 @@
 """The page, where each token waits for the seconds in a file `pause`, if there is one.
 
-So its work goes on for as long as a test looks at it, however fast a machine is.
+So its work goes on for as long as a test looks at it, however fast a machine is. What it starts itself is started by
+PYTHON_FILE, where that is set.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -29,5 +31,6 @@ def slowed(choose: Callable[..., Any]) -> Callable[..., Any]:
 
 
 if __name__ == "__main__":
+    sys.executable = os.environ.get("PYTHON_FILE", sys.executable)
     Sampler.choose = slowed(Sampler.choose)  # type: ignore[method-assign]
     sys.exit(exit_code(main))

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from demo_runs import Server, serving
+from helpers import ROOT, command, python_file
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import demo.jobs
@@ -180,6 +181,31 @@ def test_characters_are_coloured_and_name_the_alternatives(page: Page) -> None:
     assert title.count("\n") == 4
     assert title.count("%") == 5
     expect(page.locator(".legend:visible span")).to_have_count(7)
+
+
+def test_subwords_are_shown_with_their_borders(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("".join(f"{n} times {n % 7} is {n * (n % 7)}.\n" for n in range(300)))
+    small = "--model.num_layers 1 --model.d_model 16 --model.num_heads 2 --model.max_len 32 --training.max_steps 20"
+    options = f"--data.source text.txt --data.tokenizer bpe:300 {small} --tracking none --output_dir runs/small"
+    assert command(ROOT / "launch/train_gpt.py", *options.split(), cwd=tmp_path).returncode == 0
+    with serving(tmp_path) as server:
+        page = browser.new_page()
+        watch = Watch(page)
+        opened(page, server.url)
+        page.get_by_label("Colour").check()
+        ask(page, tokens=20, prompt="7 times é")
+        expect(page.locator("#figures")).to_contain_text("20 of 20")
+        expect(page.locator("#figures")).to_contain_text("tokens of 9 characters")
+        pieces = page.locator("#text .prompt span").all()
+        assert 2 < len(pieces) < 9
+        assert "".join(str(piece.text_content()) for piece in pieces) == "7 times é"
+        for token in (pieces[0], page.locator("#text span[title]").first):
+            assert "inset" in token.evaluate("e => getComputedStyle(e).boxShadow")
+        assert 0 < page.locator("#text span[title]").count() <= 20
+        page.get_by_role("tab", name="Training").click()
+        expect(page.locator("#curve-bits")).to_contain_text("small")
+        watch.check()
+        page.close()
 
 
 def test_a_request_that_is_refused_says_why_in_place_of_the_text(page: Page) -> None:
@@ -430,7 +456,8 @@ def test_who_waits_sees_its_place_and_a_tab_that_is_closed_ends_its_request(
 
 
 def test_the_first_visit_offers_to_train_the_quick_model(browser: Browser, tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
+    slow_app = Path(__file__).with_name("slow_app.py")
+    with serving(tmp_path, script=slow_app, PYTHON_FILE=str(python_file(tmp_path))) as server:
         page = browser.new_page()
         watch = Watch(page)
         page.goto(server.url)

@@ -292,15 +292,15 @@ def test_the_cache_is_given_back_however_a_text_ends(end: str) -> None:
 
 
 @pytest.mark.parametrize("lookup", [False, True], ids=["plain", "lookup"])
-def test_ten_thousand_tokens_take_no_more_memory_than_a_thousand(lookup: bool) -> None:
+def test_five_thousand_tokens_take_no_more_memory_than_five_hundred(lookup: bool) -> None:
     decoder = Decoder(random_model(16, num_layers=1, d_model=8, num_heads=1, d_ff=8))
-    options = {"max_new_tokens": 10_000, "when_full": "slide"}
+    options = {"max_new_tokens": 5_000, "when_full": "slide"}
     steps = generate_with_lookup(decoder, [1], **options) if lookup else generate(decoder, [[1]], **options)
     process, measured = psutil.Process(), []
     for step, _ in enumerate(steps, start=1):
-        if step in (1_000, 10_000):
+        if step in (500, 5_000):
             gc.collect()
             kinds = Counter(type(thing) for thing in gc.get_objects())
             measured.append((process.memory_info().rss / 2**20, kinds[torch.Tensor]))
     assert measured[1][1] <= measured[0][1] + 32, "tensors"
-    assert measured[1][0] <= measured[0][0] + 4, "MiB"
+    assert measured[1][0] <= measured[0][0] + 3, "MiB"

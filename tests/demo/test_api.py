@@ -57,6 +57,7 @@ def test_generate_streams(client: Client) -> None:
     assert len(texts) >= 2
     assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     assert len(answer["text"]) == answer["tokens"] == 2000
+    assert answer["prompt_tokens"] == len("7 times")
     assert answer["end"] == "as long as asked"
     assert answer["tokens_per_second"] > 0
     again = client.predict("small", "7 times", **LONG)

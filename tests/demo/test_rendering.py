@@ -1,5 +1,6 @@
 """What a page shows of results, and what it begins with."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -10,7 +11,10 @@ from typing import Any
 
 import pytest
 
+from data.byte_tokenizer import ByteTokenizer
+from data.characters import CharTokenizer
 from data.pairs import Pair
+from data.symbols import Symbols
 from data.vocabulary import Vocabulary
 from decoding.writing import Piece
 from demo import rendering as show
@@ -26,7 +30,8 @@ from training.storage.run_folder import RunFolder
 
 
 def written(**values: Any) -> Writing:
-    about: dict[str, Any] = {"prompt": "ab", "mode": "native", "context": 9, "when_full": "stop"}
+    about: dict[str, Any] = {"prompt": "ab", "prompt_tokens": [0, 1], "tokenizer": CharTokenizer("ab")}
+    about |= {"mode": "native", "context": 9, "when_full": "stop"}
     return Writing(**about | {"limit": 9, "cache_bytes": 1} | values)
 
 
@@ -71,6 +76,31 @@ def test_several_texts_stand_side_by_side_each_with_its_seed() -> None:
     assert html.count("<div") == html.count("</div>")
 
 
+def test_tokens_have_borders_and_parts_of_a_character_stand_together() -> None:
+    tokenizer = ByteTokenizer()
+    alternatives = (("e ", log(0.25)), (r"\xc3", log(0.125)))
+    first, second = tokenizer.encode_prompt("é")
+    pieces = [
+        Piece(0, "\n", log(0.5), alternatives, token=10),
+        Piece(0, "", log(0.5), token=first),
+        Piece(0, "é", log(0.25), token=second),
+        Piece(0, "", log(0.5), token=first),  # What ends in the middle of a character is not shown.
+    ]
+    writing = written(prompt="ñ<", prompt_tokens=tokenizer.encode_prompt("ñ<"), tokenizer=tokenizer, pieces=pieces)
+    assert writing.text == "\né"
+    html = show.text_html(writing, coloured=True)
+    assert html.startswith('<div class="written tokens"><span class="prompt"><span>ñ</span><span>&lt;</span></span>')
+    assert re.findall(r'class="p(\d)" title="([^"]*)">([^<]+)', html) == [
+        ("1", r"line break 50.0%&#10;e␣ 25.0%&#10;\xc3 12.5%", "\n"),
+        ("3", r"\xc3 50.0%&#10;\xa9 25.0%", "é"),
+    ]
+    assert show.text_html(writing, coloured=False) == '<div class="written"><span class="prompt">ñ&lt;</span>\né'
+    assert writing.context_used == 3
+    assert "3 tokens of 2 characters" in show.writing_figures(writing)
+    assert "of 2 characters" not in show.writing_figures(written()), "where tokens are characters"
+    assert writing.figures()["prompt_tokens"] == 3
+
+
 def test_one_point_is_a_dot_and_a_line_has_none() -> None:
     chart = line_chart(
         [Line("one", "red", [(5, 1.0)], faint=True), Line("two", "blue", [(0, 0.0), (10, 2.0)], value="mean 1")],
@@ -109,22 +139,24 @@ def test_prompts_come_out_of_the_samples_of_a_run(tmp_path: Path, runs: Path) ->
 
 
 def test_sources_come_out_of_the_table_of_samples_of_a_run(tmp_path: Path, runs: Path) -> None:
-    symbols = load_seq2seq(runs / "copy").vocabulary.symbols
+    vocabulary = load_seq2seq(runs / "copy").vocabulary
     pairs = [Pair(source, "1984-03-07") for source in ("7 March 1984", "March  7, 1984", "l" * 50)]
     (tmp_path / "samples").mkdir()
-    RunFolder(tmp_path).write_sample(1, sample_table(pairs, [None] * 3, Vocabulary(printable, "characters")))
+    RunFolder(tmp_path).write_sample(1, sample_table(pairs, [None] * 3, Vocabulary(Symbols(printable, "characters"))))
     assert sources(RunFolder(tmp_path)) == ["7 March 1984", "March  7, 1984"]
     own = sources(RunFolder(runs / "copy"))
     assert own
-    assert set("".join(own)) <= set(symbols)
+    assert not vocabulary.unknown(own)
     assert sources(RunFolder(tmp_path / "nowhere")) == []
 
 
 def test_the_best_run_that_can_be_loaded_is_chosen_and_runs_have_an_order(runs: Path, tmp_path: Path) -> None:
     for name, loss in (("run-2", 3.0), ("run-10", 1.0), ("run-1", 2.0)):
         shutil.copytree(runs / "small", tmp_path / name, symlinks=True)
-        metrics = tmp_path / name / "metrics.jsonl"
-        metrics.write_text(re.sub(r'"val_loss": [\d.]+', f'"val_loss": {loss}', metrics.read_text()))
+        run = RunFolder(tmp_path / name)
+        own = {"val_loss": 4 - loss, "bits_per_byte": loss}  # Of a token of more bytes the loss is higher.
+        lines = [json.dumps(line | (own if "val_loss" in line else {})) for line in run.read_metrics()]
+        run.metrics_file.write_text("".join(f"{line}\n" for line in lines))
     weights = next((tmp_path / "run-10/checkpoints/best").glob("model.safetensors"))
     weights.write_bytes(weights.read_bytes()[::-1])
     session = Session(tmp_path)
@@ -137,6 +169,11 @@ def test_the_best_run_that_can_be_loaded_is_chosen_and_runs_have_an_order(runs: 
     assert offered("name", "run-2") == ("run-2", ["run-1", "run-2", "run-10"])
     assert offered("nonsense", "gone") == ("run-1", ["run-10", "run-1", "run-2"])
     assert Catalogue(tmp_path / "nowhere").best("gpt") is None
+    entry = next(entry for entry in session.catalogue.entries() if entry.name == "run-1")
+    assert entry.label.startswith("run-1 (2.000 bits per byte, ")
+    older = replace(entry, bits_per_byte=None)
+    assert older.label.startswith("run-1 (val. loss 2.000, ")
+    assert older.bits == pytest.approx(2 / log(2))
 
 
 def test_several_texts_are_those_of_their_seeds_in_the_precision_that_is_asked_for(runs: Path) -> None:

@@ -3,6 +3,7 @@
 import gc
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,9 +14,12 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from helpers import python_file
 
 import decoding.compiled
 import demo.jobs
+from data.byte_tokenizer import ByteTokenizer
+from data.symbols import Symbols
 from data.vocabulary import END, Vocabulary
 from decoding.decoder import Decoder
 from decoding.sampling import Sampler, Sampling
@@ -436,7 +440,7 @@ def test_targets_are_those_of_the_decoder(session: Session, runs: Path) -> None:
     texts = [loaded.vocabulary.decode([t for t in beam.tokens if t != END]) for beam in beams]
     assert [text for text, _ in searched.beams] == texts
     assert searched.target == texts[0]
-    words = Vocabulary(["one", "two"], "words")
+    words = Vocabulary(Symbols(["one", "two"], "words"))
     in_words = replace(found, loaded=loaded._replace(vocabulary=words), tokens=list(words.encode("one two", "it")))
     assert re.sub("<.*?>", "", show.target_html(in_words)).endswith("one two")
 
@@ -446,7 +450,7 @@ def test_targets_are_those_of_the_decoder(session: Session, runs: Path) -> None:
     [
         ("small", "a", 1, "small is a GPT, expected an encoder-decoder"),
         ("copy", "", 1, "the source is empty"),
-        ("copy", "a" * 63, 1, "the source has 63 symbols, at most 62 fit"),
+        ("copy", "a" * 63, 1, "the source has 63 tokens, at most 62 fit"),
         ("copy", "A", 1, "unknown character 'A' at position 1 of the source"),
         ("copy", "a", 17, "beams must be at least 1 and at most 16, got 17"),
     ],
@@ -463,7 +467,7 @@ def test_the_list_names_loss_and_size(runs: Path) -> None:
         ("copy", "seq2seq", "copy"),
     }
     label = next(entry.label for entry in entries if entry.kind == "gpt")
-    assert re.fullmatch(r"small \(val. loss \d\.\d{3}, 0.1 MB\)", label)
+    assert re.fullmatch(r"small \(\d\.\d{3} bits per byte, 0.1 MB\)", label)
     assert Catalogue(runs / "nowhere").entries() == []
 
 
@@ -491,7 +495,8 @@ def test_a_checkpoint_that_is_damaged_or_vanishes_is_a_message_without_a_path(ru
 
 def test_text_is_never_html(session: Session) -> None:
     bad = "<script>alert(1)</script>"
-    writing = Writing(prompt=bad, mode=bad, context=9, when_full="stop", limit=9, cache_bytes=1)
+    about: Any = {"prompt_tokens": [0], "tokenizer": ByteTokenizer(), "context": 9, "when_full": "stop"}
+    writing = Writing(prompt=bad, mode=bad, limit=9, cache_bytes=1, **about)
     real = last(session.write("me", "small", "<b>", max_new_tokens=20, alternatives=True, temperature=3))
     for html in (
         show.text_html(writing, coloured=True), show.text_html(real, coloured=True), show.writing_figures(writing),
@@ -514,7 +519,8 @@ def test_an_update_of_the_text_is_the_one_before_with_more_behind_it(session: Se
 
 
 def test_long_lines_are_thinned_and_axes_seldom_change() -> None:
-    writing = Writing(prompt="ab", mode="eager", context=9, when_full="stop", limit=9, cache_bytes=1)
+    about: Any = {"prompt_tokens": [0, 1], "tokenizer": ByteTokenizer(), "context": 9, "when_full": "stop"}
+    writing = Writing(prompt="ab", mode="eager", limit=9, cache_bytes=1, **about)
     assert show.token_times(writing) == []
     writing.milliseconds = [50.0] + [1.0] * 2000
     (line,) = show.token_times(writing)
@@ -568,7 +574,8 @@ def test_curves_follow_a_run_that_is_in_progress(runs: Path, tmp_path: Path) -> 
     assert read_curves([]).samples == ""
 
 
-def test_the_quick_model_trains_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_the_quick_model_trains_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(python_file(tmp_path)))
     (tmp_path / "text.txt").write_text("to be or not to be " * 200)
     options = ("--training.max_steps", "6", "--training.log_interval", "1", "--data.source", str(tmp_path / "text.txt"))
     training = QuickTraining(tmp_path / "runs", options)

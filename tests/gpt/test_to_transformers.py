@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from data.subwords import END_OF_TEXT, learn_subwords
 from decoding.int8 import Int8Linear
 from gpt.config import ModelConfig
 from gpt.model import GPT
@@ -20,9 +22,9 @@ SMALL = ModelConfig(num_layers=2, d_model=32, num_heads=4, d_ff=48, max_len=48)
 VOCABULARY = 29
 
 
-def random_model(config: ModelConfig) -> GPT:
+def random_model(config: ModelConfig, vocab_size: int = VOCABULARY) -> GPT:
     """A model none of whose weights is zero, in training mode, whose dropout must not come along."""
-    model = GPT(replace(config, dropout=0.5), VOCABULARY)
+    model = GPT(replace(config, dropout=0.5), vocab_size)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -93,6 +95,31 @@ def test_the_copy_is_ready_to_use_and_stands_alone(qk_norm: bool) -> None:
         for parameter in theirs.parameters():
             parameter.zero_()
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_vocabulary_of_subwords_gives_the_same_tokens_logits_and_end(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    texts = [f"{n} times {n % 7} is {n * (n % 7)} \u20ac, \u00e7a" for n in range(200)]
+    tokenizer = learn_subwords(texts, 300, 10**6)
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
+    # What looks like a special token is text here, and theirs where it is told so.
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"), split_special_tokens=True
+    )
+    text = f"  7 times 9, \U0001f642\n\n{END_OF_TEXT} \u00e9"
+    ids = theirs(text)["input_ids"]
+    assert ids == tokenizer.encode_prompt(text)
+    assert theirs.decode(ids, clean_up_tokenization_spaces=False) == tokenizer.decode(ids) == text
+    assert theirs.convert_tokens_to_ids(END_OF_TEXT) == tokenizer.end_of_text
+    ours = random_model(replace(SMALL, max_len=96), len(tokenizer)).eval()
+    model = to_transformers(ours, tokenizer.end_of_text)
+    expected = ours(torch.tensor([ids]))
+    assert (model(torch.tensor([ids])).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert tokenizer.end_of_text == 0
+    model.lm_head.weight.zero_()  # All tokens are as likely, and the first one is taken.
+    written = model.generate(torch.tensor([ids]), max_new_tokens=9, do_sample=False)
+    assert written[0, len(ids) :].tolist() == [0], "it ends there"
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned"])

@@ -239,6 +239,22 @@ def test_the_benchmark_takes_a_checkpoint_and_draws(folder: Path) -> None:
     assert (folder / "bench.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize("tokenizer", [pytest.param("bytes", marks=pytest.mark.nightly), "bpe:300"])
+def test_the_benchmark_takes_a_checkpoint_of_other_tokens(folder: Path, tmp_path: Path, tokenizer: str) -> None:
+    small = "--model.num_layers 1 --model.d_model 16 --model.num_heads 2 --model.max_len 32 --training.max_steps 1"
+    text = ["--data.source", folder / "text.txt", "--data.tokenizer", tokenizer]
+    options = [*text, *small.split(), "--tracking", "none", "--output_dir", "run"]
+    done = command(ROOT / "launch/train_gpt.py", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    options = ["--repeats", "1", "--mode", "eager", "--batch", "1", "--uncached", "no", "--json", "bench.json"]
+    done = command(BENCH, "--checkpoint", "run", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "bench.json").read_text())
+    assert figures["model"]["vocab_size"] == (257 if tokenizer == "bytes" else 300)
+    assert figures["decode"][0]["tokens_per_second"] > 0
+
+
 @pytest.mark.parametrize("arguments", [[EVALUATE, "--checkpoint", "plain"], [BENCH, "--checkpoint", "plain"]])
 def test_what_runs_in_one_process_refuses_a_launcher_of_several(folder: Path, arguments: list[str | Path]) -> None:
     done = command(*arguments, cwd=folder, WORLD_SIZE="2")

@@ -95,7 +95,7 @@ def numbers(run: Path) -> list[list[float]]:
 def test_micro_batches_change_no_step(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float, optimizer: Any
 ) -> None:
-    config = with_training(config, precision="fp64", max_steps=12, eval_interval=0)
+    config = with_training(config, precision="fp64", max_steps=6, eval_interval=0)
     config = replace(
         config, model=replace(config.model, dropout=dropout), optimizer=replace(config.optimizer, name=optimizer)
     )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from data.characters import CharTokenizer, UnknownCharacters
 from data.config import TextConfig
+from data.mix import mixed_sha256
 from data.own_tokenizer import own_tokenizer
 from data.scan import SourceScan, fingerprint, scanned, split_pieces
 from data.text import Source
@@ -68,14 +69,32 @@ def tokenized(
     return Tokenized(training, validation, tokenizer, _digest(scan, data, tokenizer), (*notes, *made.notes))
 
 
+def shared_tokenizer(source: Source, data: TextConfig) -> Tokenizer:
+    """The tokenizer that the configuration names, of all sources of a mix together."""
+    from training.runtime.processes import once_per_machine
+
+    def make() -> tuple[str, tuple[str, ...]]:
+        scans = [scanned(source.parts[name], part) for name, part in data.parts.items()]
+        made = own_tokenizer(list(source.parts.values()), data, scans)
+        return made.to_json(), tuple(made.notes)
+
+    content, notes = once_per_machine(make)
+    tokenizer = read_tokenizer(content)
+    tokenizer.notes = notes
+    return tokenizer
+
+
 def sha256(source: Source, data: TextConfig | None = None, tokenizer: Tokenizer | None = None) -> str:
     """What a run's data are known by: the text, and all that changes the tokens of its splits.
 
     Without a tokenizer, or with one of characters: of the text; with a validation text, of both texts' SHA-256, so that
     the place of the split counts. Other ways to split count as well, and so do other tokenizers, and with both the
-    borders of documents (see `Scan`).
+    borders of documents (see `Scan`). Of a mix it is that of all its texts and of their weights.
     """
     data = data or TextConfig()
+    if source.parts:
+        parts = [sha256(source.parts[name], part, tokenizer) for name, part in data.parts.items()]
+        return mixed_sha256(parts, data.mix or "")
     return _digest(scanned(source, data), data, tokenizer)
 
 
@@ -96,7 +115,7 @@ def _prepare(
 ) -> tuple[SourceScan, Path, tuple[str, ...]]:
     """What a text holds, the folder of its tokens, and what is to be said."""
     scan = scanned(source, data)
-    tokenizer = tokenizer or own_tokenizer(source, data, scan)
+    tokenizer = tokenizer or own_tokenizer([source], data, [scan])
     texts = [found and found.bordered_sha256 for found in (scan.text, scan.validation)]
     recipe = [VERSION, texts, data.validation_share, data.unknown, tokenizer.to_json()]
 

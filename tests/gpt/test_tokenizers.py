@@ -35,7 +35,7 @@ def test_a_model_of_bytes_or_subwords_is_trained_measured_and_written_with(
     assert loaded.tokenizer.to_json() == task.data.tokenizer.to_json()
     text = source.read_text(encoding="utf-8")
     own = text[len(text) * 9 // 10 :]
-    # Bits per byte, from the split's own bytes: the first token is no target, the end of the text is one.
+    # Bits per byte, from the split's own bytes: the first token is no target, the end of the text is one of no bytes.
     last = read_metrics(tmp_path / "run")[-1]
     tokens = loaded.tokenizer.encode(own).tolist()
     num_bytes = len(own.encode()) - len(loaded.tokenizer.token_bytes(tokens[0]))

@@ -64,12 +64,10 @@ class GPTTask:
 
     def metrics(self, val_loss: float | None) -> Mapping[str, float]:
         """Perplexity and bits per byte, and per character where those are the tokens."""
+        if val_loss is None:
+            return {}
         data = self.data
-        return (
-            {}
-            if val_loss is None
-            else text_metrics(val_loss, data.validation_targets, data.validation_bytes, data.tokenizer)
-        )
+        return text_metrics(val_loss, data.validation_targets, data.validation_bytes, data.tokenizer)
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """The tokenizer."""

@@ -13,8 +13,6 @@ TINY_SHAKESPEARE = "karpathy/tiny_shakespeare"
 Unknown = Literal["error", "skip"]
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 PAIR_SOURCES = f"a file that ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, or hub:OWNER/NAME"
-PAIR_TOKENIZER = re.compile(r"characters|words|bytes|bpe:[1-9]\d{,8}|.*\.json", re.IGNORECASE)
-PAIR_TOKENIZERS = "characters, words, bytes, bpe:N with a number of tokens N, or a tokenizer.json"
 OnBadRow = Literal["stop", "skip"]
 FRAME = 2
 """A source takes so many tokens more than its symbols: start and end. A target takes one more, the start or the end."""
@@ -84,13 +82,13 @@ class TextConfig(Section):
         subset: Subset (configuration) of a hub data set that has several; null for its default.
         unknown: What to do with characters that a validation split of its own has and the training text lacks: error,
             or skip them.
+        validation_share: How much of a text without a validation text of its own is for validation: of 1,000 documents
+            (files, rows) or more that share of them, by a hash of each one's content; else the last part of the text.
         tokenizer: What a token is: characters, bytes (nothing is ever unknown), bpe:N (a byte-level BPE of N entries,
             learnt from the training text), or a tokenizer.json of a byte-level BPE in the format of the library
             tokenizers. With all but characters an end-of-text token follows each document.
         tokenizer_bytes: From how many bytes of the training text bpe:N is learnt at most; they are taken evenly from
             all of it.
-        validation_share: How much of a text without a validation text of its own is for validation: of 1,000 documents
-            (files, rows) or more that share of them, by a hash of each one's content; else the last part of the text.
     """
 
     section = "data"
@@ -102,9 +100,9 @@ class TextConfig(Section):
     revision: str | None = setting(None, on_resume="same")
     subset: str | None = setting(None, on_resume="same")
     unknown: Unknown = setting("error", on_resume="same")
+    validation_share: float = setting(0.1, on_resume="refused")
     tokenizer: str = setting("characters", on_resume="refused")
     tokenizer_bytes: int = setting(TOKENIZER_BYTES, on_resume="same")
-    validation_share: float = setting(0.1, on_resume="refused")
 
     def __post_init__(self) -> None:
         self.check("validation_share", 0 < self.validation_share < 1, "between 0 and 1")
@@ -182,8 +180,10 @@ class PairConfig(Section):
             names it), or skip (such rows are left out, counted and listed).
         revision: Branch, tag or commit of a hub data set; null for its main branch.
         subset: Subset (configuration) of a hub data set that has several; null for its default.
-        tokenizer: What a token is: characters, words (what stands between spaces; of pairs only), bytes, bpe:N
-            (byte-level BPE of N entries, learnt from the training pairs), or what a tokenizer.json says.
+        tokenizer: What a token is: characters, words (what stands between spaces; for pairs only), bytes, bpe:N (a
+            byte-level BPE of N entries, learnt from the training pairs), or a tokenizer.json as for a text.
+        tokenizer_bytes: From how many bytes of the training pairs bpe:N is learnt at most; they are taken evenly from
+            all of them.
         val_samples: Strings of copy and reverse to validate on. Of pairs the whole split counts for the loss, and so
             many at most are decoded.
     """
@@ -201,17 +201,19 @@ class PairConfig(Section):
     revision: str | None = setting(None, on_resume="same")
     subset: str | None = setting(None, on_resume="same")
     tokenizer: str = setting("characters", on_resume="same")
+    tokenizer_bytes: int = setting(TOKENIZER_BYTES, on_resume="same")
     val_samples: int = setting(1000, on_resume="same")
 
     def __post_init__(self) -> None:
-        self.check_counts(max_value=10**6)
+        self.check_counts(max_value=10**12)
         self.check("symbols", is_line(self.symbols), "characters of one line")
         self.check("symbols", len(set(self.symbols)) == len(self.symbols) >= 1, "different characters, at least one")
         self.check("min_length", self.min_length >= 1, "at least 1")
         self.check("max_length", self.max_length >= self.min_length, f"at least data.min_length ({self.min_length})")
         self.check("val_samples", 1 <= self.val_samples <= 10_000, "between 1 and 10000")
         generated = self.task != "pairs"
-        self.check("tokenizer", PAIR_TOKENIZER.fullmatch(self.tokenizer) is not None, PAIR_TOKENIZERS)
+        self.check("tokenizer", self.tokenizer == "words" or known_tokenizer(self.tokenizer), f"words, {TOKENIZERS}")
+        self.check("tokenizer_bytes", self.tokenizer_bytes >= 1000, "at least 1000")
         if generated and self.tokenizer == "words":
             raise InputError(f"data.tokenizer words is for data.task pairs: the strings of {self.task} have no spaces")
         for name in ("source", "source_column", "target_column", "on_bad_row"):

@@ -89,7 +89,7 @@ class TextData:
                     f"of {context:,}: use a longer text or a smaller --model.max_len"
                 )
         self.validation_targets = len(self._val_N) - 1
-        self.validation_bytes = validation.target_bytes(self.tokenizer)
+        self.validation_bytes = validation.num_bytes
         # Fewer than T tokens are left out of an epoch, others each time.
         self.samples_per_epoch, self.tokens_per_sample = len(self._train_N) // context, float(context)
 

@@ -3,15 +3,17 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from training.config.sections import Section, is_line, setting, shown
 from training.runtime.errors import InputError
 
 TINY_SHAKESPEARE = "karpathy/tiny_shakespeare"
 Unknown = Literal["error", "skip"]
-FORMATS = (".jsonl", ".json", ".csv", ".tsv")
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 PAIR_SOURCES = f"a file that ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, or hub:OWNER/NAME"
+PAIR_TOKENIZER = re.compile(r"characters|words|bytes|bpe:[1-9]\d{,8}|.*\.json", re.IGNORECASE)
+PAIR_TOKENIZERS = "characters, words, bytes, bpe:N with a number of tokens N, or a tokenizer.json"
 OnBadRow = Literal["stop", "skip"]
 FRAME = 2
 """A source takes so many tokens more than its symbols: start and end. A target takes one more, the start or the end."""
@@ -69,13 +71,13 @@ class TextConfig(Section):
         subset: Subset (configuration) of a hub data set that has several; null for its default.
         unknown: What to do with characters that a validation split of its own has and the training text lacks: error,
             or skip them.
-        validation_share: How much of a text without a validation text of its own is for validation: of 1,000 documents
-            (files, rows) or more that share of them, by a hash of each one's content; else the last part of the text.
         tokenizer: What a token is: characters, bytes (nothing is ever unknown), bpe:N (a byte-level BPE of N entries,
             learnt from the training text), or a tokenizer.json of a byte-level BPE in the format of the library
             tokenizers. With all but characters an end-of-text token follows each document.
         tokenizer_bytes: From how many bytes of the training text bpe:N is learnt at most; they are taken evenly from
             all of it.
+        validation_share: How much of a text without a validation text of its own is for validation: of 1,000 documents
+            (files, rows) or more that share of them, by a hash of each one's content; else the last part of the text.
     """
 
     section = "data"
@@ -86,9 +88,9 @@ class TextConfig(Section):
     revision: str | None = setting(None, on_resume="same")
     subset: str | None = setting(None, on_resume="same")
     unknown: Unknown = setting("error", on_resume="same")
-    validation_share: float = setting(0.1, on_resume="refused")
     tokenizer: str = setting("characters", on_resume="refused")
     tokenizer_bytes: int = setting(TOKENIZER_BYTES, on_resume="same")
+    validation_share: float = setting(0.1, on_resume="refused")
 
     def __post_init__(self) -> None:
         self.check("validation_share", 0 < self.validation_share < 1, "between 0 and 1")
@@ -131,10 +133,10 @@ class PairConfig(Section):
         symbols: The alphabet of copy and reverse, each symbol one character.
         min_length: Symbols in the shortest string of copy and reverse.
         max_length: Symbols in the longest one.
-        source: For pairs: a file of JSON lines or an array of JSON (.jsonl, .json) or of separated values (.csv, .tsv,
-            whatever separates them), or hub:OWNER/NAME (a data set of the Hugging Face hub; validates on its split
-            validation, and tests on test, where it has them). Other pairs are split by a hash of their source text:
-            80 % for training, 10 % each for validation and test.
+        source: For pairs: a file of JSON lines or an array of JSON (.jsonl, .json), of separated values (.csv, .tsv,
+            whatever separates them) or of Parquet (.parquet), or hub:OWNER/NAME (a data set of the Hugging Face hub;
+            validates on its split validation, and tests on test, where it has them). Other pairs are split by a hash of
+            their source text: 80 % for training, 10 % each for validation and test.
         source_column: Column of pairs with the source text; of a nested one the path, as in translation.en, and of a
             .csv or .tsv without a line of names the number, from 1 on.
         target_column: Column of pairs with the target text.
@@ -142,12 +144,14 @@ class PairConfig(Section):
             names it), or skip (such rows are left out, counted and listed).
         revision: Branch, tag or commit of a hub data set; null for its main branch.
         subset: Subset (configuration) of a hub data set that has several; null for its default.
-        tokens: What a token is: characters, or words (what stands between spaces).
+        tokenizer: What a token is: characters, words (what stands between spaces; of pairs only), bytes, bpe:N
+            (byte-level BPE of N entries, learnt from the training pairs), or what a tokenizer.json says.
         val_samples: Strings of copy and reverse to validate on. Of pairs the whole split counts for the loss, and so
             many at most are decoded.
     """
 
     section = "data"
+    older_names: ClassVar = {"tokens": "tokenizer"}
     task: Literal["copy", "reverse", "pairs"] = "copy"
     symbols: str = "abcdefghijklmnopqrstuvwxyz"
     min_length: int = 1
@@ -158,7 +162,7 @@ class PairConfig(Section):
     on_bad_row: OnBadRow = setting("stop", on_resume="same")
     revision: str | None = setting(None, on_resume="same")
     subset: str | None = setting(None, on_resume="same")
-    tokens: Literal["characters", "words"] = "characters"
+    tokenizer: str = setting("characters", on_resume="same")
     val_samples: int = setting(1000, on_resume="same")
 
     def __post_init__(self) -> None:
@@ -169,8 +173,9 @@ class PairConfig(Section):
         self.check("max_length", self.max_length >= self.min_length, f"at least data.min_length ({self.min_length})")
         self.check("val_samples", 1 <= self.val_samples <= 10_000, "between 1 and 10000")
         generated = self.task != "pairs"
-        if generated and self.tokens != "characters":
-            raise InputError(f"data.tokens words is for data.task pairs: the symbols of {self.task} are characters")
+        self.check("tokenizer", PAIR_TOKENIZER.fullmatch(self.tokenizer) is not None, PAIR_TOKENIZERS)
+        if generated and self.tokenizer == "words":
+            raise InputError(f"data.tokenizer words is for data.task pairs: the strings of {self.task} have no spaces")
         for name in ("source", "source_column", "target_column", "on_bad_row"):
             value = getattr(self, name)
             self.check(name, value is None or (value != "" and is_line(value)), "text of one line, in UTF-8")

@@ -13,28 +13,31 @@ from torch import Tensor
 
 from data.config import FRAME, PairConfig
 from data.listing import listed
+from data.order import ORDER
 from data.pairs import FilePairs
 from data.strings import GeneratedPairs, Pair
+from data.symbols import Symbols
 from data.vocabulary import END, PAD, START, Vocabulary
 from training.runtime.errors import InputError
 from training.seeds import derive_seed
+from training.storage.state import FIRST_ORDER
 from training.task import IGNORED, Batch
 
 EPOCH = 100_000
 """Generated pairs that count as an epoch; the next epoch has others."""
 EXAMPLES = 1000
-"""Pairs from which a mean length is taken."""
+"""Pairs from which a mean length is taken, and generated ones from which subwords are learnt."""
 MAX_LISTED = 3
 
 
-def load_pairs(data: PairConfig, seed: int) -> FilePairs | GeneratedPairs:
-    """The pairs that a configuration names.
+def load_pairs(data: PairConfig, seed: int, tokens: Vocabulary | None = None) -> FilePairs | GeneratedPairs:
+    """The pairs that a configuration names; see `FilePairs`.
 
     Raises:
         InputError: There are none, or one is no pair.
     """
     if data.task == "pairs":
-        return FilePairs(data, seed)
+        return FilePairs(data, seed, tokens)
     return GeneratedPairs(data.task, data.symbols, data.min_length, data.max_length, seed)
 
 
@@ -66,10 +69,10 @@ class PairData:
             self.notes = self.pairs.notes
             if unlearnt:
                 self.notes.append(f"only in validation or test, so never learnt: {unlearnt}")
-            self.samples_per_epoch = len(self.pairs.splits["train"])
+            self.samples_per_epoch, self.order = len(self.pairs.splits["train"]), ORDER
         else:
-            self.vocabulary = Vocabulary(data.symbols, data.tokens)
-            self.samples_per_epoch = EPOCH
+            self.vocabulary = self._of_strings(data)
+            self.samples_per_epoch, self.order = EPOCH, FIRST_ORDER
         self.origin, self.sha256 = self.pairs.origin, self.pairs.sha256
         self.decoded = by_length(self.pairs.distinct("val", data.val_samples), self.vocabulary)
         self.validation = self.decoded
@@ -80,10 +83,17 @@ class PairData:
             fmean(len(tokens) for tokens in column) for column in zip(*encode(some, self.vocabulary), strict=True)
         )
 
+    def _of_strings(self, data: PairConfig) -> Vocabulary:
+        """The vocabulary of generated strings."""
+        if data.tokenizer == "characters":
+            return Vocabulary(Symbols(data.symbols, "characters"))
+        some = self.pairs.distinct("train", EXAMPLES)
+        return Vocabulary.learnt(data.tokenizer, [pair.source for pair in some])
+
     def training_batch(self, first: int, count: int) -> Batch:
         """Pairs `first` to `first + count` of the endless stream, and their positions, if some are random."""
         indices = range(first, first + count)
-        encoded = encode([self.pairs.pair("train", index) for index in indices], self.vocabulary)
+        encoded = encode(self.pairs.stream("train", first, count), self.vocabulary)
         batch = make_batch(encoded)
         if self.random_positions == 0:
             return batch
@@ -111,12 +121,13 @@ class PairData:
 
     def describe_samples(self, first: int, count: int) -> str:
         """Which pairs stand at `first` to `first + count` of the stream."""
-        return listed([self.pairs.pair("train", index).place for index in range(first, first + count)], MAX_LISTED)
+        return listed([pair.place for pair in self.pairs.stream("train", first, count)], MAX_LISTED)
 
 
 def by_length(pairs: Sequence[Pair], vocabulary: Vocabulary) -> list[Pair]:
     """Pairs in the order of their lengths, so that those of a batch are padded little."""
-    return sorted(pairs, key=lambda pair: tuple(len(vocabulary.encode(text)) for text in pair[:2]))
+    sources, targets = (vocabulary.counts([pair[side] for pair in pairs]) for side in (0, 1))
+    return [pair for *_, pair in sorted(zip(sources, targets, pairs, strict=True), key=lambda row: row[:2])]
 
 
 def encode(pairs: Sequence[Pair], vocabulary: Vocabulary) -> list[tuple[list[int], list[int]]]:
@@ -157,6 +168,6 @@ def check_source(tokens: Sequence[int], max_len: int, name: str) -> None:
         raise InputError(f"{name} is empty: give at least one symbol")
     if len(frame_source(tokens)) > max_len:
         raise InputError(
-            f"{name} has {len(tokens):,} symbols, at most {max_len - FRAME:,} fit into the model's context of "
+            f"{name} has {len(tokens):,} tokens, at most {max_len - FRAME:,} fit into the model's context of "
             f"{max_len:,}"
         )

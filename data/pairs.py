@@ -10,10 +10,11 @@ from data.config import FRAME, PairConfig
 from data.hub import Request, load_hub_rows
 from data.listing import describe, listed
 from data.order import epoch_samples
+from data.row_streams import stream_rows
 from data.rows import Row, read_rows
 from data.strings import Pair, Split, split_of
+from data.symbols import Symbols
 from data.vocabulary import Vocabulary
-from data.vocabulary import split as symbols_of
 from training.runtime.errors import InputError
 from training.runtime.packages import needed_package
 
@@ -29,22 +30,28 @@ class FilePairs:
     Args:
         data: Which ones; see `PairConfig`.
         seed: Of the run.
+        tokens: What their tokens are; None for what the configuration says, learnt from the training pairs.
 
     Raises:
         InputError: There are none, or a row is not a pair; the message names file and line.
     """
 
-    def __init__(self, data: PairConfig, seed: int) -> None:
-        self.data, self.seed, self.unit = data, seed, data.tokens
+    def __init__(self, data: PairConfig, seed: int, tokens: Vocabulary | None = None) -> None:
+        self.data, self.seed = data, seed
         self.guesses, self.left_out = list[str](), list[str]()
         own = self._read_hub(data.hub_name) if data.hub_name else self._read_file(Path(data.source or "").expanduser())
         self.splits = _fill_up(own)
         self._check_splits()
+        self.tokens = tokens or self._learnt()
 
     def _read_file(self, path: Path) -> dict[Split, list[Pair]]:
         self._file = self.origin = str(path)
         columns = self.data.source_column, self.data.target_column
-        rows, self.guesses = read_rows(path, columns, chosen=columns != DEFAULT_COLUMNS)
+        rows: Iterable[tuple[str, Row]]
+        if path.suffix.lower() == ".parquet":
+            rows = stream_rows(path, columns)
+        else:
+            rows, self.guesses = read_rows(path, columns, chosen=columns != DEFAULT_COLUMNS)
         return {"train": _through_datasets(self._pairs(rows))}
 
     def _read_hub(self, name: str) -> dict[Split, list[Pair]]:
@@ -92,38 +99,50 @@ class FilePairs:
     def sha256(self) -> str:
         """Of all pairs, their splits, and what a token of them is."""
         texts = {split: [(pair.source, pair.target) for pair in pairs] for split, pairs in self.splits.items()}
-        return hashlib.sha256(json.dumps({**texts, "tokens": self.unit}).encode()).hexdigest()
+        kind = self.tokens.to_json() if self.tokens.unit == "tokens" else self.tokens.unit
+        return hashlib.sha256(json.dumps({**texts, "tokens": kind}).encode()).hexdigest()
+
+    def _learnt(self) -> Vocabulary:
+        """What tokens are; of symbols it is enough to know which, until the pairs that do not fit are left out."""
+        name = self.data.tokenizer
+        if name == "characters" or name == "words":
+            return Vocabulary(Symbols((), name))
+        return Vocabulary.learnt(name, chain.from_iterable(pair[:2] for pair in self.splits["train"]))
 
     def vocabulary(self) -> tuple[Vocabulary, str]:
-        """The symbols of all pairs, and those that only validation or test has, known, if never learnt, in words."""
+        """That of all pairs, and the symbols that only validation or test has, known, if never learnt, in words."""
+        if self.tokens.unit == "tokens":
+            return self.tokens, ""
         texts = {split: [text for pair in pairs for text in pair[:2]] for split, pairs in self.splits.items()}
-        learnt = Vocabulary.from_texts(texts.pop("train"), self.unit)
+        learnt = Vocabulary.learnt(self.tokens.unit, texts["train"])
         others = learnt.unknown(chain.from_iterable(texts.values()))
-        return Vocabulary(sorted({*learnt.symbols, *others}), self.unit), describe(others, MAX_LISTED)
+        return Vocabulary.learnt(self.tokens.unit, chain.from_iterable(texts.values())), describe(others, MAX_LISTED)
 
     def check_lengths(self, max_len: int) -> None:
         """Treat a pair that does not fit into the context of a model as any row that is no pair."""
         for split, pairs in self.splits.items():
-            self.splits[split] = [pair for pair in pairs if self._fits(pair, max_len)]
+            lengths = zip(*(self.tokens.counts([pair[side] for pair in pairs]) for side in (0, 1)), strict=True)
+            self.splits[split] = [
+                pair for pair, counts in zip(pairs, lengths, strict=True) if self._fits(pair.place, counts, max_len)
+            ]
         self._check_splits()
 
-    def _fits(self, pair: Pair, max_len: int) -> bool:
-        for name, text, frame in (("source", pair.source, FRAME), ("target", pair.target, 1)):
-            length = len(symbols_of(text, self.unit))
+    def _fits(self, place: str, lengths: tuple[int, ...], max_len: int) -> bool:
+        for name, length, frame in zip(("source", "target"), lengths, (FRAME, 1), strict=True):
             if length + frame > max_len:
                 self._leave_out(
-                    pair.place,
-                    f"the {name} has {length:,} {self.unit}, at most {max_len - frame:,} fit into model.max_len "
+                    place,
+                    f"the {name} has {length:,} {self.tokens.unit}, at most {max_len - frame:,} fit into model.max_len "
                     f"{max_len:,} beside the special tokens",
                 )
                 return False
         return True
 
-    def pair(self, split: Split, index: int) -> Pair:
-        """Pair `index` of the endless stream of a split."""
+    def stream(self, split: Split, first: int, count: int) -> list[Pair]:
+        """Pairs `first` to `first + count` of the endless stream of a split."""
         pairs = self.splits[split]
-        ((_, samples),) = epoch_samples(index, 1, num_samples=len(pairs), seed=self.seed)
-        return pairs[int(samples)]
+        epochs = epoch_samples(first, count, num_samples=len(pairs), seed=self.seed)
+        return [pairs[index] for _, samples in epochs for index in samples.tolist()]
 
     def distinct(self, split: Split, count: int) -> list[Pair]:
         """So many pairs of a split, spread evenly over it, or all."""

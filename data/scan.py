@@ -8,14 +8,15 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from data.config import TextConfig
+from data.config import TOKENIZER_BYTES, TextConfig
 from data.documents import Documents
-from data.split import DocumentHash
+from data.split import MIN_DOCUMENTS, DocumentHash, Piece, pieces, position
 from data.text import Source
 from data.token_cache import cache_folder
 from training.runtime.progress import Reading
@@ -58,6 +59,27 @@ class SourceScan:
     version: int = VERSION
     changed: bool = False
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all, in UTF-8."""
+        return self.text.num_bytes + (self.validation.num_bytes if self.validation else 0)
+
+    @property
+    def is_by_documents(self) -> bool:
+        """Whether each document's hash says if it is validated on."""
+        return self.validation is None and self.text.documents >= MIN_DOCUMENTS
+
+    @property
+    def num_held_out(self) -> int:
+        """How many documents are, then."""
+        return sum(byte.bit_count() for byte in base64.b64decode(self.text.held_out))
+
+
+def split_pieces(source: Source, scan: SourceScan, share: float) -> Iterator[Piece]:
+    """A text in pieces, each with its split; see `data.split.pieces`."""
+    held_out = base64.b64decode(scan.text.held_out) if scan.is_by_documents else None
+    return pieces(source, held_out, position(scan.text.characters, share))
+
 
 def scanned(source: Source, data: TextConfig) -> SourceScan:
     """What a source holds, by one pass over it, or from what is remembered of one.
@@ -69,8 +91,10 @@ def scanned(source: Source, data: TextConfig) -> SourceScan:
     found = fingerprint(source)
     if found is None:
         return _read(source, data, None)
-    # With another vocabulary or other unknown characters it is the same text.
-    options = json.dumps([os.getcwd(), asdict(replace(data, unknown="error"))])
+    # With another tokenizer it is the same text, but that rows end a line where tokens are characters.
+    tokenizer = "characters" if data.tokenizer == "characters" else "bytes"
+    same = replace(data, tokenizer=tokenizer, tokenizer_bytes=TOKENIZER_BYTES, unknown="error")
+    options = json.dumps([os.getcwd(), asdict(same)])
     memory = cache_folder() / "sources" / f"{hashlib.sha256(options.encode()).hexdigest()[:32]}.json"
     before: SourceScan | None = None
     with suppress(FileError):

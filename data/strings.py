@@ -71,8 +71,12 @@ class GeneratedPairs:
         """Number of different strings of a length."""
         return len(self.symbols) ** length
 
+    def stream(self, split: Split, first: int, count: int) -> list[Pair]:
+        """Pairs `first` to `first + count` of the endless stream of a split."""
+        return [self.pair(split, index) for index in range(first, first + count)]
+
     def pair(self, split: Split, index: int) -> Pair:
-        """Pair `index` of the endless stream of a split."""
+        """Pair `index` of that stream."""
         source = self._draw(split, index)
         return Pair(source, source if self.task == "copy" else source[::-1], f"string {index} ({source})")
 

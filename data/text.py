@@ -100,7 +100,9 @@ def _hub(name: str, data: TextConfig) -> Source:
     found = load_hub_rows(Request(name, {"data.column": data.column}, revision, data.subset, any_revision=tiny))
     if not tiny:
         return _rows_of_hub(name, found, data)
-    text = "".join(text for split in SPLITS if split in found.splits for (text,) in found.splits[split] if text)
+    text = "".join(
+        text for split in SPLITS if split in found.splits for (text,) in found.splits[split] if isinstance(text, str)
+    )
     if _sha256(text) != SHA256:
         raise InputError(f"{name} at {revision} has SHA-256 {_sha256(text)}, expected {SHA256}; use --data.source auto")
     return Source.of_text(text, f"Tiny Shakespeare, from the hub ({name})")

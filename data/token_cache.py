@@ -56,6 +56,12 @@ def cached(
             raise InputError(f"{said}: set HF_HOME to a folder that can be written to") from other
 
 
+def find_cached(key: str, is_whole: Callable[[Path], bool]) -> Path | None:
+    """The folder under a key, where there is one."""
+    path = cache_folder() / key
+    return path if is_whole(path) else None
+
+
 def _temporary_folder() -> Path:
     """A folder for temporary files that nobody else may write to."""
     folder = Path(tempfile.gettempdir(), f"transformers-from-scratch-tokens-{os.getuid()}")

@@ -1,50 +1,38 @@
 """The tokens of a text to train on, and of the one to validate on: made once, kept on the disk, mapped into memory."""
 
-import base64
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.characters import CharTokenizer, UnknownCharacters
-from data.config import TextConfig, bpe_size
-from data.scan import SourceScan, fingerprint, scanned
-from data.split import MIN_DOCUMENTS, Piece, pieces, position
+from data.config import TextConfig
+from data.own_tokenizer import own_tokenizer
+from data.scan import SourceScan, fingerprint, scanned, split_pieces
 from data.text import Source
-from data.token_cache import cached
-from data.token_files import (
-    PARTS,
-    TOKENIZER,
-    Made,
-    Part,
-    is_whole,
-    read_made,
-    read_tokenizer_json,
-    tokens_of,
-    write_tokens,
-)
-from data.tokenizer import Tokenizer, make_tokenizer, read_tokenizer
+from data.token_cache import cached, find_cached
+from data.token_files import PARTS, Part, is_whole, read_made, read_tokenizer_json, tokens_of, write_tokens
+from data.tokenizer import Tokenizer, read_tokenizer
 from training.runtime.errors import InputError
-from training.storage.files import write_synced
-from training.storage.reading import read_json
 
 VERSION = 1
 """Of the way from a text to its tokens: a change makes all caches anew."""
-MAX_CHARACTERS = 32_768
-"""Of more different characters nobody wants a token each."""
 DEFAULT_SHARE = 0.1
-NOTES = "notes.json"
 
 
 class Tokens(NamedTuple):
-    """The tokens of a split, and of how many bytes of UTF-8 all but the first are made: those are the targets."""
+    """The tokens of a split, and of how many bytes of UTF-8 they are made."""
 
     tokens_N: NDArray[np.unsignedinteger]
     num_bytes: int
+
+    def target_bytes(self, tokenizer: Tokenizer) -> int:
+        """Of how many bytes of UTF-8 the targets are made: all tokens but the first."""
+        return self.num_bytes - len(tokenizer.token_bytes(int(self.tokens_N[0])))
 
 
 class Tokenized(NamedTuple):
@@ -76,7 +64,7 @@ def tokenized(
     scan, folder, notes = once_per_machine(lambda: _prepare(source, data, tokenizer, parts))
     made = read_made(folder)
     tokenizer = tokenizer or read_tokenizer(read_tokenizer_json(folder), folder / "tokenizer.json")
-    training, validation = (_mapped(folder, made, part, tokenizer) for part in PARTS)
+    training, validation = (Tokens(*tokens_of(folder, made, part)) for part in PARTS)
     return Tokenized(training, validation, tokenizer, _digest(scan, data, tokenizer), (*notes, *made.notes))
 
 
@@ -92,7 +80,7 @@ def sha256(source: Source, data: TextConfig | None = None, tokenizer: Tokenizer 
 
 
 def _digest(scan: SourceScan, data: TextConfig, tokenizer: Tokenizer | None) -> str:
-    by_documents, share = _is_by_documents(scan), data.validation_share
+    by_documents, share = scan.is_by_documents, data.validation_share
     ends = tokenizer is not None and tokenizer.end_of_text is not None
     scans = [scan.text] if scan.validation is None else [scan.text, scan.validation]
     parts = [found.bordered_sha256 if ends or by_documents else found.sha256 for found in scans]
@@ -103,64 +91,26 @@ def _digest(scan: SourceScan, data: TextConfig, tokenizer: Tokenizer | None) -> 
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def _is_by_documents(scan: SourceScan) -> bool:
-    return scan.validation is None and scan.text.documents >= MIN_DOCUMENTS
-
-
 def _prepare(
     source: Source, data: TextConfig, tokenizer: Tokenizer | None, parts: Sequence[Part]
 ) -> tuple[SourceScan, Path, tuple[str, ...]]:
     """What a text holds, the folder of its tokens, and what is to be said."""
     scan = scanned(source, data)
-    tokenizer, learnt = (tokenizer, tokenizer.notes) if tokenizer else _own_tokenizer(source, data, scan)
-    recipe = [VERSION, _digest(scan, data, tokenizer), tokenizer.to_json(), data.unknown, list(parts)]
-    key = _key(recipe)
+    tokenizer = tokenizer or own_tokenizer(source, data, scan)
+    texts = [found and found.bordered_sha256 for found in (scan.text, scan.validation)]
+    recipe = [VERSION, texts, data.validation_share, data.unknown, tokenizer.to_json()]
+
+    def key(wanted: Sequence[Part]) -> str:
+        return hashlib.sha256(json.dumps([*recipe, list(wanted)]).encode()).hexdigest()[:32]
 
     def make(folder: Path) -> None:
         _make(folder, source, data, scan, tokenizer, parts)
 
-    num_bytes = scan.text.num_bytes + (scan.validation.num_bytes if scan.validation else 0)
-    folder, place = cached(key, make, is_whole, num_bytes)
+    folder, place = find_cached(key(PARTS), is_whole), ""
+    if folder is None:
+        folder, place = cached(key(parts), make, is_whole, scan.num_bytes)
     changed = "the text has changed since it was last read" if scan.changed else ""
-    return scan, folder, tuple(note for note in (changed, place, *learnt) if note)
-
-
-def _own_tokenizer(source: Source, data: TextConfig, scan: SourceScan) -> tuple[Tokenizer, Sequence[str]]:
-    """The tokenizer that the configuration names, and what is to be said of it; one that is learnt is kept.
-
-    Of a text that is cut in two all characters are known: what only its end has is learnt by nobody, but can be read.
-    """
-    if data.tokenizer == "characters":
-        distinct = scan.text.distinct
-        if len(distinct) > MAX_CHARACTERS:
-            raise InputError(
-                f"the text has {len(distinct):,} different characters, and the model's head would have a row for each: "
-                f"use --data.tokenizer bytes or bpe:16384"
-            )
-        return make_tokenizer("characters", [distinct]), ()
-    if bpe_size(data.tokenizer) is None:
-        made = make_tokenizer(data.tokenizer, ())
-        return made, made.notes
-    recipe = [VERSION, _digest(scan, data, None), scan.text.bordered_sha256, data.tokenizer, data.tokenizer_bytes]
-
-    def learn(folder: Path) -> None:
-        texts = (piece.chunk.text for piece in _pieces(source, data, scan) if not piece.held_out)
-        learnt = make_tokenizer(data.tokenizer, texts, data.tokenizer_bytes)
-        write_synced(folder / TOKENIZER, learnt.to_json().encode())
-        write_synced(folder / NOTES, json.dumps(learnt.notes).encode())
-
-    folder, _ = cached(_key(recipe), learn, lambda folder: (folder / NOTES).exists(), scan.text.num_bytes)
-    return read_tokenizer(read_tokenizer_json(folder), folder / TOKENIZER), read_json(folder / NOTES)
-
-
-def _key(recipe: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
-
-
-def _pieces(source: Source, data: TextConfig, scan: SourceScan) -> Iterator[Piece]:
-    """The text in order, each piece with its split."""
-    held_out = base64.b64decode(scan.text.held_out) if _is_by_documents(scan) else None
-    return pieces(source, held_out, position(scan.text.characters, data.validation_share))
+    return scan, folder, tuple(note for note in (changed, *tokenizer.notes, place) if note)
 
 
 def _make(
@@ -172,16 +122,15 @@ def _make(
         InputError: They have unknown characters, or the text is not the one that was scanned any more.
         OSError: The disk refuses.
     """
-    wanted = (piece for piece in _pieces(source, data, scan) if PARTS[piece.held_out] in parts)
-    tallies = [UnknownCharacters(_unknown(scan, tokenizer)) for _ in PARTS]
-    skip = data.unknown == "skip"
-    made = write_tokens(folder, wanted, tokenizer, tallies, skip=skip, num_bytes=scan.text.num_bytes)
+    pieces = (piece for piece in split_pieces(source, scan, data.validation_share) if PARTS[piece.held_out] in parts)
+    unknown, skip = _unknown(scan, tokenizer), data.unknown == "skip"
+    tallies = [UnknownCharacters(unknown) for _ in PARTS]
+    made = write_tokens(folder, pieces, tokenizer, tallies, skip=skip, num_bytes=scan.num_bytes)
     if fingerprint(source) != scan.fingerprint:
         raise InputError(f"{source.origin} has changed while it was read: start again")
     notes = []
-    if _is_by_documents(scan):
-        held = int(np.unpackbits(np.frombuffer(base64.b64decode(scan.text.held_out), np.uint8)).sum())
-        notes.append(f"split by documents: {held:,} of {scan.text.documents:,} to validate on")
+    if scan.is_by_documents:
+        notes.append(f"split by documents: {scan.num_held_out:,} of {scan.text.documents:,} to validate on")
     for part, tally in zip(PARTS, tallies, strict=True):
         if tally and not skip:
             raise tally.error(f"the {part} text", "--data.unknown skip leaves them out")
@@ -198,16 +147,10 @@ def _unknown(scan: SourceScan, tokenizer: Tokenizer) -> set[str]:
     return set(distinct).difference(tokenizer.characters)
 
 
-def _mapped(folder: Path, made: Made, part: Part, tokenizer: Tokenizer) -> Tokens:
-    tokens_N, num_bytes = tokens_of(folder, made, part)
-    first = tokenizer.token_bytes(int(tokens_N[0])) if len(tokens_N) else b""
-    return Tokens(tokens_N, num_bytes - len(first))
-
-
 def held_out_documents(source: Source, data: TextConfig) -> Iterator[str]:
     """The texts to validate on, each whole: of a split by position what is left of a document counts as one."""
     texts = list[str]()
-    for chunk, held_out in _pieces(source, data, scanned(source, data)):
+    for chunk, held_out in split_pieces(source, scanned(source, data), data.validation_share):
         if held_out:
             texts.append(chunk.text)
             if chunk.last:

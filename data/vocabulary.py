@@ -1,46 +1,50 @@
-"""The tokens of sources and targets: three special ones, then characters or words."""
+"""The tokens of sources and targets: three special ones, then those of a tokenizer."""
 
-import json
+import codecs
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Literal
 
-from data.listing import describe, shown_symbol
-from training.runtime.errors import InputError
-from training.storage.reading import MalformedFileError, built, parse_json
+from data.symbols import Symbols, split
+from data.tokenizer import Tokenizer, make_tokenizer, read_tokenizer
+from training.storage.reading import parse_json
 
 PAD, START, END = range(3)
 SPECIAL = 3
-Unit = Literal["characters", "words"]
-
-
-@dataclass
-class _Saved:
-    unit: Unit
-    symbols: list[str]
+NAMES = ("<pad>", "<start>", "<end>")
 
 
 class Vocabulary:
-    """The token ids of symbols, after those of `PAD`, `START` and `END`.
+    """The token ids of texts, after those of `PAD`, `START` and `END`.
 
     Args:
-        symbols: Characters, or words; the first one has id 3.
-        unit: Which of the two.
+        tokenizer: Of characters or words, or one that `--data.tokenizer` names for a text as well: of bytes, or BPE.
     """
 
-    def __init__(self, symbols: Sequence[str], unit: Unit) -> None:
-        self.symbols, self.unit = tuple(symbols), unit
-        self._ids = {symbol: token for token, symbol in enumerate(self.symbols, start=SPECIAL)}
+    def __init__(self, tokenizer: Symbols | Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._symbols = tokenizer if isinstance(tokenizer, Symbols) else None
 
     @classmethod
-    def from_texts(cls, texts: Iterable[str], unit: Unit) -> "Vocabulary":
-        """All symbols of some texts, sorted."""
-        return cls(sorted({symbol for text in texts for symbol in split(text, unit)}), unit)
+    def learnt(cls, name: str, texts: Iterable[str]) -> "Vocabulary":
+        """The vocabulary that `--data.tokenizer` names, learnt from training texts where it is one that is learnt."""
+        if name == "characters" or name == "words":
+            return cls(Symbols.from_texts(texts, name))
+        return cls(make_tokenizer(name, texts))
 
     def __len__(self) -> int:
-        return SPECIAL + len(self.symbols)
+        return SPECIAL + len(self.tokenizer)
+
+    @property
+    def unit(self) -> str:
+        """What its tokens are called."""
+        return "tokens" if self._symbols is None else self._symbols.unit
+
+    @property
+    def separator(self) -> str:
+        """What stands between two tokens of a text."""
+        return "" if self._symbols is None else self._symbols.separator
 
     def encode(self, text: str, name: str = "the text") -> list[int]:
         """The token ids of a text, without special tokens.
@@ -52,51 +56,64 @@ class Vocabulary:
         Raises:
             InputError: Symbols are not in the vocabulary; the message shows where the first stands, and all of them.
         """
-        found = split(text, self.unit)
-        try:
-            return [self._ids[symbol] for symbol in found]
-        except KeyError as error:
-            (first,), unknown = error.args, self.unknown([text])
-            raise InputError(
-                f"unknown {self.unit[:-1]} {shown_symbol(first)} at position {found.index(first) + 1} of {name}: "
-                f"{'they are' if len(unknown) > 1 else 'it is'} not in the vocabulary"
-                + (f" (all of them, with their number: {describe(unknown)})" if unknown.total() > 1 else "")
-            ) from error
+        return [SPECIAL + int(token) for token in self.tokenizer.encode(text, name)]
+
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each of some texts has, without special ones; symbols that are unknown count as well."""
+        if self._symbols is None:
+            return [len(self.tokenizer.encode(text)) for text in texts]
+        return [len(split(text, self._symbols.unit)) for text in texts]
+
+    def length(self, text: str) -> int:
+        """The length of a text, whatever its tokens are: in words, where they are words, else in characters."""
+        return len(text) if self._symbols is None else len(split(text, self._symbols.unit))
 
     def unknown(self, texts: Iterable[str]) -> Counter[str]:
-        """The symbols of texts that are not in the vocabulary, and how often they occur."""
-        return Counter(symbol for text in texts for symbol in split(text, self.unit) if symbol not in self._ids)
+        """The symbols of texts that are not in the vocabulary, and how often they occur; to bytes and BPE none is."""
+        return Counter() if self._symbols is None else self._symbols.unknown(texts)
+
+    def without_unknown(self, text: str) -> str:
+        """What is left of a text without such symbols."""
+        return text if self._symbols is None else self._symbols.without_unknown(text)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """The text of token ids; special ones show as such."""
-        names = ("<pad>", "<start>", "<end>", *self.symbols)
-        return self.separator.join(names[token] for token in tokens)
+        """The text of token ids; special ones show as such, and bytes that are no UTF-8 as U+FFFD."""
+        parts: list[str] = []
+        for is_special, run in groupby(tokens, lambda token: token < SPECIAL):
+            if is_special:
+                parts += [NAMES[token] for token in run]
+            else:
+                parts.append(self.tokenizer.decode([token - SPECIAL for token in run]))
+        return self.separator.join(parts)
 
-    @property
-    def separator(self) -> str:
-        """What stands between two symbols of a text."""
-        return "" if self.unit == "characters" else " "
+    def names(self, tokens: Iterable[int]) -> list[str]:
+        """What each token stands for by itself; bytes that are no whole character show as \\xe2."""
+        return [self._bytes(token).decode(errors="backslashreplace") for token in tokens]
+
+    def pieces(self, tokens: Iterable[int]) -> list[str]:
+        """What each token adds to a text: a character of several tokens belongs to the last of them."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return [decoder.decode(self._bytes(token)) for token in tokens]
+
+    def _bytes(self, token: int) -> bytes:
+        if token < SPECIAL:
+            return NAMES[token].encode()
+        if isinstance(self.tokenizer, Symbols):
+            return self.tokenizer.symbols[token - SPECIAL].encode()
+        return self.tokenizer.token_bytes(token - SPECIAL)
 
     def to_json(self) -> str:
-        """The content of vocabulary.json."""
-        return json.dumps({"unit": self.unit, "symbols": self.symbols}, ensure_ascii=False)
+        """The content of vocabulary.json: the tokenizer's own."""
+        return self.tokenizer.to_json()
 
     @classmethod
     def from_json(cls, content: str, file: Path = Path("vocabulary.json")) -> "Vocabulary":
         """Read what `to_json` wrote.
 
         Raises:
-            MalformedFileError: It is no vocabulary, or a symbol is none or comes twice; the message names the file.
+            MalformedFileError: It is no vocabulary; the message names the file.
         """
-        saved: _Saved = built(_Saved, parse_json(content, file), file)
-        odd = next((symbol for symbol in saved.symbols if split(symbol, saved.unit) != [symbol]), None)
-        if odd is not None:
-            raise MalformedFileError(file, f"{odd!r} is not one of its {saved.unit}")
-        if len(set(saved.symbols)) < len(saved.symbols):
-            raise MalformedFileError(file, "a symbol comes twice")
-        return cls(saved.symbols, saved.unit)
-
-
-def split(text: str, unit: Unit) -> list[str]:
-    """The symbols of a text."""
-    return list(text) if unit == "characters" else text.split()
+        value = parse_json(content, file)
+        if isinstance(value, dict) and {"unit", "symbols"} & value.keys():
+            return cls(Symbols.from_value(value, file))
+        return cls(read_tokenizer(content, file))

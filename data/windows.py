@@ -15,12 +15,11 @@ from torch import Tensor
 
 from data.config import TextConfig
 from data.listing import listed
-from data.order import epoch_samples
+from data.order import ORDER, drawn, epoch_samples
 from data.text import Source
 from data.tokenizer import unit_of
 from data.tokens import tokenized
 from training.runtime.errors import InputError
-from training.seeds import generator
 from training.task import IGNORED, Batch
 
 MAX_LISTED = 16
@@ -67,13 +66,14 @@ class TextData:
         InputError: A split is shorter than one context, or has characters that are unknown.
     """
 
+    order = ORDER
+
     def __init__(self, source: Source, context: int, seed: int, data: TextConfig | None = None) -> None:
         self.context, self.seed = context, seed
         training, validation, self.tokenizer, self.sha256, notes = tokenized(source, data or TextConfig())
         self.origin, self.notes = source.origin, (*source.notes, *notes)
         self._train_N, self._val_N = as_tensor(training.tokens_N), as_tensor(validation.tokens_N)
-        self.validation_bytes = validation.num_bytes
-        self._unit = f"{unit_of(self.tokenizer)}s"
+        self._unit = unit_of(self.tokenizer) + "s"
         for name, tokens_N in (("training", self._train_N), ("validation", self._val_N)):
             if len(tokens_N) <= context:
                 raise InputError(
@@ -81,6 +81,7 @@ class TextData:
                     f"of {context:,}: use a longer text or a smaller --model.max_len"
                 )
         self.validation_targets = len(self._val_N) - 1
+        self.validation_bytes = validation.target_bytes(self.tokenizer)
         # Fewer than T tokens are left out of an epoch, others each time.
         self.samples_per_epoch, self.tokens_per_sample = len(self._train_N) // context, float(context)
 
@@ -118,7 +119,7 @@ class TextData:
         samples = epoch_samples(first, count, num_samples=self.samples_per_epoch, seed=self.seed)
         length = len(self._train_N)
         for epoch, windows in samples:
-            offset = torch.randint(length, (), generator=generator(self.seed, epoch, "offset"))
+            offset = drawn(length, self.seed, epoch, "offset")
             yield epoch, (offset + windows * self.context) % length
 
     def validation_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1, every: int = 1) -> Iterator[Batch]:

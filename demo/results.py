@@ -195,7 +195,7 @@ class Transduction(Growing):
     @property
     def symbols(self) -> list[str]:
         """The target so far, token by token."""
-        return [self.loaded.vocabulary.decode([token]) for token in self.tokens]
+        return self.loaded.vocabulary.pieces(self.tokens)
 
     @property
     def target(self) -> str:

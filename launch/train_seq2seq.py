@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/seq2seq/copy.yaml"
 EVALUATE = Path(__file__).with_name("evaluate.py")
+MEASURES = {
+    "bits_per_byte": "of the validation pairs' targets",
+    "exact_match": "of the validation pairs, decoded greedily",
+    "token_accuracy": "",
+}
 
 
 def main(task: "type[seq2seq.Seq2SeqTask] | None" = None) -> None:
@@ -37,7 +42,7 @@ def show(task: "type[seq2seq.Seq2SeqTask] | None", result: "Result", config: seq
     run = result.run
     show_losses(result, "token")
     newest = (run.read_metrics() or [{}])[-1]
-    for name, unit in (("exact_match", "of the validation pairs, decoded greedily"), ("token_accuracy", "")):
+    for name, unit in MEASURES.items():
         if name in newest:
             print(f"{name.replace('_', ' '):<15}  {newest[name]:.4f} {unit}".rstrip())
     print("\nWhat next:")

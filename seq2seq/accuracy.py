@@ -1,5 +1,6 @@
 """How many targets a model gets right, greedily: in all, and by length."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from data.strings import Pair
 from data.vocabulary import Vocabulary
 from decoding.targets import decode
 from seq2seq.model import EncoderDecoder
+from training.loss import LossModel
 from training.runtime.errors import require_finite
 from training.task import IGNORED
 
@@ -18,10 +20,10 @@ Advance = Callable[[int], None]
 
 
 class LengthAccuracy(NamedTuple):
-    """Of the pairs whose sources have so many symbols.
+    """Of the pairs whose sources are of one length.
 
     Attributes:
-        length: Symbols of the source.
+        length: Characters of the source, or words, where they are the tokens.
         pairs: How many.
         correct: How many targets came out whole and right, their ends included.
     """
@@ -49,7 +51,7 @@ def predict(
 
     Args:
         model: In evaluation mode.
-        vocabulary: Its symbols.
+        vocabulary: Its tokens.
         pairs: The sources; those of a batch should be of similar length.
         batch_size: Sources to decode at once.
         advance: Called with the size of each batch.
@@ -80,7 +82,7 @@ def accuracy_by_length(
 ) -> list[LengthAccuracy]:
     """Exact match of greedy decoding for each length of source; see `predict`."""
     right = exact_match(predict(model, vocabulary, pairs, batch_size, advance), pairs, vocabulary)
-    lengths = [len(vocabulary.encode(pair.source)) for pair in pairs]
+    lengths = [vocabulary.length(pair.source) for pair in pairs]
     counts, hits = Counter(lengths), Counter(length for hit, length in zip(right, lengths, strict=True) if hit)
     return [LengthAccuracy(length, counts[length], hits[length]) for length in sorted(counts)]
 
@@ -98,3 +100,37 @@ def token_accuracy(model: EncoderDecoder, vocabulary: Vocabulary, pairs: Sequenc
         hits += int(((likeliest.indices == batch.targets_BT) & counted_BT).sum())
         targets += int(counted_BT.sum())
     return hits / targets
+
+
+class Losses(NamedTuple):
+    """What the targets of some pairs, their ends included, cost a model that is told the true tokens before each.
+
+    Attributes:
+        nats_per_token: The mean over tokens.
+        bits_per_byte: The sum over the bytes of the targets in UTF-8, which compares across tokenizers.
+    """
+
+    nats_per_token: float
+    bits_per_byte: float
+
+
+def bits_per_byte(nats: float, pairs: Sequence[Pair]) -> float:
+    """What all targets of some pairs cost together, in nats, as bits for each of their bytes."""
+    return nats / math.log(2) / sum(len(pair.target.encode()) for pair in pairs)
+
+
+@torch.inference_mode()
+def losses(model: EncoderDecoder, vocabulary: Vocabulary, pairs: Sequence[Pair], batch_size: int) -> Losses:
+    """Measure the loss over every target token of some pairs.
+
+    Raises:
+        NonFiniteError: It is not finite.
+    """
+    nats, targets, loss_model = 0.0, 0, LossModel(model)
+    for start in range(0, len(pairs), batch_size):
+        batch = make_batch(encode(pairs[start : start + batch_size], vocabulary))
+        inputs, targets_BT = batch.to(model.embedding.weight.device)
+        nats += float(loss_model(*inputs, targets_BT))
+        targets += batch.num_targets
+    require_finite([nats])
+    return Losses(nats / targets, bits_per_byte(nats, pairs))

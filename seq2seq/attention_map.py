@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from data.pair_batches import frame_source
-from data.vocabulary import END, START, Vocabulary
+from data.vocabulary import START, Vocabulary
 from layers import MultiHeadAttention
 from seq2seq.model import EncoderDecoder
 
@@ -77,9 +77,7 @@ def attention_figure(
     from training.plots import new_figure
 
     heads = layers[0].size(0)
-    names = {START: "⊢", END: "⊣"}
-    columns = [names.get(token, vocabulary.decode([token])) for token in frame_source(source)]
-    rows = [names.get(token, vocabulary.decode([token])) for token in [*target, END]]
+    columns, rows = ["⊢", *_labels(vocabulary, source), "⊣"], [*_labels(vocabulary, target), "⊣"]
     figure = new_figure(2.6 * heads + 0.8, (0.7 + 2.4 * max(0.3, min(3.0, len(rows) / len(columns)))) * len(layers))
     grid = figure.subplots(len(layers), heads, squeeze=False)
     for layer, weights_HTS in enumerate(layers):
@@ -88,10 +86,16 @@ def attention_figure(
             axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9)
             for axis, labels in ((axes.xaxis, columns), (axes.yaxis, rows)):
                 if len(labels) <= MAX_LABELS:
-                    axis.set_ticks(range(len(labels)), labels, fontsize=6)
+                    axis.set_ticks(range(len(labels)), labels, fontsize=6, parse_math=False)
             if head == 0:
                 axes.set_ylabel("target", fontsize=8)
             if layer == len(layers) - 1:
                 axes.set_xlabel("source", fontsize=8)
     figure.colorbar(image, ax=grid, shrink=0.6, label="weight")
     return figure
+
+
+def _labels(vocabulary: Vocabulary, tokens: Sequence[int]) -> list[str]:
+    """Tokens by name, with spaces and line breaks that can be seen."""
+    names = [name.replace(" ", "␣") for name in vocabulary.names(tokens)]
+    return [name if name.isprintable() else ascii(name)[1:-1] for name in names]

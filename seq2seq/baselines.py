@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data.config import FRAME
 from data.pair_batches import frame_source, padded
+from data.symbols import Symbols
 from data.vocabulary import END, PAD, SPECIAL, START, Vocabulary
 from decoding.baselines import transformers_variants
 from decoding.benchmark import Benchmark, Prompts, Seconds, Variant, random_tokens, timed
@@ -39,7 +40,7 @@ def prepare(options: Namespace, config: Seq2SeqConfig | None) -> Benchmark:
         model = load_seq2seq(Path(source), device).model
     else:
         symbols = ALPHABET if config.data.task == "pairs" else config.data.symbols
-        fresh = EncoderDecoder(config.model, len(Vocabulary(symbols, "characters")))
+        fresh = EncoderDecoder(config.model, len(Vocabulary(Symbols(symbols, "characters"))))
         model, source = with_random_weights(fresh, config.seed, device), f"{options.config[0]}, random weights"
     merge_products(model)
     room = model.config.max_len - FRAME

@@ -56,8 +56,10 @@ class Seq2SeqConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        longest, room = self.data.max_length, self.model.max_len
-        if self.data.task != "pairs" and longest > room - FRAME:
+        data, room = self.data, self.model.max_len
+        size = 1 if data.tokenizer == "characters" else max(len(symbol.encode()) for symbol in data.symbols)
+        if data.task != "pairs" and data.max_length * size > room - FRAME:
             raise InputError(
-                f"data.max_length must be at most model.max_len ({room}) minus {FRAME} for start and end, got {longest}"
+                f"data.max_length must be at most model.max_len ({room}) minus {FRAME} for start and end"
+                f"{'' if size == 1 else f', over the {size} bytes of a symbol'}, got {data.max_length}"
             )

@@ -12,11 +12,11 @@ from data.listing import describe
 from data.pair_batches import by_length, check_source, load_pairs
 from data.pairs import FilePairs
 from data.strings import GeneratedPairs, Pair
-from data.vocabulary import END, Vocabulary, split
+from data.vocabulary import END, Vocabulary
 from decoding.merging import merge_products
 from decoding.sampling import Sampling
 from decoding.targets import decode, search
-from seq2seq.accuracy import LengthAccuracy, accuracy_by_length
+from seq2seq.accuracy import LengthAccuracy, accuracy_by_length, losses
 from seq2seq.attention_map import cross_attention, plot_attention
 from seq2seq.task import LoadedSeq2Seq, load_seq2seq
 from training.config.command_line import Namespace
@@ -77,7 +77,7 @@ def _tokens(text: str, name: str, vocabulary: Vocabulary, unknown: str) -> list[
     strange = vocabulary.unknown([text])
     if strange and unknown == "skip":
         print(f"left out of {name}: {describe(strange)}", file=sys.stderr)
-        text = vocabulary.separator.join(symbol for symbol in split(text, vocabulary.unit) if symbol not in strange)
+        text = vocabulary.without_unknown(text)
     try:
         return vocabulary.encode(text, name)
     except InputError as error:
@@ -102,7 +102,7 @@ def _show_beams(options: Namespace, loaded: LoadedSeq2Seq, source: Sequence[int]
 
 
 def measure(options: Namespace, loaded: LoadedSeq2Seq) -> None:
-    """Print exact match by length."""
+    """Print the loss, and exact match by length."""
     pairs, origin = held_out_pairs(options, loaded)
     start, progress = time.perf_counter(), Progress(0, len(pairs), visible=True, unit="pair")
     try:
@@ -110,9 +110,12 @@ def measure(options: Namespace, loaded: LoadedSeq2Seq) -> None:
     finally:
         progress.close()
     seconds = time.perf_counter() - start
+    loss = losses(loaded.model, loaded.vocabulary, pairs, BATCH)
     possible = origin.possible if isinstance(origin, GeneratedPairs) else None
     print(f"pairs        {len(pairs):,} different ones of the {options.split} split of {origin.origin}")
     print(f"weights      {loaded.weights}")
+    print(f"loss         {loss.nats_per_token:.4f} nats per token")
+    print(f"bits per byte {loss.bits_per_byte:.4f}")
     print_table(rows, possible)
     print(f"{len(pairs) / seconds:,.0f} pairs/s, on {loaded.model.embedding.weight.device.type}", file=sys.stderr)
 
@@ -150,7 +153,7 @@ def held_out_pairs(options: Namespace, loaded: LoadedSeq2Seq) -> tuple[list[Pair
     other = {name: value for name, value in vars(options.data).items() if name != "unknown" and value is not None}
     if other:
         data = replace(data, **{"revision": None, "subset": None, **other})
-    pairs = load_pairs(data, config.seed)
+    pairs = load_pairs(data, config.seed, loaded.vocabulary)
     if isinstance(pairs, FilePairs):
         pairs.check_lengths(config.model.max_len)
     if options.lengths is None and not other and pairs.sha256 != loaded.data_sha256:

@@ -8,7 +8,7 @@ import torch
 from data.pair_batches import PairData
 from data.strings import Pair
 from data.vocabulary import Vocabulary
-from seq2seq.accuracy import exact_match, predict, token_accuracy
+from seq2seq.accuracy import bits_per_byte, exact_match, predict, token_accuracy
 from seq2seq.config import Seq2SeqConfig
 from seq2seq.model import EncoderDecoder
 from training.run import Result, train
@@ -46,12 +46,15 @@ class Seq2SeqTask:
         return sample_table(pairs, predictions, self.data.vocabulary)
 
     def metrics(self, val_loss: float | None) -> Mapping[str, float]:
-        """`token_accuracy`, and the `exact_match` of greedy decoding, both from 0 to 1."""
+        """`token_accuracy`, and the `exact_match` of greedy decoding, both from 0 to 1; `bits_per_byte` of targets."""
         pairs, vocabulary, batch = self.data.decoded, self.data.vocabulary, self.config.training.eval_batch_size
         with evaluating(self.model):
             right = exact_match(predict(self.model, vocabulary, pairs, batch), pairs, vocabulary)
             accuracy = token_accuracy(self.model, vocabulary, pairs, batch)
-        return {"token_accuracy": accuracy, "exact_match": sum(right) / len(right)}
+        measures = {"token_accuracy": accuracy, "exact_match": sum(right) / len(right)}
+        if val_loss is not None:
+            measures["bits_per_byte"] = bits_per_byte(val_loss * self.data.validation_targets, self.data.validation)
+        return measures
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """The vocabulary."""

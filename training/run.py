@@ -165,6 +165,7 @@ def _introduce(runtime: Runtime, trainer: Trainer, space: str, trackers: list[Tr
     tokens_per_epoch = data.samples_per_epoch * data.tokens_per_sample
     tokens_per_step = training.batch_size * data.tokens_per_sample
     epochs = trainer.num_steps * training.batch_size / data.samples_per_epoch
+    tokens = trainer.num_steps * tokens_per_step
     every = trainer.counters.eval_every
     at_once = sequences_at_once(training, runtime.accelerator.num_processes, trainer.micro_batching.size)
     shards = 1 if runtime.sharding is None else runtime.accelerator.num_processes
@@ -172,7 +173,7 @@ def _introduce(runtime: Runtime, trainer: Trainer, space: str, trackers: list[Tr
         "model": f"{parameters:,} parameters",
         "data": f"{data.origin}, {tokens_per_epoch:,.0f} tokens per epoch",
         "note": "\nnote        ".join(data.notes),
-        "steps": f"{trainer.num_steps:,} of {tokens_per_step:,.0f} tokens, {epochs:.3g} epochs",
+        "steps": f"{trainer.num_steps:,} of {tokens_per_step:,.0f} tokens, {tokens:,.0f} in all, {epochs:.3g} epochs",
         "work": work_line(trainer.task, trainer.config, trainer.counters),
         "memory": memory_line(trainer.task, trainer.config, runtime.precision, at_once, shards),
         "evaluation": None if every == 1 else f"val_loss_subset, over 1 in {every} windows of the validation split",

@@ -3,6 +3,7 @@
 import math
 
 from training.config.sections import RunConfig, ScheduleConfig
+from training.runtime.errors import InputError
 from training.task import Task
 
 NOTABLE = 0.05
@@ -48,8 +49,20 @@ def jump(before: ScheduleConfig, steps_before: int, now: ScheduleConfig, num_ste
 
 
 def count_steps(config: RunConfig, task: Task) -> int:
-    """Optimizer steps of a whole run: `max_steps`, or what `epochs` needs, whichever is less."""
-    limits = [] if config.training.max_steps is None else [config.training.max_steps]
-    if config.training.epochs is not None:
-        limits.append(math.ceil(config.training.epochs * task.data.samples_per_epoch / config.training.batch_size))
+    """Optimizer steps of a whole run: `max_steps`, what `epochs` needs or what `max_tokens` allows, the least of them.
+
+    Raises:
+        InputError: `max_tokens` does not allow a single one.
+    """
+    training, data = config.training, task.data
+    limits = [] if training.max_steps is None else [training.max_steps]
+    if training.epochs is not None:
+        limits.append(math.ceil(training.epochs * data.samples_per_epoch / training.batch_size))
+    if training.max_tokens is not None:
+        tokens = training.batch_size * data.tokens_per_sample
+        if training.max_tokens < tokens:
+            raise InputError(
+                f"training.max_tokens must be at least the {tokens:,.0f} tokens of one step, got {training.max_tokens}"
+            )
+        limits.append(int(training.max_tokens // tokens))
     return min(limits)

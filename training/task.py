@@ -63,12 +63,14 @@ class Data(Protocol):
         tokens_per_sample: Targets in one of them, in the mean.
         origin: Where the data comes from, for people to read.
         sha256: Of the data; a run goes on only with the same.
+        order: Version of the order in which its samples come; a run goes on only in the same.
     """
 
     samples_per_epoch: int
     tokens_per_sample: float
     origin: str
     sha256: str
+    order: int
 
     @property
     def validation_targets(self) -> int:

@@ -112,9 +112,11 @@ def longer(config: RunConfig, counters: Counters) -> str:
     if 0 < training.patience <= counters.stale_evaluations:
         return f"--training.patience {2 * training.patience}"
     restart = "" if config.schedule.name == "constant" else f" --schedule.restart_step {counters.step}"
-    if training.epochs is not None and (training.max_steps is None or counters.step < training.max_steps):
-        return f"--training.epochs {2 * training.epochs:g}{restart}"
-    return f"--training.max_steps {2 * counters.step}{restart}"
+    if training.max_steps is not None and counters.step >= training.max_steps:
+        return f"--training.max_steps {2 * counters.step}{restart}"
+    epochs = [] if training.epochs is None else [f"--training.epochs {2 * training.epochs:g}"]
+    tokens = [] if training.max_tokens is None else [f"--training.max_tokens {2 * training.max_tokens}"]
+    return " ".join(epochs + tokens) + restart
 
 
 def script_command(script: Path, *options: Any) -> str:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from small_hub import SmallHub, parquet, serving
+from small_tokenizer import SmallTokenizer
 
 from data.config import PairConfig
 from data.pairs import FilePairs
 from data.strings import split_of
+from data.vocabulary import Vocabulary
 from training.runtime.errors import InputError
 
 NESTED = [{"en": f"number {n}", "de": f"Zahl {n}"} for n in range(200)]
@@ -68,7 +70,7 @@ def test_pairs_are_split_by_their_sources_so_that_none_is_in_two_splits(tmp_path
 def test_an_epoch_has_every_training_pair_once_in_an_order_of_its_own(tmp_path: Path) -> None:
     pairs = load(write(tmp_path / "a.jsonl", json_lines(NUMBERS)))
     size = len(pairs.splits["train"])
-    epochs = [[pairs.pair("train", epoch * size + index) for index in range(size)] for epoch in (0, 1)]
+    epochs = [pairs.stream("train", epoch * size, size) for epoch in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(pairs.splits["train"])
     assert epochs[0] != epochs[1]
 
@@ -134,7 +136,31 @@ def test_a_row_that_is_longer_than_the_model_is_named(tmp_path: Path) -> None:
         InputError, match=r"line 202: the target has 20 characters, at most 19 fit into model.max_len 20"
     ):
         load(write(path, json_lines([*NUMBERS, rows[0], rows[-1]]))).check_lengths(20)
-    assert load(write(path, json_lines(rows)), tokens="words").check_lengths(6) is None
+    assert load(write(path, json_lines(rows)), tokenizer="words").check_lengths(6) is None
+
+
+@pytest.mark.usefixtures("small_tokenizer")
+def test_the_length_of_a_row_counts_in_subwords(tmp_path: Path) -> None:
+    rows = [*NUMBERS, {"source": "number 7", "target": "Zahl 7"}, {"source": "€" * 6, "target": "b"}]
+    path = write(tmp_path / "a.jsonl", json_lines(rows))
+    with pytest.raises(InputError, match=r"line 202: the source has 18 tokens, at most 12 fit into model.max_len 14"):
+        load(path, tokenizer="bytes").check_lengths(14)
+    pairs = load(path, tokenizer="bytes", on_bad_row="skip")
+    pairs.check_lengths(14)
+    pairs.check_lengths(13)
+    assert {pair for pair in all_pairs(pairs) if "number" in pair[0]} == {("number 7", "Zahl 7")}
+    assert pairs.vocabulary() == (pairs.tokens, "")
+
+
+@pytest.mark.usefixtures("small_tokenizer")
+def test_the_sha256_is_as_ever_for_symbols_and_covers_the_tokenizer_of_subwords(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines(NUMBERS))
+    expected = {"characters": "1ec2a832", "words": "e7635c42"}
+    found = {name: load(path, tokenizer=name).sha256[:8] for name in (*expected, "bytes")}
+    assert {name: found[name] for name in expected} == expected
+    assert len(set(found.values())) == 3
+    named = FilePairs(PairConfig(task="pairs", source=str(path)), 1, Vocabulary(SmallTokenizer()))
+    assert named.sha256[:8] == found["bytes"]
 
 
 def texts(
@@ -257,6 +283,37 @@ def test_bad_and_long_rows_among_thousands_are_skipped_counted_and_listed(tmp_pa
     assert re.match(r"54 rows left out: line 100 .* and 34 more$", many.notes[0])
 
 
+def test_parquet_gives_the_same_pairs_as_json_lines(tmp_path: Path) -> None:
+    columns = {name: [row[name] for row in NUMBERS] for name in ("source", "target")}
+    (tmp_path / "A.PARQUET").write_bytes(parquet(id=list(range(200)), **columns))
+    pairs = load(tmp_path / "A.PARQUET")
+    assert all_pairs(pairs) == {(row["source"], row["target"]) for row in NUMBERS}
+    assert pairs.sha256 == load(write(tmp_path / "a.jsonl", json_lines(NUMBERS))).sha256
+    (tmp_path / "b.parquet").write_bytes(parquet(translation=NESTED))
+    nested = load(tmp_path / "b.parquet", source_column="translation.en", target_column="translation.de")
+    assert all_pairs(nested) == {(row["en"], row["de"]) for row in NESTED}
+
+
+def test_bad_rows_and_columns_of_parquet_are_named(tmp_path: Path) -> None:
+    path, columns = tmp_path / "a.parquet", {name: [row[name] for row in NUMBERS] for name in ("source", "target")}
+    path.write_bytes(parquet(source=[*columns["source"], "a", " "], target=[*columns["target"], None, "b"]))
+    with pytest.raises(InputError, match=r"a\.parquet, row 201: column target is missing \(--data.on_bad_row skip le"):
+        load(path)
+    pairs = load(path, on_bad_row="skip")
+    assert pairs.notes == ["2 rows left out: row 201 (column target is missing), row 202 (column source is empty)"]
+    assert len(all_pairs(pairs)) == 200
+    with pytest.raises(InputError, match=r"a\.parquet has no column en: choose one of source, target"):
+        load(path, source_column="en")
+    path.write_bytes(parquet(source=columns["source"], target=list(range(200))))
+    with pytest.raises(InputError, match=r"a\.parquet, row 1: column target must hold text, got int"):
+        load(path)
+    path.write_bytes(b"no rows")
+    with pytest.raises(InputError, match=r"a\.parquet is no Parquet file, or a damaged one \(Parquet file size"):
+        load(path)
+    with pytest.raises(InputError, match=r"cannot read \S+none\.parquet: "):
+        load(tmp_path / "none.parquet")
+
+
 def test_symbols_that_training_lacks_are_known_and_said(tmp_path: Path) -> None:
     rows = [*NUMBERS, *({"source": f"€{n}", "target": "é"} for n in range(50) if split_of(f"€{n}") == "val")]
     vocabulary, unlearnt = load(write(tmp_path / "a.jsonl", json_lines(rows))).vocabulary()
@@ -284,17 +341,22 @@ def test_files_that_cannot_be_read_and_too_few_pairs_are_errors(tmp_path: Path) 
     [
         (
             {"task": "pairs"},
-            "data.source must be a file that ends in .jsonl, .json, .csv or .tsv, or hub:OWNER/NAME, with data.task pa",
+            "data.source must be a file that ends in .jsonl, .json, .csv, .tsv or .parquet, or hub:OWNER/NAME, with ",
         ),
-        ({"task": "pairs", "source": "a.txt"}, "data.source must be a file that ends in .jsonl, .json, .csv or .tsv,"),
-        ({"task": "pairs", "source": "hub:x"}, "data.source must be a file that ends in .jsonl, .json, .csv or .tsv,"),
+        ({"task": "pairs", "source": "a.txt"}, "data.source must be a file that ends in .jsonl, .json, .csv, .tsv or "),
+        ({"task": "pairs", "source": "hub:x"}, "data.source must be a file that ends in .jsonl, .json, .csv, .tsv or "),
         ({"on_bad_row": "skip"}, "data.on_bad_row is for data.task pairs only, got data.task copy"),
         ({"source": "a.csv"}, "data.source is for data.task pairs only, got data.task copy"),
         (
             {"task": "pairs", "source": "a.csv", "max_length": 9},
             "data.max_length is for data.task copy and reverse only, got data.task pairs",
         ),
-        ({"tokens": "words"}, "data.tokens words is for data.task pairs: the symbols of copy are characters"),
+        ({"tokenizer": "words"}, "data.tokenizer words is for data.task pairs: the strings of copy have no spaces"),
+        (
+            {"tokenizer": "letters"},
+            "data.tokenizer must be characters, words, bytes, bpe:N with a number of tokens N, or a tokenizer.json",
+        ),
+        ({"tokenizer": "bpe:0"}, "data.tokenizer must be characters, words, bytes, bpe:N with a number of tokens N"),
         (
             {"task": "pairs", "source": "a.csv", "revision": "v1"},
             "data.revision is for sources hub:OWNER/NAME only, got ",

@@ -184,7 +184,7 @@ def test_beams_are_different_targets_the_likeliest_first(model: EncoderDecoder) 
     [
         ({"sources": []}, "there is no source: give at least one"),
         ({"sources": [[3], []]}, "source 2 is empty: give at least one symbol"),
-        ({"sources": [[3] * 23]}, "the source has 23 symbols, at most 22 fit into the model's context of 24"),
+        ({"sources": [[3] * 23]}, "the source has 23 tokens, at most 22 fit into the model's context of 24"),
         ({"sources": [[3]], "max_new_tokens": 0}, "max_new_tokens must be at least 1 and at most 24 .*, got 0"),
         ({"sources": [[3]], "max_new_tokens": 25}, r"at most 24 \(model.max_len\), got 25"),
         ({"sources": [[3]], "mode": "fast"}, "mode must be one of auto, eager, native, got fast"),

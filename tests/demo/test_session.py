@@ -19,6 +19,7 @@ from helpers import python_file
 import decoding.compiled
 import demo.jobs
 from data.byte_tokenizer import ByteTokenizer
+from data.symbols import Symbols
 from data.vocabulary import END, Vocabulary
 from decoding.decoder import Decoder
 from decoding.sampling import Sampler, Sampling
@@ -439,7 +440,7 @@ def test_targets_are_those_of_the_decoder(session: Session, runs: Path) -> None:
     texts = [loaded.vocabulary.decode([t for t in beam.tokens if t != END]) for beam in beams]
     assert [text for text, _ in searched.beams] == texts
     assert searched.target == texts[0]
-    words = Vocabulary(["one", "two"], "words")
+    words = Vocabulary(Symbols(["one", "two"], "words"))
     in_words = replace(found, loaded=loaded._replace(vocabulary=words), tokens=list(words.encode("one two", "it")))
     assert re.sub("<.*?>", "", show.target_html(in_words)).endswith("one two")
 
@@ -449,7 +450,7 @@ def test_targets_are_those_of_the_decoder(session: Session, runs: Path) -> None:
     [
         ("small", "a", 1, "small is a GPT, expected an encoder-decoder"),
         ("copy", "", 1, "the source is empty"),
-        ("copy", "a" * 63, 1, "the source has 63 symbols, at most 62 fit"),
+        ("copy", "a" * 63, 1, "the source has 63 tokens, at most 62 fit"),
         ("copy", "A", 1, "unknown character 'A' at position 1 of the source"),
         ("copy", "a", 17, "beams must be at least 1 and at most 16, got 17"),
     ],

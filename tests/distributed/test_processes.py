@@ -451,6 +451,20 @@ def test_what_one_process_of_a_machine_does_is_known_to_its_others_and_fails_in_
     assert all(f"rank {rank}: {line}\n" in done.stdout for rank, line in enumerate(said)), done.stdout
 
 
+def test_what_one_process_of_a_machine_does_may_take_longer_than_a_collective(tmp_path: Path) -> None:
+    script = tmp_path / "patient.py"
+    script.write_text(
+        "import time\n"
+        "from training.runtime.device import make_accelerator\n"
+        "from training.runtime.processes import once_per_machine\n"
+        "accelerator = make_accelerator('fp32', timeout=2.0).accelerator\n"
+        "print(once_per_machine(lambda: time.sleep(4) or 'all have waited'))\n"
+        "accelerator.end_training()\n"
+    )
+    done = command(*torchrun(2), script, cwd=tmp_path, **ENVIRONMENT)
+    assert (done.returncode, done.stdout.count("all have waited")) == (0, 2), done.stderr
+
+
 @pytest.mark.ci
 def test_trainings_of_one_launch_follow_each_other(config: GPTConfig, tmp_path: Path) -> None:
     script = tmp_path / "twice.py"

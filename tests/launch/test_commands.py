@@ -36,7 +36,7 @@ def test_training_says_what_it_is_and_what_came_out(trained: Path) -> None:
         r"device      cpu, 1 process, \d+ threads each, (bf16|fp32) \(.*\)",
         r"model       870,016 parameters",
         r"data        Tiny Shakespeare, from the packaged plays, 1,003,776 tokens per epoch",
-        r"steps       6 of 1,536 tokens, 0.00918 epochs",
+        r"steps       6 of 1,536 tokens, 9,216 in all, 0.00918 epochs",
         r"work        11.9 GFLOP a step, 71.4 GFLOP in all",
         r"memory      about [\d.]+ (MB|GB) of each device by formula: activations [\d.]+ MB, ",
         r"optimizer   muon at 0.03 for the matrices of the blocks \(optimizer.muon_learning_rate\), "

@@ -76,15 +76,17 @@ def test_evaluate_prints_targets(trained: Path) -> None:
 def test_evaluate_measures_by_length(trained: Path) -> None:
     done = command(EVALUATE, "--checkpoint", "runs/seq2seq-copy-1", "--split", "test", "--count", "30", cwd=trained)
     assert done.returncode == 0, done.stderr
-    first, _, head, *rows = done.stdout.splitlines()
+    first, _, loss, bits, head, *rows = done.stdout.splitlines()
     assert re.fullmatch(r"pairs        30 different ones of the test split of copy strings of 1 to 3 .*", first)
+    assert re.fullmatch(r"loss         \d\.\d{4} nats per token", loss)
+    assert re.fullmatch(r"bits per byte \d\.\d{4}", bits)
     assert head.split()[:4] == ["length", "pairs", "exact", "match"]
     assert [row.split()[0] for row in rows][-2:] == ["3", "all"]
     assert sum(int(row.split()[1]) for row in rows[:-1]) == int(rows[-1].split()[1]) == 30
     assert rows[-2].split()[3] == "512"
     longer = ["--split", "test", "--lengths", "4", "5", "--count", "20"]
     done = command(EVALUATE, "--checkpoint", "runs/seq2seq-copy-1", *longer, cwd=trained)
-    assert [row.split()[0] for row in done.stdout.splitlines()[3:]] == ["4", "5", "all"]
+    assert [row.split()[0] for row in done.stdout.splitlines()[5:]] == ["4", "5", "all"]
 
 
 def test_attention_is_drawn(trained: Path) -> None:
@@ -100,7 +102,7 @@ def test_attention_is_drawn(trained: Path) -> None:
         ([], "error: give either --source TEXT, to see its target, or --split, to measure"),
         (["--source", "abz"], "error: unknown character 'z' at position 3 of --source: it is not in the vocabulary"),
         (["--source", ""], "error: --source is empty: give at least one symbol"),
-        (["--source", "a", "a" * 20], "error: source 2 has 20 symbols, at most 14 fit into the model's context of 16"),
+        (["--source", "a", "a" * 20], "error: source 2 has 20 tokens, at most 14 fit into the model's context of 16"),
         (["--source", "a", "--lengths", "1", "2"], "error: --lengths is for --split, to measure"),
         (["--split", "test", "--data.subset", "x"], "error: --data.subset is for --data.source, other pairs than"),
         (["--split", "test", "--beams", "2"], "error: --beams is for --source, to see a target"),
@@ -109,7 +111,7 @@ def test_attention_is_drawn(trained: Path) -> None:
             ["--split", "test", "--data.source", "x.csv"],
             "error: data.source is for data.task pairs only, got data.task",
         ),
-        (["--source", "a" * 20], "error: --source has 20 symbols, at most 14 fit into the model's context of 16"),
+        (["--source", "a" * 20], "error: --source has 20 tokens, at most 14 fit into the model's context of 16"),
         (["--source", "a", "--temperature", "-1"], "error: temperature must be at least 0, got -1.0"),
         (["--source", "a", "--beams", "-1"], "error: beams must be at least 1 and at most 1024, got -1"),
         (["--source", "a", "--num_samples", "0"], "error: num_samples must be at least 1, got 0"),
@@ -154,9 +156,8 @@ def test_training_refuses_bad_data_in_one_line(tmp_path: Path) -> None:
 def test_a_persons_own_pairs_are_learnt_and_measured(tmp_path: Path) -> None:
     rows = ["en,de", *(f"number {n},Zahl {n}" for n in range(120))]
     (tmp_path / "words.csv").write_text("".join(f"{row}\n" for row in rows))
-    pairs = (
-        "--data.task pairs --data.source words.csv --data.source_column en --data.target_column de --data.tokens words"
-    )
+    data = {"task": "pairs", "source": "words.csv", "source_column": "en", "target_column": "de", "tokenizer": "words"}
+    pairs = " ".join(f"--data.{name} {value}" for name, value in data.items())
     shape = "--model.d_model 32 --model.num_layers 1 --model.max_len 8 --training.max_steps 20 --tracking none"
     done = command(TRAIN, *pairs.split(), *shape.split(), "--output_dir", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import pytest
 import torch
 from seq2seq_models import random_model
 
+from data.symbols import Symbols
 from data.vocabulary import Vocabulary
 from layers import MultiHeadAttention
 from seq2seq.attention_map import cross_attention, plot_attention
@@ -43,7 +44,7 @@ def test_looking_leaves_nothing_behind() -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_the_picture_is_drawn(tmp_path: Path, suffix: str) -> None:
-    vocabulary = Vocabulary("abcdef", "characters")
+    vocabulary = Vocabulary(Symbols("abcdef", "characters"))
     model = random_model()
     output = tmp_path / f"attention{suffix}"
     plot_attention(cross_attention(model, SOURCE, TARGET), SOURCE, TARGET, vocabulary, output)

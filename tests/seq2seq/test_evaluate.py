@@ -9,6 +9,7 @@ from seq2seq_models import random_model, small_config
 from data.config import PairConfig
 from data.pairs import FilePairs
 from data.strings import split_of
+from data.symbols import Symbols
 from data.vocabulary import Vocabulary
 from decoding.options import parse
 from decoding.sampling import Sampling
@@ -30,7 +31,7 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedSeq2Seq:
     config = replace(small_config(), data=data, model=model.config)
     pairs = FilePairs(config.data, config.seed)
     pairs.check_lengths(config.model.max_len)
-    return LoadedSeq2Seq(model.eval(), Vocabulary("0123456789", "characters"), config, "raw", pairs.sha256)
+    return LoadedSeq2Seq(model.eval(), Vocabulary(Symbols("0123456789", "characters")), config, "raw", pairs.sha256)
 
 
 def other_pairs(rows: list[str]) -> list[str]:

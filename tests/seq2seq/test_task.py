@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from data.config import PairConfig
 from data.pair_batches import PairData, make_batch
 from data.strings import GeneratedPairs, Pair
+from data.symbols import Symbols
 from data.vocabulary import END, PAD, START, Vocabulary
 from decoding.targets import Decoded
 from gpt.config import GPTConfig
@@ -89,7 +90,7 @@ def test_a_training_batch_is_a_pure_function_of_its_place() -> None:
     whole, again = data.training_batch(0, 8), PairData(small_config().data, 16, seed=1)
     again.training_batch(50, 3)
     assert torch.equal(again.training_batch(0, 8).targets_BT, whole.targets_BT)
-    sources = [pair.source for pair in (data.pairs.pair("train", index) for index in range(8))]
+    sources = [pair.source for pair in data.pairs.stream("train", 0, 8)]
     assert [data.vocabulary.decode(row[row > END].tolist()) for row in whole.inputs[0]] == sources
     assert data.describe_samples(4, 5) == ", ".join(f"string {n} ({sources[n]})" for n in (4, 5, 6)) + " and 2 more"
 
@@ -164,7 +165,7 @@ def test_token_accuracy_is_the_share_of_targets_and_not_of_padding() -> None:
         def __call__(self, source_BS: Tensor, input_BT: Tensor) -> Tensor:
             return nn.functional.one_hot(source_BS[:, 1:], 11).float()
 
-    model, vocabulary = cast(EncoderDecoder, Copying()), Vocabulary("abcdefgh", "characters")
+    model, vocabulary = cast(EncoderDecoder, Copying()), Vocabulary(Symbols("abcdefgh", "characters"))
     pairs = [Pair("abcd", "abcd"), Pair("e", "e"), Pair("fg", "fg")]
     assert token_accuracy(model, vocabulary, pairs, 8) == 1.0
     pairs += [Pair("gh", "ga")]
@@ -173,7 +174,7 @@ def test_token_accuracy_is_the_share_of_targets_and_not_of_padding() -> None:
 
 
 def test_a_target_without_an_end_is_no_match() -> None:
-    vocabulary = Vocabulary("abc", "characters")
+    vocabulary = Vocabulary(Symbols("abc", "characters"))
     assert exact_match([None, "a"], [Pair("a", "a")] * 2, vocabulary) == [False, True]
 
 
@@ -181,18 +182,18 @@ def test_a_target_that_came_to_no_end_is_no_text(monkeypatch: pytest.MonkeyPatch
     found = iter([Decoded((3, 4), -1.0, True), Decoded((3, 4, 5), -1.0, False)])
     monkeypatch.setattr("seq2seq.accuracy.decode", lambda model, sources, max_new_tokens: [next(found)])
     pairs = [Pair("ab", "ab"), Pair("abc", "abc")]
-    predictions = predict(cast(EncoderDecoder, None), Vocabulary("abc", "characters"), pairs, 1)
+    predictions = predict(cast(EncoderDecoder, None), Vocabulary(Symbols("abc", "characters")), pairs, 1)
     assert predictions == ["ab", None]
 
 
 def test_word_targets_match_whatever_spaces_stand_between() -> None:
-    vocabulary = Vocabulary(["a", "b"], "words")
+    vocabulary = Vocabulary(Symbols(["a", "b"], "words"))
     assert exact_match(["a b"], [Pair("x", " a   b")], vocabulary) == [True]
 
 
 def test_the_table_shows_texts_side_by_side_and_marks_what_is_wrong() -> None:
     pairs = [Pair("ab", "ba"), Pair("long " * 20, "x\ny"), Pair("c", "c")]
-    vocabulary = Vocabulary.from_texts(["long abcxy\n"], "characters")
+    vocabulary = Vocabulary.learnt("characters", ["long abcxy\n"])
     assert sample_table(pairs, ["ba", None, "d"], vocabulary).splitlines() == [
         f"source{' ' * 36}prediction  target",
         f"ab{' ' * 40}ba          ba",

@@ -555,6 +555,23 @@ def test_epochs_and_max_steps_end_a_run_whichever_is_first(config: GPTConfig) ->
     assert count_steps(with_training(config, max_steps=10**6, epochs=2), task) == per_epoch
 
 
+def test_max_tokens_ends_a_run_with_the_last_whole_step_and_the_schedule_with_it(
+    config: GPTConfig, tmp_path: Path
+) -> None:
+    step = config.training.batch_size * config.model.max_len
+    ended, limits = with_training(config, max_steps=4), {"max_steps": None, "max_tokens": 5 * step - 1}
+    counters = train_gpt(with_training(config, log_interval=1, **limits), output_dir=tmp_path / "run").counters
+    assert (counters.step, counters.tokens) == (4, 4 * step)
+    rates = [line["learning_rate"] for line in RunFolder(tmp_path / "run").read_metrics()]
+    assert rates == [config.optimizer.learning_rate * learning_rate_scale(ended.schedule, at, 4) for at in range(1, 5)]
+    task = GPTTask(config)
+    assert count_steps(with_training(config, max_steps=None, max_tokens=10**15), task) == 10**15 // step
+    assert count_steps(with_training(config, max_steps=None, epochs=2, max_tokens=step), task) == 1
+    assert count_steps(with_training(config, max_steps=3, max_tokens=9 * step), task) == 3
+    with pytest.raises(InputError, match=f"max_tokens must be at least the {step} tokens of one step, got {step - 1}"):
+        count_steps(with_training(config, max_steps=None, max_tokens=step - 1), task)
+
+
 def test_a_state_file_of_a_newer_version_is_read(config: GPTConfig, trained: Trained, tmp_path: Path) -> None:
     trained(config, tmp_path / "run")
     checkpoint = Checkpoint(tmp_path / "run/checkpoints/last")

@@ -1,4 +1,4 @@
-"""Pure functions of the step: learning rate, seeds, and places in epochs."""
+"""Pure functions of the step: learning rate and seeds."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -6,7 +6,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from data.order import epoch_samples
 from training.config.sections import ScheduleConfig
 from training.schedule import jump, learning_rate_scale
 from training.seeds import derive_seed, generator, noise_blocks
@@ -102,16 +101,3 @@ def test_every_block_of_noise_is_new_and_follows_from_the_seed_of_its_row() -> N
     assert len({tuple(noise(row, block).tolist()) for row in (0, 1) for block in range(3)}) == 6
     assert all(torch.equal(noise(2, block), noise(0, block)) for block in (2, 0, 1))
     assert not torch.equal(noise(0, 0), noise(0, 0).float().double()), "as fine as fp64"
-
-
-def test_an_epoch_holds_every_sample_once_and_the_next_is_shuffled_anew() -> None:
-    [(number, first)] = epoch_samples(0, 50, num_samples=50, seed=3)
-    [(_, second)] = epoch_samples(50, 50, num_samples=50, seed=3)
-    assert number == 0
-    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(50))
-    assert first.tolist() != second.tolist()
-
-
-def test_samples_run_on_over_several_epochs() -> None:
-    parts = epoch_samples(8, 15, num_samples=10, seed=3)
-    assert [(epoch, len(samples)) for epoch, samples in parts] == [(0, 2), (1, 10), (2, 3)]

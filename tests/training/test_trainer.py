@@ -354,6 +354,20 @@ def test_a_run_goes_on_as_the_same_run_only(config: GPTConfig, tmp_path: Path, c
         trainer.restore(Checkpoint(tmp_path / "checkpoints/last"))
 
 
+def test_a_run_of_older_code_says_why_it_cannot_go_on(config: GPTConfig, tmp_path: Path) -> None:
+    saving = trainer_of(config, Rank(), tmp_path)
+    identity = saving.saver._identity
+    assert identity.pop("data_order") == saving.task.data.order == 2
+    saving.saver.write(saving.counters)
+    with pytest.raises(InputError) as caught:
+        trainer_of(config, Rank(), tmp_path).restore(Checkpoint(tmp_path / "checkpoints/last"))
+    assert str(caught.value) == (
+        f"cannot go on with {tmp_path}/checkpoints/step-00000000: its samples come in an order (version 1) that this "
+        f"version of the code does not make any more (it makes 2). The run can be sampled from and evaluated as ever: "
+        f"start another one in another --output_dir"
+    )
+
+
 def test_a_run_does_not_go_on_with_another_vocabulary(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

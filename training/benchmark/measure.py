@@ -212,7 +212,7 @@ def temporary_trainer(
     task = make_task()
     task.sample, task.metrics = _no_sample, _no_metrics  # type: ignore[method-assign]
     length = max(num_steps, count_steps(config, task))
-    training = replace(asked, max_steps=length, epochs=None)
+    training = replace(asked, max_steps=length, epochs=None, max_tokens=None)
     with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=beside) as folder:
         run = RunFolder(Path(folder))
         run.create("")

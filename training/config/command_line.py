@@ -45,6 +45,8 @@ class StrictParser(argparse.ArgumentParser):
         super().__init__(add_help=False, allow_abbrev=False, **options)
         self._kinds: dict[str, Kind] = {}
         """What a configuration may say, by full names."""
+        self._older: dict[str, str] = {}
+        """Names that older configurations have, and those of now."""
         self.register("action", "config", _ReadConfig)
         super().add_argument("-h", "--help", action="store_true", help="Show this help message and exit.")
 
@@ -72,6 +74,8 @@ class StrictParser(argparse.ArgumentParser):
         wanted = (option for option in options_of(config_class) if option.name not in skip)
         for owner, options in groupby(wanted, lambda option: option.owner):
             group = self.add_argument_group((owner.__doc__ or "").partition("\n")[0].rstrip("."))
+            names = owner.older_names.items()
+            self._older |= {f"{owner.section}.{older}": f"{owner.section}.{name}" for older, name in names}
             for name, _, kind, default, meaning, _ in options:
                 group.add_argument(f"--{name}", **_typed(name, kind, default=default, help=meaning))
                 self._kinds[name] = kind
@@ -131,6 +135,9 @@ class StrictParser(argparse.ArgumentParser):
         if not isinstance(content, dict):
             self.error(f"a configuration is made of lines such as seed: 1, got {shown(content)}")
         values = dict(self._leaves(content))
+        for older, name in self._older.items():
+            if older in values and name not in values:
+                values[name] = values.pop(older)
         for name, value in values.items():
             if name not in self._kinds:
                 self._refuse(name)

@@ -1,6 +1,7 @@
 """The sections of a configuration that every model shares. A bad value names its field, itself and what is allowed."""
 
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 from reprlib import Repr
@@ -38,10 +39,12 @@ class Section:
     Attributes:
         section: The name.
         on_resume: What a change of its fields does to a run that goes on, where they do not say it themselves.
+        older_names: What older files call fields, and what these are called now.
     """
 
     section: ClassVar[str] = ""
     on_resume: ClassVar[OnResume] = "differs"
+    older_names: ClassVar[Mapping[str, str]] = {}
 
     def check(self, name: str, valid: bool, allowed: str) -> None:
         """Raise an `InputError` that names the field, and what is allowed in words, unless its value is `valid`."""
@@ -49,10 +52,10 @@ class Section:
             full_name = f"{self.section}.{name}".removeprefix(".")
             raise InputError(f"{full_name} must be {allowed}, got {shown(getattr(self, name))}")
 
-    def check_counts(self, max_value: int = MAX_COUNT) -> None:
-        """Raise an `InputError` that names the field unless all whole numbers are at most `max_value`."""
+    def check_counts(self, max_value: int = MAX_COUNT, but: str = "") -> None:
+        """Raise an `InputError` that names the field unless all whole numbers `but` one are at most `max_value`."""
         for name, value in vars(self).items():
-            self.check(name, not isinstance(value, int) or value <= max_value, f"at most {max_value}")
+            self.check(name, name == but or not isinstance(value, int) or value <= max_value, f"at most {max_value}")
 
 
 def is_line(text: str) -> bool:
@@ -116,8 +119,11 @@ class TrainingConfig(Section):
     """How long to train, on how much at a time, and what to write when.
 
     Attributes:
-        max_steps: Optimizer steps; null for as many as `epochs` needs. With both, whichever ends first.
-        epochs: Passes over the training data; null for as many as `max_steps` needs.
+        max_steps: Optimizer steps; null for as many as `epochs` or `max_tokens` needs. With several, whichever ends
+            first.
+        epochs: Passes over the training data; null for as many as the others need.
+        max_tokens: Training targets: the run ends with the last whole step that stays within them, and the schedule
+            with it. Of pairs a step is taken to have their mean. null for as many as the others need.
         batch_size: Sequences in one optimizer step, over all processes and all accumulation steps.
         micro_batch_size: Sequences that go through the model at once, in each process; a step takes as many turns as
             that makes, and stays the same but for rounding. auto takes the most that fit into the memory of the
@@ -166,6 +172,7 @@ class TrainingConfig(Section):
     section = "training"
     max_steps: int | None = None
     epochs: float | None = None
+    max_tokens: int | None = None
     batch_size: int = setting(32, on_resume="refused")
     micro_batch_size: int | Literal["auto"] = "auto"
     accumulation_steps: int | None = None
@@ -192,10 +199,12 @@ class TrainingConfig(Section):
     collective_timeout: float = setting(600.0, on_resume="same")
 
     def __post_init__(self) -> None:
-        self.check_counts()
+        self.check_counts(but="max_tokens")
         for name in ("batch_size", "eval_batch_size"):
             self.check(name, getattr(self, name) <= 10**6, "at most 1000000")
         self.check("max_steps", self.max_steps is None or self.max_steps >= 1, "null or at least 1")
+        tokens = self.max_tokens
+        self.check("max_tokens", tokens is None or 1 <= tokens <= 10**15, "null or at least 1, and at most 10^15")
         self.check("epochs", self.epochs is None or 0 < self.epochs <= 10**6, "null or above 0, and at most 1000000")
         for name in ("batch_size", "eval_batch_size", "log_interval"):
             self.check(name, getattr(self, name) >= 1, "at least 1")
@@ -310,5 +319,8 @@ class RunConfig(Section):
         self.check("name", is_plain, "a plain folder name")
         self.check("name", len(self.name.encode()) <= 200, "at most 200 bytes long")
         self.check("seed", 0 <= self.seed < 2**63, "at least 0 and below 2^63")
-        if self.training.max_steps is None and self.training.epochs is None:
-            raise InputError("training.max_steps or training.epochs must say when to end, got null for both")
+        ends = (self.training.max_steps, self.training.epochs, self.training.max_tokens)
+        if all(end is None for end in ends):
+            raise InputError(
+                "training.max_steps, training.epochs or training.max_tokens must say when to end, got null for all"
+            )

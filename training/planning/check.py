@@ -45,7 +45,9 @@ def check(make_task: Callable[[], Task], config: RunConfig, steps: int) -> dict[
         As `plan`.
         KeyboardInterrupt: A signal came before the end.
     """
-    config = replace(config, training=replace(config.training, max_steps=steps, epochs=None, patience=0))
+    config = replace(
+        config, training=replace(config.training, max_steps=steps, epochs=None, max_tokens=None, patience=0)
+    )
     planned, seconds = plan(make_task, config, Asked()), Seconds()
     if "seconds" not in planned:
         return planned

@@ -36,7 +36,10 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "device", f"{device}, {figures['precision']}"
     yield "model", f"{figures['parameters']:,} parameters"
     yield "step", f"{figures['batch_size']} sequences, {tokens:,.0f} tokens, {work}"
-    yield "run", f"{figures['num_steps']:,} steps, {flops(figures['flops'])}"
+    yield (
+        "run",
+        f"{figures['num_steps']:,} steps, {figures['num_steps'] * tokens:,.0f} tokens, {flops(figures['flops'])}",
+    )
     yield "memory", memory_line(figures["memory"])
     yield "speed", figures["basis"]
     if "seconds" in figures:

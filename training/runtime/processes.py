@@ -1,8 +1,9 @@
 """What the processes of a launch do together, apart from computing."""
 
 import re
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
@@ -54,24 +55,43 @@ def in_main_process(accelerator: Accelerator, action: Callable[[], T]) -> T | No
 def once_per_machine(action: Callable[[], T]) -> T:
     """Do something in one process of each machine, and give its result to the others there.
 
-    An error on one machine is raised in all processes. They wait for no longer than `training.collective_timeout`.
+    An error on one machine is raised in all processes. The others of a machine wait however long it takes, those of
+    another machine that is done no longer than `training.collective_timeout`.
 
     Raises:
         CommandError: As `action` does.
         InputError: The disk refused.
-        LostProcessError: It took another process too long.
+        LostProcessError: It took another machine too long.
     """
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return action()
     state = PartialState()
-    outcome = _attempted(action) if state.is_local_main_process else (None, None)
     with naming_lost_processes(state):
+        outcome = _attempted_by_one(state, action)
         outcomes = gather_object([outcome])
     for _, error in outcomes:
         if error is not None:
             raise error
     result: T = outcomes[state.process_index - state.local_process_index][0]
     return result
+
+
+def _attempted_by_one(state: PartialState, action: Callable[[], T]) -> tuple[T | None, CommandError | None]:
+    """The outcome of an action in one process of a machine, as `_attempted`; the others wait until that one is done.
+
+    They wait for a lock, which goes with its process whatever ends that: a collective would not last so long.
+    """
+    import fcntl  # Windows has none.
+
+    if state.is_local_main_process:
+        with tempfile.NamedTemporaryFile() as working:
+            fcntl.flock(working, fcntl.LOCK_EX)
+            gather_object([working.name])
+            return _attempted(action)
+    name = gather_object([None])[state.process_index - state.local_process_index]
+    with suppress(OSError), open(name) as working:  # Where it has gone, or has no locks, the collective waits.
+        fcntl.flock(working, fcntl.LOCK_SH)
+    return None, None
 
 
 def _attempted(action: Callable[[], T]) -> tuple[T | None, CommandError | None]:

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from training.task import Task
 
 
+FIRST_ORDER = 1
+"""`Data.order` of runs that do not say it, and of data whose samples have come in the same order ever since."""
+
+
 @dataclass(kw_only=True)
 class Counters:
     """Where a run stands.
@@ -130,14 +134,24 @@ def saved_state(checkpoint: Checkpoint) -> SavedState:
 def run_identity(config: RunConfig, task: "Task") -> dict[str, Any]:
     """What must not change when a run goes on, because its steps would not be those of one run any more."""
     refused = _options(config, "refused")
-    return {"model_type": task.model_type, "data_sha256": task.data.sha256} | {
-        name: value for name, value in flattened(asdict(config)).items() if name in refused
-    }
+    data = {"data_sha256": task.data.sha256, "data_order": task.data.order}
+    return (
+        {"model_type": task.model_type}
+        | data
+        | {name: value for name, value in flattened(asdict(config)).items() if name in refused}
+    )
 
 
 def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
     """Raise an `InputError` that names what differs from the run in the checkpoint."""
-    changed = _changed(saved_state(checkpoint).identity, identity)
+    saved = {"data_order": FIRST_ORDER} | saved_state(checkpoint).identity
+    if saved["data_order"] != identity["data_order"]:
+        raise InputError(
+            f"cannot go on with {checkpoint.folder}: its samples come in an order (version {saved['data_order']}) that "
+            f"this version of the code does not make any more (it makes {identity['data_order']}). The run can be "
+            f"sampled from and evaluated as ever: start another one in another --output_dir"
+        )
+    changed = _changed(saved, identity)
     if changed:
         raise InputError(
             f"cannot go on with {checkpoint.folder}: {'; '.join(changed.values())}. Undo that, or start a run in "

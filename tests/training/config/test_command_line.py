@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gpt.config import GPTConfig
+from seq2seq.config import Seq2SeqConfig
 from training.config.command_line import StrictParser, config_to_yaml, parse_config_text
 from training.runtime.errors import InputError
 
@@ -114,6 +115,15 @@ def test_a_configuration_survives_being_written() -> None:
     assert parse_config_text(GPTConfig, config_to_yaml(config)) == config
 
 
+def test_a_file_may_call_a_field_by_its_older_name() -> None:
+    older = f"{ENOUGH}data:\n  task: pairs\n  source: a.csv\n  tokens: words\n"
+    assert parse_config_text(Seq2SeqConfig, older).data.tokenizer == "words"
+    with pytest.raises(InputError, match=r"unknown option data.tokens: did you mean data.tokenizer\?"):
+        parse_config_text(Seq2SeqConfig, f"{older}  tokenizer: bytes\n")
+    with pytest.raises(InputError, match=r"^data.tokenizer must be characters, words, bytes, .* got 'letters'$"):
+        parse_config_text(Seq2SeqConfig, older.replace("words", "letters"))
+
+
 def test_text_that_looks_like_a_comment_stays_text() -> None:
     data = 'data: {source: "hub:a/b", revision: "#", subset: "#1"}\n'
     config = parse_config_text(GPTConfig, ENOUGH + data)
@@ -145,8 +155,9 @@ def test_text_that_looks_like_a_comment_stays_text() -> None:
         (["--schedule.final_ratio", "2"], "schedule.final_ratio must be between 0 and 1, got 2.0"),
         (
             ["--training.max_steps", "null"],
-            "training.max_steps or training.epochs must say when to end, got null for both",
+            "training.max_steps, training.epochs or training.max_tokens must say when to end, got null for all",
         ),
+        (["--training.max_tokens", "0"], "training.max_tokens must be null or at least 1, and at most 10^15, got 0"),
         (["--name", "a/b"], "name must be a plain folder name, got 'a/b'"),
     ],
 )

@@ -1,0 +1,62 @@
+"""The tokenizer that a configuration names, learnt once from a text where it is one that is learnt."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from data.config import TextConfig, bpe_size
+from data.scan import SourceScan, split_pieces
+from data.text import Source
+from data.token_cache import cached
+from data.tokenizer import Tokenizer, make_tokenizer, read_tokenizer
+from training.runtime.errors import InputError
+from training.runtime.progress import Reading
+from training.storage.files import write_synced
+from training.storage.reading import read_json, read_text
+
+VERSION = 1
+"""Of the way in which a tokenizer is learnt."""
+MAX_CHARACTERS = 32_768
+"""Of more different characters nobody wants a token each."""
+NOTES, CONTENT = "notes.json", "tokenizer.json"
+
+
+def own_tokenizer(source: Source, data: TextConfig, scan: SourceScan) -> Tokenizer:
+    """The tokenizer of a text. One that was learnt from the same text before is read.
+
+    Of a text that is cut in two all characters are known: what only its end has is learnt by nobody, but can be read.
+
+    Raises:
+        InputError: There would be far too many characters, or the disk refuses.
+    """
+    distinct = scan.text.distinct
+    if bpe_size(data.tokenizer) is None:
+        if data.tokenizer == "characters" and len(distinct) > MAX_CHARACTERS:
+            raise InputError(
+                f"the text has {len(distinct):,} different characters, and the model's head would have a row for each: "
+                f"use --data.tokenizer bytes or bpe:16384"
+            )
+        return make_tokenizer(data.tokenizer, [distinct])
+    recipe = [VERSION, data.tokenizer, data.tokenizer_bytes, data.validation_share, scan.text.bordered_sha256]
+    # With a validation text of its own all of the text is for training.
+    recipe.append(scan.validation is None)
+    key = f"tokenizer-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]}"
+
+    def learn(folder: Path) -> None:
+        learnt = make_tokenizer(data.tokenizer, _training_texts(source, data, scan), data.tokenizer_bytes)
+        write_synced(folder / CONTENT, learnt.to_json().encode())
+        write_synced(folder / NOTES, json.dumps(learnt.notes).encode())
+
+    folder, _ = cached(key, learn, lambda folder: (folder / NOTES).exists(), scan.num_bytes)
+    tokenizer = read_tokenizer(read_text(folder / CONTENT), folder / CONTENT)
+    tokenizer.notes = tuple(read_json(folder / NOTES))
+    return tokenizer
+
+
+def _training_texts(source: Source, data: TextConfig, scan: SourceScan) -> Iterator[str]:
+    with Reading(f"reading for {data.tokenizer}", scan.num_bytes) as progress:
+        for piece in split_pieces(source, scan, data.validation_share):
+            progress.advance(len(piece.chunk.text))
+            if not piece.held_out:
+                yield piece.chunk.text

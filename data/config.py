@@ -1,10 +1,11 @@
 """What a model learns from: the section `data` of a configuration, for text and for pairs of texts."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from data.mix import MIX, parse_mix
 from training.config.sections import Section, is_line, setting, shown
 from training.runtime.errors import InputError
 
@@ -12,8 +13,6 @@ TINY_SHAKESPEARE = "karpathy/tiny_shakespeare"
 Unknown = Literal["error", "skip"]
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 PAIR_SOURCES = f"a file that ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, or hub:OWNER/NAME"
-PAIR_TOKENIZER = re.compile(r"characters|words|bytes|bpe:[1-9]\d{,8}|.*\.json", re.IGNORECASE)
-PAIR_TOKENIZERS = "characters, words, bytes, bpe:N with a number of tokens N, or a tokenizer.json"
 OnBadRow = Literal["stop", "skip"]
 FRAME = 2
 """A source takes so many tokens more than its symbols: start and end. A target takes one more, the start or the end."""
@@ -25,6 +24,15 @@ MIN_BPE, MAX_BPE = 257, 10**6
 """The size of a byte-level BPE: the bytes and the end of a text at least."""
 TOKENIZERS = f"characters, bytes, bpe:N with N from {MIN_BPE} to {MAX_BPE:,}, or a file tokenizer.json"
 TOKENIZER_BYTES = 50_000_000
+ROWS, HUB = "sources with rows: hub:OWNER/NAME, .jsonl and .parquet files", "sources hub:OWNER/NAME only"
+FOR_SOURCES = {
+    "column": ROWS,
+    "on_bad_row": ROWS,
+    "include": "folders of files, and for python",
+    "revision": HUB,
+    "subset": HUB,
+}
+"""Which sources an option is for."""
 
 
 def bpe_size(tokenizer: str) -> int | None:
@@ -60,6 +68,9 @@ class TextConfig(Section):
             standard library and the installed packages), a text file, a .jsonl or .parquet file with a column of text,
             a folder of such files, a pattern such as 'texts/*.txt', or several of these with commas; files are joined,
             those of a folder in sorted order.
+        mix: Several sources with weights in the place of one, such as 'a.txt=0.7,b/=0.3': that share of the training
+            windows is of each, which goes through epochs of its own; each is split by itself, and validation takes all.
+            The other options hold for those that they are for.
         include: Which files of folders are read: a pattern for their path below the folder, such as '**/*.py', or
             several with commas; one without a slash is for the name alone. Null for all that are text.
         column: Column of a hub data set, a .jsonl or a .parquet file that holds the text; of a nested one the path, as
@@ -71,49 +82,74 @@ class TextConfig(Section):
         subset: Subset (configuration) of a hub data set that has several; null for its default.
         unknown: What to do with characters that a validation split of its own has and the training text lacks: error,
             or skip them.
+        validation_share: How much of a text without a validation text of its own is for validation: of 1,000 documents
+            (files, rows) or more that share of them, by a hash of each one's content; else the last part of the text.
         tokenizer: What a token is: characters, bytes (nothing is ever unknown), bpe:N (a byte-level BPE of N entries,
             learnt from the training text), or a tokenizer.json of a byte-level BPE in the format of the library
             tokenizers. With all but characters an end-of-text token follows each document.
         tokenizer_bytes: From how many bytes of the training text bpe:N is learnt at most; they are taken evenly from
             all of it.
-        validation_share: How much of a text without a validation text of its own is for validation: of 1,000 documents
-            (files, rows) or more that share of them, by a hash of each one's content; else the last part of the text.
     """
 
     section = "data"
     source: str = setting("auto", on_resume="same")
+    mix: str | None = setting(None, on_resume="same")
     include: str | None = setting(None, on_resume="same")
     column: str = setting("text", on_resume="same")
     on_bad_row: OnBadRow = setting("stop", on_resume="same")
     revision: str | None = setting(None, on_resume="same")
     subset: str | None = setting(None, on_resume="same")
     unknown: Unknown = setting("error", on_resume="same")
+    validation_share: float = setting(0.1, on_resume="refused")
     tokenizer: str = setting("characters", on_resume="refused")
     tokenizer_bytes: int = setting(TOKENIZER_BYTES, on_resume="same")
-    validation_share: float = setting(0.1, on_resume="refused")
 
     def __post_init__(self) -> None:
         self.check("validation_share", 0 < self.validation_share < 1, "between 0 and 1")
-        for name in ("source", "include", "column", "revision", "subset"):
+        for name in ("source", "mix", "include", "column", "revision", "subset"):
             self.check(name, is_line(getattr(self, name) or ""), "text of one line, in UTF-8")
+        if self.mix is not None:
+            self._check_mix()
+            return
         self.check("source", self.source != "", TEXT_SOURCES)
         self.check("source", self.hub_name is not None or not self.source.startswith("hub:"), TEXT_SOURCES)
         self.check("include", self.include is None or self.include.strip(" ,") != "", "a pattern such as '**/*.py'")
         self.check("tokenizer", known_tokenizer(self.tokenizer), TOKENIZERS)
         self.check("tokenizer_bytes", 1000 <= self.tokenizer_bytes <= 10**12, "between 1000 and 10^12")
-        made, hub = self.source in ("auto", "python"), self.hub_name is not None
-        fitting = {
-            "column": (hub or not made, "sources with rows: hub:OWNER/NAME, .jsonl and .parquet files"),
-            "on_bad_row": (hub or not made, "sources with rows: hub:OWNER/NAME, .jsonl and .parquet files"),
-            "include": (not hub and self.source != "auto", "folders of files, and for python"),
-            "revision": (hub, "sources hub:OWNER/NAME only"),
-            "subset": (hub, "sources hub:OWNER/NAME only"),
-        }
-        for name, (fits, what) in fitting.items():
+        for name, fits in self._fitting(self.source).items():
             value = getattr(self, name)
             self.check(name, value != "", "a name")
             if value != getattr(TextConfig, name) and not fits:
-                raise InputError(f"data.{name} is for {what}, got data.source {shown(self.source)}")
+                raise InputError(f"data.{name} is for {FOR_SOURCES[name]}, got data.source {shown(self.source)}")
+
+    def _check_mix(self) -> None:
+        self.check("mix", parse_mix(self.mix or "") != {}, MIX)
+        if self.source != TextConfig.source:
+            raise InputError(f"data.mix names the sources: leave out data.source, got {shown(self.source)}")
+        for name in FOR_SOURCES:  # The parts are checked as they are made.
+            left = [getattr(part, name) for part in self.parts.values()]
+            if getattr(self, name) not in left:
+                raise InputError(f"data.{name} is for {FOR_SOURCES[name]}, and data.mix has none")
+
+    @staticmethod
+    def _fitting(source: str) -> dict[str, bool]:
+        """Whether the options that are for some sources alone are for this one."""
+        hub = source == "hub" or hub_name(source) is not None
+        rows = hub or source not in ("auto", "python")
+        files = not hub and source != "auto"
+        return {"column": rows, "on_bad_row": rows, "include": files, "revision": hub, "subset": hub}
+
+    @property
+    def parts(self) -> dict[str, "TextConfig"]:
+        """The configuration of each source of a mix, by its name."""
+        parts = {}
+        for source in parse_mix(self.mix or ""):
+            fitting = self._fitting(source)
+            if Path(source).suffix not in ("", ".jsonl", ".parquet") and not fitting["revision"]:
+                fitting["column"] = False  # A text file has none.
+            others = {name: getattr(TextConfig, name) for name, fits in fitting.items() if not fits}
+            parts[source] = replace(self, source=source, mix=None, **others)
+        return parts
 
     @property
     def hub_name(self) -> str | None:
@@ -144,8 +180,10 @@ class PairConfig(Section):
             names it), or skip (such rows are left out, counted and listed).
         revision: Branch, tag or commit of a hub data set; null for its main branch.
         subset: Subset (configuration) of a hub data set that has several; null for its default.
-        tokenizer: What a token is: characters, words (what stands between spaces; of pairs only), bytes, bpe:N
-            (byte-level BPE of N entries, learnt from the training pairs), or what a tokenizer.json says.
+        tokenizer: What a token is: characters, words (what stands between spaces; for pairs only), bytes, bpe:N (a
+            byte-level BPE of N entries, learnt from the training pairs), or a tokenizer.json as for a text.
+        tokenizer_bytes: From how many bytes of the training pairs bpe:N is learnt at most; they are taken evenly from
+            all of them.
         val_samples: Strings of copy and reverse to validate on. Of pairs the whole split counts for the loss, and so
             many at most are decoded.
     """
@@ -163,17 +201,19 @@ class PairConfig(Section):
     revision: str | None = setting(None, on_resume="same")
     subset: str | None = setting(None, on_resume="same")
     tokenizer: str = setting("characters", on_resume="same")
+    tokenizer_bytes: int = setting(TOKENIZER_BYTES, on_resume="same")
     val_samples: int = setting(1000, on_resume="same")
 
     def __post_init__(self) -> None:
-        self.check_counts(max_value=10**6)
+        self.check_counts(max_value=10**12)
         self.check("symbols", is_line(self.symbols), "characters of one line")
         self.check("symbols", len(set(self.symbols)) == len(self.symbols) >= 1, "different characters, at least one")
         self.check("min_length", self.min_length >= 1, "at least 1")
         self.check("max_length", self.max_length >= self.min_length, f"at least data.min_length ({self.min_length})")
         self.check("val_samples", 1 <= self.val_samples <= 10_000, "between 1 and 10000")
         generated = self.task != "pairs"
-        self.check("tokenizer", PAIR_TOKENIZER.fullmatch(self.tokenizer) is not None, PAIR_TOKENIZERS)
+        self.check("tokenizer", self.tokenizer == "words" or known_tokenizer(self.tokenizer), f"words, {TOKENIZERS}")
+        self.check("tokenizer_bytes", self.tokenizer_bytes >= 1000, "at least 1000")
         if generated and self.tokenizer == "words":
             raise InputError(f"data.tokenizer words is for data.task pairs: the strings of {self.task} have no spaces")
         for name in ("source", "source_column", "target_column", "on_bad_row"):

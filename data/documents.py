@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 CHUNK = 2**20
@@ -35,6 +36,21 @@ class InMemory:
 
     def fingerprint(self) -> None:
         """None: whoever has them in memory can read them."""
+
+
+@dataclass(frozen=True)
+class Chained:
+    """Documents of several origins, one after the other."""
+
+    parts: Sequence[Documents]
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return chain.from_iterable(self.parts)
+
+    def fingerprint(self) -> str | None:
+        """Of all of them, where each has one."""
+        found = [part.fingerprint() for part in self.parts]
+        return None if None in found else repr(found)
 
 
 def joined(documents: Documents) -> str:

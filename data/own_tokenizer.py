@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data.config import TextConfig, bpe_size
@@ -22,15 +22,15 @@ MAX_CHARACTERS = 32_768
 NOTES, CONTENT = "notes.json", "tokenizer.json"
 
 
-def own_tokenizer(source: Source, data: TextConfig, scan: SourceScan) -> Tokenizer:
-    """The tokenizer of a text. One that was learnt from the same text before is read.
+def own_tokenizer(sources: Sequence[Source], data: TextConfig, scans: Sequence[SourceScan]) -> Tokenizer:
+    """The tokenizer of a text, or of several together. One that was learnt from the same before is read.
 
     Of a text that is cut in two all characters are known: what only its end has is learnt by nobody, but can be read.
 
     Raises:
         InputError: There would be far too many characters, or the disk refuses.
     """
-    distinct = scan.text.distinct
+    distinct = "".join(sorted({character for scan in scans for character in scan.text.distinct}))
     if bpe_size(data.tokenizer) is None:
         if data.tokenizer == "characters" and len(distinct) > MAX_CHARACTERS:
             raise InputError(
@@ -38,25 +38,26 @@ def own_tokenizer(source: Source, data: TextConfig, scan: SourceScan) -> Tokeniz
                 f"use --data.tokenizer bytes or bpe:16384"
             )
         return make_tokenizer(data.tokenizer, [distinct])
-    recipe = [VERSION, data.tokenizer, data.tokenizer_bytes, data.validation_share, scan.text.bordered_sha256]
     # With a validation text of its own all of the text is for training.
-    recipe.append(scan.validation is None)
+    texts = [[scan.text.bordered_sha256, scan.validation is None] for scan in scans]
+    recipe = [VERSION, data.tokenizer, data.tokenizer_bytes, data.validation_share, texts]
     key = f"tokenizer-{hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]}"
 
     def learn(folder: Path) -> None:
-        learnt = make_tokenizer(data.tokenizer, _training_texts(source, data, scan), data.tokenizer_bytes)
+        learnt = make_tokenizer(data.tokenizer, _training_texts(sources, data, scans), data.tokenizer_bytes)
         write_synced(folder / CONTENT, learnt.to_json().encode())
         write_synced(folder / NOTES, json.dumps(learnt.notes).encode())
 
-    folder, _ = cached(key, learn, lambda folder: (folder / NOTES).exists(), scan.num_bytes)
+    folder, _ = cached(key, learn, lambda folder: (folder / NOTES).exists(), sum(scan.num_bytes for scan in scans))
     tokenizer = read_tokenizer(read_text(folder / CONTENT), folder / CONTENT)
     tokenizer.notes = tuple(read_json(folder / NOTES))
     return tokenizer
 
 
-def _training_texts(source: Source, data: TextConfig, scan: SourceScan) -> Iterator[str]:
-    with Reading(f"reading for {data.tokenizer}", scan.num_bytes) as progress:
-        for piece in split_pieces(source, scan, data.validation_share):
-            progress.advance(len(piece.chunk.text))
-            if not piece.held_out:
-                yield piece.chunk.text
+def _training_texts(sources: Sequence[Source], data: TextConfig, scans: Sequence[SourceScan]) -> Iterator[str]:
+    with Reading(f"reading for {data.tokenizer}", sum(scan.num_bytes for scan in scans)) as progress:
+        for source, scan in zip(sources, scans, strict=True):
+            for piece in split_pieces(source, scan, data.validation_share):
+                progress.advance(len(piece.chunk.text))
+                if not piece.held_out:
+                    yield piece.chunk.text

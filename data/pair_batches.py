@@ -53,7 +53,8 @@ class PairData:
     Attributes:
         validation: Pairs whose loss is measured.
         decoded: Those of them that are decoded.
-        notes: What was guessed, which rows were left out, and what of the vocabulary is in no training pair.
+        notes: What was guessed, which rows were left out, what of the vocabulary is in no training pair, and what is to
+            be said of a tokenizer.
 
     Raises:
         InputError: The pairs do not serve; see `load_pairs`, and `FilePairs.check_lengths`.
@@ -73,6 +74,7 @@ class PairData:
         else:
             self.vocabulary = self._of_strings(data)
             self.samples_per_epoch, self.order = EPOCH, FIRST_ORDER
+        self.notes += self.vocabulary.notes
         self.origin, self.sha256 = self.pairs.origin, self.pairs.sha256
         self.decoded = by_length(self.pairs.distinct("val", data.val_samples), self.vocabulary)
         self.validation = self.decoded
@@ -88,7 +90,7 @@ class PairData:
         if data.tokenizer == "characters":
             return Vocabulary(Symbols(data.symbols, "characters"))
         some = self.pairs.distinct("train", EXAMPLES)
-        return Vocabulary.learnt(data.tokenizer, [pair.source for pair in some])
+        return Vocabulary.learnt(data.tokenizer, (pair.source for pair in some), data.tokenizer_bytes)
 
     def training_batch(self, first: int, count: int) -> Batch:
         """Pairs `first` to `first + count` of the endless stream, and their positions, if some are random."""

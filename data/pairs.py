@@ -13,7 +13,7 @@ from data.order import epoch_samples
 from data.row_streams import stream_rows
 from data.rows import Row, read_rows
 from data.strings import Pair, Split, split_of
-from data.symbols import Symbols
+from data.symbols import UNITS, Symbols
 from data.vocabulary import Vocabulary
 from training.runtime.errors import InputError
 from training.runtime.packages import needed_package
@@ -105,9 +105,10 @@ class FilePairs:
     def _learnt(self) -> Vocabulary:
         """What tokens are; of symbols it is enough to know which, until the pairs that do not fit are left out."""
         name = self.data.tokenizer
-        if name == "characters" or name == "words":
-            return Vocabulary(Symbols((), name))
-        return Vocabulary.learnt(name, chain.from_iterable(pair[:2] for pair in self.splits["train"]))
+        if name in UNITS:
+            return Vocabulary(Symbols((), UNITS[name]))
+        texts = chain.from_iterable(pair[:2] for pair in self.splits["train"])
+        return Vocabulary.learnt(name, texts, self.data.tokenizer_bytes)
 
     def vocabulary(self) -> tuple[Vocabulary, str]:
         """That of all pairs, and the symbols that only validation or test has, known, if never learnt, in words."""

@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from data.listing import describe, shown_symbol
 from training.runtime.errors import InputError
 from training.storage.reading import MalformedFileError, built
 
 Unit = Literal["characters", "words"]
+UNITS: dict[str, Unit] = {unit: unit for unit in get_args(Unit)}
 
 
 @dataclass

@@ -5,15 +5,18 @@
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from data.config import TINY_SHAKESPEARE, TextConfig
 from data.corpora import FileDocuments, HubDocuments, RowOptions
-from data.documents import Documents, InMemory
+from data.documents import Chained, Documents, InMemory
 from data.files import Found, find_files
 from data.hub import PARQUET_REVISION, SPLITS, HubRows, Request, load_hub_rows
+from data.mix import parse_mix
 from data.plays import SHA256, PlaysError, build_text
 from data.row_streams import is_row_file
 from training.config.command_line import StrictParser
@@ -24,13 +27,14 @@ from training.runtime.packages import needed_package
 class Source(NamedTuple):
     """Documents, where they came from, for people to read, and those to validate on where there are some for it.
 
-    `notes` say what was done to read them.
+    `notes` say what was done to read them; `parts` are the sources of a mix, by name, whose documents these are.
     """
 
     documents: Documents
     origin: str
     validation: Documents | None = None
     notes: tuple[str, ...] = ()
+    parts: Mapping[str, "Source"] = MappingProxyType({})
 
     @classmethod
     def of_text(cls, text: str, origin: str, validation: str | None = None) -> "Source":
@@ -48,6 +52,8 @@ def load_source(data: TextConfig) -> Source:
     Raises:
         InputError: There is no such text, or it is empty or cannot be read; the message says what to do.
     """
+    if data.mix is not None:
+        return _mix(data)
     if data.source == "auto":
         source = _plays_or_hub(data)
     elif data.hub_name:
@@ -57,6 +63,16 @@ def load_source(data: TextConfig) -> Source:
     if not any(chunk.text for chunk in source.documents):
         raise InputError(f"{source.origin} holds no text: choose another --data.source")
     return source
+
+
+def _mix(data: TextConfig) -> Source:
+    parts = {name: load_source(part) for name, part in data.parts.items()}
+    counts = parse_mix(data.mix or "")
+    shares = ", ".join(f"{count / sum(counts.values()):.4g} of {name}" for name, count in counts.items())
+    own = [part.validation for part in parts.values() if part.validation is not None]
+    documents = Chained([part.documents for part in parts.values()])
+    notes = tuple(f"{name}: {note}" for name, part in parts.items() for note in part.notes)
+    return Source(documents, f"a mix, {shares}", Chained(own) if own else None, notes, parts)
 
 
 def _files(data: TextConfig) -> Source:

@@ -31,7 +31,7 @@ class Tokenizer(Protocol):
         """The tokens of a text; see `CharTokenizer.encode`."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """The tokens of each of several texts, on all cores."""
+        """The tokens of each of several texts, on all cores; all characters are known."""
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """The tokens of a text to continue."""

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from data.characters import CharTokenizer, UnknownCharacters
 from data.config import TextConfig
+from data.mix import mixed_sha256
 from data.own_tokenizer import own_tokenizer
 from data.scan import SourceScan, fingerprint, scanned, split_pieces
 from data.text import Source
 from data.token_cache import cached, find_cached
-from data.token_files import PARTS, Part, is_whole, read_made, read_tokenizer_json, tokens_of, write_tokens
+from data.token_files import PARTS, Made, Part, is_whole, read_made, read_tokenizer_json, tokens_of, write_tokens
 from data.tokenizer import Tokenizer, read_tokenizer
 from training.runtime.errors import InputError
 
@@ -25,14 +26,10 @@ DEFAULT_SHARE = 0.1
 
 
 class Tokens(NamedTuple):
-    """The tokens of a split, and of how many bytes of UTF-8 they are made."""
+    """The tokens of a split, and of how many bytes of UTF-8 all but the first are made: those are the targets."""
 
     tokens_N: NDArray[np.unsignedinteger]
     num_bytes: int
-
-    def target_bytes(self, tokenizer: Tokenizer) -> int:
-        """Of how many bytes of UTF-8 the targets are made: all tokens but the first."""
-        return self.num_bytes - len(tokenizer.token_bytes(int(self.tokens_N[0])))
 
 
 class Tokenized(NamedTuple):
@@ -64,8 +61,23 @@ def tokenized(
     scan, folder, notes = once_per_machine(lambda: _prepare(source, data, tokenizer, parts))
     made = read_made(folder)
     tokenizer = tokenizer or read_tokenizer(read_tokenizer_json(folder), folder / "tokenizer.json")
-    training, validation = (Tokens(*tokens_of(folder, made, part)) for part in PARTS)
+    training, validation = (_mapped(folder, made, part, tokenizer) for part in PARTS)
     return Tokenized(training, validation, tokenizer, _digest(scan, data, tokenizer), (*notes, *made.notes))
+
+
+def shared_tokenizer(source: Source, data: TextConfig) -> Tokenizer:
+    """The tokenizer that the configuration names, of all sources of a mix together."""
+    from training.runtime.processes import once_per_machine
+
+    def make() -> tuple[str, tuple[str, ...]]:
+        scans = [scanned(source.parts[name], part) for name, part in data.parts.items()]
+        made = own_tokenizer(list(source.parts.values()), data, scans)
+        return made.to_json(), tuple(made.notes)
+
+    content, notes = once_per_machine(make)
+    tokenizer = read_tokenizer(content)
+    tokenizer.notes = notes
+    return tokenizer
 
 
 def sha256(source: Source, data: TextConfig | None = None, tokenizer: Tokenizer | None = None) -> str:
@@ -73,9 +85,12 @@ def sha256(source: Source, data: TextConfig | None = None, tokenizer: Tokenizer 
 
     Without a tokenizer, or with one of characters: of the text; with a validation text, of both texts' SHA-256, so that
     the place of the split counts. Other ways to split count as well, and so do other tokenizers, and with both the
-    borders of documents (see `Scan`).
+    borders of documents (see `Scan`). Of a mix it is that of all its texts and of their weights.
     """
     data = data or TextConfig()
+    if source.parts:
+        parts = [sha256(source.parts[name], part, tokenizer) for name, part in data.parts.items()]
+        return mixed_sha256(parts, data.mix or "")
     return _digest(scanned(source, data), data, tokenizer)
 
 
@@ -96,7 +111,7 @@ def _prepare(
 ) -> tuple[SourceScan, Path, tuple[str, ...]]:
     """What a text holds, the folder of its tokens, and what is to be said."""
     scan = scanned(source, data)
-    tokenizer = tokenizer or own_tokenizer(source, data, scan)
+    tokenizer = tokenizer or own_tokenizer([source], data, [scan])
     texts = [found and found.bordered_sha256 for found in (scan.text, scan.validation)]
     recipe = [VERSION, texts, data.validation_share, data.unknown, tokenizer.to_json()]
 
@@ -145,6 +160,12 @@ def _unknown(scan: SourceScan, tokenizer: Tokenizer) -> set[str]:
         return set()
     distinct = scan.text.distinct + (scan.validation.distinct if scan.validation else "")
     return set(distinct).difference(tokenizer.characters)
+
+
+def _mapped(folder: Path, made: Made, part: Part, tokenizer: Tokenizer) -> Tokens:
+    tokens_N, num_bytes = tokens_of(folder, made, part)
+    first = tokenizer.token_bytes(int(tokens_N[0])) if len(tokens_N) else b""
+    return Tokens(tokens_N, num_bytes - len(first))
 
 
 def held_out_documents(source: Source, data: TextConfig) -> Iterator[str]:

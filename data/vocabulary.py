@@ -1,12 +1,12 @@
 """The tokens of sources and targets: three special ones, then those of a tokenizer."""
 
-import codecs
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from data.symbols import Symbols, split
+from data.config import TOKENIZER_BYTES
+from data.symbols import UNITS, Symbols, split
 from data.tokenizer import Tokenizer, make_tokenizer, read_tokenizer
 from training.storage.reading import parse_json
 
@@ -27,11 +27,11 @@ class Vocabulary:
         self._symbols = tokenizer if isinstance(tokenizer, Symbols) else None
 
     @classmethod
-    def learnt(cls, name: str, texts: Iterable[str]) -> "Vocabulary":
-        """The vocabulary that `--data.tokenizer` names, learnt from training texts where it is one that is learnt."""
-        if name == "characters" or name == "words":
-            return cls(Symbols.from_texts(texts, name))
-        return cls(make_tokenizer(name, texts))
+    def learnt(cls, name: str, texts: Iterable[str], learn_bytes: int = TOKENIZER_BYTES) -> "Vocabulary":
+        """The vocabulary that `--data.tokenizer` names, learnt from training texts; see `make_tokenizer`."""
+        if name in UNITS:
+            return cls(Symbols.from_texts(texts, UNITS[name]))
+        return cls(make_tokenizer(name, texts, learn_bytes))
 
     def __len__(self) -> int:
         return SPECIAL + len(self.tokenizer)
@@ -45,6 +45,11 @@ class Vocabulary:
     def separator(self) -> str:
         """What stands between two tokens of a text."""
         return "" if self._symbols is None else self._symbols.separator
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is to be said of its tokenizer as a run begins."""
+        return () if isinstance(self.tokenizer, Symbols) else self.tokenizer.notes
 
     def encode(self, text: str, name: str = "the text") -> list[int]:
         """The token ids of a text, without special tokens.
@@ -60,9 +65,9 @@ class Vocabulary:
 
     def counts(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each of some texts has, without special ones; symbols that are unknown count as well."""
-        if self._symbols is None:
-            return [len(self.tokenizer.encode(text)) for text in texts]
-        return [len(split(text, self._symbols.unit)) for text in texts]
+        if isinstance(self.tokenizer, Symbols):
+            return [len(split(text, self.tokenizer.unit)) for text in texts]
+        return [len(tokens) for tokens in self.tokenizer.encode_batch(texts)]
 
     def length(self, text: str) -> int:
         """The length of a text, whatever its tokens are: in words, where they are words, else in characters."""
@@ -86,16 +91,8 @@ class Vocabulary:
                 parts.append(self.tokenizer.decode([token - SPECIAL for token in run]))
         return self.separator.join(parts)
 
-    def names(self, tokens: Iterable[int]) -> list[str]:
-        """What each token stands for by itself; bytes that are no whole character show as \\xe2."""
-        return [self._bytes(token).decode(errors="backslashreplace") for token in tokens]
-
-    def pieces(self, tokens: Iterable[int]) -> list[str]:
-        """What each token adds to a text: a character of several tokens belongs to the last of them."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        return [decoder.decode(self._bytes(token)) for token in tokens]
-
-    def _bytes(self, token: int) -> bytes:
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for, which need not be whole characters."""
         if token < SPECIAL:
             return NAMES[token].encode()
         if isinstance(self.tokenizer, Symbols):

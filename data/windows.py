@@ -17,7 +17,7 @@ from data.config import TextConfig
 from data.listing import listed
 from data.order import ORDER, drawn, epoch_samples
 from data.text import Source
-from data.tokenizer import unit_of
+from data.tokenizer import Tokenizer, unit_of
 from data.tokens import tokenized
 from training.runtime.errors import InputError
 from training.task import IGNORED, Batch
@@ -61,6 +61,7 @@ class TextData:
         context: Length T of a window, in tokens.
         seed: Of the run.
         data: How to split it, and into which tokens; None for the defaults.
+        tokenizer: One that exists, in the place of the one that `data` names.
 
     Raises:
         InputError: A split is shorter than one context, or has characters that are unknown.
@@ -68,9 +69,16 @@ class TextData:
 
     order = ORDER
 
-    def __init__(self, source: Source, context: int, seed: int, data: TextConfig | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        context: int,
+        seed: int,
+        data: TextConfig | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
         self.context, self.seed = context, seed
-        training, validation, self.tokenizer, self.sha256, notes = tokenized(source, data or TextConfig())
+        training, validation, self.tokenizer, self.sha256, notes = tokenized(source, data or TextConfig(), tokenizer)
         self.origin, self.notes = source.origin, (*source.notes, *notes)
         self._train_N, self._val_N = as_tensor(training.tokens_N), as_tensor(validation.tokens_N)
         self._unit = unit_of(self.tokenizer) + "s"
@@ -81,7 +89,7 @@ class TextData:
                     f"of {context:,}: use a longer text or a smaller --model.max_len"
                 )
         self.validation_targets = len(self._val_N) - 1
-        self.validation_bytes = validation.target_bytes(self.tokenizer)
+        self.validation_bytes = validation.num_bytes
         # Fewer than T tokens are left out of an epoch, others each time.
         self.samples_per_epoch, self.tokens_per_sample = len(self._train_N) // context, float(context)
 

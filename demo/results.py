@@ -195,7 +195,8 @@ class Transduction(Growing):
     @property
     def symbols(self) -> list[str]:
         """The target so far, token by token."""
-        return self.loaded.vocabulary.pieces(self.tokens)
+        text = TokenText(self.loaded.vocabulary)
+        return [text.add(token) for token in self.tokens]
 
     @property
     def target(self) -> str:

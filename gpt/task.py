@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from accelerate import Accelerator
 
 from data.config import TextConfig, Unknown
+from data.mixed import MixedData
 from data.text import Source, load_source
 from data.tokenizer import Tokenizer, read_tokenizer, unit_of
 from data.tokens import sha256, tokenized
@@ -40,7 +42,12 @@ class GPTTask:
 
     def __init__(self, config: GPTConfig) -> None:
         self.config = config
-        self.data = self.data_class(self.load_source(), config.model.max_len, config.seed, config.data)
+        source, of_run = self.load_source(), (config.model.max_len, config.seed, config.data)
+        self.data: TextData | MixedData
+        if source.parts:
+            self.data = MixedData(source, *of_run, self.data_class)
+        else:
+            self.data = self.data_class(source, *of_run)
         self.model = self.model_class(config.model, len(self.data.tokenizer))
         self.model.init_weights(generator(config.seed, "weights"))
         self.flops_per_token = self.model.flops_per_token()
@@ -57,12 +64,10 @@ class GPTTask:
 
     def metrics(self, val_loss: float | None) -> Mapping[str, float]:
         """Perplexity and bits per byte, and per character where those are the tokens."""
+        if val_loss is None:
+            return {}
         data = self.data
-        return (
-            {}
-            if val_loss is None
-            else text_metrics(val_loss, data.validation_targets, data.validation_bytes, data.tokenizer)
-        )
+        return text_metrics(val_loss, data.validation_targets, data.validation_bytes, data.tokenizer)
 
     def checkpoint_files(self) -> Mapping[str, str]:
         """The tokenizer."""
@@ -191,19 +196,20 @@ def measure_split(
         )
     description = f"{split} split of {source.origin}"
     data = replace(asked or config.data, unknown=unknown or (asked or config.data).unknown)
-    found = tokenized(source, data, loaded.tokenizer, ["validation" if split == "val" else "training"])
-    tokens = found.validation if split == "val" else found.training
-    tokens_N = as_tensor(tokens.tokens_N)
-    if len(tokens_N) < 2:
-        unit = unit_of(loaded.tokenizer)
-        raise InputError(f"the {description} has {len(tokens_N)} {unit}s, too few to predict one from another")
-    rank, num_ranks = accelerator.process_index, accelerator.num_processes
-    batches = side_by_side(tokens_N, config.model.max_len, config.training.eval_batch_size, rank, num_ranks)
+    texts = [(source.parts[name], part) for name, part in data.parts.items()] or [(source, data)]
+    found = [tokenized(*text, loaded.tokenizer, ["validation" if split == "val" else "training"]) for text in texts]
+    tokens = [each.validation if split == "val" else each.training for each in found]
+    num_targets = sum(max(len(part.tokens_N) - 1, 0) for part in tokens)
+    if num_targets < 1:
+        unit, count = unit_of(loaded.tokenizer), sum(len(part.tokens_N) for part in tokens)
+        raise InputError(f"the {description} has {count} {unit}s, too few to predict one from another")
+    share = config.training.eval_batch_size, accelerator.process_index, accelerator.num_processes
+    batches = (side_by_side(as_tensor(part.tokens_N), config.model.max_len, *share) for part in tokens)
     model = accelerator.prepare_model(loaded.model.to(accelerator.device), evaluation_mode=True)
-    notes = [*found.notes, *([] if same else ["another text than the run's"]), *source.notes]
-    said = "".join(f", {note}" for note in notes)
-    loss = mean_loss(accelerator, model, batches)
+    notes = [*(note for each in found for note in each.notes), *([] if same else ["another text than the run's"])]
+    said = "".join(f", {note}" for note in dict.fromkeys([*notes, *source.notes]))
+    loss = mean_loss(accelerator, model, chain.from_iterable(batches))
     require_finite([loss], f"the loss on the {description}")
-    num_targets, num_bytes = len(tokens_N) - 1, tokens.num_bytes
+    num_bytes = sum(part.target_bytes(loaded.tokenizer) for part in tokens if len(part.tokens_N))
     metrics = text_metrics(loss, num_targets, num_bytes, loaded.tokenizer)
     return Measured(loss, f"{description}, {num_targets:,} targets{said}", metrics)

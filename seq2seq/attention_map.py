@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from data.pair_batches import frame_source
 from data.vocabulary import START, Vocabulary
+from decoding.token_text import shown_token
 from layers import MultiHeadAttention
 from seq2seq.model import EncoderDecoder
 
@@ -97,5 +98,5 @@ def attention_figure(
 
 def _labels(vocabulary: Vocabulary, tokens: Sequence[int]) -> list[str]:
     """Tokens by name, with spaces and line breaks that can be seen."""
-    names = [name.replace(" ", "␣") for name in vocabulary.names(tokens)]
+    names = [shown_token(vocabulary, token).replace(" ", "␣") for token in tokens]
     return [name if name.isprintable() else ascii(name)[1:-1] for name in names]

@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from data.config import FRAME
+from data.config import FRAME, PairConfig, bpe_size
 from data.pair_batches import frame_source, padded
-from data.symbols import Symbols
 from data.vocabulary import END, PAD, SPECIAL, START, Vocabulary
 from decoding.baselines import transformers_variants
 from decoding.benchmark import Benchmark, Prompts, Seconds, Variant, random_tokens, timed
@@ -39,8 +38,7 @@ def prepare(options: Namespace, config: Seq2SeqConfig | None) -> Benchmark:
     if config is None:
         model = load_seq2seq(Path(source), device).model
     else:
-        symbols = ALPHABET if config.data.task == "pairs" else config.data.symbols
-        fresh = EncoderDecoder(config.model, len(Vocabulary(Symbols(symbols, "characters"))))
+        fresh = EncoderDecoder(config.model, vocabulary_size(config.data))
         model, source = with_random_weights(fresh, config.seed, device), f"{options.config[0]}, random weights"
     merge_products(model)
     room = model.config.max_len - FRAME
@@ -58,6 +56,15 @@ def prepare(options: Namespace, config: Seq2SeqConfig | None) -> Benchmark:
         prompts=lambda n: [random_tokens(model.vocab_size, length, "source", i, lowest=SPECIAL) for i in range(n)],
         rows=[length + 1],
     )
+
+
+def vocabulary_size(data: PairConfig) -> int:
+    """How many tokens a model knows that has learnt nothing yet; characters and words are as many as letters then."""
+    size = bpe_size(data.tokenizer)
+    if size is not None:
+        return SPECIAL + size
+    name = "characters" if data.tokenizer == "words" else data.tokenizer
+    return len(Vocabulary.learnt(name, ALPHABET if data.task == "pairs" else data.symbols))
 
 
 def variants(

@@ -1,7 +1,7 @@
 """How good a model is: the mean loss over a split, measured by all processes together, and what a task measures."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 
 import torch
@@ -16,10 +16,22 @@ from training.task import Batch, Data, Task, evaluating
 
 WHOLE, SUBSET = "val_loss", "val_loss_subset"
 """What the mean loss over the validation split is called, and that over a part of it: two that never compare."""
+LOSSES = {SUBSET: SUBSET, WHOLE: "validation loss"}
+"""What the terminal calls them, first the one that a run goes by where it has both."""
 
 
 class Interrupted(Exception):
     """An evaluation was given up, by all processes."""
+
+
+def in_words(measures: Mapping[str, float]) -> str:
+    """The losses of an evaluation, and of data in parts each part's."""
+    said = []
+    for name, words in LOSSES.items():
+        parts = [f"{key[len(name) + 1 :]} {loss:.4f}" for key, loss in measures.items() if key.startswith(f"{name}/")]
+        if name in measures:
+            said.append(f"{words} {measures[name]:.4f}" + (f" ({', '.join(parts)})" if parts else ""))
+    return "  ".join(said)
 
 
 def stride(data: Data, eval_tokens: int) -> int:
@@ -55,8 +67,8 @@ def evaluate(
         interrupted: Asked after every batch whether to give up.
 
     Returns:
-        `val_loss`, or for a part of the split `val_loss_subset`, and other measures for metrics.jsonl; and a sample, in
-        the main process where the loss is finite.
+        `val_loss`, or for a part of the split `val_loss_subset`, with `val_loss/NAME` of each part of data in parts,
+        and other measures for metrics.jsonl; and a sample, in the main process where the loss is finite.
 
     Raises:
         Interrupted: A process gave up.
@@ -64,21 +76,25 @@ def evaluate(
     every = stride(task.data, training.eval_tokens)
     strides = {SUBSET: every, WHOLE: 1}
 
-    def loss(name: str) -> float:
-        return validation_loss(accelerator, task, training.eval_batch_size, interrupted, strides[name])
+    def measured(name: str) -> dict[str, float]:
+        asked = accelerator, task, training.eval_batch_size, interrupted, strides[name]
+        return (
+            losses_by_part(name, *asked) if hasattr(task.data, "validation_parts") else {name: validation_loss(*asked)}
+        )
 
     others, sample = {}, None
     with average.in_model() if average else nullcontext(), whole_weights(parallel_model):
         judged = WHOLE if every == 1 else SUBSET
-        losses = {judged: loss(judged)}
+        losses = measured(judged)
         if every > 1 and is_last(losses[judged]):
-            losses[WHOLE] = loss(WHOLE)
+            losses |= measured(WHOLE)
         if all(map(math.isfinite, losses.values())) and accelerator.is_main_process:
             others = {name: float(value) for name, value in task.metrics(losses.get(WHOLE)).items()}
             sample = task.sample(sample_seed)
     if average is not None and training.eval_raw_weights:
         with whole_weights(parallel_model):
-            others |= {f"raw_{name}": loss(name) for name in losses}
+            raw = [measured(name) for name in strides if name in losses]
+            others |= {f"raw_{name}": loss for found in raw for name, loss in found.items()}
     return losses | others, sample
 
 
@@ -98,7 +114,18 @@ def validation_loss(
         return mean_loss(accelerator, task.model, batches, interrupted)
 
 
-@torch.no_grad()
+def losses_by_part(
+    name: str, accelerator: Accelerator, task: Task, batch_size: int, interrupted: Callable[[], bool], every: int
+) -> dict[str, float]:
+    """The same of data that has parts, under `name`, and the mean of each part under `name/PART`."""
+    of_rank = batch_size, accelerator.process_index, accelerator.num_processes, every
+    parts: Mapping[str, Iterable[Batch]] = task.data.validation_parts(*of_rank)  # type: ignore[attr-defined]
+    with evaluating(task.model):
+        sums = {part: summed_loss(accelerator, task.model, batches, interrupted) for part, batches in parts.items()}
+    whole = math.fsum(total for total, _ in sums.values()) / sum(num_targets for _, num_targets in sums.values())
+    return {name: whole} | {f"{name}/{part}": total / num_targets for part, (total, num_targets) in sums.items()}
+
+
 def mean_loss(
     accelerator: Accelerator,
     model: nn.Module,
@@ -116,6 +143,15 @@ def mean_loss(
     Raises:
         Interrupted: A process gave up.
     """
+    total, num_targets = summed_loss(accelerator, model, batches, interrupted)
+    return total / num_targets
+
+
+@torch.no_grad()
+def summed_loss(
+    accelerator: Accelerator, model: nn.Module, batches: Iterable[Batch], interrupted: Callable[[], bool]
+) -> tuple[float, float]:
+    """The sum of which that is the mean, and the number of targets."""
     losses: list[Tensor] = []
     loss_model = LossModel(model)
     num_targets, gave_up = 0.0, False
@@ -133,4 +169,4 @@ def mean_loss(
         total, num_targets, gave_up = accelerator.reduce(sums, "sum").tolist()
     if gave_up:
         raise Interrupted
-    return total / num_targets
+    return total, num_targets

@@ -23,7 +23,7 @@ from training.batches import Batches
 from training.compiling import STEPS_TO_COMPILE_FOR, Compiling
 from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig
-from training.evaluation import SUBSET, WHOLE, Interrupted, evaluate, stride
+from training.evaluation import LOSSES, WHOLE, Interrupted, evaluate, in_words, stride
 from training.loss import LossModel
 from training.micro_batch import MicroBatching, Trial, estimated_size, free_bytes
 from training.nonfinite import NonFinitePolicy
@@ -45,9 +45,6 @@ from training.storage.run_folder import RunFolder
 from training.storage.state import Counters, changes, saved_state
 from training.task import Task
 from training.tracking import Tracker
-
-LOSSES = {SUBSET: SUBSET, WHOLE: "validation loss"}
-"""What the terminal calls them, first the one that a run goes by where it has both."""
 
 
 class Trainer:
@@ -309,8 +306,7 @@ class Trainer:
                 self._nonfinite.stop(f"at step {counters.step} the {name} is {loss}", counters, reporter)
         counters.val_loss = measures.get(WHOLE)
         verdict = self._judge(next(iter(losses.values())))
-        said = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
-        reporter.say(f"step {counters.step}/{self.num_steps}  {said}  ({verdict})")
+        reporter.say(f"step {counters.step}/{self.num_steps}  {in_words(measures)}  ({verdict})")
         if sample is not None and task.shows_samples:
             reporter.say(sample)
         self._report(metrics | measures, sample, reporter)

@@ -57,6 +57,7 @@ class Data(Protocol):
     """What a model is trained and validated on.
 
     It may have a method `cutter(device)`: what makes training batches with its tokens on the device, if they fit there.
+    And it may have `validation_parts`: what `validation_batches` gives, by part, where the loss of each is to be named.
 
     Attributes:
         samples_per_epoch: Training sequences in one pass over the data.

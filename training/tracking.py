@@ -39,7 +39,11 @@ CURVES = {
 
 def curves(metrics: Mapping[str, float]) -> dict[str, float]:
     """A line of metrics under the names of its curves."""
-    return {CURVES.get(key, f"validation/{key}"): value for key, value in metrics.items() if key != "step"}
+    names = {key: key.partition("/") for key in metrics if key != "step"}  # val_loss/NAME is of a part of the data.
+    return {
+        f"{CURVES.get(head, f'validation/{head}')}{slash}{part}": metrics[key]
+        for key, (head, slash, part) in names.items()
+    }
 
 
 INIT_TIMEOUT_SECONDS = 30

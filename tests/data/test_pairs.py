@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from small_hub import SmallHub, parquet, serving
-from small_tokenizer import SmallTokenizer
 
 from data.config import PairConfig
 from data.pairs import FilePairs
@@ -139,28 +138,28 @@ def test_a_row_that_is_longer_than_the_model_is_named(tmp_path: Path) -> None:
     assert load(write(path, json_lines(rows)), tokenizer="words").check_lengths(6) is None
 
 
-@pytest.mark.usefixtures("small_tokenizer")
 def test_the_length_of_a_row_counts_in_subwords(tmp_path: Path) -> None:
-    rows = [*NUMBERS, {"source": "number 7", "target": "Zahl 7"}, {"source": "€" * 6, "target": "b"}]
-    path = write(tmp_path / "a.jsonl", json_lines(rows))
-    with pytest.raises(InputError, match=r"line 202: the source has 18 tokens, at most 12 fit into model.max_len 14"):
+    path = write(tmp_path / "a.jsonl", json_lines([*NUMBERS, {"source": "€" * 6, "target": "b"}]))
+    with pytest.raises(InputError, match=r"line 201: the source has 18 tokens, at most 12 fit into model.max_len 14"):
         load(path, tokenizer="bytes").check_lengths(14)
     pairs = load(path, tokenizer="bytes", on_bad_row="skip")
     pairs.check_lengths(14)
-    pairs.check_lengths(13)
-    assert {pair for pair in all_pairs(pairs) if "number" in pair[0]} == {("number 7", "Zahl 7")}
+    assert len(all_pairs(pairs)) == 200
     assert pairs.vocabulary() == (pairs.tokens, "")
+    short = load(path, tokenizer="bpe:300", on_bad_row="skip")
+    short.check_lengths(6)
+    assert all_pairs(pairs) <= all_pairs(short), "' squared' is one token"
 
 
-@pytest.mark.usefixtures("small_tokenizer")
 def test_the_sha256_is_as_ever_for_symbols_and_covers_the_tokenizer_of_subwords(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", json_lines(NUMBERS))
     expected = {"characters": "1ec2a832", "words": "e7635c42"}
-    found = {name: load(path, tokenizer=name).sha256[:8] for name in (*expected, "bytes")}
+    found = {name: load(path, tokenizer=name).sha256[:8] for name in (*expected, "bytes", "bpe:300", "bpe:280")}
     assert {name: found[name] for name in expected} == expected
-    assert len(set(found.values())) == 3
-    named = FilePairs(PairConfig(task="pairs", source=str(path)), 1, Vocabulary(SmallTokenizer()))
-    assert named.sha256[:8] == found["bytes"]
+    assert len(set(found.values())) == 5
+    content = load(path, tokenizer="bpe:300").tokens.to_json()
+    saved = FilePairs(PairConfig(task="pairs", source=str(path)), 1, Vocabulary.from_json(content))
+    assert saved.sha256[:8] == found["bpe:300"]
 
 
 def texts(
@@ -354,9 +353,13 @@ def test_files_that_cannot_be_read_and_too_few_pairs_are_errors(tmp_path: Path) 
         ({"tokenizer": "words"}, "data.tokenizer words is for data.task pairs: the strings of copy have no spaces"),
         (
             {"tokenizer": "letters"},
-            "data.tokenizer must be characters, words, bytes, bpe:N with a number of tokens N, or a tokenizer.json",
+            "data.tokenizer must be words, characters, bytes, bpe:N with N from 257 to ",
         ),
-        ({"tokenizer": "bpe:0"}, "data.tokenizer must be characters, words, bytes, bpe:N with a number of tokens N"),
+        (
+            {"tokenizer": "bpe:256"},
+            "data.tokenizer must be words, characters, bytes, bpe:N with N from 257 to ",
+        ),
+        ({"tokenizer_bytes": 999}, "data.tokenizer_bytes must be at least 1000, got 999"),
         (
             {"task": "pairs", "source": "a.csv", "revision": "v1"},
             "data.revision is for sources hub:OWNER/NAME only, got ",

@@ -63,7 +63,7 @@ def like_llama() -> str:
         added_tokens=[added(begin, "<|begin_of_text|>"), added(end, "<|end_of_text|>"), added(261, "<|eot_id|>")],
         pre_tokenizer=WORDS_OF_LLAMA,
         post_processor={"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": names},
-        model={"vocab": vocabulary, "merges": [["Ġ", "t"], ["i", "n"], ["in", "g"]], "ignore_merges": True},
+        model={"vocab": vocabulary, "merges": ["Ġ t", "i n", "in g"], "ignore_merges": True},
     )
 
 

@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-from small_tokenizer import SmallTokenizer
 
 from data.symbols import Symbols
-from data.vocabulary import END, PAD, START, Vocabulary
+from data.vocabulary import END, PAD, SPECIAL, START, Vocabulary
 from training.runtime.errors import InputError
 
 
@@ -21,7 +20,7 @@ def test_symbols_follow_three_special_tokens() -> None:
 
 def test_words_are_what_stands_between_spaces() -> None:
     vocabulary = Vocabulary.learnt("words", ["the cat sat", "on  the mat"])
-    assert vocabulary.names(range(3, 8)) == ["cat", "mat", "on", "sat", "the"]
+    assert [vocabulary.token_bytes(token) for token in range(3, 8)] == [b"cat", b"mat", b"on", b"sat", b"the"]
     assert vocabulary.decode(vocabulary.encode(" the mat\n")) == "the mat"
     assert vocabulary.counts([" the mat\n", "a dog"]) == [2, 2]
     assert vocabulary.length("a dog") == 2
@@ -53,7 +52,7 @@ def test_unknown_symbols_are_named_all_at_once_with_their_numbers(unit: str, tex
 def test_json_brings_symbols_back(unit: str) -> None:
     vocabulary = Vocabulary.learnt(unit, ['é 漢 \\ "'])
     again = Vocabulary.from_json(vocabulary.to_json())
-    assert again.names(range(3, len(vocabulary))) == vocabulary.names(range(3, len(again)))
+    assert again.encode('漢 "') == vocabulary.encode('漢 "')
     assert (again.unit, again.to_json()) == (unit, vocabulary.to_json())
 
 
@@ -64,34 +63,26 @@ def test_the_vocabulary_of_an_older_checkpoint_is_read() -> None:
         assert isinstance(vocabulary.tokenizer, Symbols)
 
 
-@pytest.mark.usefixtures("small_tokenizer")
-def test_subwords_follow_three_special_tokens_and_nothing_is_unknown() -> None:
-    vocabulary = Vocabulary.learnt("bytes", ["never looked at"])
-    assert (len(vocabulary), vocabulary.unit, vocabulary.separator) == (3 + len(SmallTokenizer()), "tokens", "")
-    text = "<end> Zahl €\0"
+@pytest.mark.parametrize("name", ["bytes", "bpe:300"])
+def test_subwords_follow_three_special_tokens_and_nothing_is_unknown(name: str) -> None:
+    vocabulary = Vocabulary.learnt(name, ["number 7, Zahl 7"] * 9)
+    assert (vocabulary.unit, vocabulary.separator) == ("tokens", "")
+    text = "<end> Zahl €\0 <|endoftext|>"
     tokens = vocabulary.encode(text)
-    assert min(tokens) >= 3, "a special token's name in a text is text"
+    assert all(SPECIAL <= token < len(vocabulary) for token in tokens), "a special token's name in a text is text"
+    assert b"".join(map(vocabulary.token_bytes, tokens)) == text.encode()
     assert vocabulary.decode(tokens) == text
     assert vocabulary.decode([START, *tokens, END]) == f"<start>{text}<end>"
+    assert vocabulary.decode(vocabulary.encode("7€")[:-1]) == "7\ufffd"
     assert vocabulary.counts([text, ""]) == [len(tokens), 0]
     assert len(tokens) != vocabulary.length(text) == len(text)
     assert not vocabulary.unknown([text])
     assert vocabulary.without_unknown(text) == text
 
 
-@pytest.mark.usefixtures("small_tokenizer")
-def test_a_character_of_several_tokens_is_shown_when_it_is_whole() -> None:
-    vocabulary = Vocabulary.learnt("bytes", [])
-    tokens = vocabulary.encode("Zahl é€")
-    assert vocabulary.names([START, *tokens]) == ["<start>", "Zahl ", r"\xc3", r"\xa9", r"\xe2", r"\x82", r"\xac"]
-    assert vocabulary.pieces(tokens) == ["Zahl ", "", "é", "", "", "€"]
-    assert vocabulary.pieces(tokens[:-1]) == ["Zahl ", "", "é", "", ""]
-    assert vocabulary.decode(tokens[:-1]) == "Zahl é\ufffd"
-
-
-@pytest.mark.usefixtures("small_tokenizer")
-def test_json_brings_subwords_back_and_what_is_none_is_refused_by_name() -> None:
-    vocabulary = Vocabulary.learnt("bytes", [])
+@pytest.mark.parametrize("name", ["bytes", "bpe:300"])
+def test_json_brings_subwords_back_and_what_is_none_is_refused_by_name(name: str) -> None:
+    vocabulary = Vocabulary.learnt(name, ["number 7, Zahl 7"] * 9)
     again = Vocabulary.from_json(vocabulary.to_json())
     assert again.to_json() == vocabulary.to_json()
     assert again.encode("Zahl 7") == vocabulary.encode("Zahl 7")

@@ -69,6 +69,7 @@ SHARED: Ranges = {
     "schedule.restart_step": COUNT,
     "schedule.final_ratio": between(0, 1),
     "schedule.decay_fraction": lambda value: 0 < value <= 1,
+    "data.tokenizer_bytes": between(1000, 10**12),
 }
 
 
@@ -148,9 +149,17 @@ def texts(name: str, data: dict[str, Any]) -> bool:
 HUB = r"hub:[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+"
 
 
+def is_tokenizer(name: str, *others: str) -> bool:
+    if size := re.fullmatch("bpe:([0-9]{1,7})", name):
+        return 257 <= int(size[1]) <= 10**6
+    return name in ("characters", "bytes", *others) or (name.endswith(".json") and not name.startswith("bpe:"))
+
+
 def gpt_related(config: dict[str, Any]) -> bool:
     data = config["data"]
     if not (models(config["model"]) and trains(config["training"]) and texts(config["name"], data)):
+        return False
+    if not is_tokenizer(data["tokenizer"]):
         return False
     if data["source"].startswith("hub:"):
         return re.fullmatch(HUB, data["source"]) is not None
@@ -165,6 +174,8 @@ def seq2seq_related(config: dict[str, Any]) -> bool:
         return False
     if model["cross_positions"] == "both_ends" and (model["num_kv_heads"] or model["num_heads"]) % 2:
         return False
+    if not is_tokenizer(data["tokenizer"], "words"):
+        return False
     if len(set(data["symbols"])) != len(data["symbols"]) or data["min_length"] > data["max_length"]:
         return False
     source = data["source"] or ""
@@ -174,9 +185,12 @@ def seq2seq_related(config: dict[str, Any]) -> bool:
     if data["task"] == "pairs":
         if (data["symbols"], data["min_length"], data["max_length"]) != ("abcdefghijklmnopqrstuvwxyz", 1, 20):
             return False
-        return hub or (not source.startswith("hub:") and Path(source).suffix in (".jsonl", ".csv"))
-    fixed = (data["tokens"], data["source"], data["source_column"], data["target_column"], data["on_bad_row"])
-    return fixed == ("characters", None, "source", "target", "stop") and data["max_length"] <= model["max_len"] - 2
+        return hub or (not source.startswith("hub:") and Path(source).suffix in (".jsonl", ".csv", ".parquet"))
+    fixed = (data["source"], data["source_column"], data["target_column"], data["on_bad_row"])
+    if fixed != (None, "source", "target", "stop") or data["tokenizer"] == "words":
+        return False
+    size = 1 if data["tokenizer"] == "characters" else max(len(symbol.encode()) for symbol in data["symbols"])
+    return data["max_length"] * size <= model["max_len"] - 2
 
 
 KINDS = [

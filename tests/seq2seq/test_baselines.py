@@ -6,6 +6,7 @@ import pytest
 import torch
 from seq2seq_models import random_model
 
+from data.config import PairConfig
 from seq2seq import baselines
 from seq2seq.baselines import _bart, variants
 from training.config.command_line import Namespace
@@ -33,6 +34,12 @@ def test_variants_decode_with_and_without_caches_in_the_mode_of_their_name(monke
     ways = [("eager", False), *[("eager", True)] * 2, *[("native", True)] * 2]
     assert asked == [{"max_new_tokens": 4, "mode": mode, "use_cache": use_cache} for mode, use_cache in ways]
     assert [variant.name for variant in variants(random_model(), ["native"], [1], uncached=False)] == ["fp32 native"]
+
+
+def test_a_fresh_model_knows_as_many_tokens_as_its_tokenizer_has() -> None:
+    found = {name: baselines.vocabulary_size(PairConfig(tokenizer=name)) for name in ("characters", "bytes", "bpe:400")}
+    assert found == {"characters": 3 + 26, "bytes": 3 + 257, "bpe:400": 3 + 400}
+    assert baselines.vocabulary_size(PairConfig(task="pairs", source="a.csv", tokenizer="words")) == 3 + 26
 
 
 def test_bart_has_the_same_size_and_writes_exactly_as_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

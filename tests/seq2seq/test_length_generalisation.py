@@ -29,9 +29,10 @@ def test_a_trial_is_trained_once_and_measured_by_length(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(config_to_yaml(small_config()))
     trial = Trial(task="copy", recipe="rotary, from both ends", seed=3)
-    run = train_trial(trial, SCRIPT, config, tmp_path, ["--training.max_steps", "60"])
+    extra = ["--training.max_steps", "60", "--data.tokenizer", "bpe:270"]  # Strings of a length differ in tokens.
+    run = train_trial(trial, SCRIPT, config, tmp_path, extra)
     first = (run.checkpoints / "last/state.json").stat().st_mtime_ns
-    train_trial(trial, SCRIPT, config, tmp_path, ["--training.max_steps", "60"])
+    train_trial(trial, SCRIPT, config, tmp_path, extra)
     assert (run.checkpoints / "last/state.json").stat().st_mtime_ns == first
     row = measure_trial(trial, run, longest=6, pairs_per_length=20)
     assert sorted(row["by_length"]) == [1, 2, 3, 4, 5, 6]

@@ -120,7 +120,7 @@ def test_a_file_may_call_a_field_by_its_older_name() -> None:
     assert parse_config_text(Seq2SeqConfig, older).data.tokenizer == "words"
     with pytest.raises(InputError, match=r"unknown option data.tokens: did you mean data.tokenizer\?"):
         parse_config_text(Seq2SeqConfig, f"{older}  tokenizer: bytes\n")
-    with pytest.raises(InputError, match=r"^data.tokenizer must be characters, words, bytes, .* got 'letters'$"):
+    with pytest.raises(InputError, match=r"^data.tokenizer must be words, characters, bytes, .* got 'letters'$"):
         parse_config_text(Seq2SeqConfig, older.replace("words", "letters"))
 
 

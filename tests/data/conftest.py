@@ -1,3 +1,0 @@
-"""Fixtures of this suite."""
-
-from small_tokenizer import small_tokenizer  # noqa: F401

@@ -200,7 +200,7 @@ class PairConfig(Section):
     on_bad_row: OnBadRow = setting("stop", on_resume="same")
     revision: str | None = setting(None, on_resume="same")
     subset: str | None = setting(None, on_resume="same")
-    tokenizer: str = setting("characters", on_resume="same")
+    tokenizer: str = setting("characters", on_resume="refused")
     tokenizer_bytes: int = setting(TOKENIZER_BYTES, on_resume="same")
     val_samples: int = setting(1000, on_resume="same")
 

@@ -89,9 +89,10 @@ class MixedData:
         block = first // size
         blocks = range(block, (first + count - 1) // size + 1)
         sources = torch.cat([_sources_of_block(self._counts, self._seed, number) for number in blocks])
-        before, wanted = sources.split([first - block * size, len(sources) - (first - block * size)])
+        begin = first - block * size
+        before, wanted = sources[:begin], sources[begin : begin + count]
         for number, (windows, (name, part)) in enumerate(zip(self._counts, self.parts.items(), strict=True)):
-            rows_B = (wanted[:count] == number).nonzero().flatten()
+            rows_B = (wanted == number).nonzero().flatten()
             if len(rows_B):
                 yield name, part, block * windows + int((before == number).sum()), rows_B
 

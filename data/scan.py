@@ -138,16 +138,3 @@ def _scan(documents: Documents, share: float) -> Scan:
     distinct = "".join(map(chr, np.flatnonzero(seen).tolist()))
     bits = base64.b64encode(documents_hash.packed()).decode()
     return Scan(plain.hexdigest(), bordered.hexdigest(), count, characters, num_bytes, distinct, bits)
-
-
-def held_out_documents(source: Source, data: TextConfig) -> Iterator[str]:
-    """The texts to validate on, each whole: of a split by position what is left of a document counts as one."""
-    texts = list[str]()
-    for chunk, held_out in split_pieces(source, scanned(source, data), data.validation_share):
-        if held_out:
-            texts.append(chunk.text)
-            if chunk.last:
-                yield "".join(texts)
-                texts = []
-    if texts:
-        yield "".join(texts)

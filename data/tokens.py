@@ -16,7 +16,7 @@ from data.own_tokenizer import own_tokenizer
 from data.scan import SourceScan, fingerprint, scanned, split_pieces
 from data.text import Source
 from data.token_cache import cached, find_cached
-from data.token_files import PARTS, Made, Part, is_whole, read_made, read_tokenizer_json, tokens_of, write_tokens
+from data.token_files import PARTS, Part, is_whole, read_made, read_tokenizer_json, tokens_of, write_tokens
 from data.tokenizer import Tokenizer, read_tokenizer
 from training.runtime.errors import InputError
 
@@ -26,10 +26,14 @@ DEFAULT_SHARE = 0.1
 
 
 class Tokens(NamedTuple):
-    """The tokens of a split, and of how many bytes of UTF-8 all but the first are made: those are the targets."""
+    """The tokens of a split, and of how many bytes of UTF-8 they are made."""
 
     tokens_N: NDArray[np.unsignedinteger]
     num_bytes: int
+
+    def target_bytes(self, tokenizer: Tokenizer) -> int:
+        """Of how many bytes of UTF-8 the targets are made: all tokens but the first."""
+        return self.num_bytes - len(tokenizer.token_bytes(int(self.tokens_N[0])))
 
 
 class Tokenized(NamedTuple):
@@ -61,7 +65,7 @@ def tokenized(
     scan, folder, notes = once_per_machine(lambda: _prepare(source, data, tokenizer, parts))
     made = read_made(folder)
     tokenizer = tokenizer or read_tokenizer(read_tokenizer_json(folder), folder / "tokenizer.json")
-    training, validation = (_mapped(folder, made, part, tokenizer) for part in PARTS)
+    training, validation = (Tokens(*tokens_of(folder, made, part)) for part in PARTS)
     return Tokenized(training, validation, tokenizer, _digest(scan, data, tokenizer), (*notes, *made.notes))
 
 
@@ -160,12 +164,6 @@ def _unknown(scan: SourceScan, tokenizer: Tokenizer) -> set[str]:
         return set()
     distinct = scan.text.distinct + (scan.validation.distinct if scan.validation else "")
     return set(distinct).difference(tokenizer.characters)
-
-
-def _mapped(folder: Path, made: Made, part: Part, tokenizer: Tokenizer) -> Tokens:
-    tokens_N, num_bytes = tokens_of(folder, made, part)
-    first = tokenizer.token_bytes(int(tokens_N[0])) if len(tokens_N) else b""
-    return Tokens(tokens_N, num_bytes - len(first))
 
 
 def held_out_documents(source: Source, data: TextConfig) -> Iterator[str]:

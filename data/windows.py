@@ -89,7 +89,7 @@ class TextData:
                     f"of {context:,}: use a longer text or a smaller --model.max_len"
                 )
         self.validation_targets = len(self._val_N) - 1
-        self.validation_bytes = validation.num_bytes
+        self.validation_bytes = validation.target_bytes(self.tokenizer)
         # Fewer than T tokens are left out of an epoch, others each time.
         self.samples_per_epoch, self.tokens_per_sample = len(self._train_N) // context, float(context)
 
@@ -109,7 +109,7 @@ class TextData:
         own = type(self).training_batch is not TextData.training_batch
         if own or tokens_N.numel() * DEVICE_DTYPE.itemsize > DEVICE_SHARE * memory:
             return None
-        return partial(self._uncut, tokens_N.to(DEVICE_DTYPE).to(device))
+        return partial(self._uncut, on_device(tokens_N, device))
 
     def _uncut(self, tokens_N: Tensor, first: int, count: int) -> UncutWindows:
         return UncutWindows(tokens_N, torch.cat([starts for _, starts in self._starts(first, count)]), self.context)
@@ -140,6 +140,13 @@ def as_tensor(tokens_N: NDArray[np.unsignedinteger]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(tokens_N)
+
+
+def on_device(tokens_N: Tensor, device: torch.device) -> Tensor:
+    """Tokens as signed integers on a device, copied there as they lie on the disk."""
+    if tokens_N.dtype == torch.uint16:
+        return tokens_N.view(torch.int16).to(device).to(DEVICE_DTYPE) & 0xFFFF
+    return tokens_N.view(DEVICE_DTYPE).to(device)
 
 
 def side_by_side(

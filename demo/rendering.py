@@ -209,7 +209,8 @@ def download_html(benchmark: Benchmark) -> str:
 
 
 def target_html(found: Transduction) -> str:
-    """Source and target, symbol by symbol."""
+    """Source and target, symbol by symbol, with the borders of subwords."""
+    kind = ' class="tokens"' if found.loaded.vocabulary.unit == "tokens" else ""
     spans = found.loaded.vocabulary.separator.join(
         f'<span class="symbol p{shade(log(p or 1e-9))}" title="{p:.1%}">{escape(symbol)}</span>'
         for symbol, p in zip(found.symbols, found.probabilities or [1.0] * len(found.symbols), strict=False)
@@ -218,5 +219,5 @@ def target_html(found: Transduction) -> str:
     beams = "".join(f"<li><code>{escape(t)}</code> <small>{p:.2f} nats</small></li>" for t, p in found.beams)
     return (
         f'<div class="target"><small>source</small><p>{escape(found.source)}</p><small>target</small>'
-        f"<p>{spans}{going}</p>{f'<ol>{beams}</ol>' if beams else ''}</div>"
+        f"<p{kind}>{spans}{going}</p>{f'<ol>{beams}</ol>' if beams else ''}</div>"
     )

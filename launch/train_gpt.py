@@ -44,7 +44,9 @@ def show(task: "type[gpt.GPTTask] | None", result: "Result", config: gpt.GPTConf
         print(piece, end="", flush=True)
     print("\n\nWhat next:")
     if model_class is gpt.GPT:
-        prompt = ' --prompt "ROMEO:"' if can_read(best.tokenizer, "ROMEO:") else ""
+        prompt = (
+            ' --prompt "ROMEO:"' if config.data.source in ("auto", "hub") and can_read(best.tokenizer, "ROMEO:") else ""
+        )
         print(f"  sample:      {script_command(EVALUATE, '--checkpoint', run)}{prompt}")
     show_next(result, config)
 

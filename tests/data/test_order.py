@@ -3,12 +3,14 @@
 import itertools
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from data.order import ROUNDS, drawn, epoch_samples, permuted
+from data.windows import TextData
 
 HUGE = 10**12
 
@@ -92,6 +94,22 @@ def test_every_place_takes_every_sample_equally_often(size: int) -> None:
     assert abs(fixed - epochs) < 5 * epochs**0.5, "one in the mean stays where it was"
     even = sum(sum((row[i] > row[i + 1 :]).sum() for i in range(size)) % 2 == 0 for row in found[:400])
     assert abs(even - 200) < 5 * 10, "as many even orders as odd ones"
+
+
+def test_windows_of_a_text_of_billions_of_tokens_begin_all_over_it(tmp_path: Path) -> None:
+    length, context = 3 * 2**30, 8
+    tokens_N = np.memmap(tmp_path / "tokens", np.uint8, "w+", shape=(length,))  # A file with a hole: it takes no room.
+    text = TextData.__new__(TextData)
+    text.context, text.seed, text.samples_per_epoch = context, 1, length // context
+    text._train_N, text._unit = torch.from_numpy(tokens_N), "tokens"
+    [(_, starts_B)] = text._starts(10**7, 12)
+    assert int((starts_B > 2**31).sum()) in range(1, 12)
+    assert len({int(start) % context for start in starts_B}) == 1
+    for number, start in enumerate(starts_B.tolist()):
+        tokens_N[start] = number
+    batch = text.training_batch(10**7, 12)
+    assert batch.inputs[0][:, 0].tolist() == list(range(12))
+    assert f"windows at tokens {starts_B[0]:,}; " in text.describe_samples(10**7, 12)
 
 
 def test_neighbours_in_a_long_epoch_are_strangers() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data import own_tokenizer
 from data.byte_tokenizer import ByteTokenizer
@@ -18,7 +19,7 @@ from data.split import position
 from data.text import Source
 from data.tokenizer import Tokenizer, make_tokenizer
 from data.tokens import Tokenized, sha256, tokenized
-from data.windows import TextData, as_tensor
+from data.windows import TextData, as_tensor, on_device
 from training.runtime.errors import InputError
 
 
@@ -156,7 +157,8 @@ def test_the_bytes_of_the_targets_are_counted() -> None:
     with pytest.raises(InputError):
         tokenized(source, TextConfig())
     found = tokenized(source, TextConfig(unknown="skip"))
-    assert (found.training.num_bytes, found.validation.num_bytes) == (3 * 100 - 2, 0)
+    assert (found.training.num_bytes, found.validation.num_bytes) == (3 * 100, 2)
+    assert found.validation.target_bytes(found.tokenizer) == 0
     text = pieces("äöü€a🙂" * 100)
     data = TextData(text, context=8, seed=1)
     assert data.validation_bytes == 10 * (2 + 2 + 2 + 3 + 1 + 4) - 2
@@ -233,6 +235,12 @@ def test_tokens_are_mapped_and_not_copied() -> None:
     assert isinstance(found.training.tokens_N, np.memmap)
     assert not found.training.tokens_N.flags.writeable
     assert tensor.data_ptr() == found.training.tokens_N.ctypes.data
+
+
+def test_tokens_on_a_device_are_the_same() -> None:
+    for dtype, numbers in (("uint16", [0, 32_767, 32_768, 65_535]), ("uint32", [0, 65_536, 199_999])):
+        on_cpu = on_device(as_tensor(np.array(numbers, dtype)), torch.device("cpu"))
+        assert (on_cpu.dtype, on_cpu.tolist()) == (torch.int32, numbers)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1, float("nan")])

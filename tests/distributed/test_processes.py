@@ -466,6 +466,29 @@ def test_what_one_process_of_a_machine_does_may_take_longer_than_a_collective(tm
 
 
 @pytest.mark.ci
+def test_one_process_of_a_machine_makes_tokens_and_all_map_them(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a line of text\n" * 5000)
+    script = tmp_path / "mapping.py"
+    script.write_text(
+        "from data import tokens\n"
+        "from data.config import TextConfig\n"
+        "from data.text import load_source\n"
+        "from training.runtime.device import make_accelerator\n"
+        "accelerator = make_accelerator('fp32').accelerator\n"
+        "made, write = [], tokens.write_tokens\n"
+        "tokens.write_tokens = lambda *given, **named: made.append(1) or write(*given, **named)\n"
+        "data = TextConfig(source='text.txt', tokenizer='bpe:300')\n"
+        "found = tokens.tokenized(load_source(data), data)\n"
+        "print('made' if made else 'found', found.training.tokens_N.filename, found.sha256)\n"
+        "accelerator.end_training()\n"
+    )
+    done = command(*torchrun(2), script, cwd=tmp_path, HF_HOME=str(tmp_path / "home"), **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    first, second = sorted(line.split() for line in done.stdout.splitlines())
+    assert (first[0], second[0], first[1:]) == ("found", "made", second[1:])
+
+
+@pytest.mark.ci
 def test_trainings_of_one_launch_follow_each_other(config: GPTConfig, tmp_path: Path) -> None:
     script = tmp_path / "twice.py"
     script.write_text(

@@ -35,11 +35,11 @@ def test_a_model_of_bytes_or_subwords_is_trained_measured_and_written_with(
     assert loaded.tokenizer.to_json() == task.data.tokenizer.to_json()
     text = source.read_text(encoding="utf-8")
     own = text[len(text) * 9 // 10 :]
-    # Bits per byte, from the split's own bytes: the first token is no target.
+    # Bits per byte, from the split's own bytes: the first token is no target, the end of the text is one of no bytes.
     last = read_metrics(tmp_path / "run")[-1]
     tokens = loaded.tokenizer.encode(own).tolist()
     num_bytes = len(own.encode()) - len(loaded.tokenizer.token_bytes(tokens[0]))
-    assert last["bits_per_byte"] == pytest.approx(last["val_loss"] * (len(tokens) - 1) / num_bytes / math.log(2))
+    assert last["bits_per_byte"] == pytest.approx(last["val_loss"] * len(tokens) / num_bytes / math.log(2))
     assert "bits_per_character" not in last
     measured = measure_split(Accelerator(cpu=True), loaded, "val")
     assert measured.metrics["bits_per_byte"] == pytest.approx(last["bits_per_byte"], rel=1e-4)

@@ -14,7 +14,7 @@ import training.benchmark.measure as measuring
 from launch.bench_training import main
 from training.config.sections import RunConfig
 from training.loop import Trainer
-from training.runtime.errors import exit_code
+from training.runtime.errors import InputError, exit_code
 
 GPT, PAIRS = ROOT / "configs/gpt/quick.yaml", ROOT / "configs/seq2seq/copy.yaml"
 SMALL = ["--model.num_layers", "1", "--model.d_model", "16", "--model.num_heads", "2", "--model.d_ff", "16"]
@@ -113,11 +113,15 @@ def test_the_length_of_the_run_is_its_own_where_it_is_long_enough(
 ) -> None:
     """What `auto` chooses by the length of a run is chosen for that run, not for the benchmark."""
     configured: list[RunConfig] = []
-    fit = Trainer.fit
-    monkeypatch.setattr(Trainer, "fit", lambda self, trackers: (configured.append(self.config), fit(self, trackers)))
+
+    def note(trainer: Trainer, trackers: Any) -> None:
+        configured.append(trainer.config)
+        raise InputError("enough is known")
+
+    monkeypatch.setattr(Trainer, "fit", note)
     for steps in ("3", "700"):
         options = ["--data.source", text_file, "--model.max_len", "16", "--training.max_steps", steps]
-        assert bench("--config", GPT, *SMALL, *SHORT, *options) == 0
+        assert bench("--config", GPT, *SMALL, *SHORT, *options) == 2
     assert [config.training.max_steps for config in configured] == [28, 700]
 
 

@@ -32,6 +32,7 @@ def test_bad_input_is_2(tmp_path: Path) -> None:
     assert error.startswith("error: nothing does not exist")
 
 
+@pytest.mark.ci
 def test_a_save_that_fails_is_5(config: GPTConfig, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(config_to_yaml(config))
     train = [ROOT / "launch/train_gpt.py", "--config", "config.yaml", "--output_dir", "run"]

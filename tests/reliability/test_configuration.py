@@ -70,6 +70,7 @@ SHARED: Ranges = {
     "schedule.final_ratio": between(0, 1),
     "schedule.decay_fraction": lambda value: 0 < value <= 1,
     "data.tokenizer_bytes": between(1000, 10**12),
+    "training.max_tokens": between(1, 10**15),
 }
 
 
@@ -134,7 +135,7 @@ def models(model: dict[str, Any]) -> bool:
 
 
 def trains(training: dict[str, Any]) -> bool:
-    ends = (training["max_steps"], training["epochs"]) != (None, None)
+    ends = {training["max_steps"], training["epochs"], training["max_tokens"]} != {None}
     return ends and (training["patience"] == 0 or training["eval_interval"] > 0)
 
 
@@ -161,9 +162,14 @@ def gpt_related(config: dict[str, Any]) -> bool:
         return False
     if not is_tokenizer(data["tokenizer"]):
         return False
-    if data["source"].startswith("hub:"):
-        return re.fullmatch(HUB, data["source"]) is not None
-    return data["source"] == "hub" or (data["column"], data["revision"], data["subset"]) == ("text", None, None)
+    if data["include"] is not None and not data["include"].strip(" ,"):
+        return False
+    named, of_hub = data["source"].startswith("hub:"), (data["revision"], data["subset"])
+    if named or data["source"] == "hub":
+        return (not named or re.fullmatch(HUB, data["source"]) is not None) and data["include"] is None
+    if data["source"] in ("auto", "python") and (data["column"], data["on_bad_row"]) != ("text", "stop"):
+        return False
+    return of_hub == (None, None) and (data["source"] != "auto" or data["include"] is None)
 
 
 def seq2seq_related(config: dict[str, Any]) -> bool:
@@ -194,7 +200,7 @@ def seq2seq_related(config: dict[str, Any]) -> bool:
 
 
 KINDS = [
-    Kind(GPTConfig, {}, gpt_related),
+    Kind(GPTConfig, {"data.validation_share": lambda value: 0 < value < 1}, gpt_related),
     Kind(
         Seq2SeqConfig,
         {

@@ -25,6 +25,8 @@ from seq2seq.model import EncoderDecoder
 from seq2seq.task import Seq2SeqTask, evaluating, load_seq2seq, sample_table, train_seq2seq
 from training.config.sections import TrainingConfig
 from training.runtime.errors import InputError
+from training.storage.checkpoint import Checkpoint
+from training.storage.state import check_identity, run_identity
 from training.task import IGNORED, loss_sum
 
 
@@ -232,6 +234,13 @@ def test_a_run_goes_on_only_with_the_same_task(tmp_path: Path) -> None:
     other = replace(config, data=replace(config.data, task="reverse"))
     with pytest.raises(InputError, match="cannot go on with .*: data_sha256 was "):
         train_seq2seq(other, output_dir=tmp_path / "run", resume=True)
+
+
+def test_strings_come_in_the_order_that_they_always_did_so_older_runs_go_on(tmp_path: Path) -> None:
+    train_seq2seq(learnable(max_steps=2), output_dir=tmp_path / "run")
+    newest = Checkpoint(tmp_path / "run/checkpoints/last")
+    del newest.state["identity"]["data_order"]
+    check_identity(newest, run_identity(learnable(), Seq2SeqTask(learnable())))
 
 
 def test_the_test_strings_of_a_run_are_those_of_no_training(trained: Path) -> None:

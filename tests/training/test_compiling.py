@@ -88,7 +88,7 @@ def test_auto_goes_by_device_and_length(
     ("mode", "accumulation_steps"),
     [
         ("blocks", 1),
-        ("model", 3),  # Eight samples in three parts are of two sizes.
+        pytest.param("model", 3, marks=pytest.mark.ci),  # Eight samples in three parts are of two sizes.
         pytest.param("blocks", 3, marks=pytest.mark.nightly),
         pytest.param("model", 1, marks=pytest.mark.nightly),
     ],
@@ -110,12 +110,14 @@ def test_one_code_serves_all_blocks_and_steps_and_changes_no_number(
     assert 0 < lines[0]["seconds"] < lines[0]["compile_seconds"]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("mode", "kinds"), [("blocks", 2), ("model", 1)])
 def test_one_code_serves_batches_of_all_lengths(tmp_path: Path, counting: Counting, mode: Any, kinds: int) -> None:
     counter = counting("eager")
-    config = with_training(small_config(), max_steps=12, eval_interval=5, batch_size=2)
+    config = with_training(small_config(), max_steps=8, eval_interval=0, batch_size=2)
     config = replace(config, data=replace(config.data, max_length=10))
-    batches = [Seq2SeqTask(config).data.training_batch(2 * step, 2) for step in range(12)]
+    data = Seq2SeqTask(config).data
+    batches = [data.training_batch(2 * step, 2) for step in range(8)]
     assert len({tuple(tensor.shape for tensor in batch.inputs) for batch in batches}) > 4
     train_seq2seq(config, output_dir=tmp_path / "plain")
     train_seq2seq(with_training(config, compile=mode), output_dir=tmp_path / "run")
@@ -128,7 +130,7 @@ def test_one_code_serves_batches_of_all_lengths(tmp_path: Path, counting: Counti
     ("mode", "recompute"),
     [
         ("blocks", "blocks"),
-        ("model", "attention"),
+        pytest.param("model", "attention", marks=pytest.mark.ci),
         pytest.param("blocks", "attention", marks=pytest.mark.nightly),
         pytest.param("model", "blocks", marks=pytest.mark.nightly),
     ],
@@ -145,6 +147,7 @@ def test_what_is_recomputed_is_a_part_of_the_compiled_code(
     assert same_curve(tmp_path / "run", tmp_path / "plain")
 
 
+@pytest.mark.ci
 def test_a_loss_in_chunks_stays_outside_of_the_graph_and_its_chunks_are_compiled(
     short: GPTConfig, tmp_path: Path, counting: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +160,9 @@ def test_a_loss_in_chunks_stays_outside_of_the_graph_and_its_chunks_are_compiled
     assert same_curve(tmp_path / "run", tmp_path / "plain")
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("aot_eager", marks=pytest.mark.ci), pytest.param("inductor", marks=pytest.mark.nightly)]
+)
 def test_a_compiled_run_goes_on_to_the_bit_as_it_began(
     short: GPTConfig,
     tmp_path: Path,

@@ -24,7 +24,7 @@ from data.windows import TextData
 from gpt.config import GPTConfig
 from gpt.task import GPTTask, load_gpt, train_gpt
 from training import evaluation, loop
-from training.config.command_line import config_to_yaml
+from training.config.command_line import config_to_yaml, parse_config_text
 from training.config.fields import options_of
 from training.evaluation import validation_loss
 from training.optimizer import MuonAdamW
@@ -322,7 +322,7 @@ def test_patience_ends_a_run_whose_loss_does_not_fall(
 def test_accumulation_changes_nothing(
     config: GPTConfig, trained: Trained, tmp_path: Path, optimizer: Any, accumulation_steps: int
 ) -> None:
-    config = with_training(config, precision="fp64", max_steps=20)
+    config = with_training(config, precision="fp64", max_steps=8, eval_interval=0)
     config = replace(
         config, model=replace(config.model, dropout=0.0), optimizer=replace(config.optimizer, name=optimizer)
     )
@@ -686,9 +686,10 @@ def test_a_loss_that_is_not_finite_is_named_though_the_disk_is_full(
         train_gpt(config, output_dir=tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["2024-02-30", "012", "1:30", "=", "<<"])
-def test_a_run_of_any_name_can_be_resumed(config: GPTConfig, tmp_path: Path, name: str) -> None:
-    config = replace(with_training(config, max_steps=2), name=name)
+def test_a_run_of_any_name_can_be_resumed(config: GPTConfig, tmp_path: Path) -> None:
+    for name in ("2024-02-30", "012", "1:30", "=", "<<"):
+        config = replace(with_training(config, max_steps=2), name=name)
+        assert parse_config_text(GPTConfig, config_to_yaml(config)) == config
     for resume in (False, True):
         train_gpt(config, output_dir=tmp_path / "run", resume=resume)
 

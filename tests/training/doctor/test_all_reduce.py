@@ -45,6 +45,7 @@ def test_two_processes_add_up_over_gloo() -> None:
     assert finding.measured.endswith(" us for 4 KB")
 
 
+@pytest.mark.ci
 def test_a_rank_that_never_joins_is_a_hang_and_all_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     replace_rank_1(
         monkeypatch,
@@ -57,6 +58,7 @@ def test_a_rank_that_never_joins_is_a_hang_and_all_are_ended(monkeypatch: pytest
     assert not [child for child in psutil.Process().children() if "training.doctor.rank" in child.cmdline()]
 
 
+@pytest.mark.ci
 def test_a_rank_that_nobody_ends_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(all_reduce, "START_SECONDS", -10.0)
     alone = subprocess.run(all_reduce.rank_command(tmp_path, "gloo", 0, 2, 1.0), cwd=ROOT, timeout=120, check=False)

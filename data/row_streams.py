@@ -41,14 +41,14 @@ def stream_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Row]]
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
-    number, enough = 0, MAX_LINE + len("\r\n")
+    number = 0
     with opened(path, find_encoding(path)) as file:
-        while line := file.readline(enough):
+        while line := file.readline(MAX_LINE + len("\r\n")):
             number += 1
-            rest = line
-            while len(rest) == enough and rest[-1] not in "\r\n":
-                rest = file.readline(enough)
-            if len(line.rstrip("\r\n")) > MAX_LINE:
+            too_long = len(line.rstrip("\r\n")) > MAX_LINE
+            while too_long and line and line[-1] not in "\r\n":  # The rest is not held either.
+                line = file.readline(BUFFER)
+            if too_long:
                 yield f"{path}, line {number}", f"expected a JSON object of at most {MAX_LINE:,} characters, got more"
             elif line.strip():
                 yield f"{path}, line {number}", json_object(line)

@@ -210,6 +210,6 @@ def measure_split(
     said = "".join(f", {note}" for note in dict.fromkeys([*notes, *source.notes]))
     loss = mean_loss(accelerator, model, chain.from_iterable(batches))
     require_finite([loss], f"the loss on the {description}")
-    num_bytes = sum(part.num_bytes for part in tokens)
+    num_bytes = sum(part.target_bytes(loaded.tokenizer) for part in tokens if len(part.tokens_N))
     metrics = text_metrics(loss, num_targets, num_bytes, loaded.tokenizer)
     return Measured(loss, f"{description}, {num_targets:,} targets{said}", metrics)

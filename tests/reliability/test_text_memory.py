@@ -43,6 +43,7 @@ def test_a_gigabyte_is_trained_on_in_less_memory_than_a_tenth_of_what_its_tokens
         "tracking": "none",
         "training.max_steps": 20,
         "training.eval_tokens": 10_000,
+        "training.eval_batch_size": 8,
         "model.num_layers": 2,
         "model.d_model": 64,
         "model.num_heads": 2,

@@ -112,9 +112,9 @@ def measure(options: Namespace, loaded: LoadedSeq2Seq) -> None:
     seconds = time.perf_counter() - start
     loss = losses(loaded.model, loaded.vocabulary, pairs, BATCH)
     possible = origin.possible if isinstance(origin, GeneratedPairs) else None
-    print(f"pairs        {len(pairs):,} different ones of the {options.split} split of {origin.origin}")
-    print(f"weights      {loaded.weights}")
-    print(f"loss         {loss.nats_per_token:.4f} nats per token")
+    print(f"pairs         {len(pairs):,} different ones of the {options.split} split of {origin.origin}")
+    print(f"weights       {loaded.weights}")
+    print(f"loss          {loss.nats_per_token:.4f} nats per token")
     print(f"bits per byte {loss.bits_per_byte:.4f}")
     print_table(rows, possible)
     print(f"{len(pairs) / seconds:,.0f} pairs/s, on {loaded.model.embedding.weight.device.type}", file=sys.stderr)

@@ -77,8 +77,8 @@ def test_evaluate_measures_by_length(trained: Path) -> None:
     done = command(EVALUATE, "--checkpoint", "runs/seq2seq-copy-1", "--split", "test", "--count", "30", cwd=trained)
     assert done.returncode == 0, done.stderr
     first, _, loss, bits, head, *rows = done.stdout.splitlines()
-    assert re.fullmatch(r"pairs        30 different ones of the test split of copy strings of 1 to 3 .*", first)
-    assert re.fullmatch(r"loss         \d\.\d{4} nats per token", loss)
+    assert re.fullmatch(r"pairs         30 different ones of the test split of copy strings of 1 to 3 .*", first)
+    assert re.fullmatch(r"loss          \d\.\d{4} nats per token", loss)
     assert re.fullmatch(r"bits per byte \d\.\d{4}", bits)
     assert head.split()[:4] == ["length", "pairs", "exact", "match"]
     assert [row.split()[0] for row in rows][-2:] == ["3", "all"]
@@ -162,7 +162,7 @@ def test_a_persons_own_pairs_are_learnt_and_measured(tmp_path: Path) -> None:
     done = command(TRAIN, *pairs.split(), *shape.split(), "--output_dir", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     measured = command(EVALUATE, "--checkpoint", "run", "--split", "test", cwd=tmp_path)
-    assert measured.stdout.startswith("pairs        "), measured.stderr
+    assert measured.stdout.startswith("pairs         "), measured.stderr
     (tmp_path / "words.csv").write_text("".join(f"{row}\n" for row in rows[:-1]))
     refused = command(EVALUATE, "--checkpoint", "run", "--split", "test", cwd=tmp_path)
     assert refused.stderr.startswith(

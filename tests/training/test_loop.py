@@ -630,9 +630,11 @@ def test_options_that_are_said_to_change_no_step_change_none(
     text.write_text(Path(config.data.source).read_text())
     other = replace(with_training(config, **training), name="other", tracking="tensorboard")
     other = replace(other, data=replace(config.data, source=str(text)))
-    of_hub = {f"data.{name}" for name in ("column", "revision", "subset", "unknown")}  # Known by its content as well.
+    # What they lead to is known by its content as well.
+    others = ("column", "include", "mix", "on_bad_row", "revision", "subset", "tokenizer_bytes", "unknown")
+    of_text = {f"data.{name}" for name in others}
     changed = {"name", "tracking", "data.source"} | {f"training.{name}" for name in training}
-    assert changed | of_hub == {option.name for option in options_of(GPTConfig) if option.on_resume == "same"}
+    assert changed | of_text == {option.name for option in options_of(GPTConfig) if option.on_resume == "same"}
     trained(config, tmp_path / "a")
     train_gpt(other, output_dir=tmp_path / "b")
     assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))

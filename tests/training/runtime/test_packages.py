@@ -25,7 +25,7 @@ ASKED: list[tuple[str, str, Callable[[GPTConfig], object]]] = [
         "--tracking tensorboard",
         lambda config: train_gpt(replace(config, tracking="tensorboard"), output_dir=Path("run")),
     ),
-    ("datasets", "reading text", lambda config: train_gpt(config, output_dir=Path("run"))),
+    ("datasets", "reading text", lambda config: load_source(TextConfig())),
     ("datasets", "reading pairs", lambda config: FilePairs(PairConfig(task="pairs", source="pairs.tsv"), 1)),
     ("datasets", "hub:us/text", lambda config: load_source(TextConfig(source="hub:us/text"))),
     ("matplotlib", "drawing x.png", lambda config: check_output(Path("x.png"))),

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/seq2seq/copy.yaml"
 EVALUATE = Path(__file__).with_name("evaluate.py")
 MEASURES = {
-    "bits_per_byte": "of the validation pairs' targets",
     "exact_match": "of the validation pairs, decoded greedily",
     "token_accuracy": "",
 }

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from training.average import WeightAverage
 from training.config.sections import TrainingConfig
@@ -152,18 +152,19 @@ def summed_loss(
     accelerator: Accelerator, model: nn.Module, batches: Iterable[Batch], interrupted: Callable[[], bool]
 ) -> tuple[float, float]:
     """The sum of which that is the mean, and the number of targets."""
-    losses: list[Tensor] = []
+    # One sum, not a list: glibc would cut each small tensor that stays from the memory of logits that are freed.
+    sum_of_losses = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     loss_model = LossModel(model)
     num_targets, gave_up = 0.0, False
     for batch in batches:
         inputs, targets_BT = batch.to(accelerator.device)
         with accelerator.autocast():
-            losses.append(loss_model(*inputs, targets_BT))
+            sum_of_losses += loss_model(*inputs, targets_BT)
         num_targets += batch.num_targets
         gave_up = interrupted()
         if gave_up:
             break
-    total = math.fsum(torch.stack(losses).tolist()) if losses else 0.0
+    total = float(sum_of_losses)
     if accelerator.num_processes > 1:
         sums = torch.tensor([total, num_targets, gave_up], dtype=torch.float64, device=accelerator.device)
         total, num_targets, gave_up = accelerator.reduce(sums, "sum").tolist()

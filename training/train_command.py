@@ -87,6 +87,9 @@ def show_losses(result: "Result", unit: str) -> None:
     counters = result.counters
     print(f"\ntrained {counters.step:,} steps on {counters.tokens:,} {unit}s in {counters.seconds:.0f} s")
     print(f"validation loss  {counters.val_loss:.4f} nats per {unit}, over the whole validation split")
+    newest = (result.run.read_metrics() or [{}])[-1]
+    if "bits_per_byte" in newest:
+        print(f"bits per byte    {newest['bits_per_byte']:.4f}")
     subset = "" if counters.eval_every == 1 else "val_loss_subset "
     print(
         f"best checkpoint  {result.run.path / 'checkpoints/best'} "

@@ -142,11 +142,10 @@ def test_each_row_is_a_document_known_by_its_commit(hub: SmallHub) -> None:
     documents = load("us/three").documents
     assert [chunk.text for chunk in documents] == ["one\n", "two\n", "\n", "three\n"]
     # Where a token ends each document, its text stands as it is, and one without any is none.
-    assert [chunk.text for chunk in load("us/three", tokenizer="bytes").documents] == ["one", "two\n", "three"]
-    others = [load("us/three", tokenizer="bytes"), load("us/three", column="body"), load("us/three", revision="v1")]
-    prints = [source.documents.fingerprint() for source in (load("us/three"), *others)]
-    assert prints[0] == documents.fingerprint()
-    assert len(set(prints)) == 4
+    by_bytes = load("us/three", tokenizer="bytes").documents
+    assert [chunk.text for chunk in by_bytes] == ["one", "two\n", "three"]
+    others = load("us/three", column="body").documents, load("us/three", revision="v1").documents
+    assert len({found.fingerprint() for found in (documents, by_bytes, *others)}) == 4
 
 
 def test_bytes_that_are_no_text_are_a_bad_row(hub: SmallHub) -> None:

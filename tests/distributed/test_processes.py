@@ -74,6 +74,7 @@ def test_several_processes_give_the_losses_of_one(
         assert measured.stdout.count(f"loss                {one[-1]['val_loss']:.4f} nats per character\n") == 1
 
 
+@pytest.mark.ci
 def test_gradients_sent_in_half_the_bytes_train_about_as_well(
     exact: GPTConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -451,6 +452,7 @@ def test_what_one_process_of_a_machine_does_is_known_to_its_others_and_fails_in_
     assert all(f"rank {rank}: {line}\n" in done.stdout for rank, line in enumerate(said)), done.stdout
 
 
+@pytest.mark.ci
 def test_what_one_process_of_a_machine_does_may_take_longer_than_a_collective(tmp_path: Path) -> None:
     script = tmp_path / "patient.py"
     script.write_text(

@@ -77,6 +77,7 @@ def test_a_gpt_is_timed_in_turn_with_a_peer(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.json", "b.png", "text.txt", "traces"]
 
 
+@pytest.mark.nightly
 def test_an_encoder_decoder_that_does_not_come_to_a_loss(
     bench: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,7 +44,7 @@ def test_training_says_what_it_is_and_what_came_out(trained: Path) -> None:
         r"folder      runs/gpt-quick-1",
         r"step 2/6  loss \d\.\d{4}  lr \S+  [\d,]+ tokens/s  \d\d:\d\d left",
         r"step 6/6  validation loss \d\.\d{4}  \(the best so far\)",
-        r"validation loss  \d\.\d{4} nats per character, over the whole validation split",
+        r"validation loss  \d\.\d{4} nats per character, over the whole validation split\nbits per byte    \d\.\d{4}\n",
         r"best checkpoint  runs/gpt-quick-1/checkpoints/best \(step 6, \d\.\d{4}\)",
         r"python[0-9.]* \S*launch/evaluate.py --checkpoint runs/gpt-quick-1 --prompt",
         r"python[0-9.]* -m tensorboard.main --logdir runs",

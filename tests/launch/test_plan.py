@@ -106,6 +106,7 @@ def test_the_device_that_is_here_is_probed_and_the_plan_is_checked(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.json", "text.txt"], "it leaves nothing behind"
 
 
+@pytest.mark.ci
 def test_of_a_long_step_a_part_is_timed(
     plan: Any, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

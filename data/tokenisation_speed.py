@@ -49,7 +49,7 @@ def prepared(source: Source, data: TextConfig) -> Iterator[tuple[Text, dict[str,
                 return time.perf_counter() - start
 
         def theirs(processes: int | None) -> float:
-            with _fresh(folder) as cache:
+            with _fresh(folder) as cache, _parallelism_kept():
                 start = time.perf_counter()
                 map_documents(source, library, datasets, cache, processes)
                 return time.perf_counter() - start
@@ -81,6 +81,18 @@ def _home(folder: str) -> Iterator[None]:
             del os.environ["HF_HOME"]
         else:
             os.environ["HF_HOME"] = before
+
+
+@contextmanager
+def _parallelism_kept() -> Iterator[None]:
+    """`datasets.map` with processes takes threads from the library, and gives them back in Python's copy alone."""
+    environment, name = os.environ, "TOKENIZERS_PARALLELISM"
+    before = environment.get(name)
+    try:
+        yield
+    finally:
+        os.environ = environment  # noqa: B003
+        os.environ[name] = before or "true"
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What the README and the pages of docs say can be typed, can be typed; what they link to is there."""
 
+import json
 import os
 import re
 import shlex
@@ -9,10 +10,14 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from helpers import ROOT, command, read_metrics
 from torch.distributed.run import get_args_parser
+
+from data.tokenizer import make_tokenizer
 
 README = (ROOT / "README.md").read_text()
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))}
@@ -68,6 +73,7 @@ TRAININGS = commands("launch/train_gpt.py", "launch/train_seq2seq.py")
 BENCHMARKS = commands("launch/bench_kv_cache.py")
 OF_TRAINING = commands("launch/bench_training.py")
 PLANS = commands("launch/plan.py")
+OTHERS = commands("launch/doctor.py", "launch/bench_tokenisation.py", "launch/compare_compression.py")
 OF_SECONDS = commands("launch/evaluate.py", "launch/plot_runs.py", "data.dates", "data.text")
 
 
@@ -77,10 +83,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("typed")
     for link in ("launch", "configs", "demo", "accelerate_config.yaml"):
         (folder / link).symlink_to(ROOT / link)
-    for parent in ("docs/results", "my_texts", "runs/lengths"):
+    for parent in ("docs/results", "my_texts/notes", "runs/lengths", "my_project", "parquet", "gpt2"):
         (folder / parent).mkdir(parents=True)
-    for text in ("text.txt", "notes.txt", "my_texts/one.txt"):
+    for text in ("text.txt", "notes.txt", "my_texts/one.txt", "my_texts/notes/two.md", "my_project/main.py"):
         (folder / text).write_text(TEXT)
+    rows = [f"it is {n}" for n in range(400)]
+    (folder / "stories.jsonl").write_text("".join(json.dumps({"story": row}) + "\n" for row in rows))
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), folder / "parquet/rows.parquet")
+    (folder / "gpt2/tokenizer.json").write_text(make_tokenizer("bpe:300", [TEXT]).to_json())
     (folder / "play.txt").write_text("ROMEO:\n")
     (folder / "my.csv").write_text("en,de\n" + "".join(f"it is {n},es ist {n}\n" for n in range(100)))
     shutil.copy(ROOT / "configs/gpt/quick.yaml", folder / "my.yaml")
@@ -94,6 +104,7 @@ def folder(place: Path) -> Path:
     assert command("-m", "data.dates", "--output", "dates.jsonl", cwd=place).returncode == 0
     for script, options in (
         ("train_gpt", "--data.source text.txt --output_dir runs/gpt-quick-1"),
+        ("train_gpt", "--data.source text.txt --data.tokenizer bytes --output_dir runs/gpt-code-small-1"),
         ("train_seq2seq", "--config configs/seq2seq/reverse.yaml --output_dir runs/seq2seq-reverse-1"),
         ("train_seq2seq", "--config configs/seq2seq/dates.yaml --output_dir runs/seq2seq-dates-1"),
     ):
@@ -132,12 +143,14 @@ def test_a_training_runs_with_a_small_model(each: Typed, folder: Path, tmp_path:
         return
     source = "--data.source text.txt" if each.script == "launch/train_gpt.py" else ""
     given = source.split() if {"--data.source", "--data.mix"}.isdisjoint(each.arguments) else []
+    given += ["--data.include", "json/*"] if "python" in each.arguments else []  # Of some hundred MB.
+    given += ["--model.max_len", "32"] if any("code" in word for word in each.arguments) else []
     done = command(each.script, *each.arguments, *SMALL.split(), *given, "--output_dir", tmp_path / "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert read_metrics(tmp_path / "run")[-1]["step"] == 2
 
 
-@pytest.mark.parametrize("each", BENCHMARKS + OF_TRAINING + commands("launch/doctor.py"), ids=name)
+@pytest.mark.parametrize("each", BENCHMARKS + OF_TRAINING + OTHERS, ids=name)
 def test_a_benchmark_is_parsed_as_it_stands(each: Typed, place: Path) -> None:
     """Commands parse, and only then load torch, which is not there."""
     done = subprocess.run(

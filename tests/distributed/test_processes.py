@@ -254,6 +254,7 @@ def test_processes_with_other_options_or_another_text_do_not_start(config: GPTCo
     script = tmp_path / "unequal.py"
     script.write_text(
         "import os, sys\n"
+        "os.environ |= {'LOCAL_RANK': '0', 'LOCAL_WORLD_SIZE': '1'}\n"
         "from launch.train_gpt import main\n"
         "from training.runtime.errors import exit_code\n"
         "options = sys.argv.pop().split()\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, command, read_metrics
 
-VAL_LOSS_OF_THE_SAMPLE = 1.5369311774497036
+VAL_LOSS_OF_THE_SAMPLE = 1.5419015083849594
 """An Intel Xeon's, in fp32: on a CPU of another kind the weights differ in their last bits."""
 
 

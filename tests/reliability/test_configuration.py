@@ -160,6 +160,8 @@ def gpt_related(config: dict[str, Any]) -> bool:
     data = config["data"]
     if not (models(config["model"]) and trains(config["training"]) and texts(config["name"], data)):
         return False
+    if data["mix"] is not None:
+        return False  # No text that is drawn at random is one; tests/data/test_mix.py has those that are.
     if not is_tokenizer(data["tokenizer"]):
         return False
     if data["include"] is not None and not data["include"].strip(" ,"):

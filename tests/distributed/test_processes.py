@@ -45,7 +45,7 @@ def exact(config: GPTConfig) -> GPTConfig:
         pytest.param(2, "adamw", 1, marks=pytest.mark.nightly),
         pytest.param(2, "muon", 1, marks=pytest.mark.nightly),
         pytest.param(2, "adamw", 3, marks=pytest.mark.nightly),
-        pytest.param(3, "muon", 1, marks=pytest.mark.ci),
+        pytest.param(3, "muon", 1, marks=pytest.mark.nightly),
         (2, "muon", 2),
     ],
 )

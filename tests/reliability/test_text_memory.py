@@ -54,6 +54,7 @@ def test_a_gigabyte_is_tokenised_and_trained_on_in_one_and_a_half(tmp_path: Path
     options = {
         "data.source": "text.txt",
         "data.tokenizer": "bpe:8192",
+        "data.validation_share": 0.01,
         "output_dir": "run",
         "tracking": "none",
         "training.max_steps": 20,

@@ -52,15 +52,7 @@ class Vocabulary:
         return () if isinstance(self.tokenizer, Symbols) else self.tokenizer.notes
 
     def encode(self, text: str, name: str = "the text") -> list[int]:
-        """The token ids of a text, without special tokens.
-
-        Args:
-            text: Any text.
-            name: What to call it in an error.
-
-        Raises:
-            InputError: Symbols are not in the vocabulary; the message shows where the first stands, and all of them.
-        """
+        """The token ids of a text, without special tokens; see `Symbols.encode`."""
         return [SPECIAL + int(token) for token in self.tokenizer.encode(text, name)]
 
     def counts(self, texts: Sequence[str]) -> list[int]:

@@ -14,10 +14,6 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "configs/seq2seq/copy.yaml"
 EVALUATE = Path(__file__).with_name("evaluate.py")
-MEASURES = {
-    "exact_match": "of the validation pairs, decoded greedily",
-    "token_accuracy": "",
-}
 
 
 def main(task: "type[seq2seq.Seq2SeqTask] | None" = None) -> None:
@@ -41,7 +37,7 @@ def show(task: "type[seq2seq.Seq2SeqTask] | None", result: "Result", config: seq
     run = result.run
     show_losses(result, "token")
     newest = (run.read_metrics() or [{}])[-1]
-    for name, unit in MEASURES.items():
+    for name, unit in (("exact_match", "of the validation pairs, decoded greedily"), ("token_accuracy", "")):
         if name in newest:
             print(f"{name.replace('_', ' '):<15}  {newest[name]:.4f} {unit}".rstrip())
     print("\nWhat next:")

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import time
-import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ import datasets
 import pyarrow
 import pytest
 from helpers import ROOT, command, torchrun
+from reliability.text_memory import read_through
 from small_hub import SmallHub, parquet, serving
 
 from data import text as data
@@ -162,15 +162,8 @@ def test_rows_are_mapped_and_not_held(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": rows, "other": rows}).save_to_disk(tmp_path / "rows")
     (file,) = (tmp_path / "rows").glob("*.arrow")
     del rows
-    before, most, count = pyarrow.total_allocated_bytes(), 0, 0
-    tracemalloc.start()
-    try:
-        for (text,) in ArrowRows((str(file),), ("text",)):
-            count += len(text or "") > 30_000
-            most = max(most, pyarrow.total_allocated_bytes() - before)
-        most += tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    whole = (len(text or "") > 30_000 for (text,) in ArrowRows((str(file),), ("text",)))
+    count, most = read_through(row for row in whole if row)
     assert count == 2000
     assert most < 5e6
 

@@ -1,12 +1,12 @@
 """Rows of JSON lines and Parquet files, one after the other, in bounded memory."""
 
 import json
-import tracemalloc
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from reliability.text_memory import read_through
 
 from data import row_streams
 from data.row_streams import stream_rows
@@ -104,15 +104,6 @@ def large(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 def test_rows_of_a_large_file_take_little_memory(large: Path, name: str) -> None:
-    pyarrow.default_memory_pool().release_unused()
-    arrow_before, most, count = pyarrow.total_allocated_bytes(), 0, 0
-    tracemalloc.start()
-    try:
-        for _ in stream_rows(large / name, ["text"]):
-            count += 1
-            most = max(most, pyarrow.total_allocated_bytes() - arrow_before)
-        most += tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    count, most = read_through(stream_rows(large / name, ["text"]))
     assert count == 2000
     assert most < 30e6

@@ -3,13 +3,15 @@
 import os
 import subprocess
 import time
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
 import numpy as np
 import psutil
+import pyarrow
 
 WORDS, BLOCK = 30_000, 200_000
 
@@ -64,6 +66,20 @@ def growth_of(action: Callable[[], None]) -> int:
         done.append(True)
         watcher.join()
     return max(peaks)
+
+
+def read_through(rows: Iterable[object]) -> tuple[int, int]:
+    """How many rows there are, and the most bytes that Python and Arrow held more while they were read."""
+    pyarrow.default_memory_pool().release_unused()
+    before, most, count = pyarrow.total_allocated_bytes(), 0, 0
+    tracemalloc.start()
+    try:
+        for _ in rows:
+            count += 1
+            most = max(most, pyarrow.total_allocated_bytes() - before)
+        return count, most + tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def in_a_fork(action: Callable[[], int]) -> int:

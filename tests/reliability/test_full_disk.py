@@ -69,6 +69,7 @@ def test_a_run_stops_otherwise_and_ends_as_if_nothing_had_been(
         assert results(run) == results(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("capsys")  # What is printed while files are refused goes to none.
 def test_in_the_background_it_stops_at_the_next_save_and_ends_the_same(
     config: GPTConfig, tmp_path: Path, largest: int
 ) -> None:

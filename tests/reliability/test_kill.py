@@ -75,7 +75,8 @@ def test_a_second_signal_ends_a_long_step_at_once_and_loses_nothing_that_was_sav
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
     with start(config, tmp_path, script=script) as process:
-        wait_for_step(process, 6)  # 7 is done as well, and told when 8 is under way
+        wait_for_step(process, 6)  # 7 is told when 8 is done
+        time.sleep(1)  # until 8 is under way
         process.terminate()
         time.sleep(REPEAT_SECONDS + 0.2)
         assert process.poll() is None, "the step is not over"

@@ -15,6 +15,7 @@ from layers.attention import MultiHeadAttention
 from layers.block import Block
 from layers.dropout import Dropout
 from layers.feed_forward import SwiGLU
+from layers.norm import Norm
 from layers.positions import LearnedPositions, SinusoidalPositions
 
 _KNOWN = (
@@ -39,7 +40,8 @@ class CachedModel(Protocol):
     embedding: nn.Embedding
     positions: nn.Module | None
     rotary: RotaryPositions | None
-    norm: RMSNorm
+    norm: Norm
+    embedding_scale: float
     head: nn.Linear | None
 
     @property
@@ -101,5 +103,13 @@ def unknown_parts(model: CachedModel) -> set[str]:
     The model's very class is known where it says `has_native_step`.
     """
     modules = (module for part in decoder_parts(model) for module in part.modules())
-    unknown = {type(module).__name__ for module in modules if type(module) not in _KNOWN}
+    unknown = {_part(module) for module in modules if type(module) not in _KNOWN or _has_bias(module)}
     return unknown | (set() if vars(type(model)).get("has_native_step") else {type(model).__name__})
+
+
+def _part(module: nn.Module) -> str:
+    return type(module).__name__ + (" with a bias" if _has_bias(module) else "")
+
+
+def _has_bias(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and module.bias is not None

@@ -28,6 +28,8 @@ from decoding.models import LanguageModel, unknown_parts
 from layers import KVCache, RMSNorm, RotaryPositions
 from layers.attention import MultiHeadAttention
 from layers.block import Block
+from layers.feed_forward import SwiGLU
+from layers.norm import Norm
 
 LONG_CONTEXT = 2048
 """Beyond so many slots torch.compile may split the sums of attention over more kernels: a single one is slow there."""
@@ -134,6 +136,7 @@ def _mix(block: Block, x_M: Tensor, attended: Parts) -> tuple[Tensor, Tensor]:
     sums_M = sum((weight_MHPE[:, :, p] * part.flatten(0, 1)).sum((-2, -1)) for p, part in enumerate(attended))
     x_M = x_M + sums_M * _scale(block.attention.out)
     feed_forward, norm = block.feed_forward, block.feed_forward_norm
+    assert isinstance(feed_forward, SwiGLU)
     gate_F, up_F = (_normed_product(norm, layer, x_M) for layer in (feed_forward.gate, feed_forward.up))
     return x_M, F.silu(gate_F) * up_F
 
@@ -148,7 +151,7 @@ def _head(model: LanguageModel, x_M: Tensor) -> Tensor:
 
 
 def _normed_product(
-    norm: RMSNorm, layer: nn.Module, x_I: Tensor, shape: tuple[int, ...] = (-1,), chosen: Any = ...
+    norm: Norm, layer: nn.Module, x_I: Tensor, shape: tuple[int, ...] = (-1,), chosen: Any = ...
 ) -> Tensor:
     """Some outputs of `layer(norm(x))`: those that are `chosen` of all, in a shape."""
     weight: Tensor = layer.weight.view(*shape, len(x_I))[chosen]  # type: ignore[operator]

@@ -10,12 +10,13 @@ if "OMP_WAIT_POLICY" not in os.environ:
 from layers.attention import MultiHeadAttention
 from layers.block import Block, Memory
 from layers.cache import CachePositions, KVCache, LayerCache
-from layers.feed_forward import SwiGLU
+from layers.feed_forward import GELU, SwiGLU
 from layers.norm import RMSNorm
 from layers.positions import LearnedPositions, RotaryAngles, RotaryPositions, SinusoidalPositions, build_positions
 from layers.transformer import Transformer
 
 __all__ = [
+    "GELU",
     "Block",
     "CachePositions",
     "KVCache",

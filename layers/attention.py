@@ -97,10 +97,13 @@ class MultiHeadAttention(nn.Module):
 
     Args:
         d_model: Model size M, a multiple of `num_heads`.
-        num_heads: Query heads; D is `d_model / num_heads`.
+        num_heads: Query heads.
         num_kv_heads: Key-value heads, a divisor of `num_heads`; None for as many as heads.
         dropout: Probability that an attention weight is dropped in training.
         qk_norm: Normalise queries and keys.
+        head_size: Head size D; None for `d_model / num_heads`.
+        bias: Whether the four matrices have a bias.
+        norm_eps: Of the norms of queries and keys.
 
     Raises:
         ValueError: `num_heads` does not divide `d_model`, or `num_kv_heads` does not divide `num_heads`.
@@ -114,25 +117,28 @@ class MultiHeadAttention(nn.Module):
         num_kv_heads: int | None = None,
         dropout: float = 0.0,
         qk_norm: bool = False,
+        head_size: int | None = None,
+        bias: bool = False,
+        norm_eps: float = 1e-6,
     ) -> None:
         super().__init__()
         kv_heads = num_kv_heads or num_heads
-        if d_model % num_heads or num_heads % kv_heads:
+        if (head_size is None and d_model % num_heads) or num_heads % kv_heads:
             raise ValueError(
                 f"expected num_kv_heads to divide num_heads and num_heads to divide d_model, "
                 f"got {kv_heads}, {num_heads} and {d_model}"
             )
-        self.head_size = d_model // num_heads
+        self.head_size = head_size or d_model // num_heads
         self.grouped = kv_heads != num_heads
         self.qk_norm = qk_norm
         self.dropout = Dropout(dropout)
         self.heads = {"query": num_heads, "key": kv_heads, "value": kv_heads}
-        self.query = nn.Linear(d_model, d_model, bias=False)
-        self.key = nn.Linear(d_model, kv_heads * self.head_size, bias=False)
-        self.value = nn.Linear(d_model, kv_heads * self.head_size, bias=False)
-        self.out = nn.Linear(d_model, d_model, bias=False)
-        self.query_norm: nn.Module = RMSNorm(self.head_size) if qk_norm else nn.Identity()
-        self.key_norm: nn.Module = RMSNorm(self.head_size) if qk_norm else nn.Identity()
+        self.query = nn.Linear(d_model, num_heads * self.head_size, bias=bias)
+        self.key = nn.Linear(d_model, kv_heads * self.head_size, bias=bias)
+        self.value = nn.Linear(d_model, kv_heads * self.head_size, bias=bias)
+        self.out = nn.Linear(num_heads * self.head_size, d_model, bias=bias)
+        self.query_norm: nn.Module = RMSNorm(self.head_size, norm_eps) if qk_norm else nn.Identity()
+        self.key_norm: nn.Module = RMSNorm(self.head_size, norm_eps) if qk_norm else nn.Identity()
         self.merged: nn.Module | None = None  # Query, key and value in one, where a model no longer trains.
 
     def forward(

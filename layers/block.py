@@ -4,14 +4,15 @@ Shapes: B batch, T tokens, S tokens of another sequence, M model size.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from layers.attention import MultiHeadAttention
 from layers.cache import CachePositions, KVCache, LayerCache
 from layers.dropout import Dropout
-from layers.feed_forward import SwiGLU
-from layers.norm import RMSNorm
+from layers.feed_forward import build_feed_forward
+from layers.norm import Norm, build_norm
 from layers.positions import RotaryAngles
 
 
@@ -37,38 +38,35 @@ class Block(nn.Module):
     `x + cross_attention(norm(x), memory)`.
 
     Args:
-        d_model: Model size M.
-        num_heads, num_kv_heads, qk_norm: As in `MultiHeadAttention`, which has the same dropout.
-        d_ff: Hidden size of the feed-forward layer.
-        dropout: Probability that an activation is dropped in training before it is added to x.
+        shape: The fields of `training.config.sections.TransformerConfig`.
         cross: Whether the block has cross-attention.
     """
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        num_heads: int,
-        num_kv_heads: int | None,
-        d_ff: int,
-        dropout: float,
-        qk_norm: bool,
-        cross: bool = False,
-    ) -> None:
+    def __init__(self, shape: Any, *, cross: bool = False) -> None:
         super().__init__()
 
         def attention() -> MultiHeadAttention:
             return MultiHeadAttention(
-                d_model=d_model, num_heads=num_heads, num_kv_heads=num_kv_heads, dropout=dropout, qk_norm=qk_norm
+                d_model=shape.d_model,
+                num_heads=shape.num_heads,
+                num_kv_heads=shape.num_kv_heads,
+                dropout=shape.dropout,
+                qk_norm=shape.qk_norm,
+                head_size=shape.head_size,
+                bias=shape.attention_bias,
+                norm_eps=shape.norm_eps,
             )
 
-        self.attention_norm = RMSNorm(d_model)
+        def norm() -> Norm:
+            return build_norm(shape.norm, shape.d_model, shape.norm_eps)
+
+        self.attention_norm = norm()
         self.attention = attention()
-        self.cross_attention_norm = RMSNorm(d_model) if cross else None
+        self.cross_attention_norm = norm() if cross else None
         self.cross_attention = attention() if cross else None
-        self.feed_forward_norm = RMSNorm(d_model)
-        self.feed_forward = SwiGLU(d_model, d_ff)
-        self.dropout = Dropout(dropout)
+        self.feed_forward_norm = norm()
+        self.feed_forward = build_feed_forward(shape.activation, shape.d_model, shape.d_ff, shape.feed_forward_bias)
+        self.dropout = Dropout(shape.dropout)
 
     def forward(
         self,

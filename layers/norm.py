@@ -1,4 +1,6 @@
-"""Root mean square normalisation."""
+"""Normalisation: by the root mean square, or LayerNorm, which torch has."""
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,3 +33,11 @@ class RMSNorm(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+
+
+Norm = RMSNorm | nn.LayerNorm
+
+
+def build_norm(kind: Literal["rms", "layer"], size: int, eps: float) -> Norm:
+    """A norm of the last dimension: `RMSNorm`, or LayerNorm with its bias (Ba et al. 2016)."""
+    return RMSNorm(size, eps) if kind == "rms" else nn.LayerNorm(size, eps)

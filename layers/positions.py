@@ -11,12 +11,26 @@ import torch
 from torch import Tensor, nn
 
 
-def _angles(max_len: int, size: int, base: float) -> Tensor:
+def _angles(max_len: int, size: int, base: float, scaling: str | None = None) -> Tensor:
     """Angles `position / base^(2i / size)` of shape (max_len, size / 2), in fp64 so that long tables stay exact."""
     if size % 2:
         raise ValueError(f"positions need an even size to pair sines with cosines, got {size}")
     frequencies = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-    return torch.outer(torch.arange(max_len, dtype=torch.float64), frequencies)
+    return torch.outer(torch.arange(max_len, dtype=torch.float64), _scaled(frequencies, scaling))
+
+
+def _scaled(frequencies: Tensor, scaling: str | None) -> Tensor:
+    """Frequencies for a context longer than the one that a model was first trained on; see `RotaryPositions`."""
+    if scaling is None:
+        return frequencies
+    kind, *numbers = scaling.split(":")
+    factor, *bounds = map(float, numbers)
+    if kind == "linear":
+        return frequencies / factor
+    low, high, length = bounds
+    turns = frequencies * length / (2 * torch.pi)  # How often each turns in that context.
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * frequencies / factor + kept * frequencies
 
 
 def _rows(table_TM: Tensor, length: int, positions_BT: Tensor | None) -> Tensor:
@@ -89,14 +103,18 @@ class RotaryPositions(nn.Module):
         max_len: Longest sequence, in tokens.
         head_size: Head size D, even.
         base: Longest wavelength divided by 2 pi, in tokens.
+        scaling: "linear:FACTOR" divides all angles (Chen et al. 2023, "Position Interpolation"). With
+            "llama3:FACTOR:LOW:HIGH:LENGTH" (Grattafiori et al. 2024, "The Llama 3 Herd of Models"; the formula is that
+            of Llama 3.1's published code) those that turn less than LOW times in LENGTH tokens are divided, those that
+            turn more than HIGH times are kept, and what lies between is a mean of both.
     """
 
     cos_TD: Tensor
     sin_TD: Tensor
 
-    def __init__(self, max_len: int, head_size: int, base: float = 10_000.0) -> None:
+    def __init__(self, max_len: int, head_size: int, base: float = 10_000.0, scaling: str | None = None) -> None:
         super().__init__()
-        angles = _angles(max_len, head_size, base).repeat(1, 2)
+        angles = _angles(max_len, head_size, base, scaling).repeat(1, 2)
         self.register_buffer("cos_TD", angles.cos().to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("sin_TD", angles.sin().to(torch.get_default_dtype()), persistent=False)
 
@@ -111,10 +129,16 @@ class RotaryPositions(nn.Module):
 
 
 def build_positions(
-    kind: Literal["sinusoidal", "learned", "rotary"], *, max_len: int, d_model: int, head_size: int
+    kind: Literal["sinusoidal", "learned", "rotary"],
+    *,
+    max_len: int,
+    d_model: int,
+    head_size: int,
+    theta: float = 10_000.0,
+    scaling: str | None = None,
 ) -> tuple[nn.Module | None, RotaryPositions | None]:
     """The positions of a model: what is added to its embeddings or None, and rotary positions or None."""
     if kind == "rotary":
-        return None, RotaryPositions(max_len, head_size)
+        return None, RotaryPositions(max_len, head_size, theta, scaling)
     added = LearnedPositions if kind == "learned" else SinusoidalPositions
     return added(max_len, d_model), None

@@ -14,8 +14,8 @@ from layers.attention import MultiHeadAttention
 from layers.block import Block
 from layers.cache import KVCache
 from layers.dropout import Dropout, set_sample_seeds
-from layers.feed_forward import SwiGLU
-from layers.norm import RMSNorm
+from layers.feed_forward import FeedForward
+from layers.norm import Norm, RMSNorm, build_norm
 from layers.positions import LearnedPositions, RotaryAngles, build_positions
 
 
@@ -28,7 +28,7 @@ class Transformer(nn.Module):
     """
 
     config: Any
-    norm: RMSNorm
+    norm: Norm
     head: nn.Linear | None
 
     def __init__(self, config: Any, vocab_size: int) -> None:
@@ -36,30 +36,24 @@ class Transformer(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.embedding = nn.Embedding(vocab_size, config.d_model)
+        self.embedding_scale: float = config.embedding_scale or math.sqrt(config.d_model)
         self.positions, self.rotary = build_positions(
-            config.positions, max_len=config.max_len, d_model=config.d_model, head_size=config.head_size
+            config.positions,
+            max_len=config.max_len,
+            d_model=config.d_model,
+            head_size=config.head_size,
+            theta=config.rope_theta,
+            scaling=config.rope_scaling,
         )
         self.dropout = Dropout(config.dropout)
 
     def new_blocks(self, *, cross: bool = False) -> nn.ModuleList:
         """As many blocks as the configuration has layers."""
-        config = self.config
-        return nn.ModuleList(
-            Block(
-                d_model=config.d_model,
-                num_heads=config.num_heads,
-                num_kv_heads=config.num_kv_heads,
-                d_ff=config.d_ff,
-                dropout=config.dropout,
-                qk_norm=config.qk_norm,
-                cross=cross,
-            )
-            for _ in range(config.num_layers)
-        )
+        return nn.ModuleList(Block(self.config, cross=cross) for _ in range(self.config.num_layers))
 
     def add_head(self) -> None:
         """Register the last norm, and a head unless the embedding is one. Weights are drawn in this order."""
-        self.norm = RMSNorm(self.config.d_model)
+        self.norm = build_norm(self.config.norm, self.config.d_model, self.config.norm_eps)
         tied = self.config.tie_embeddings
         self.head = None if tied else nn.Linear(self.config.d_model, self.vocab_size, bias=False)
 
@@ -67,25 +61,28 @@ class Transformer(nn.Module):
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw all weights anew, on the CPU, from `generator`.
 
-        - Embeddings: normal, deviation 1 / sqrt(M). They are multiplied by sqrt(M) (Vaswani et al. 2017, section 3.4),
-          so that tokens enter with size 1, next to positions of the same size. Learned positions: deviation 0.02.
+        - Embeddings: normal, deviation 1 / sqrt(M). They are multiplied by sqrt(M) (Vaswani et al. 2017, section 3.4)
+          unless `embedding_scale` says otherwise, so that tokens enter with size 1, next to positions of the same size.
+          Learned positions: deviation 0.02.
         - Matrices inside blocks: normal, deviation 1 / sqrt(inputs), which keeps the size of what passes through.
         - Matrices that write to the residual stream: zero, so that every block starts as the identity.
         - Head: zero when it has its own weights: the first loss is then ln V exactly.
-        - Norms: one.
+        - Norms: one. Biases: zero.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.weight.normal_(0.0, module.in_features**-0.5, generator=generator)
-            elif isinstance(module, RMSNorm):
+            elif isinstance(module, RMSNorm | nn.LayerNorm):
                 module.weight.fill_(1.0)
+            if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+                module.bias.zero_()
         self.embedding.weight.normal_(0.0, self.embedding.embedding_dim**-0.5, generator=generator)
         for module in self.modules():
             if isinstance(module, LearnedPositions):
                 module.embedding.weight.normal_(0.0, 0.02, generator=generator)
             elif isinstance(module, MultiHeadAttention):
                 module.out.weight.zero_()
-            elif isinstance(module, SwiGLU):
+            elif isinstance(module, FeedForward):
                 module.down.weight.zero_()
         if self.head is not None:
             self.head.weight.zero_()
@@ -107,7 +104,7 @@ class Transformer(nn.Module):
         length = tokens_BT.size(1)
         if length > self.config.max_len:
             raise ValueError(f"expected at most {self.config.max_len} tokens, got {length}")
-        x_BTM = self.embedding(tokens_BT) * math.sqrt(self.config.d_model)
+        x_BTM = self.embedding(tokens_BT) * self.embedding_scale
         if self.positions is not None:
             x_BTM = self.positions(x_BTM, positions_BT)
         return self.dropout(x_BTM, place), None if self.rotary is None else self.rotary(length, positions_BT)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from data.pair_batches import check_source, frame_source, padded
 from data.vocabulary import END, PAD, START
-from layers import CachePositions, KVCache, Memory, MultiHeadAttention, RMSNorm, RotaryAngles, Transformer
+from layers import CachePositions, KVCache, Memory, MultiHeadAttention, RotaryAngles, Transformer
+from layers.norm import build_norm
 from seq2seq.config import ModelConfig
 from training.runtime.errors import InputError
 
@@ -40,7 +41,7 @@ class EncoderDecoder(Transformer):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size)
         self.encoder_blocks = self.new_blocks()
-        self.encoder_norm = RMSNorm(config.d_model)
+        self.encoder_norm = build_norm(config.norm, config.d_model, config.norm_eps)
         self.decoder_blocks = self.new_blocks(cross=True)
         self.add_head()
 

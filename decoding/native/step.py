@@ -13,9 +13,10 @@ from decoding.models import CachedModel, decoder_parts, unknown_parts
 from layers.attention import MultiHeadAttention
 from layers.block import Block, Memory
 from layers.cache import KVCache
+from layers.feed_forward import SwiGLU
 from layers.native import build
 from layers.native.build import NativeError
-from layers.norm import RMSNorm
+from layers.norm import Norm
 from layers.positions import LearnedPositions, SinusoidalPositions
 
 SOURCE = Path(__file__).with_name("step.cpp")
@@ -107,16 +108,17 @@ class NativeStep:
             positions = model.positions.table_TM
         first = blocks[0]
         assert isinstance(first, Block)
+        assert isinstance(first.feed_forward, SwiGLU)
         head_size = first.attention.head_size
         self._model = _Model(
             layers=len(blocks),
             width=d_model,
-            heads=d_model // head_size,
+            heads=first.attention.query.weight.size(0) // head_size,
             kv_heads=first.attention.key.weight.size(0) // head_size,
             head_size=head_size,
             hidden=first.feed_forward.gate.weight.size(0),
             epsilon=model.norm.eps,
-            embedding_scale=d_model**0.5,
+            embedding_scale=model.embedding_scale,
             embedding=self._matrix(model.embedding),
             positions=self._copy(positions),
             cos=self._copy(None if model.rotary is None else model.rotary.cos_TD),
@@ -174,7 +176,7 @@ class NativeStep:
             result.cross = self._attention(block.cross_attention, block.cross_attention_norm)
         return result
 
-    def _attention(self, attention: MultiHeadAttention, norm: RMSNorm) -> _Attention:
+    def _attention(self, attention: MultiHeadAttention, norm: Norm) -> _Attention:
         return _Attention(
             norm=self._copy(norm.weight),
             query_norm=self._copy(getattr(attention.query_norm, "weight", None)),

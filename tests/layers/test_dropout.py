@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gpt.config import ModelConfig
 from layers import Block, MultiHeadAttention, RotaryPositions, SwiGLU
 from layers.dropout import Dropout, keep_mask, set_sample_seeds
 from layers.native import kernels
@@ -71,7 +72,7 @@ ROTARY = RotaryPositions(40, 16)
 MEMORY_BSM = torch.randn(3, 30, 64, generator=torch.Generator().manual_seed(1))
 MASK_B1S = torch.arange(40) < torch.tensor([40, 17, 1])[:, None, None]
 PLACES_BT = torch.arange(40).expand(3, -1).flip(1)
-BLOCK = Block(d_model=64, num_heads=4, num_kv_heads=2, d_ff=96, dropout=0.2, qk_norm=True)
+BLOCK = Block(ModelConfig(d_model=64, num_heads=4, num_kv_heads=2, d_ff=96, dropout=0.2))
 CASES = {
     "norm": Case(RMSNorm(64), lambda layer, x: layer(x)),
     "swiglu": Case(SwiGLU(64, 48), lambda layer, x: layer(x)),

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gpt.config import ModelConfig
 from layers import (
     Block,
     LearnedPositions,
@@ -207,8 +208,8 @@ def test_odd_sizes_have_no_pairs() -> None:
 
 
 def test_a_block_takes_a_memory_where_it_has_cross_attention_and_only_there() -> None:
-    shape = {"d_model": 8, "num_heads": 2, "num_kv_heads": None, "d_ff": 8, "dropout": 0.0, "qk_norm": False}
+    shape = ModelConfig(d_model=8, num_heads=2, d_ff=8)
     memory = Memory(states_BSM=torch.zeros(1, 2, 8), mask_B1S=torch.ones(1, 1, 2, dtype=torch.bool), rotary=None)
     for cross, given in ((False, memory), (True, None)):
         with pytest.raises(ValueError, match="a block takes a memory where it has cross-attention, and only there"):
-            Block(**shape, cross=cross)(torch.zeros(1, 3, 8), None, memory=given)
+            Block(shape, cross=cross)(torch.zeros(1, 3, 8), None, memory=given)

@@ -49,6 +49,8 @@ SHARED: Ranges = {
     "seed": between(0, 2**63 - 1),
     **dict.fromkeys(["model.num_layers", "model.d_model", "model.num_heads", "model.d_ff", "model.max_len"], SIZE),
     "model.num_kv_heads": SIZE,
+    "model.head_dim": SIZE,
+    **dict.fromkeys(["model.rope_theta", "model.norm_eps", "model.embedding_scale"], positive),
     "model.dropout": share,
     "training.max_steps": between(1, 10**9),
     "training.epochs": lambda value: 0 < value <= 10**6,
@@ -130,7 +132,14 @@ def fits(value: Any, annotation: Any) -> bool:
 
 def models(model: dict[str, Any]) -> bool:
     width, rest = divmod(model["d_model"], model["num_heads"])
+    if model["head_dim"] is not None:
+        width, rest = model["head_dim"], 0
     even = width % 2 == 0 or model["positions"] == "learned"
+    scaling = model["rope_scaling"]
+    if scaling is not None and not re.fullmatch(r"linear:[1-9]\d*", scaling):
+        return False  # No other text that is drawn at random is one; tests/layers/test_layers.py has those that are.
+    if model["positions"] != "rotary" and (scaling, model["rope_theta"]) != (None, 10_000):
+        return False
     return rest == 0 and even and model["num_heads"] % (model["num_kv_heads"] or model["num_heads"]) == 0
 
 

@@ -19,8 +19,10 @@ from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, Mode
 from decoding.decoder import Decoder
 from decoding.sampling import Sampling
 from decoding.writing import write
+from gpt.adapter import put_on_base
 from gpt.config import GPTConfig
 from gpt.model import GPT
+from layers.lora import merge_lora
 from training.evaluation import mean_loss
 from training.run import Result, train
 from training.runtime.errors import InputError, require_finite
@@ -50,6 +52,7 @@ class GPTTask:
             self.data = self.data_class(source, *of_run)
         self.model = self.model_class(config.model, len(self.data.tokenizer))
         self.model.init_weights(generator(config.seed, "weights"))
+        put_on_base(self.model, config)
         self.flops_per_token = self.model.flops_per_token()
 
     def load_source(self) -> Source:
@@ -152,9 +155,14 @@ class LoadedGPT(Loaded[GPT, Tokenizer, GPTConfig]):
 def load_gpt(
     path: Path | str, device: Device = "cpu", *, weights: Weights | None = None, model_class: type[GPT] = GPT
 ) -> LoadedGPT:
-    """Load the GPT of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`."""
+    """Load the GPT of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`.
+
+    An adapter is merged into its base, which is read from where the run found it.
+    """
     reader = GPTConfig, TOKENIZER_FILE, read_tokenizer, "GPT"
-    return LoadedGPT(*load_model(path, device, weights, model_class, *reader))
+    loaded = LoadedGPT(*load_model(path, device, weights, model_class, *reader, put_on_base))
+    merge_lora(loaded.model)
+    return loaded
 
 
 class Measured(NamedTuple):

@@ -14,6 +14,7 @@ from training.storage.checkpoint import Checkpoint, CheckpointError, DamagedChec
 from training.storage.run_folder import open_checkpoint
 from training.storage.state import saved_state
 from training.storage.whole import fill
+from training.trained import kept
 
 Config = TypeVar("Config", bound=RunConfig)
 Model = TypeVar("Model", bound=nn.Module)
@@ -83,7 +84,7 @@ def load_weights(
         raise CheckpointError(f"{checkpoint.folder} has no average of the weights (--training.ema_decay): use raw")
     name = {"ema": "ema", "raw": "model"}[weights]
     try:
-        read_into(model.state_dict(), checkpoint, name, vocabulary)
+        read_into(kept(model), checkpoint, name, vocabulary)
     except DamagedCheckpointError:
         raise
     except CheckpointError as error:
@@ -121,6 +122,7 @@ def load_model(
     vocabulary_file: str,
     read_vocabulary: Callable[[str, Path], Vocabulary],
     kind: str,
+    prepare: Callable[[Model, Config], None] = lambda model, config: None,
 ) -> Loaded[Model, Vocabulary, Config]:
     """Load the best checkpoint of a run, or one checkpoint.
 
@@ -132,6 +134,7 @@ def load_model(
         config_class: Of its run.
         vocabulary_file, read_vocabulary: The file with the vocabulary, and what reads its content, given its path too.
         kind: What such a model is called, for an error.
+        prepare: Given the fresh model, makes it what the checkpoint has the weights of.
 
     Raises:
         CheckpointError: There is no checkpoint, it is damaged, it has no average, or another class of configuration.
@@ -146,6 +149,7 @@ def load_model(
     except InputError as error:
         raise CheckpointError(f"{checkpoint.folder / 'config.yaml'}: {error}") from error
     model = model_class(config.model, len(vocabulary))
+    prepare(model, config)
     loaded = load_weights(model, checkpoint, weights, vocabulary_file)
     sha256 = str(saved_state(checkpoint).identity.get("data_sha256"))
     return Loaded(model.to(device).float().eval(), vocabulary, config, loaded, sha256)

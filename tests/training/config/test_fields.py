@@ -87,7 +87,12 @@ def test_what_makes_a_run_another_one_is_refused(config: type[RunConfig]) -> Non
     of_data = {"data.tokenizer", "data.validation_share"} & {option.name for option in options_of(config)}
     of_lora = {name for name in refused if name.startswith("lora.")} if config is GPTConfig else set()
     assert len(of_lora) == (4 if config is GPTConfig else 0)
-    assert refused == of_model | of_data | of_lora | {"seed", "training.batch_size", "training.ema_decay", "optimizer.name"}
+    assert refused == of_model | of_data | of_lora | {
+        "seed",
+        "training.batch_size",
+        "training.ema_decay",
+        "optimizer.name",
+    }
 
 
 @CONFIGS

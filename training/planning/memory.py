@@ -10,7 +10,7 @@ else w), in attention a (p, but 4 on a CPU that computes bf16's attention in fp3
 - optimizer: adamw 2 w Q; muon w for each weight of a block's matrix, and 2 w for the others.
 - average: w Q where there is one.
 - activations: of each token what norms, attention and feed-forward layers keep; of a part that is computed twice
-  its input, and all of the one at work.
+  its input, and all of the one at work. Weights that are not trained let less be kept, which is not counted.
 - gradients at work: those by the activations of one block.
 - logits: 3 w N V, for their softmax and the gradients of both; of a chunk, where the loss is computed in chunks.
 - gathered, over several shards: two blocks and what is outside of blocks, w for each weight and its gradient.

@@ -1,10 +1,8 @@
 """Runs that train an adapter: what they change, keep, and go on from."""
 
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,23 +14,24 @@ from torch import Tensor
 from decoding.decoder import Decoder
 from gpt.config import GPTConfig, LoraConfig
 from gpt.task import GPTTask, load_gpt, measure_split, train_gpt
+from layers.lora import merge_lora
 from training import compiling
 from training.planning.memory import expected_bytes
 from training.planning.work import optimizer_bytes, sent_bytes
+from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint
 
 SCALE = 6.0 / 3
 
 
 @pytest.fixture
-def tuned(config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GPTConfig:
+def tuned(config: GPTConfig, tmp_path: Path) -> GPTConfig:
     """A run that trains an adapter on top of a base which is a run as well, with all that follows weights."""
     train_gpt(with_training(config, eval_interval=0), output_dir=tmp_path / "base")
-    base = load_gpt(tmp_path / "base").model.state_dict()
-    monkeypatch.setitem(sys.modules, "gpt.initial_weights", SimpleNamespace(base_weights=lambda config: base))
     lora = LoraConfig(rank=3, alpha=6.0, dropout=0.1, targets="query,value,up")
     optimizer = replace(config.optimizer, learning_rate=0.05)
-    return replace(with_training(config, ema_decay=0.9, eval_interval=4), lora=lora, optimizer=optimizer)
+    origin = {"init_from": str(tmp_path / "base"), "lora": lora}
+    return replace(with_training(config, ema_decay=0.9, eval_interval=4), optimizer=optimizer, **origin)
 
 
 def base_of(tmp_path: Path) -> dict[str, Tensor]:
@@ -142,3 +141,60 @@ def test_a_large_frozen_head_has_no_gradient(tuned: GPTConfig, monkeypatch: pyte
     found = gradients()
     assert found.keys() == expected.keys() == model.adapter
     assert all(torch.allclose(found[name], expected[name], rtol=0, atol=1e-10) for name in found)
+
+
+def test_what_an_adapter_was_put_on_is_named_where_it_is_gone_or_another(tuned: GPTConfig, tmp_path: Path) -> None:
+    train_gpt(with_training(tuned, max_steps=2), output_dir=tmp_path / "run")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    needs = "an adapter needs the model that it was put on: init_from: "
+    with pytest.raises(InputError, match=f"^{needs}{tmp_path}/base does not exist: .*$"):
+        load_gpt(tmp_path / "run")
+    with pytest.raises(InputError, match=f"^{needs}{tmp_path}/base does not exist: .*$"):
+        GPTTask(tuned)
+
+
+def test_an_adapter_is_put_on_a_model_with_an_adapter(tuned: GPTConfig, tmp_path: Path) -> None:
+    train_gpt(with_training(tuned, max_steps=4), output_dir=tmp_path / "run")
+    expected = load_gpt(tmp_path / "run").model.state_dict()
+    on_top = replace(tuned, init_from=str(tmp_path / "run"), lora=LoraConfig(rank=2))
+    model = GPTTask(on_top).model
+    assert len(model.adapter) == 2 * 7 * 2
+    for name, tensor in model.state_dict().items():
+        if name not in model.adapter:
+            torch.testing.assert_close(tensor, expected[name])
+    merge_lora(model)
+    assert model.state_dict().keys() == expected.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"init_from": None}, "lora.rank is for a run with init_from, .* got init_from null"),
+        (
+            {"init_vocabulary": "shared"},
+            "lora.rank trains no embeddings, .* same, or --lora.rank 0",
+        ),
+    ],
+)
+def test_an_adapter_without_its_base_is_refused(config: GPTConfig, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(config, **{"init_from": "somewhere", "lora": LoraConfig(rank=1)} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": -1}, "lora.rank must be at least 0, and at most 1000000, got -1"),
+        ({"alpha": 0.0}, "lora.alpha must be above 0, and finite, got 0.0"),
+        ({"dropout": 1.0}, "lora.dropout must be at least 0 and below 1, got 1.0"),
+        ({"targets": "query,"}, "lora.targets must be all, or names with commas between them, got 'query,'"),
+    ],
+)
+def test_options_out_of_range_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}$"):
+        LoraConfig(**options)
+
+
+def test_layers_that_a_block_does_not_have_are_named(tuned: GPTConfig) -> None:
+    with pytest.raises(InputError, match=r"^lora.targets: expected 'all' or names out of down, .* got 'query,qv'$"):
+        GPTTask(replace(tuned, lora=replace(tuned.lora, targets="query,qv")))

@@ -27,10 +27,15 @@ def put_on_base(model: GPT, config: GPTConfig) -> None:
         return
     if model.embedding.weight.device.type != "meta":  # Of a plan only the shapes count.
         _fill(model, config)
-    drawn = generator(config.seed, "lora")
-    asked = {"rank": lora.rank, "alpha": lora.alpha, "dropout": lora.dropout, "targets": lora.targets}
     try:
-        add_lora(model, **asked, generator=drawn)
+        add_lora(
+            model,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            targets=lora.targets,
+            generator=generator(config.seed, "lora"),
+        )
     except ValueError as error:
         raise InputError(f"lora.targets: {error}") from error
 

@@ -92,7 +92,9 @@ class GPT(Transformer):
         (Chowdhery et al. 2022, "PaLM", appendix B), which counts attention as if it saw all of the context.
         """
         linears = [module for module in self.modules() if isinstance(module, nn.Linear)]
-        matrices = [parameter for linear in linears for parameter in linear.parameters() if parameter.ndim == 2]
+        matrices: list[Tensor] = [
+            parameter for linear in linears for parameter in linear.parameters() if parameter.ndim == 2
+        ]
         if self.head is None:
             matrices.append(self.embedding.weight)
         weights = sum((6.0 if matrix.requires_grad else 4.0) * matrix.numel() for matrix in matrices)

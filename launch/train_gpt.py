@@ -45,7 +45,9 @@ def show(task: "type[gpt.GPTTask] | None", result: "Result", config: gpt.GPTConf
     print("\n\nWhat next:")
     if model_class is gpt.GPT:
         prompt = (
-            ' --prompt "ROMEO:"' if config.data.source in ("auto", "hub") and can_read(best.tokenizer, "ROMEO:") else ""
+            ' --prompt "ROMEO:"'
+            if config.data.source in ("auto", "comedies", "hub") and can_read(best.tokenizer, "ROMEO:")
+            else ""
         )
         print(f"  sample:      {script_command(EVALUATE, '--checkpoint', run)}{prompt}")
     show_next(result, config)

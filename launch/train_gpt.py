@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gpt
+from gpt.initial_config import completed
 from training.runtime.errors import exit_code
+from training.storage.run_folder import RunFolder
 from training.train_command import script_command, show_losses, show_next, train_command
 
 if TYPE_CHECKING:
@@ -27,9 +29,17 @@ def main(task: "type[gpt.GPTTask] | None" = None) -> None:
         "Train a GPT on text.",
         DEFAULT_CONFIG,
         gpt.GPTConfig,
-        lambda config: (task or gpt.GPTTask)(config),
+        partial(make, task),
         partial(show, task),
+        completed,
     )
+
+
+def make(task: "type[gpt.GPTTask] | None", config: gpt.GPTConfig, run: RunFolder | None) -> "gpt.GPTTask":
+    """The task of a run; see `gpt.task.make_task`."""
+    from gpt.task import make_task
+
+    return make_task(task or gpt.GPTTask, config, run)
 
 
 def show(task: "type[gpt.GPTTask] | None", result: "Result", config: gpt.GPTConfig) -> None:

@@ -1,18 +1,17 @@
 """What `launch/export.py` does with a GPT: a folder that transformers loads, or a file for llama.cpp."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.config import TINY_SHAKESPEARE, TextConfig
+from data.library_tokenizer import end_of_text_name, library_tokenizer
 from data.tokenizer import unit_of
-from gpt.export_tokenizer import end_of_text_name, library_tokenizer
 from gpt.task import LoadedGPT, load_gpt
 from gpt.transformers_form import check_form, form_config, form_weights
 from training.config.command_line import Namespace
-from training.publishing.folder import new_folder
+from training.publishing.folder import new_folder, write_json
 from training.publishing.model_card import Card, card_file, name_alone
 from training.publishing.numbers import run_figures
 from training.storage.run_folder import open_checkpoint
@@ -86,11 +85,6 @@ def _tokenizer_config(loaded: LoadedGPT) -> dict[str, Any]:
         "split_special_tokens": True,  # What is called like a special token is text, in a text.
         **({} if end is None else {"eos_token": end}),
     }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file of JSON, in UTF-8."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def model_card(loaded: LoadedGPT, checkpoint: Path, name: str, usage: str, library: str, licence: str | None) -> Card:

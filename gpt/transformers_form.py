@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gpt.config import ModelConfig
 from gpt.model import GPT
+from training.publishing.parts import foreign_part
 from training.runtime.errors import InputError
 
 _LLAMA = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
@@ -63,8 +64,7 @@ def check_form(model: GPT) -> None:
         raise _refusal(config, f"{' and '.join(faults)}{other}")
     with torch.device("meta"):
         plain = GPT(config, model.vocab_size)
-    if different := {name for name, _ in _parts(model) ^ _parts(plain)}:
-        part = min(different - {""}, default="its class")
+    if part := foreign_part(model, plain):
         raise InputError(f"transformers has no equivalent of this {type(model).__name__}: it is no GPT in {part}")
 
 
@@ -90,12 +90,6 @@ def _gpt2_wants(config: ModelConfig) -> dict[str, str]:
     found |= {"qk_norm": "false"} if config.qk_norm else {}
     found |= {} if config.kv_heads == config.num_heads else {"num_kv_heads": "null"}
     return found | ({} if config.head_size * config.num_heads == config.d_model else {"head_dim": "null"})
-
-
-def _parts(model: GPT) -> set[tuple[str, object]]:
-    """Names of all modules with their classes, and of all weights with their shapes."""
-    modules = {(name, type(module)) for name, module in model.named_modules()}
-    return modules | {(name, tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def form_config(model: GPT, end_of_text: int | None, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """A folder that exists whole or not at all."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from training.runtime.errors import InputError, refusal
 from training.storage.files import sync
@@ -41,3 +43,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise refusal(error) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of JSON, in UTF-8."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -149,7 +149,7 @@ class Catalogue:
     def fault(self, entry: Entry) -> str | None:
         """Why a run cannot be loaded, as far as that is known; one that nobody has tried may turn out so."""
         if entry.own_class is not None and not self._trust_code:
-            return f"{shown(entry.own_class, 60)} made it: python demo/app.py --trust_code imports that"
+            return f"made by {shown(entry.own_class, 60)}, which python demo/app.py --trust_code imports"
         before, fault = self._tried.get(entry.name, (None, None))
         return fault if fault and before == self._now(entry) else None
 

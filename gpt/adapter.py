@@ -1,32 +1,30 @@
-"""A GPT with a low-rank adapter: what a run trains, and a checkpoint holds, beside the base that it was put on."""
+"""A GPT with a low-rank adapter: what a run trains, and a checkpoint holds, beside the base that it was put on.
+
+Shapes: I inputs, R rank.
+"""
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
+from gpt.beginning import fill
 from gpt.config import GPTConfig
+from gpt.initial_weights import base_weights
 from gpt.model import GPT
 from layers.lora import add_lora
 from training.runtime.errors import InputError
 from training.seeds import generator
 
 
-def put_on_base(model: GPT, config: GPTConfig) -> None:
-    """Give a model the weights of its run's base, and an adapter on top of them, where the run trains one.
-
-    Args:
-        model: Of the base's shape.
-        config: Of the run.
+def add_adapter(model: GPT, config: GPTConfig) -> None:
+    """Give a model a fresh adapter, where its run trains one.
 
     Raises:
-        InputError: The base is gone, or is not what it was; or it has no such layers.
+        InputError: The model has no such layers.
     """
     lora = config.lora
     if not lora.rank:
         return
-    if model.embedding.weight.device.type != "meta":  # Of a plan only the shapes count.
-        _fill(model, config)
     try:
         add_lora(
             model,
@@ -40,6 +38,17 @@ def put_on_base(model: GPT, config: GPTConfig) -> None:
         raise InputError(f"lora.targets: {error}") from error
 
 
+def put_on_base(model: GPT, config: GPTConfig) -> None:
+    """Give a model the weights of its run's base, and an adapter on top of them, where the run trains one.
+
+    Raises:
+        InputError: The base is gone, or is not what it was.
+    """
+    if config.lora.rank and config.init_from is not None:
+        fill(model, base_weights(config), config.init_from)
+    add_adapter(model, config)
+
+
 def with_base(adapter: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     """The weights of a whole model: those of a run's base, with what the run has learnt added to them.
 
@@ -50,26 +59,9 @@ def with_base(adapter: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Ten
     Raises:
         InputError: As `put_on_base`.
     """
-    weights = _base(config)
+    weights, scale = dict(base_weights(config)), config.lora.alpha / max(config.lora.rank, 1)
     for name, low_RI in adapter.items():
         layer, _, part = name.rpartition(".")
         if part == "lora_a":
-            scale = config.lora.alpha / config.lora.rank
             weights[f"{layer}.weight"] = weights[f"{layer}.weight"] + scale * (adapter[f"{layer}.lora_b"] @ low_RI)
     return weights
-
-
-@torch.no_grad()
-def _fill(model: GPT, config: GPTConfig) -> None:
-    weights = _base(config)
-    for name, tensor in model.state_dict().items():
-        tensor.copy_(weights[name])
-
-
-def _base(config: GPTConfig) -> dict[str, Tensor]:
-    from gpt.initial_weights import base_weights
-
-    try:
-        return dict(base_weights(config))
-    except InputError as error:
-        raise InputError(f"an adapter needs the model that it was put on: {error}") from error

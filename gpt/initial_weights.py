@@ -9,7 +9,7 @@ Shapes: V vocabulary, M model size.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from data.tokenizer import Tokenizer, read_tokenizer
 from gpt.config import GPTConfig, ModelConfig
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOKENIZER_FILE = "tokenizer.json"
-DEFAULT_CONTEXT = 1024
-"""The longest context that is taken without being asked for: those of published models fill a card with one text."""
+TABLES, POSITIONS = ("embedding.weight", "head.weight"), "positions.embedding.weight"
+"""The weights with a row for each token, and those with one for each place of the context."""
 
 
 @dataclass(frozen=True)
@@ -136,24 +136,39 @@ def base_weights(config: GPTConfig) -> "Mapping[str, Tensor]":
     Raises:
         InputError: The source is gone, or its weights are not those that the run began with (`init_sha256`).
     """
-    return read_base(config)[0]
+    return read_base(config).weights
 
 
-def read_base(config: GPTConfig) -> "tuple[dict[str, Tensor], str]":
-    """The same, and their SHA-256."""
+class Base(NamedTuple):
+    """Weights that a run begins with, their SHA-256, and where they are from."""
+
+    weights: "dict[str, Tensor]"
+    sha256: str
+    origin: Origin
+
+
+def read_base(config: GPTConfig) -> Base:
+    """The same as `base_weights`, with what they are."""
+    if not config.lora.rank:
+        return _read_base(config)
+    try:
+        return _read_base(config)
+    except InputError as error:
+        raise InputError(f"an adapter needs the model that it is put on: {error}") from error
+
+
+def _read_base(config: GPTConfig) -> Base:
     assert config.init_from is not None
     origin = open_origin(config.init_from)
-    found, sha256 = origin.read()
+    weights, sha256 = origin.read()
     if config.init_sha256 not in (None, sha256):
         raise InputError(
             f"init_from: the weights of {config.init_from} are not those that are expected: their SHA-256 is {sha256}, "
             f"init_sha256 says {config.init_sha256}"
         )
-    size = len(origin.tokenizer)
-    for name in ("embedding.weight", "head.weight"):  # Some models have rows for tokens that there are none of.
-        if name in found and len(found[name]) > size:
-            found[name] = found[name][:size].clone()
-    positions = "positions.embedding.weight"
-    if positions in found and len(found[positions]) > config.model.max_len:
-        found[positions] = found[positions][: config.model.max_len].clone()
-    return found, sha256
+    # Some models have rows for tokens that there are none of.
+    longest = dict.fromkeys(TABLES, len(origin.tokenizer)) | {POSITIONS: config.model.max_len}
+    for name, rows in longest.items():
+        if name in weights and len(weights[name]) > rows:
+            weights[name] = weights[name][:rows].clone()
+    return Base(weights, sha256, origin)

@@ -146,18 +146,27 @@ def test_a_large_frozen_head_has_no_gradient(tuned: GPTConfig, monkeypatch: pyte
 def test_what_an_adapter_was_put_on_is_named_where_it_is_gone_or_another(tuned: GPTConfig, tmp_path: Path) -> None:
     train_gpt(with_training(tuned, max_steps=2), output_dir=tmp_path / "run")
     (tmp_path / "base").rename(tmp_path / "moved")
-    needs = "an adapter needs the model that it was put on: init_from: "
-    with pytest.raises(InputError, match=f"^{needs}{tmp_path}/base does not exist: .*$"):
+    needs = f"an adapter needs the model that it is put on: .*{tmp_path}/base"
+    with pytest.raises(InputError, match=f"^{needs}/checkpoints/step-00000012 does not exist: .*$"):
         load_gpt(tmp_path / "run")
-    with pytest.raises(InputError, match=f"^{needs}{tmp_path}/base does not exist: .*$"):
-        GPTTask(tuned)
+    longer = with_training(tuned, max_steps=3)
+    with pytest.raises(InputError, match=f"^{needs} does not exist: .*$"):
+        train_gpt(longer, output_dir=tmp_path / "run", resume=True)
+    (tmp_path / "moved").rename(tmp_path / "base")
+    train_gpt(longer, output_dir=tmp_path / "run", resume=True)
+    shutil.rmtree(tmp_path / "base")
+    train_gpt(replace(tuned, init_from=None, lora=LoraConfig(), seed=2), output_dir=tmp_path / "base")
+    with pytest.raises(InputError, match=f"^{needs} are not those that are expected: their SHA-256 is [^\n]*$"):
+        load_gpt(tmp_path / "run")
 
 
 def test_an_adapter_is_put_on_a_model_with_an_adapter(tuned: GPTConfig, tmp_path: Path) -> None:
     train_gpt(with_training(tuned, max_steps=4), output_dir=tmp_path / "run")
     expected = load_gpt(tmp_path / "run").model.state_dict()
     on_top = replace(tuned, init_from=str(tmp_path / "run"), lora=LoraConfig(rank=2))
-    model = GPTTask(on_top).model
+    task = GPTTask(on_top)
+    task.begin(None)
+    model = task.model
     assert len(model.adapter) == 2 * 7 * 2
     for name, tensor in model.state_dict().items():
         if name not in model.adapter:

@@ -57,6 +57,7 @@ class Data(Protocol):
     """What a model is trained and validated on.
 
     It may have a method `cutter(device)`: what makes training batches with its tokens on the device, if they fit there.
+    It may have `context`: how many tokens of a sequence go through the model, where not all of them are targets.
     And it may have `validation_parts`: what `validation_batches` gives, by part, where the loss of each is to be named.
 
     Attributes:
@@ -92,6 +93,11 @@ class Data(Protocol):
 
     def describe_samples(self, first: int, count: int) -> str:
         """Where samples `first` to `first + count` of the stream come from, for people to look at."""
+
+
+def tokens_at_once(data: Data) -> float:
+    """Tokens of a training sequence that go through the model: as many as targets, unless the data says otherwise."""
+    return float(getattr(data, "context", data.tokens_per_sample))
 
 
 class Task(Protocol):

@@ -174,11 +174,16 @@ class LoadedGPT(Loaded[GPT, Tokenizer, GPTConfig]):
 
 
 def load_gpt(
-    path: Path | str, device: Device = "cpu", *, weights: Weights | None = None, model_class: type[GPT] = GPT
+    path: Path | str,
+    device: Device = "cpu",
+    *,
+    weights: Weights | None = None,
+    model_class: type[GPT] | None = None,
+    trust_code: bool = False,
 ) -> LoadedGPT:
     """Load the GPT of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`."""
-    reader = GPTConfig, TOKENIZER_FILE, read_tokenizer, "GPT"
-    return LoadedGPT(*load_model(path, device, weights, model_class, *reader))
+    reader = GPT, GPTConfig, TOKENIZER_FILE, read_tokenizer, "GPT"
+    return LoadedGPT(*load_model(path, device, weights, model_class, *reader, trust_code=trust_code))
 
 
 class Measured(NamedTuple):

@@ -9,7 +9,7 @@ import gpt
 from gpt.initial_config import completed
 from training.runtime.errors import exit_code
 from training.storage.run_folder import RunFolder
-from training.train_command import script_command, show_losses, show_next, train_command
+from training.train_command import evaluate_commands, show_losses, show_next, train_command
 
 if TYPE_CHECKING:
     from training.run import Result
@@ -48,16 +48,15 @@ def show(task: "type[gpt.GPTTask] | None", result: "Result", config: gpt.GPTConf
     from gpt.task import can_read, default_prompt, sample_text
 
     run, model_class = result.run.path, (task or gpt.GPTTask).model_class
-    best = gpt.load(run, model_class=model_class)
+    # A task may have made its model by another class than that, which its run names.
+    best = gpt.load(run, model_class=None if model_class is gpt.GPT else model_class, trust_code=True)
     show_losses(result, unit_of(best.tokenizer))
     for piece in sample_text(best.model, best.tokenizer, default_prompt(best.tokenizer)):
         print(piece, end="", flush=True)
     print("\n\nWhat next:")
-    if model_class is gpt.GPT:
-        prompt = (
-            ' --prompt "ROMEO:"' if config.data.source in ("auto", "hub") and can_read(best.tokenizer, "ROMEO:") else ""
-        )
-        print(f"  sample:      {script_command(EVALUATE, '--checkpoint', run)}{prompt}")
+    is_usual = config.data.source in ("auto", "comedies", "hub") and can_read(best.tokenizer, "ROMEO:")
+    options = {"sample": ("--prompt", "ROMEO:") if is_usual else ()}
+    print("\n".join(evaluate_commands(EVALUATE, run, type(best.model), "gpt", options)))
     show_next(result, config)
 
 

@@ -19,6 +19,7 @@ from training.runtime.errors import CommandError, InputError, is_out_of_memory
 from training.runtime.processes import in_main_process, naming_lost_processes
 from training.shared_checkpoint import SharedCheckpoint
 from training.storage.checkpoint import Checkpoint, CheckpointStore
+from training.storage.own_class import end_if_imported
 from training.storage.run_folder import RunFolder, choose_run_folder
 from training.storage.state import Counters, flattened
 from training.task import Begun, Task
@@ -55,6 +56,7 @@ def train(
         InputError: Configuration, data or folder do not serve.
         StoppedBySignal, NonFiniteError, SaveError: As `Trainer.fit`.
     """
+    end_if_imported()
     training = config.training
     runtime = make_runtime(training)
     accelerator = runtime.accelerator

@@ -2,13 +2,14 @@
 
 import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from training.config.command_line import Namespace, StrictParser, given_options
 from training.config.sections import RunConfig
 from training.runtime.surroundings import outlive_output
+from training.storage.own_class import cannot_be_imported, class_record, end_if_imported
 from training.storage.run_folder import RunFolder, begun_run, python_command
 from training.storage.state import Counters
 
@@ -41,6 +42,7 @@ def train_command(
         complete: Makes the configuration that is trained of the one that is asked for, of the names of the options that
             were given and of the run that goes on, with notes for people; None for no change.
     """
+    end_if_imported()
     parser = StrictParser(
         prog=script,
         description=f"{description} Options override the configuration file. The defaults below are what it says; "
@@ -126,3 +128,19 @@ def longer(config: RunConfig, counters: Counters) -> str:
 def script_command(script: Path, *options: Any) -> str:
     """The command line of a script, as short as it can be typed in this folder."""
     return python_command(os.path.relpath(script), *options)
+
+
+def evaluate_commands(
+    script: Path, run: Path, made_by: type, model_type: str, options: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """The lines that say what to do with a model: by a title, the command with these options.
+
+    Where no command can import the class that made it, one line says so instead.
+    """
+    own = class_record(made_by, model_type).get("model_class")
+    if own and (reason := cannot_be_imported(own)):
+        yield f"  no command:  {reason}, from where none can import it; in Python: load(…, model_class=…)"
+        return
+    trust = ("--trust_code",) if own else ()
+    for title, given in options.items():
+        yield f"  {title + ':':<12} {script_command(script, '--checkpoint', run, *given, *trust)}"

@@ -19,9 +19,11 @@ from training.storage.files import doing_without, replace_text, sync
 from training.storage.manifest import MANIFEST
 from training.storage.reading import (
     Count,
+    FileError,
     MalformedFileError,
     MissingFileError,
     built,
+    open_file,
     read_json_lines,
     read_text,
     regular,
@@ -91,6 +93,22 @@ class RunFolder:
         """Let other processes write to the folder."""
         if self._lock is not None:
             self._lock.close()
+
+    @property
+    def is_running(self) -> bool | None:
+        """Whether a process is writing to it; None where that cannot be told, because there are no locks."""
+        try:
+            import fcntl
+
+            with open_file(self.path / ".lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except MissingFileError:
+            return False
+        except BlockingIOError:
+            return True
+        except (ImportError, OSError, FileError):
+            return None
+        return False
 
     def create(self, config_yaml: str) -> None:
         """Write the resolved configuration; older content stays."""

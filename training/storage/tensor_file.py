@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from training.config.sections import shown
 from training.storage.hashing import HashedReading, write_hashed
@@ -71,9 +71,10 @@ def file_order(tensors: "Mapping[str, Tensor]") -> list[str]:
     return sorted(tensors, key=lambda name: (_RANKS[_type_name(tensors[name])], name))
 
 
-def header(tensors: "Mapping[str, Tensor]") -> bytes:
+def header(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> bytes:
     """What a file of these tensors begins with; it is the same whatever device they are on."""
-    entries, end = {}, 0
+    entries: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
     for name in file_order(tensors):
         tensor = tensors[name]
         begin, end = end, end + tensor.numel() * tensor.element_size()
@@ -84,13 +85,19 @@ def header(tensors: "Mapping[str, Tensor]") -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", values: "Iterable[Tensor]") -> tuple[int, str]:
+def write_tensors(
+    path: Path,
+    tensors: "Mapping[str, Tensor]",
+    values: "Iterable[Tensor]",
+    metadata: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
     """Write tensors from the memory that they are in, and flush them to the disk.
 
     Args:
         path: The file; it must not exist.
         tensors: What the header is made of.
         values: Their values, each contiguous on the CPU, in the order of `file_order`.
+        metadata: What other readers want to know; a checkpoint has none.
 
     Returns:
         The size and SHA-256 of the file.
@@ -98,7 +105,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", values: "Iterable
     Raises:
         OSError: The disk refused; the error names the file.
     """
-    return write_hashed(path, chain([memoryview(header(tensors))], map(tensor_bytes, values)))
+    return write_hashed(path, chain([memoryview(header(tensors, metadata))], map(tensor_bytes, values)))
 
 
 def tensor_bytes(tensor: "Tensor") -> memoryview:

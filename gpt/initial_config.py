@@ -86,6 +86,8 @@ def _as_begun(config: GPTConfig, given: Collection[str], run: RunFolder) -> GPTC
     model = replace(config.model, **{name: getattr(own.model, name) for name in kept})
     data = config.data if "data.tokenizer" in given else replace(config.data, tokenizer=own.data.tokenizer)
     began = {name: getattr(own, name) for name in BEGINNING if name not in given}
+    if config.init_from and Path(own.init_from).is_relative_to(Path(config.init_from).expanduser().resolve()):
+        began["init_from"] = own.init_from  # Which says it more exactly: the checkpoint of a run.
     return replace(config, model=model, data=data, **began)
 
 

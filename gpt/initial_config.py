@@ -92,7 +92,7 @@ def _as_begun(config: GPTConfig, given: Collection[str], run: RunFolder) -> GPTC
 
 
 def _shape(config: GPTConfig, given: Collection[str], origin: Origin) -> tuple[ModelConfig, list[str]]:
-    """The shape of the source with what is free, and which fields were otherwise."""
+    """The shape of the source with what is free, and which fields were said otherwise."""
     asked, theirs = config.model, origin.model
     changed = []
     for name in (field.name for field in fields(ModelConfig)):
@@ -104,7 +104,8 @@ def _shape(config: GPTConfig, given: Collection[str], origin: Origin) -> tuple[M
                 f"model.{name} is {shown(wanted)} in {config.init_from}, got {shown(value)}: leave it out, the shape "
                 f"is that of the weights"
             )
-        changed.append(f"model.{name}")
+        if value != getattr(ModelConfig, name):  # Else nobody has said it.
+            changed.append(f"model.{name}")
     context = min(theirs.max_len, DEFAULT_CONTEXT)
     if "model.max_len" in given and asked.max_len > theirs.max_len:
         raise InputError(

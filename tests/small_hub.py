@@ -105,10 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self, name: str, owner: str) -> None:
         if not name.startswith(f"{owner}/"):
             return self._error(403, "")
-        if name in self.server.models:
-            return self._error(409, "")
-        self.server.models[name] = {}
-        return self._json({"url": f"{self.server.url}/{name}"})
+        known = name in self.server.models
+        self.server.models.setdefault(name, {})
+        return self._send(409 if known else 200, json.dumps({"url": f"{self.server.url}/{name}"}).encode())
 
     def _upload(self, name: str, path: str, content: bytes) -> None:
         if "/preupload/" in path:

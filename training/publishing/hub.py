@@ -62,4 +62,4 @@ def _in_our_words(repository: str, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
     if isinstance(error, ValueError):
         return f"{constants.ENDPOINT} refuses what is to be uploaded to {repository} ({reason})"
-    return f"cannot reach the hub at {constants.ENDPOINT} ({reason}): check the network"
+    return f"cannot upload to {repository} at {constants.ENDPOINT} ({reason}): check the network"

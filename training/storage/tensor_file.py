@@ -37,6 +37,8 @@ DTYPES = {
     "bool": "BOOL",
 }
 """What the format calls the types of torch, in the order in which they come in a file, so that none is misaligned."""
+METADATA = "__metadata__"
+"""What a header may say of a file besides its tensors."""
 _RANKS = {name: rank for rank, name in enumerate(DTYPES)}
 _TYPES = {code: name for name, code in DTYPES.items()}
 _MAX_HEADER = 100_000_000
@@ -114,7 +116,7 @@ def tensor_bytes(tensor: "Tensor") -> memoryview:
 
 
 def read_header(reading: HashedReading) -> dict[str, Stored]:
-    """What a file holds, in its order; the file is read up to the first tensor.
+    """What a file holds, in the order of its bytes; the file is read up to the first tensor.
 
     Raises:
         MalformedFileError: It is no such file, or of types that are not in `DTYPES`.
@@ -124,7 +126,12 @@ def read_header(reading: HashedReading) -> dict[str, Stored]:
     path, length = reading.path, int.from_bytes(reading.read(8), "little")
     if length > min(_MAX_HEADER, reading.left):
         raise MalformedFileError(path, f"a header of {length:,} bytes in a file of {reading.size:,}")
-    tensors: dict[str, Stored] = built(dict[str, Stored], parse_json(decoded(reading.read(length), path), path), path)
+    saved = parse_json(decoded(reading.read(length), path), path)
+    if isinstance(saved, dict):
+        saved.pop(METADATA, None)
+    listed: dict[str, Stored] = built(dict[str, Stored], saved, path)
+    # Some writers list tensors in another order than that of their bytes.
+    tensors = dict(sorted(listed.items(), key=lambda item: item[1].data_offsets))
     end = 0
     for name, stored in tensors.items():
         if stored.dtype not in _TYPES:

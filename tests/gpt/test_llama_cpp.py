@@ -24,6 +24,11 @@ llama_cpp = pytest.importorskip("llama_cpp")
 
 FP32 = 0
 """What llama.cpp calls the type, which it takes for its cache only where it is asked to."""
+VERSE = """A quick brown fox jumps over 13 lazy dogs.
+"Why not?" said Zebra, who kept 742 of them;
+but nobody (that we know) has asked the dogs.
+
+"""
 FORMS_OF_TEXT = {"llama": replace(LLAMA, num_kv_heads=2), "qwen3": QWEN3, "gpt2": GPT2}
 
 
@@ -54,10 +59,9 @@ def test_logits_are_the_same(name: str, tmp_path: Path) -> None:
 
 
 def trained(config: GPTConfig, model: ModelConfig, tokenizer: str, folder: Path) -> LoadedGPT:
-    """A model that knows a short text by heart, so that it is sure of what it writes."""
-    lines = [f"{n} times {m} is {n * m}, and {m} times {n} is no less.\n" for n in range(7, 9) for m in range(2, 7)]
-    Path(config.data.source).write_text("".join(lines) * 30)
-    config = with_training(config, max_steps=100, eval_interval=0, checkpoint_interval=0, log_interval=50)
+    """A model that knows a few lines by heart, so that it is sure of what it writes."""
+    Path(config.data.source).write_text(VERSE * 60)
+    config = with_training(config, max_steps=150, eval_interval=0, checkpoint_interval=0, log_interval=50)
     optimizer = replace(config.optimizer, name="adamw", learning_rate=5e-3)
     shape, data = replace(model, max_len=256), replace(config.data, tokenizer=tokenizer)
     train_gpt(replace(config, model=shape, data=data, optimizer=optimizer), output_dir=folder)
@@ -79,11 +83,11 @@ def greedy_text(loaded: LoadedGPT, prompt: str, count: int) -> str:
 )
 def test_greedy_text_is_the_same(form: str, tokenizer: str, config: GPTConfig, tmp_path: Path) -> None:
     source = trained(config, FORMS_OF_TEXT[form], tokenizer, tmp_path / "run")
-    prompt, kinds = "7 times", ("F32", "F16", "Q8_0")
+    prompt, kinds = "A quick", ("F32", "F16", "Q8_0")
     expected = greedy_text(source, prompt, 200)
     for kind in kinds:
         with llama(write_gguf(source, tmp_path, kind)) as theirs:
-            assert theirs.tokenize(b"7 times 6\n", add_bos=False) == source.tokenizer.encode_prompt("7 times 6\n")
+            assert theirs.tokenize(VERSE.encode(), add_bos=False) == source.tokenizer.encode_prompt(VERSE)
             done = theirs.create_completion(prompt, max_tokens=200, temperature=0.0, repeat_penalty=1.0)
             assert done["choices"][0]["text"] == expected, kind
 

@@ -1,0 +1,107 @@
+"""lm-eval reads an exported GPT, and measures what we measure."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import with_training
+
+from gpt.config import GPTConfig
+from gpt.task import LoadedGPT, load_gpt, train_gpt
+from gpt.to_transformers import to_transformers
+
+pytestmark = pytest.mark.nightly
+lm_eval = pytest.importorskip("lm_eval")
+
+CHOICES = """
+task: products
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{prompt}}}}"
+doc_to_choice: choices
+doc_to_target: answer
+target_delimiter: ""
+metric_list: [{{metric: acc}}]
+"""
+TEXT = """
+task: lines
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {file}}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{prompt}}}}"
+metric_list: [{{metric: bits_per_byte}}]
+"""
+
+
+@torch.no_grad()
+def log_likelihood(loaded: LoadedGPT, before: list[int], text: str) -> float:
+    """Of a text after some tokens, in nats."""
+    ids = torch.tensor([*before, *loaded.tokenizer.encode_prompt(text)])
+    scores = loaded.model(ids[None, :-1])[0].log_softmax(-1).gather(1, ids[1:, None])
+    return float(scores[len(before) - 1 :].sum())
+
+
+def exported(loaded: LoadedGPT, folder: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    to_transformers(loaded.model, loaded.tokenizer.end_of_text).save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(loaded.tokenizer.to_json())
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|endoftext|>"
+    ).save_pretrained(folder)
+
+
+def measured(folder: Path, model: Path) -> dict[str, Any]:
+    """What lm-eval says of an export in two tasks on local data."""
+    manager = lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False)
+    found = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(model), "dtype": "float32"},
+        tasks=["products", "lines"],
+        task_manager=manager,
+        device="cpu",
+        batch_size=4,
+        bootstrap_iters=0,
+    )
+    assert found is not None
+    return found
+
+
+def test_lm_eval_measures_an_export_as_we_do(config: GPTConfig, tmp_path: Path) -> None:
+    config = with_training(config, max_steps=60, eval_interval=0, checkpoint_interval=0)
+    config = replace(config, data=replace(config.data, tokenizer="bpe:300"))
+    train_gpt(replace(config, model=replace(config.model, max_len=48)), output_dir=tmp_path / "run")
+    loaded = load_gpt(tmp_path / "run")
+    exported(loaded, tmp_path / "model")
+    rows = [
+        {"prompt": f"{n} times {n % 7} is", "choices": [f" {n * (n % 7) + k}." for k in (0, 1, 5)], "answer": 0}
+        for n in range(100, 112)
+    ]
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name, task in (("products", CHOICES), ("lines", TEXT)):
+        (tasks / f"{name}.yaml").write_text(task.format(file=tasks / "rows.jsonl"))
+    found = measured(tasks, tmp_path / "model")
+    tokenizer, likeliest = loaded.tokenizer, 0
+    assert len(found["samples"]["products"]) == len(rows)
+    for sample in found["samples"]["products"]:
+        row = sample["doc"]
+        before = tokenizer.encode_prompt(row["prompt"])
+        ours = [log_likelihood(loaded, before, choice) for choice in row["choices"]]
+        theirs = [float(answer[0][0]) for answer in sample["resps"]]
+        assert theirs == pytest.approx(ours, rel=1e-4)
+        likeliest += ours.index(max(ours)) == 0
+    assert found["results"]["products"]["acc,none"] == pytest.approx(likeliest / len(rows))
+    assert tokenizer.end_of_text is not None
+    nats = -sum(log_likelihood(loaded, [tokenizer.end_of_text], row["prompt"]) for row in rows)
+    num_bytes = sum(len(row["prompt"].encode()) for row in rows)
+    bits = nats / math.log(2) / num_bytes
+    assert found["results"]["lines"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-4)

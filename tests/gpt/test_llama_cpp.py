@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf_files import BEYOND, FORMS, GPT2, LLAMA, QWEN3, loaded
+from gguf_files import BEYOND, FORMS, GPT2, LLAMA, QWEN3, loaded, written
 from helpers import with_training
 
 from data.subwords import END_OF_TEXT, PROBE, SubwordTokenizer, learn_subwords
 from gpt.config import GPTConfig, ModelConfig
-from gpt.gguf import write_gguf
 from gpt.task import LoadedGPT, load_gpt, train_gpt
 
 pytestmark = pytest.mark.nightly
@@ -50,7 +49,7 @@ def test_logits_are_the_same(name: str, tmp_path: Path) -> None:
     source = loaded((FORMS | BEYOND)[name])
     ids = torch.randint(256, (40,), generator=torch.Generator().manual_seed(1))
     expected = source.model(ids[None])[0]
-    with llama(write_gguf(source, tmp_path, "F32")) as theirs:
+    with llama(written(source, tmp_path, "F32")) as theirs:
         theirs.eval(ids.tolist())
         found = torch.from_numpy(np.array(theirs.scores[: len(ids)]))
     # llama.cpp looks GELU up in a table of fp16.
@@ -86,7 +85,7 @@ def test_greedy_text_is_the_same(form: str, tokenizer: str, config: GPTConfig, t
     prompt, kinds = "A quick", ("F32", "F16", "Q8_0")
     expected = greedy_text(source, prompt, 200)
     for kind in kinds:
-        with llama(write_gguf(source, tmp_path, kind)) as theirs:
+        with llama(written(source, tmp_path, kind)) as theirs:
             assert theirs.tokenize(VERSE.encode(), add_bos=False) == source.tokenizer.encode_prompt(VERSE)
             done = theirs.create_completion(prompt, max_tokens=200, temperature=0.0, repeat_penalty=1.0)
             assert done["choices"][0]["text"] == expected, kind
@@ -124,7 +123,7 @@ SPLITS = {
 @pytest.mark.parametrize("name", SPLITS)
 def test_texts_are_taken_apart_the_same_way(name: str, tmp_path: Path) -> None:
     tokenizer = SPLITS[name]
-    with llama(write_gguf(loaded(LLAMA, tokenizer), tmp_path, "F16")) as theirs:
+    with llama(written(loaded(LLAMA, tokenizer), tmp_path, "F16")) as theirs:
         for text in (PROBE, f"  DON'T\r\n\r\n 12345 it's\t\t{END_OF_TEXT}\n \n", "x  ", "\u0660\u0661 \u00bd don't"):
             ids = theirs.tokenize(text.encode(), add_bos=False)
             assert ids == tokenizer.encode_prompt(text), repr(text)
@@ -133,7 +132,7 @@ def test_texts_are_taken_apart_the_same_way(name: str, tmp_path: Path) -> None:
 
 def test_bytes_are_read_one_by_one_names_of_tokens_too(tmp_path: Path) -> None:
     source = loaded(LLAMA)
-    with llama(write_gguf(source, tmp_path, "F16")) as theirs:
+    with llama(written(source, tmp_path, "F16")) as theirs:
         ids = theirs.tokenize(PROBE.encode(), add_bos=False)
         assert ids == source.tokenizer.encode_prompt(PROBE)
         assert theirs.detokenize(ids).decode() == PROBE

@@ -11,8 +11,8 @@ import torch
 from helpers import with_training
 
 from gpt.config import GPTConfig
+from gpt.export import write_transformers
 from gpt.task import LoadedGPT, load_gpt, train_gpt
-from gpt.to_transformers import to_transformers
 
 pytestmark = pytest.mark.nightly
 lm_eval = pytest.importorskip("lm_eval")
@@ -49,18 +49,11 @@ def log_likelihood(loaded: LoadedGPT, before: list[int], text: str) -> float:
     return float(scores[len(before) - 1 :].sum())
 
 
-def exported(loaded: LoadedGPT, folder: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    to_transformers(loaded.model, loaded.tokenizer.end_of_text).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text(loaded.tokenizer.to_json())
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|endoftext|>"
-    ).save_pretrained(folder)
-
-
 def measured(folder: Path, model: Path) -> dict[str, Any]:
     """What lm-eval says of an export in two tasks on local data."""
-    manager = lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False)
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
     found = lm_eval.simple_evaluate(
         model="hf",
         model_args={"pretrained": str(model), "dtype": "float32"},
@@ -79,7 +72,8 @@ def test_lm_eval_measures_an_export_as_we_do(config: GPTConfig, tmp_path: Path) 
     config = replace(config, data=replace(config.data, tokenizer="bpe:300"))
     train_gpt(replace(config, model=replace(config.model, max_len=48)), output_dir=tmp_path / "run")
     loaded = load_gpt(tmp_path / "run")
-    exported(loaded, tmp_path / "model")
+    (tmp_path / "model").mkdir()
+    write_transformers(loaded, tmp_path / "model", torch.float32)
     rows = [
         {"prompt": f"{n} times {n % 7} is", "choices": [f" {n * (n % 7) + k}." for k in (0, 1, 5)], "answer": 0}
         for n in range(100, 112)

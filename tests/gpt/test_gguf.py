@@ -18,6 +18,7 @@ from data.subwords import END_OF_TEXT, SubwordTokenizer, learn_subwords
 from gpt.gguf import Kind, gguf_form
 from gpt.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, gguf_vocabulary
 from gpt.model import GPT
+from gpt.transformers_form import form_config
 from training.runtime.errors import InputError
 
 gguf = pytest.importorskip("gguf")
@@ -27,11 +28,8 @@ TEXTS = [f"{n} times {n % 7} is {n * (n % 7)} \u20ac, \u00e7a  n'est pas\n" for 
 PROBE = f"  7 times  9,\tit's 2026 \U0001f642\n\n{END_OF_TEXT} \u00e9 "
 
 
-def read_back(path: Path, **known: Any) -> Any:
-    """As transformers reads it, in fp32; `known` is what it cannot read of the configuration."""
-    config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    for name, value in known.items():
-        setattr(config, name, value)
+def read_back(path: Path, config: Any = None) -> Any:
+    """As transformers reads it, in fp32."""
     return transformers.AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, config=config, dtype=torch.float32
     ).eval()
@@ -64,23 +62,9 @@ def test_transformers_reads_the_same_logits(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", BEYOND)
 def test_transformers_reads_the_rest_where_it_is_told_the_configuration(name: str, tmp_path: Path) -> None:
-    config = BEYOND[name]
-    known: dict[str, Any] = {"n_inner": config.d_ff, "attention_bias": config.attention_bias}
-    known["mlp_bias"] = config.feed_forward_bias
-    scalings = {
-        "linear": {"rope_type": "linear", "factor": 2.5 if config.qk_norm else 2.0},
-        "llama3": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 32,
-        },
-    }
-    if config.rope_scaling is not None:
-        known["rope_parameters"] = scalings[config.rope_scaling.split(":")[0]] | {"rope_theta": config.rope_theta}
-    path = written(loaded(config), tmp_path, "F32")
-    assert_same_logits(read_back(path, **known), loaded(config).model)
+    model = loaded(BEYOND[name]).model
+    config = transformers.AutoConfig.for_model(**form_config(model, None, torch.float32))
+    assert_same_logits(read_back(written(loaded(BEYOND[name]), tmp_path, "F32"), config), model)
 
 
 def rounded(model: GPT, kind: Kind) -> GPT:

@@ -149,7 +149,9 @@ def _add_vocabulary(writer: Any, vocabulary: GGUFVocabulary) -> None:
     writer.add_token_merges(vocabulary.merges)
     if vocabulary.end_of_text is not None:
         writer.add_eos_token_id(vocabulary.end_of_text)
-        writer.add_bos_token_id(vocabulary.end_of_text)
+        writer.add_bos_token_id(vocabulary.start_of_text)
+    if vocabulary.chat_template is not None:
+        writer.add_chat_template(vocabulary.chat_template)
     # Nothing is put before or behind a text.
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)

@@ -99,8 +99,8 @@ def test_smaller_types_round_matrices_alone_and_within_their_bound(kind: Kind, f
 
 
 def strings(path: Path, key: str) -> list[str]:
-    field = gguf.GGUFReader(path).fields[f"tokenizer.ggml.{key}"]
-    return [bytes(field.parts[index]).decode() for index in field.data]
+    contents = gguf.GGUFReader(path).fields[f"tokenizer.ggml.{key}"].contents()
+    return [contents] if isinstance(contents, str) else contents
 
 
 def test_a_byte_level_bpe_is_read_with_the_same_tokens_merges_and_end(tmp_path: Path) -> None:
@@ -198,6 +198,23 @@ def test_tokens_that_are_found_in_a_text_stay_such() -> None:
     tokenizer = SubwordTokenizer(json.dumps(saved))
     vocabulary = gguf_vocabulary(tokenizer, len(tokenizer))
     assert (vocabulary.tokens[300], vocabulary.kinds[300]) == ("<think>", USER_DEFINED)
+
+
+def test_a_model_of_conversations_brings_its_template_and_the_ends_of_its_turns(tmp_path: Path) -> None:
+    saved = json.loads(learn_subwords(TEXTS, 300, 10**6).to_json())
+    for number, content in enumerate(("<s>", "<|im_end|>"), start=300):
+        saved["added_tokens"].append(saved["added_tokens"][0] | {"id": number, "content": content})
+    template = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    tokenizer = SubwordTokenizer(json.dumps(saved), tmp_path / "tokenizer.json")
+    assert tokenizer.chat is not None
+    tokenizer.follow(tokenizer.chat)
+    path = written(loaded(LLAMA, tokenizer), tmp_path, "F16")
+    field = gguf.GGUFReader(path).fields["tokenizer.chat_template"]
+    assert field.contents() == template
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    assert (theirs.bos_token, theirs.eos_token) == ("<s>", "<|im_end|>")
 
 
 def test_vocabularies_that_llama_cpp_would_read_wrongly_are_refused() -> None:

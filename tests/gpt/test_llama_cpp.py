@@ -23,6 +23,22 @@ llama_cpp = pytest.importorskip("llama_cpp")
 
 FP32 = 0
 """What llama.cpp calls the type, which it takes for its cache only where it is asked to."""
+AS_PUBLISHED = {"max_len": 64, "embedding_scale": 1.0, "tie_embeddings": True}
+PUBLISHED = {
+    "SmolLM2 135M": (
+        replace(replace(LLAMA, d_model=576, num_heads=9, num_kv_heads=3, d_ff=1536, rope_theta=1e5), **AS_PUBLISHED),
+        49_152,
+    ),
+    "Qwen3 0.6B": (
+        replace(
+            replace(QWEN3, d_model=1024, num_heads=16, num_kv_heads=8, head_dim=128, d_ff=3072, rope_theta=1e6),
+            **AS_PUBLISHED,
+        ),
+        151_936,
+    ),
+    "GPT-2 124M": (replace(replace(GPT2, d_model=768, num_heads=12, d_ff=3072), **AS_PUBLISHED), 50_257),
+}
+"""Their shapes, but for the number of layers and the context; and their vocabularies' sizes."""
 VERSE = """A quick brown fox jumps over 13 lazy dogs.
 "Why not?" said Zebra, who kept 742 of them;
 but nobody (that we know) has asked the dogs.
@@ -44,17 +60,30 @@ def llama(path: Path) -> Iterator[Any]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [*FORMS, *BEYOND])
-def test_logits_are_the_same(name: str, tmp_path: Path) -> None:
-    source = loaded((FORMS | BEYOND)[name])
+def assert_same_logits(source: LoadedGPT, path: Path) -> None:
     ids = torch.randint(256, (40,), generator=torch.Generator().manual_seed(1))
     expected = source.model(ids[None])[0]
-    with llama(written(source, tmp_path, "F32")) as theirs:
+    with llama(path) as theirs:
         theirs.eval(ids.tolist())
         found = torch.from_numpy(np.array(theirs.scores[: len(ids)]))
     # llama.cpp looks GELU up in a table of fp16.
     bound = 1e-3 if source.model.config.activation == "gelu_tanh" else 1e-5
     assert (found - expected).abs().max() <= bound * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", [*FORMS, *BEYOND])
+def test_logits_are_the_same(name: str, tmp_path: Path) -> None:
+    source = loaded((FORMS | BEYOND)[name])
+    assert_same_logits(source, written(source, tmp_path, "F32"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_logits_of_published_shapes_are_the_same(name: str, tmp_path: Path) -> None:
+    config, size = PUBLISHED[name]
+    source = loaded(config, padding=size - 257)
+    path = written(source, tmp_path, "F32")
+    assert_same_logits(source, path)
+    path.unlink()
 
 
 def trained(config: GPTConfig, model: ModelConfig, tokenizer: str, folder: Path) -> LoadedGPT:

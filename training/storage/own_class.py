@@ -107,7 +107,7 @@ def _imported(name: str, file: str) -> ModuleType:
     """A module, from its file where that still is, else from the folder of the command or Python's path."""
     is_there = os.path.isfile(file)
     for known in (sys.modules.get(name), sys.modules.get(SCRIPT)):
-        if is_there and os.path.realpath(getattr(known, "__file__", None) or "") == file:
+        if known is not None and is_there and os.path.realpath(getattr(known, "__file__", None) or "") == file:
             return known
     inside = name.count(".") + (Path(file).name == "__init__.py")
     folder = str(Path(file).parents[inside]) if is_there else os.getcwd()

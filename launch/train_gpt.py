@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gpt
+from gpt.initial_config import completed
 from training.runtime.errors import exit_code
+from training.storage.run_folder import RunFolder
 from training.train_command import evaluate_commands, show_losses, show_next, train_command
 
 if TYPE_CHECKING:
@@ -27,9 +29,17 @@ def main(task: "type[gpt.GPTTask] | None" = None) -> None:
         "Train a GPT on text.",
         DEFAULT_CONFIG,
         gpt.GPTConfig,
-        lambda config: (task or gpt.GPTTask)(config),
+        partial(make, task),
         partial(show, task),
+        completed,
     )
+
+
+def make(task: "type[gpt.GPTTask] | None", config: gpt.GPTConfig, run: RunFolder | None) -> "gpt.GPTTask":
+    """The task of a run; see `gpt.task.make_task`."""
+    from gpt.task import make_task
+
+    return make_task(task or gpt.GPTTask, config, run)
 
 
 def show(task: "type[gpt.GPTTask] | None", result: "Result", config: gpt.GPTConfig) -> None:
@@ -44,7 +54,7 @@ def show(task: "type[gpt.GPTTask] | None", result: "Result", config: gpt.GPTConf
     for piece in sample_text(best.model, best.tokenizer, default_prompt(best.tokenizer)):
         print(piece, end="", flush=True)
     print("\n\nWhat next:")
-    is_usual = config.data.source in ("auto", "hub") and can_read(best.tokenizer, "ROMEO:")
+    is_usual = config.data.source in ("auto", "comedies", "hub") and can_read(best.tokenizer, "ROMEO:")
     options = {"sample": ("--prompt", "ROMEO:") if is_usual else ()}
     print("\n".join(evaluate_commands(EVALUATE, run, type(best.model), "gpt", options)))
     show_next(result, config)

@@ -27,7 +27,7 @@ def main(task: "type[seq2seq.Seq2SeqTask] | None" = None) -> None:
         "Train an encoder-decoder on pairs of texts.",
         DEFAULT_CONFIG,
         seq2seq.Seq2SeqConfig,
-        lambda config: (task or seq2seq.Seq2SeqTask)(config),
+        lambda config, run: (task or seq2seq.Seq2SeqTask)(config),
         partial(show, task),
     )
 

@@ -74,7 +74,7 @@ BENCHMARKS = commands("launch/bench_kv_cache.py")
 OF_TRAINING = commands("launch/bench_training.py")
 PLANS = commands("launch/plan.py")
 OTHERS = commands("launch/doctor.py", "launch/bench_tokenisation.py", "launch/compare_compression.py")
-OF_SECONDS = commands("launch/evaluate.py", "launch/plot_runs.py", "data.dates", "data.text")
+OF_SECONDS = commands("launch/evaluate.py", "launch/plot_runs.py", "launch/runs.py", "data.dates", "data.text")
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,11 @@ def parse() -> Namespace:
     add("--output", type=str, required=True, help="The folder to make; nothing is overwritten.")
     weights = "The average of the weights, or themselves. Default: ema where there is one."
     add("--weights", choices=["ema", "raw"], help=weights)
+    add(
+        "--trust_code",
+        action="store_true",
+        help="Import the class that made the model, where the run names one of one's own: that runs its code.",
+    )
     add("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="Of the weights, but in gguf.")
     add("--gguf_type", choices=list(GGUF_TYPES), default="F32", help="Of the weights in gguf.")
     add("--license", type=str, help="The hub's word for the model's licence, such as mit, for the model card.")

@@ -4,7 +4,12 @@ import re
 import shlex
 from pathlib import Path
 
+import torch
 from helpers import ROOT, command
+
+from gpt.config import ModelConfig
+from gpt.model import GPT
+from training.publishing.parts import foreign_part
 
 SCRIPT = """
 from launch.train_seq2seq import main
@@ -47,3 +52,17 @@ def test_a_class_that_no_command_can_import_is_said(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "mine:made.<locals>.Own was defined within a function, from where none can import it; in P" in done.stdout
     assert "evaluate.py" not in done.stdout
+
+
+def test_a_class_that_says_that_it_computes_what_its_base_does_has_its_form() -> None:
+    class Same(GPT):
+        has_native_step = True
+
+    class Other(Same):
+        pass
+
+    config = ModelConfig(num_layers=1, d_model=8, num_heads=1)
+    plain, same, other = (made_by(config, 5) for made_by in (GPT, Same, Other))
+    assert (foreign_part(same, plain), foreign_part(other, plain)) == (None, "its class")
+    same.norm = torch.nn.RMSNorm(8)  # type: ignore[assignment]
+    assert foreign_part(same, plain) == "norm"

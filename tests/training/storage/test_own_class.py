@@ -94,9 +94,10 @@ def test_a_run_names_the_class_of_its_model_which_is_imported_where_its_code_is_
     identity = read_json(trained / "checkpoints/last/state.json")["identity"]
     assert identity["model_class"] == "mine:SquaredGPT"
     assert identity["model_file"] == str(trained.parent / "mine.py")
+    before = set(sys.modules)
     with pytest.raises(InputError, match=r"of one's own, mine:SquaredGPT: --trust_code \(in Python trust_code=True\)"):
         load_gpt(trained)
-    assert not [name for name in sys.modules if name.startswith("mine")], "nothing was imported"
+    assert not [name for name in set(sys.modules) - before if "mine" in name], "nothing was imported"
     model = load_gpt(trained, trust_code=True).model
     assert type(model).__name__ == "SquaredGPT"
     assert load_gpt(trained, model_class=type(model)).model.state_dict().keys() == model.state_dict().keys()

@@ -82,8 +82,9 @@ class MixedData:
             (rows_B, part.training_batch(start, len(rows_B))) for _, part, start, rows_B in self._shares(first, count)
         ]
         rows_B = torch.cat([rows_B for rows_B, _ in shares]).argsort()
-        inputs_BT = torch.cat([batch.inputs[0] for _, batch in shares])[rows_B]
-        return Batch((inputs_BT,), torch.cat([batch.targets_BT for _, batch in shares])[rows_B])
+        inputs = zip(*(batch.inputs for _, batch in shares), strict=True)
+        targets_BT = torch.cat([batch.targets_BT for _, batch in shares])[rows_B]
+        return Batch(tuple(torch.cat(parts)[rows_B] for parts in inputs), targets_BT)
 
     def describe_samples(self, first: int, count: int) -> str:
         """Which windows of which source stand at `first` to `first + count` of the stream."""

@@ -61,6 +61,7 @@ class Data(Protocol):
     """What a model is trained and validated on.
 
     It may have a method `cutter(device)`: what makes training batches with its tokens on the device, if they fit there.
+    It may have `context`: how many tokens of a sequence go through the model, where not all of them are targets.
     And it may have `validation_parts`: what `validation_batches` gives, by part, where the loss of each is to be named.
 
     Attributes:
@@ -110,6 +111,11 @@ class Beginning(Protocol):
 
     def begin(self, checkpoint: "Checkpoint | None") -> Begun:
         """Take the weights that a run begins with, unless it goes on from a checkpoint; all processes call this."""
+
+
+def tokens_at_once(data: Data) -> float:
+    """Tokens of a training sequence that go through the model: as many as targets, unless the data says otherwise."""
+    return float(getattr(data, "context", data.tokens_per_sample))
 
 
 class Task(Protocol):

@@ -141,6 +141,14 @@ def test_scripts_of_one_name_are_told_apart_and_read_anew(tmp_path: Path) -> Non
     assert imported("mine:A", files[0]).n == "changed"
 
 
+def test_modules_beside_scripts_are_those_of_their_own_folder(tmp_path: Path) -> None:
+    files = []
+    for folder in ("a", "bb"):
+        written(tmp_path, f"N = {len(folder)}", f"{folder}/beside.py")
+        files.append(written(tmp_path, "from beside import N\n\nclass A:\n    n = N", f"{folder}/mine.py"))
+    assert [imported("mine:A", file).n for file in (*files, *files)] == [1, 2, 1, 2]
+
+
 def test_a_class_of_a_package_is_imported_with_it(tmp_path: Path) -> None:
     written(tmp_path, "", "of_mine/__init__.py")
     written(tmp_path, "NUMBER = 5", "of_mine/beside.py")

@@ -63,8 +63,8 @@ def _all_words(words: list[str]) -> list[str]:
     early.add_argument("--resume", action="store_true")
     asked, _ = early.parse_known_args(words)
     if asked.resume:
-        if asked.output_dir is None:
-            raise InputError("--resume goes on with the sweep of --output_dir: name it")
+        if asked.output_dir is None or asked.sweep is not None:
+            raise InputError("--resume goes on with the sweep in --output_dir: name that, and no --sweep")
         return ["--config", str(Path(asked.output_dir) / BASE), *words]
     return [*(read_words(Path(asked.sweep)) if asked.sweep else []), *words]
 
@@ -188,7 +188,8 @@ def _run(
     left = sum(run.state not in FINISHED for run in sweep.runs)
     print(f"sweep       {folder}, {left} of {len(sweep.runs)} runs to do, {len(slots)} at once", flush=True)
     runner = Runner(sweep, folder, command, slots, steps=config.training.max_steps, say=partial(print, flush=True))
-    resume = python_command(sys.argv[0], "--output_dir", folder, "--resume")
+    jobs = ["--jobs", options.jobs] if options.jobs else []
+    resume = python_command(sys.argv[0], "--output_dir", folder, "--resume", *jobs)
     try:
         runner.run_all()
     except StoppedBySignal as stopped:

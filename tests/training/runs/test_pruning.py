@@ -58,13 +58,17 @@ def test_a_run_that_is_running_or_a_link_or_needed_is_never_removed(tmp_path: Pa
     adapter = f"init_from: {base.checkpoints}/step-00000020\nlora:\n  rank: 4\n"
     make_run(tmp_path / "adapter", more=adapter)
     make_run(tmp_path / "tuned", more=f"init_from: {free.path}\n")
+    begun = make_run(tmp_path / "begun", [], more=f"init_from: {make_run(tmp_path / 'source').path}\n")
+    begun.metrics_file.touch()
     (tmp_path / "link").symlink_to(free.path)
     running.claim()
     runs = [*find_runs(tmp_path), read_run(tmp_path / "link")]
     reasons = {run.path.name: obstacle(run, runs) for run in runs}
     assert reasons == {
         "running": "it is running",
-        "base": f"{tmp_path / 'adapter'} is an adapter for its weights",
+        "base": f"{tmp_path / 'adapter'} needs its weights",
+        "source": f"{tmp_path / 'begun'} needs its weights",
+        "begun": None,
         "link": "it is a link, and what it leads to lies elsewhere",
         "free": None,
         "adapter": None,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data.answer_tokens import answers_sha256
 from data.characters import CharTokenizer, UnknownCharacters
 from data.config import TextConfig
 from data.mix import mixed_sha256
@@ -92,6 +93,8 @@ def sha256(source: Source, data: TextConfig | None = None, tokenizer: Tokenizer 
     borders of documents (see `Scan`). Of a mix it is that of all its texts and of their weights.
     """
     data = data or TextConfig()
+    if source.rows is not None:
+        return answers_sha256(source.rows, data, tokenizer)
     if source.parts:
         parts = [sha256(source.parts[name], part, tokenizer) for name, part in data.parts.items()]
         return mixed_sha256(parts, data.mix or "")

@@ -11,7 +11,7 @@ from typing import get_args
 from decoding.model_type import ModelType, asked_model_type
 from gpt.config import GPTConfig
 from seq2seq.config import Seq2SeqConfig
-from training.config.command_line import Namespace, StrictParser, config_to_yaml
+from training.config.command_line import Namespace, StrictParser, config_to_yaml, parse_config_text
 from training.config.sections import RunConfig
 from training.runtime.errors import CommandError, InputError, StoppedBySignal, exit_code
 from training.runtime.packages import needed_package
@@ -138,7 +138,7 @@ def _sweep(
     """
     if options.resume:
         sweep = read_sweep(folder)
-        if config_to_yaml(config) != read_text(folder / BASE):
+        if config != parse_config_text(type(config), read_text(folder / BASE)):
             raise InputError(f"{folder} is a sweep of another configuration: leave --config and its options out")
         sweep.early_stop = sweep.early_stop or options.early_stop
     elif os.path.lexists(folder / FILE) or RunFolder(folder).in_use:

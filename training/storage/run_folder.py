@@ -225,6 +225,12 @@ def newest_run(name: str) -> RunFolder | None:
     return RunFolder(RUNS / f"{name}-{max(started)}") if started else None
 
 
+def begun_run(name: str, output_dir: Path | None) -> RunFolder | None:
+    """The run that a resume goes on with: the newest runs/NAME-N, or the one in `output_dir`; None where none began."""
+    run = newest_run(name) if output_dir is None else RunFolder(output_dir)
+    return run if run is not None and os.path.lexists(run.config_file) else None
+
+
 def _numbers(name: str) -> list[int]:
     pattern = re.compile(re.escape(name) + r"-(\d+)")
     found = [pattern.fullmatch(path.name) for path in RUNS.iterdir()] if RUNS.is_dir() else []

@@ -97,8 +97,8 @@ def test_a_run_that_is_running_or_has_no_sound_checkpoint_is_not_copied_whole(tm
 
 
 def test_what_a_copy_needs_is_said(tmp_path: Path) -> None:
-    adapter = "init_from: runs/base\ninit_sha256: abc\nlora:\n  rank: 4\n"
-    for name, more in (("tuned", "init_from: runs/base\n"), ("adapter", adapter)):
+    source = {"init_from": "runs/base", "init_sha256": "abc"}
+    for name, more in (("tuned", source), ("adapter", {**source, "lora": {"rank": 4}})):
         copy_checkpoint(make_run(tmp_path / name, more=more).path, tmp_path / f"{name}-copy")
     assert needs(tmp_path / "tuned-copy") is None
     assert needs(tmp_path / "adapter-copy") == (

@@ -55,10 +55,11 @@ def test_a_run_is_chosen_by_its_name_however_it_is_written(folder: Path, monkeyp
 def test_a_run_that_is_running_or_a_link_or_needed_is_never_removed(tmp_path: Path) -> None:
     running, free = make_run(tmp_path / "running"), make_run(tmp_path / "free")
     base = make_run(tmp_path / "base")
-    adapter = f"init_from: {base.checkpoints}/step-00000020\nlora:\n  rank: 4\n"
+    adapter = {"init_from": f"{base.checkpoints}/step-00000020", "lora": {"rank": 4}}
     make_run(tmp_path / "adapter", more=adapter)
-    make_run(tmp_path / "tuned", more=f"init_from: {free.path}\n")
-    begun = make_run(tmp_path / "begun", [], more=f"init_from: {make_run(tmp_path / 'source').path}\n")
+    make_run(tmp_path / "tuned", more={"init_from": str(free.path)})
+    source = make_run(tmp_path / "source")
+    begun = make_run(tmp_path / "begun", [], more={"init_from": str(source.path)})
     begun.metrics_file.touch()
     (tmp_path / "link").symlink_to(free.path)
     running.claim()

@@ -19,10 +19,12 @@ from helpers import ROOT, command, read_metrics
 from torch.distributed.run import get_args_parser
 
 from data.tokenizer import make_tokenizer
-from gpt.config import ModelConfig
+from gpt.config import GPTConfig, ModelConfig
 from gpt.model import GPT
 from gpt.transformers_form import form_config, form_weights
+from training.config.command_line import config_to_yaml, parse_config_text
 from training.storage.tensor_file import file_order, write_tensors
+from training.sweep.record import Sweep, SweepRun
 
 README = (ROOT / "README.md").read_text()
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))}
@@ -154,6 +156,19 @@ def test_a_training_is_parsed_as_it_stands(each: Typed, place: Path) -> None:
     done = command(each.script, *each.arguments, "--print_config", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "max_steps:" in done.stdout
+
+
+@pytest.mark.parametrize("each", commands("launch/sweep.py"), ids=name)
+def test_a_sweep_is_planned_as_it_stands(each: Typed, place: Path) -> None:
+    if "--resume" in each.arguments:
+        known = Path(place / each.arguments[each.arguments.index("--output_dir") + 1])
+        known.mkdir(parents=True, exist_ok=True)
+        quick = parse_config_text(GPTConfig, (ROOT / "configs/gpt/quick.yaml").read_text())
+        (known / "base.yaml").write_text(config_to_yaml(quick))
+        Sweep("gpt", "val_loss", early_stop=False, runs=[SweepRun("seed=1", {}, 1)]).write(known)
+    done = command(each.script, *each.arguments, "--dry_run", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "none started (--dry_run)" in done.stdout
 
 
 @pytest.mark.ci

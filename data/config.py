@@ -18,7 +18,8 @@ Packing = Literal["joined", "documents"]
 FRAME = 2
 """A source takes so many tokens more than its symbols: start and end. A target takes one more, the start or the end."""
 TEXT_SOURCES = (
-    "auto, hub, hub:OWNER/NAME, a text file or a folder of them, a pattern, several of these with commas, or python"
+    "auto, comedies, hub, hub:OWNER/NAME, a text file or a folder of them, a pattern, several of these with commas, or "
+    "python"
 )
 
 MIN_BPE, MAX_BPE = 257, 10**6
@@ -65,7 +66,8 @@ class TextConfig(Section):
     What a source holds is known by its content: another way to the same text changes no step.
 
     Attributes:
-        source: auto (Tiny Shakespeare from the packaged plays, else from the hub), hub (Tiny Shakespeare from the
+        source: auto (Tiny Shakespeare from the packaged plays, else from the hub), comedies (those of Shakespeare that
+            Tiny Shakespeare leaves out, from the same package), hub (Tiny Shakespeare from the
             Hugging Face hub), hub:OWNER/NAME (a data set of the hub: trains on its split train, validates on
             validation, else test, else the last 10 % of train), python (the Python sources of this environment: the
             standard library and the installed packages), a text file, a .jsonl or .parquet file with a column of text,
@@ -165,8 +167,8 @@ class TextConfig(Section):
     def _fitting(source: str) -> dict[str, bool]:
         """Whether the options that are for some sources alone are for this one."""
         hub = source == "hub" or hub_name(source) is not None
-        rows = hub or source not in ("auto", "python")
-        files = not hub and source != "auto"
+        rows = hub or source not in ("auto", "comedies", "python")
+        files = not hub and source not in ("auto", "comedies")
         of_rows = dict.fromkeys(("column", *ANSWER_COLUMNS, "on_bad_row"), rows)
         return of_rows | {"include": files, "revision": hub, "subset": hub}
 

@@ -34,6 +34,7 @@ class MixedData:
         seed: Of the run.
         data: With the weights; how to split each text, and into which tokens.
         make: Makes the data of one of the sources.
+        tokenizer: One that exists, in the place of the one that `data` names.
 
     Raises:
         InputError: As `TextData`, for one of the sources.
@@ -42,10 +43,16 @@ class MixedData:
     order = ORDER
 
     def __init__(
-        self, source: Source, context: int, seed: int, data: TextConfig, make: Callable[..., TextData] = TextData
+        self,
+        source: Source,
+        context: int,
+        seed: int,
+        data: TextConfig,
+        make: Callable[..., TextData] = TextData,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self._counts, self._seed = tuple(parse_mix(data.mix or "").values()), derive_seed(seed, "mix")
-        self.tokenizer: Tokenizer = shared_tokenizer(source, data)
+        self.tokenizer: Tokenizer = tokenizer or shared_tokenizer(source, data)
         self.parts = {
             name: make(source.parts[name], context, derive_seed(seed, "mix", number), part, self.tokenizer)
             for number, (name, part) in enumerate(data.parts.items())

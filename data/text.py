@@ -19,7 +19,7 @@ from data.documents import Chained, Documents, InMemory
 from data.files import Found, ListedFile, list_files, look_into
 from data.hub import PARQUET_REVISION, SPLITS, HubRows, Request, load_hub_rows
 from data.mix import parse_mix
-from data.plays import SHA256, PlaysError, build_text
+from data.plays import SHA256, PlaysError, build_comedies, build_text
 from data.remembered import remembered
 from data.row_streams import is_row_file
 from training.config.command_line import StrictParser
@@ -64,6 +64,8 @@ def load_source(data: TextConfig) -> Source:
         return Source(InMemory([]), rows.origin, rows=rows)
     if data.source == "auto":
         source = _plays_or_hub(data)
+    elif data.source == "comedies":
+        source = Source(InMemory([build_comedies()]), "Shakespeare's comedies, from the packaged plays")
     elif data.hub_name:
         source = _hub(data.hub_name, data)
     else:

@@ -20,7 +20,7 @@ from layers.feed_forward import SwiGLU
 
 
 class Rows(nn.Module):
-    """Some outputs of a layer without bias, which holds the weights.
+    """Some outputs of a layer, which holds the weights.
 
     Args:
         whole: The layer.
@@ -42,9 +42,15 @@ class Rows(nn.Module):
         whole = self._whole[0]
         return whole.scale_O[self._rows] if isinstance(whole, Int8Linear) else None
 
+    @property
+    def bias(self) -> Tensor | None:
+        """Of its outputs, (O,), where there is one: a view."""
+        bias: Tensor | None = self._whole[0].bias
+        return None if bias is None else bias[self._rows]
+
     def forward(self, x_BTI: Tensor) -> Tensor:
         """Map (B, T, I) to (B, T, O)."""
-        return product(x_BTI, self.weight, self.scale_O)
+        return product(x_BTI, self.weight, self.scale_O, self.bias)
 
 
 def merge_products(model: nn.Module) -> None:
@@ -61,13 +67,18 @@ def _merge(module: MultiHeadAttention | SwiGLU, names: Sequence[str]) -> None:
     layers = [getattr(module, name) for name in names]
     if {type(layer) for layer in layers} not in ({nn.Linear}, {Int8Linear}):
         return  # Merged already, or layers that nobody here knows.
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    if len(biases) not in (0, len(layers)):
+        return
     ends = list(accumulate(len(layer.weight) for layer in layers))
     whole = layers[0]
     if isinstance(whole, Int8Linear):
         whole.scale_O = torch.cat([layer.scale_O for layer in layers])
         whole.weight = torch.cat([layer.weight for layer in layers])
+        whole.bias = torch.cat(biases) if biases else None
     else:
         whole.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
+        whole.bias = nn.Parameter(torch.cat(biases), requires_grad=False) if biases else None
         whole.out_features = ends[-1]
     module.merged = whole
     for name, start, end in zip(names, [0, *ends], ends, strict=False):

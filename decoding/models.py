@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from decoding.int8 import Int8Linear
 from decoding.merging import Rows
-from layers import CachePositions, KVCache, Memory, RMSNorm, RotaryAngles, RotaryPositions
+from layers import CachePositions, KVCache, LayerNorm, Memory, RMSNorm, RotaryAngles, RotaryPositions
 from layers.attention import MultiHeadAttention
 from layers.block import Block
 from layers.dropout import Dropout
-from layers.feed_forward import SwiGLU
+from layers.feed_forward import GELU, SwiGLU
 from layers.norm import Norm
 from layers.positions import LearnedPositions, SinusoidalPositions
 
 _KNOWN = (
-    *(Block, MultiHeadAttention, SwiGLU, RMSNorm, Int8Linear, Rows),
+    *(Block, MultiHeadAttention, SwiGLU, GELU, RMSNorm, LayerNorm, Int8Linear, Rows),
     *(LearnedPositions, RotaryPositions, SinusoidalPositions),
     *(nn.Linear, nn.Embedding, nn.Identity, Dropout),
 )
@@ -103,13 +103,5 @@ def unknown_parts(model: CachedModel) -> set[str]:
     The model's very class is known where it says `has_native_step`.
     """
     modules = (module for part in decoder_parts(model) for module in part.modules())
-    unknown = {_part(module) for module in modules if type(module) not in _KNOWN or _has_bias(module)}
+    unknown = {type(module).__name__ for module in modules if type(module) not in _KNOWN}
     return unknown | (set() if vars(type(model)).get("has_native_step") else {type(model).__name__})
-
-
-def _part(module: nn.Module) -> str:
-    return type(module).__name__ + (" with a bias" if _has_bias(module) else "")
-
-
-def _has_bias(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) and module.bias is not None

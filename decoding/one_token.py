@@ -7,7 +7,7 @@ a kernel or two:
 - A product with one token is a sum for each output, which torch.compile writes together with what stands around it.
   Weights are read as they are stored, int8 as well, and summed in fp32.
 - A norm before a product is applied behind it: each output sums the squares of the inputs beside its own products, so
-  that no kernel has to come first.
+  that no kernel has to come first; for LayerNorm also the inputs, and its own weights.
 - With rotary positions a head is computed in two parts, its halves, so that the numbers that turn each other meet.
 - Attention takes the maximum and the sum of its weights anew for each output, in the kernel of the sum of the values.
 
@@ -29,7 +29,7 @@ from layers import KVCache, RMSNorm, RotaryPositions
 from layers.attention import MultiHeadAttention
 from layers.block import Block
 from layers.feed_forward import SwiGLU
-from layers.norm import Norm
+from layers.norm import LayerNorm, Norm
 
 LONG_CONTEXT = 2048
 """Beyond so many slots torch.compile may split the sums of attention over more kernels: a single one is slow there."""
@@ -134,16 +134,17 @@ def _mix(block: Block, x_M: Tensor, attended: Parts) -> tuple[Tensor, Tensor]:
     """The token after attention, and what the feed-forward layer holds of it, (F,)."""
     weight_MHPE = block.attention.out.weight.view(len(x_M), -1, len(attended), attended[0].size(-1)).float()
     sums_M = sum((weight_MHPE[:, :, p] * part.flatten(0, 1)).sum((-2, -1)) for p, part in enumerate(attended))
-    x_M = x_M + sums_M * _scale(block.attention.out)
+    x_M = x_M + sums_M * _scale(block.attention.out) + _bias(block.attention.out)
     feed_forward, norm = block.feed_forward, block.feed_forward_norm
-    assert isinstance(feed_forward, SwiGLU)
-    gate_F, up_F = (_normed_product(norm, layer, x_M) for layer in (feed_forward.gate, feed_forward.up))
-    return x_M, F.silu(gate_F) * up_F
+    up_F = _normed_product(norm, feed_forward.up, x_M)
+    if isinstance(feed_forward, SwiGLU):
+        return x_M, F.silu(_normed_product(norm, feed_forward.gate, x_M)) * up_F
+    return x_M, F.gelu(up_F, approximate=feed_forward.approximate)
 
 
 def _down(block: Block, x_M: Tensor, hidden_F: Tensor) -> Tensor:
     down = block.feed_forward.down
-    return x_M + (down.weight.float() * hidden_F).sum(-1) * _scale(down)
+    return x_M + (down.weight.float() * hidden_F).sum(-1) * _scale(down) + _bias(down)
 
 
 def _head(model: LanguageModel, x_M: Tensor) -> Tensor:
@@ -157,7 +158,13 @@ def _normed_product(
     weight: Tensor = layer.weight.view(*shape, len(x_I))[chosen]  # type: ignore[operator]
     sums = (weight.float() * (x_I * norm.weight.float())).sum(-1)
     squares = x_I.square().expand(weight.shape).mean(-1)
-    return sums * _scale(layer, shape, chosen) * _inverse_size(norm, squares)
+    scale, added = _scale(layer, shape, chosen), _bias(layer, shape, chosen)
+    if isinstance(norm, LayerNorm):
+        mean = x_I.expand(weight.shape).mean(-1)
+        sums = sums - mean * (weight.float() * norm.weight.float()).sum(-1)
+        squares = squares - mean.square()
+        added = added + (weight.float() * norm.bias.float()).sum(-1) * scale
+    return sums * scale * _inverse_size(norm, squares) + added
 
 
 def _scale(layer: nn.Module, shape: tuple[int, ...] = (-1,), chosen: Any = ...) -> Tensor | float:
@@ -166,9 +173,14 @@ def _scale(layer: nn.Module, shape: tuple[int, ...] = (-1,), chosen: Any = ...) 
     return 1.0 if scale_O is None else scale_O.view(shape)[chosen]
 
 
+def _bias(layer: nn.Module, shape: tuple[int, ...] = (-1,), chosen: Any = ...) -> Tensor | float:
+    bias_O: Tensor | None = getattr(layer, "bias", None)
+    return 0.0 if bias_O is None else bias_O.float().view(shape)[chosen]
+
+
 def _inverse_size(norm: nn.Module, squares: Any) -> Tensor | float:
     """By what a norm multiplies besides its weight, given mean squares; 1 where there is no norm."""
-    return (squares + norm.eps).rsqrt() if isinstance(norm, RMSNorm) else 1.0
+    return (squares + norm.eps).rsqrt() if isinstance(norm, RMSNorm | LayerNorm) else 1.0
 
 
 def _turned(norm: nn.Module, parts: Parts, rotary: RotaryPositions | None, cache: KVCache) -> Parts:

@@ -57,7 +57,7 @@ def compose(options: Namespace) -> None:
     """Write texts, as the options ask for it."""
     Sampling.of(options)  # What is wrong with it is said before a model is loaded.
     set_cpu_threads()
-    loaded = load_gpt(options.checkpoint, inference_device(), weights=options.weights)
+    loaded = load_gpt(options.checkpoint, inference_device(), weights=options.weights, trust_code=options.trust_code)
     convert(loaded.model, options.precision or "fp32")
     # Those of several texts are read at once, and how long a conversation gets is not known.
     decoder = Decoder(loaded.model, options.mode, 0 if options.interactive else options.max_new_tokens)
@@ -203,7 +203,7 @@ def other_text(run: TextConfig, given: dict[str, Any]) -> TextConfig:
 
 def measure(options: Namespace) -> None:
     """Print the loss over every target of a split, in the precision of the run."""
-    loaded = load_gpt(options.checkpoint, weights=options.weights)
+    loaded = load_gpt(options.checkpoint, weights=options.weights, trust_code=options.trust_code)
     int8 = options.precision == "int8"
     if int8:
         convert(loaded.model, "int8")

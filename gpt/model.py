@@ -1,12 +1,17 @@
 """The decoder-only transformer.
 
-Choices: pre-norm blocks with RMSNorm, no biases, SwiGLU, optional query-key norm, grouped key-value heads, three kinds
-of positions, head tied to the embedding or not. The number of parameters, with head size D = M / H, is
+Choices: pre-norm blocks, optional query-key norm, grouped key-value heads, three kinds of positions, head tied to the
+embedding or not; RMSNorm, SwiGLU and no biases unless the configuration asks for what other models have. The number of
+parameters, with head size D, M / H unless it is given, is
 
-    V M + L (2 M M + 2 M K D + 3 M F + 2 M) + M          embedding, blocks, final norm
+    V M + L (2 M H D + 2 M K D + 3 M F + 2 M) + M        embedding, blocks, final norm
     + V M unless tied                                     head
     + 2 L D with query-key norm                           query and key norms
     + max_len M with learned positions                    positions
+    + (2 L + 1) M with LayerNorm                          biases of norms
+    - L M F with GELU                                     two matrices in place of three
+    + L (H D + 2 K D + M) with `attention_bias`
+    + L (2 F + M) with `feed_forward_bias`                L (F + M) with GELU
 
 Shapes: B batch, T tokens, M model size, V vocabulary, and in the formula L layers, H heads, K key-value heads, F
 feed-forward size.
@@ -102,10 +107,11 @@ class GPT(Transformer):
     def flops_per_token(self) -> float:
         """Floating point operations of one token's forward and backward pass in training on whole contexts.
 
-        Six per weight of a matrix and twelve per layer, width and token of the context (Chowdhery et al. 2022, "PaLM",
-        appendix B), which counts attention as if it saw all of the context.
+        Six per weight of a matrix and twelve per layer, column of a head and token of the context (Chowdhery et al.
+        2022, "PaLM", appendix B), which counts attention as if it saw all of the context.
         """
         weights = sum(module.weight.numel() for module in self.modules() if isinstance(module, nn.Linear))
         if self.head is None:
             weights += self.embedding.weight.numel()
-        return 6.0 * weights + 12.0 * self.config.num_layers * self.config.d_model * self.config.max_len
+        columns = self.config.num_layers * self.config.num_heads * self.config.head_size
+        return 6.0 * weights + 12.0 * columns * self.config.max_len

@@ -20,20 +20,30 @@ from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, Mode
 from decoding.decoder import Decoder
 from decoding.sampling import Sampling
 from decoding.writing import write
+from gpt.beginning import begin, check_covered, initial_tokenizer
 from gpt.config import GPTConfig
+from gpt.initial_config import completed, given_in_code
 from gpt.model import GPT
 from training.evaluation import mean_loss
 from training.run import Result, train
 from training.runtime.errors import InputError, require_finite
 from training.seeds import generator
+from training.storage.checkpoint import Checkpoint
 from training.storage.loading import Device, Loaded, Weights, load_model
-from training.task import evaluating, tokens_at_once
+from training.storage.run_folder import RunFolder, begun_run
+from training.task import Begun, evaluating, tokens_at_once
 
 TOKENIZER_FILE = "tokenizer.json"
 
 
 class GPTTask:
-    """A fresh GPT and its text. Subclasses may bring another model, another text, or more metrics."""
+    """A fresh GPT and its text. Subclasses may bring another model, another text, or more metrics.
+
+    Args:
+        config: The configuration.
+        run: The run that goes on, of those that began with a model that exists: it has that one's tokenizer. None for
+            one that starts.
+    """
 
     model_type = "gpt"
     model_class: type[GPT] = GPT
@@ -41,20 +51,28 @@ class GPTTask:
     shows_samples = False
     sample_length = SAMPLE_LENGTH
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, run: RunFolder | None = None) -> None:
         self.config = config
+        tokenizer = initial_tokenizer(config, run)
         source, of_run = self.load_source(), (config.model.max_len, config.seed, config.data)
+        if source.rows is None:
+            check_covered(source, config, tokenizer)
         self.data: TextData | MixedData | AnswerData
         if source.rows is not None:
-            self.data = AnswerData(source, *of_run)
+            self.data = AnswerData(source, *of_run, tokenizer)
         elif source.parts:
-            self.data = MixedData(source, *of_run, self.data_class)
+            self.data = MixedData(source, *of_run, self.data_class, tokenizer)
         else:
-            self.data = self.data_class(source, *of_run)
+            self.data = self.data_class(source, *of_run, *([] if tokenizer is None else [tokenizer]))
         self.model = self.model_class(config.model, len(self.data.tokenizer))
         self.model.init_weights(generator(config.seed, "weights"))
         # Of each target: where few tokens are targets, all of them are computed for these.
         self.flops_per_token = self.model.flops_per_token() * tokens_at_once(self.data) / self.data.tokens_per_sample
+
+    def begin(self, checkpoint: Checkpoint | None) -> Begun:
+        """Take the weights that the configuration's `init_from` names, unless the run goes on from a checkpoint."""
+        self.config, origin = begin(self.config, self.model, self.data.tokenizer, checkpoint)
+        return Begun(self.config, origin)
 
     def load_source(self) -> Source:
         """The text to learn."""
@@ -146,7 +164,14 @@ def train_gpt(
     config: GPTConfig, *, task: type[GPTTask] = GPTTask, output_dir: Path | None = None, resume: bool = False
 ) -> Result:
     """Train a GPT; see `training.run.train`."""
-    return train(lambda: task(config), config, output_dir=output_dir, resume=resume)
+    run = begun_run(config.name, output_dir) if resume else None
+    config, notes = completed(config, given_in_code(config), run)
+    return train(lambda: make_task(task, config, run), config, output_dir=output_dir, resume=resume, notes=notes)
+
+
+def make_task(task: type[GPTTask], config: GPTConfig, run: RunFolder | None) -> GPTTask:
+    """The task of a run, which one that began with a model that exists may go on with."""
+    return task(config) if run is None or config.init_from is None else task(config, run)
 
 
 class LoadedGPT(Loaded[GPT, Tokenizer, GPTConfig]):
@@ -159,11 +184,16 @@ class LoadedGPT(Loaded[GPT, Tokenizer, GPTConfig]):
 
 
 def load_gpt(
-    path: Path | str, device: Device = "cpu", *, weights: Weights | None = None, model_class: type[GPT] = GPT
+    path: Path | str,
+    device: Device = "cpu",
+    *,
+    weights: Weights | None = None,
+    model_class: type[GPT] | None = None,
+    trust_code: bool = False,
 ) -> LoadedGPT:
     """Load the GPT of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`."""
-    reader = GPTConfig, TOKENIZER_FILE, read_tokenizer, "GPT"
-    loaded = LoadedGPT(*load_model(path, device, weights, model_class, *reader))
+    reader = GPT, GPTConfig, TOKENIZER_FILE, read_tokenizer, "GPT"
+    loaded = LoadedGPT(*load_model(path, device, weights, model_class, *reader, trust_code=trust_code))
     follow_chat(loaded.tokenizer, loaded.config.data)
     return loaded
 

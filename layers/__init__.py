@@ -11,7 +11,7 @@ from layers.attention import MultiHeadAttention, mask_of_documents
 from layers.block import Block, Memory
 from layers.cache import CachePositions, KVCache, LayerCache
 from layers.feed_forward import GELU, SwiGLU
-from layers.norm import RMSNorm
+from layers.norm import LayerNorm, RMSNorm
 from layers.positions import LearnedPositions, RotaryAngles, RotaryPositions, SinusoidalPositions, build_positions
 from layers.transformer import Transformer
 
@@ -21,6 +21,7 @@ __all__ = [
     "CachePositions",
     "KVCache",
     "LayerCache",
+    "LayerNorm",
     "LearnedPositions",
     "Memory",
     "MultiHeadAttention",

@@ -35,9 +35,26 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
-Norm = RMSNorm | nn.LayerNorm
+class LayerNorm(nn.LayerNorm):
+    """`weight * (x - mean(x)) / sqrt(variance(x) + eps) + bias` (Ba et al. 2016), in the dtype of `x`.
+
+    Args:
+        size: Size of the last dimension.
+        eps: Keeps the division finite.
+    """
+
+    def __init__(self, size: int, eps: float = 1e-5) -> None:
+        super().__init__(size, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` of any shape that ends in `size`; the result has its shape."""
+        # In shards, weights have fewer bits than what comes in: torch's own layer takes no such pair on a CPU.
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+Norm = RMSNorm | LayerNorm
 
 
 def build_norm(kind: Literal["rms", "layer"], size: int, eps: float) -> Norm:
-    """A norm of the last dimension: `RMSNorm`, or LayerNorm with its bias (Ba et al. 2016)."""
-    return RMSNorm(size, eps) if kind == "rms" else nn.LayerNorm(size, eps)
+    """A norm of the last dimension."""
+    return RMSNorm(size, eps) if kind == "rms" else LayerNorm(size, eps)

@@ -21,12 +21,14 @@ def linears(x: Tensor, *layers: nn.Module, merged: nn.Module | None = None) -> t
     """
     if merged is not None:
         return (merged(x),)
-    if x.numel() < MIN_TOKENS * x.size(-1) or not all(map(_is_plain, layers)):
+    plain = [layer for layer in layers if type(layer) is nn.Linear and _is_whole(layer)]
+    with_bias = sum(layer.bias is not None for layer in plain)
+    if x.numel() < MIN_TOKENS * x.size(-1) or len(plain) < len(layers) or with_bias not in (0, len(plain)):
         return tuple(layer(x) for layer in layers)
-    return (F.linear(x, torch.cat([layer.get_parameter("weight") for layer in layers])),)
+    weight = torch.cat([layer.weight for layer in plain])
+    return (F.linear(x, weight, torch.cat([layer.bias for layer in plain]) if with_bias else None),)
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is its matrix and nothing else, in training."""
-    plain = type(layer) is nn.Linear and layer.bias is None and isinstance(layer.weight, nn.Parameter)
-    return plain and not hasattr(layer, "apart")
+def _is_whole(layer: nn.Linear) -> bool:
+    """Whether a layer has its own weights at hand, in training."""
+    return isinstance(layer.weight, nn.Parameter) and not hasattr(layer, "apart")

@@ -15,7 +15,7 @@ from layers.block import Block
 from layers.cache import KVCache
 from layers.dropout import Dropout, set_sample_seeds
 from layers.feed_forward import FeedForward
-from layers.norm import Norm, RMSNorm, build_norm
+from layers.norm import LayerNorm, Norm, RMSNorm, build_norm
 from layers.positions import LearnedPositions, RotaryAngles, build_positions
 
 
@@ -72,9 +72,9 @@ class Transformer(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.weight.normal_(0.0, module.in_features**-0.5, generator=generator)
-            elif isinstance(module, RMSNorm | nn.LayerNorm):
+            elif isinstance(module, RMSNorm | LayerNorm):
                 module.weight.fill_(1.0)
-            if isinstance(module, nn.Linear | nn.LayerNorm) and module.bias is not None:
+            if isinstance(module, nn.Linear | LayerNorm) and module.bias is not None:
                 module.bias.zero_()
         self.embedding.weight.normal_(0.0, self.embedding.embedding_dim**-0.5, generator=generator)
         for module in self.modules():

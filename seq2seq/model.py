@@ -2,8 +2,7 @@
 
 The encoder reads the whole source in both directions; the decoder predicts each next token of the target from those
 before it (causal self-attention) and from what the encoder made of the source (cross-attention). Blocks are made as the
-GPT's are: pre-norm with RMSNorm, no biases, SwiGLU, optional query-key norm, grouped key-value heads. Source and target
-share one embedding (Vaswani et al. 2017, section 3.4).
+GPT's are (`gpt/model.py`). Source and target share one embedding (Vaswani et al. 2017, section 3.4).
 
 With rotary positions, cross-attention may know positions as well (`cross_positions`): queries are rotated by their
 position in the target, keys by theirs in the source: a head can look at a fixed distance whatever the length, as
@@ -183,4 +182,4 @@ def _first(positions_BP: Tensor | None, count: int) -> Tensor | None:
 
 
 def _weights(linears: Sequence[nn.Module]) -> int:
-    return sum(p.numel() for linear in linears for p in linear.parameters())
+    return sum(linear.get_parameter("weight").numel() for linear in linears)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,17 @@ from layers import KVCache
 NARROW = ModelConfig(num_layers=2, d_model=24, num_heads=4, d_ff=40, max_len=36)
 WIDE = ModelConfig(num_layers=2, d_model=128, num_heads=4, d_ff=384, max_len=72)
 LONG_HEADS = ModelConfig(num_layers=1, d_model=168, num_heads=2, d_ff=52, max_len=36)
+# As GPT-2, with another head size and activation; as Qwen3 and Llama 3.1, with fewer key-value heads.
+GPT2 = replace(
+    NARROW, positions="learned", qk_norm=False, norm="layer", norm_eps=1e-2, activation="gelu_tanh",
+    attention_bias=True, feed_forward_bias=True, embedding_scale=1.0, tie_embeddings=True,
+)  # fmt: skip
+OTHER_SHAPES = {
+    "GPT-2": GPT2,
+    "GPT-2, heads apart": replace(GPT2, head_dim=10, activation="gelu", norm_eps=1e-5, tie_embeddings=False),
+    "Qwen3": replace(NARROW, num_kv_heads=2, head_dim=16, rope_theta=1e6, norm_eps=0.1, embedding_scale=1.0),
+    "Llama": replace(NARROW, qk_norm=False, head_dim=8, rope_scaling="llama3:8:1:4:16", attention_bias=True),
+}
 
 BF16 = 2.0**-8
 """What rounding to bf16 changes in a number."""
@@ -80,8 +92,10 @@ def in_fp32(model: GPT) -> GPT:
     for module in list(exact.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Int8Linear):
-                linear = nn.Linear(child.weight.size(1), child.weight.size(0), bias=False)
+                linear = nn.Linear(child.weight.size(1), child.weight.size(0), bias=child.bias is not None)
                 linear.weight.data = child.weight.float() * child.scale_O[:, None]
+                if child.bias is not None:
+                    linear.bias.data = child.bias
                 setattr(module, name, linear)
     return exact.float()
 

@@ -24,6 +24,20 @@ POSITIONS = [
         "tie_embeddings": True,
     },
 ]
+OTHER_SHAPES: list[dict[str, Any]] = [
+    {
+        "positions": "learned",
+        "cross_positions": "content",
+        "qk_norm": False,
+        "norm": "layer",
+        "activation": "gelu",
+        "attention_bias": True,
+        "feed_forward_bias": True,
+        "head_dim": 10,
+        "embedding_scale": 1.0,
+    },
+    {"positions": "rotary", "cross_positions": "start", "num_kv_heads": 1, "rope_scaling": "linear:2", "norm_eps": 0.1},
+]
 
 
 def random_model(vocab_size: int = 9, **changes: Any) -> EncoderDecoder:

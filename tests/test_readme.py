@@ -74,7 +74,7 @@ BENCHMARKS = commands("launch/bench_kv_cache.py")
 OF_TRAINING = commands("launch/bench_training.py")
 PLANS = commands("launch/plan.py")
 OTHERS = commands("launch/doctor.py", "launch/bench_tokenisation.py", "launch/compare_compression.py")
-OF_SECONDS = commands("launch/evaluate.py", "launch/plot_runs.py", "data.dates", "data.text")
+OF_SECONDS = commands("launch/evaluate.py", "launch/plot_runs.py", "launch/runs.py", "data.dates", "data.text")
 
 
 @pytest.fixture(scope="module")
@@ -254,8 +254,10 @@ def test_an_example_runs_and_resumes(example: str, text_file: Path, tmp_path: Pa
     if "line_breaks" in example:
         assert 0 <= read_metrics(tmp_path / "run")[-1]["line_breaks"] <= 1
     if "Squared" in example:
-        refused = command(ROOT / "launch/evaluate.py", "--checkpoint", "run", cwd=tmp_path)
-        assert re.fullmatch(r"error: the weights of \S+ are not those of a GPT: load them .*\n", refused.stderr)
+        evaluate = (ROOT / "launch/evaluate.py", "--checkpoint", tmp_path / "run", "--prompt", "7")
+        refused = command(*evaluate, cwd=ROOT)
+        assert re.fullmatch(r"error: the model of .*own, mine:SquaredGPT: --trust_code .*\n", refused.stderr)
+        assert len(command(*evaluate, "--max_new_tokens", "9", "--trust_code", cwd=ROOT).stdout) == 11
 
 
 def test_there_are_examples_of_a_layer_a_data_set_and_a_metric() -> None:

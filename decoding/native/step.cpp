@@ -163,29 +163,38 @@ enum Kind : int32_t { FP32 = 0, BF16 = 1, INT8 = 2 };
 
 struct Matrix {
     const void *weights;
-    const float *scales;  // of the rows, for int8
+    const float *scales, *bias;  // of the rows: scales for int8; null without
     int64_t rows, columns, kind;
 };
 
-struct Attention {
-    const float *norm;  // null where a block has no such attention
-    Matrix query, key, value, out;
-    const float *query_norm, *key_norm;  // null without
+struct Norm {
+    const float *weight;  // null where there is no norm
+    const float *bias;    // null for a root mean square, else of LayerNorm
+    float epsilon;
 };
+
+struct Attention {
+    Norm norm;  // none where a block has no such attention
+    Matrix query, key, value, out;
+    Norm query_norm, key_norm;
+};
+
+enum Activation : int64_t { SWIGLU, GELU, GELU_TANH };
 
 struct Block {
     Attention own, cross;  // cross.key and cross.value are not needed: their results are in the cache
-    const float *feed_forward_norm;
-    Matrix gate, up, down;
+    Norm feed_forward_norm;
+    Matrix gate, up, down;  // gate for SWIGLU alone
+    Activation activation;
 };
 
 struct Model {
-    int64_t layers, width, heads, kv_heads, head_size, hidden;
-    float epsilon, embedding_scale;
+    int64_t layers, width, heads, kv_heads, head_size, hidden;  // hidden: of the block that has most
+    float embedding_scale;
     Matrix embedding;
     const float *positions;   // a row for each position; null without
     const float *cos, *sin;   // the same, of head_size; null without
-    const float *norm;
+    Norm norm;
     Matrix head;
     const Block *blocks;
 };
@@ -265,8 +274,8 @@ inline void tile(const Matrix &matrix, int64_t row, const float *tokens, int64_t
     const Weight *rows = static_cast<const Weight *>(matrix.weights) + row * matrix.columns;
     dots<R, T>(rows, tokens + token * matrix.columns, matrix.columns, ahead, results);
     for (int r = 0; r < R; ++r) {
-        const float scale = matrix.scales ? matrix.scales[row + r] : 1.0f;
-        for (int t = 0; t < T; ++t) result(token + t, row + r, results[r][t] * scale);
+        const float scale = matrix.scales ? matrix.scales[row + r] : 1.0f, bias = matrix.bias ? matrix.bias[row + r] : 0.0f;
+        for (int t = 0; t < T; ++t) result(token + t, row + r, results[r][t] * scale + bias);
     }
 }
 
@@ -306,11 +315,22 @@ inline void product(const Matrix &matrix, const float *tokens, int64_t count, Sh
 
 // --- Layers ------------------------------------------------------------------------------------------------------
 
-inline void normalise(const float *from, const float *weight, int64_t size, float epsilon, float *to) {
+inline float mean(const float *from, int64_t size) {
+    Lanes sums = {};
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) sums += load(from + i);
+    float total = sum(sums);
+    for (; i < size; ++i) total += from[i];
+    return total / size;
+}
+
+inline void normalise(const float *from, const Norm &norm, int64_t size, float *to) {
+    const float centre = norm.bias ? mean(from, size) : 0.0f;
+    for (int64_t i = 0; i < size; ++i) to[i] = from[i] - centre;
     float squares[1][1];
-    dots<1, 1>(from, from, size, {}, squares);
-    const float scale = 1.0f / std::sqrt(squares[0][0] / size + epsilon);
-    for (int64_t i = 0; i < size; ++i) to[i] = from[i] * scale * weight[i];
+    dots<1, 1>(to, to, size, {}, squares);
+    const float scale = 1.0f / std::sqrt(squares[0][0] / size + norm.epsilon);
+    for (int64_t i = 0; i < size; ++i) to[i] = to[i] * scale * norm.weight[i] + (norm.bias ? norm.bias[i] : 0.0f);
 }
 
 inline void turn(float *head, const float *cos, const float *sin, int64_t size) {
@@ -348,8 +368,8 @@ void attend(const Model &model, const Attention &attention, const Stored &stored
     for (int64_t t = 0; t < tokens.count; ++t) {
         const int64_t token = sequence * tokens.count + t, position = tokens.lengths[sequence] + t;
         const float *cos = model.cos + position * size, *sin = model.sin + position * size;
-        const auto prepare = [&](float *head, const float *norm) {
-            if (norm) normalise(head, norm, size, model.epsilon, head);
+        const auto prepare = [&](float *head, const Norm &norm) {
+            if (norm.weight) normalise(head, norm, size, head);
             if (model.cos && (key || tokens.cross_rotary)) turn(head, cos, sin, size);
         };
         if (key) {
@@ -397,16 +417,25 @@ void attend(const Model &model, const Attention &attention, const Stored &stored
     }
 }
 
-inline Lanes gated(const Lanes &gate, const Lanes &up) {  // silu(gate) * up
-    return gate / (1.0f + exponential(gate > -80.0f ? -gate : Lanes{} + 80.0f)) * up;
+inline Lanes times_sigmoid(const Lanes &value, const Lanes &x) {
+    return value / (1.0f + exponential(x > -80.0f ? -x : Lanes{} + 80.0f));
 }
 
-inline void gated(float *gate, const float *up, int64_t begin, int64_t end) {
-    for (; begin + LANES <= end; begin += LANES) store(gate + begin, gated(load(gate + begin), load(up + begin)));
-    Lanes gates = {}, ups = {};
-    for (int64_t i = begin; i < end; ++i) gates[i - begin] = gate[i], ups[i - begin] = up[i];
-    gates = gated(gates, ups);
-    for (int64_t i = begin; i < end; ++i) gate[i] = gates[i - begin];
+inline Lanes activated(Activation activation, Lanes up, const Lanes &gate) {
+    if (activation == SWIGLU) return times_sigmoid(gate, gate) * up;
+    // x (1 + tanh(u)) / 2 is x times the sigmoid of 2 u; here is 2 sqrt(2 / pi).
+    if (activation == GELU_TANH) return times_sigmoid(up, 1.59576912f * (up + 0.044715f * up * up * up));
+    for (int lane = 0; lane < LANES; ++lane) up[lane] *= 0.5f * (1.0f + std::erf(0.707106781f * up[lane]));
+    return up;
+}
+
+inline void activate(Activation activation, float *up, const float *gate, int64_t begin, int64_t end) {
+    for (; begin + LANES <= end; begin += LANES)
+        store(up + begin, activated(activation, load(up + begin), load(gate + begin)));
+    Lanes ups = {}, gates = {};
+    for (int64_t i = begin; i < end; ++i) ups[i - begin] = up[i], gates[i - begin] = gate[i];
+    ups = activated(activation, ups, gates);
+    for (int64_t i = begin; i < end; ++i) up[i] = ups[i - begin];
 }
 
 inline float weight_at(const Matrix &matrix, int64_t index) {
@@ -422,14 +451,14 @@ extern "C" bool read_tokens(const Model *the_model, const Tokens *the_tokens) {
     const Tokens &tokens = *the_tokens;
     for (int64_t i = 0; i < tokens.batch * tokens.count; ++i)
         if (tokens.ids[i] < 0 || tokens.ids[i] >= model.embedding.rows) return false;
-    const int64_t count = tokens.batch * tokens.count, width = model.width, hidden = model.hidden;
+    const int64_t count = tokens.batch * tokens.count, width = model.width;
     const int64_t query_width = model.heads * model.head_size, key_width = model.kv_heads * model.head_size;
-    std::vector<float> memory(LANES + count * (2 * width + 2 * query_width + 2 * key_width + 2 * hidden));
+    std::vector<float> memory(LANES + count * (2 * width + 2 * query_width + 2 * key_width + 2 * model.hidden));
     const uintptr_t line = 4 * LANES;  // loads that lie in two cache lines take twice as long
     float *x = reinterpret_cast<float *>((reinterpret_cast<uintptr_t>(memory.data()) + line - 1) / line * line);
     float *normed = x + count * width, *query = normed + count * width;
     float *attended = query + count * query_width, *key = attended + count * query_width;
-    float *value = key + count * key_width, *gate = value + count * key_width, *up = gate + count * hidden;
+    float *value = key + count * key_width, *gate = value + count * key_width, *up = gate + count * model.hidden;
 
 #pragma omp parallel num_threads(tokens.threads)
     {
@@ -441,10 +470,9 @@ extern "C" bool read_tokens(const Model *the_model, const Tokens *the_tokens) {
             return [=](int64_t token, int64_t row, float result) { to[token * stride + row] = result; };
         };
         const auto add = [&](int64_t token, int64_t row, float result) { x[token * width + row] += result; };
-        const auto normalise_all = [&](const float *weight) {
+        const auto normalise_all = [&](const Norm &norm) {
             share.of(count, 1, begin, end);
-            for (; begin < end; ++begin)
-                normalise(x + begin * width, weight, width, model.epsilon, normed + begin * width);
+            for (; begin < end; ++begin) normalise(x + begin * width, norm, width, normed + begin * width);
         };
 
         share.of(count, 1, begin, end);
@@ -477,16 +505,17 @@ extern "C" bool read_tokens(const Model *the_model, const Tokens *the_tokens) {
         for (int64_t layer = 0; layer < model.layers; ++layer) {
             const Block *block = model.blocks + layer;
             attend_all(block->own, tokens.own[layer], key);
-            if (block->cross.norm) attend_all(block->cross, tokens.cross[layer], nullptr);
+            if (block->cross.norm.weight) attend_all(block->cross, tokens.cross[layer], nullptr);
             normalise_all(block->feed_forward_norm);
 #pragma omp barrier
-            product(block->gate, normed, count, share, into(gate, hidden));
+            const int64_t hidden = block->up.rows;
+            if (block->activation == SWIGLU) product(block->gate, normed, count, share, into(gate, hidden));
             product(block->up, normed, count, share, into(up, hidden));
             share.of(hidden, ROWS, begin, end);  // the rows that this thread has just computed
             for (int64_t token = 0; token < count; ++token)
-                gated(gate + token * hidden, up + token * hidden, begin, end);
+                activate(block->activation, up + token * hidden, gate + token * hidden, begin, end);
 #pragma omp barrier
-            product(block->down, gate, count, share, add);
+            product(block->down, up, count, share, add);
 #pragma omp barrier
         }
         normalise_all(model.norm);

@@ -13,10 +13,10 @@ from decoding.models import CachedModel, decoder_parts, unknown_parts
 from layers.attention import MultiHeadAttention
 from layers.block import Block, Memory
 from layers.cache import KVCache
-from layers.feed_forward import SwiGLU
+from layers.feed_forward import GELU, FeedForward, SwiGLU
 from layers.native import build
 from layers.native.build import NativeError
-from layers.norm import Norm
+from layers.norm import LayerNorm, Norm, RMSNorm
 from layers.positions import LearnedPositions, SinusoidalPositions
 
 SOURCE = Path(__file__).with_name("step.cpp")
@@ -27,34 +27,39 @@ _ADDRESS, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 class _Matrix(ctypes.Structure):
     _fields_ = [
-        ("weights", _ADDRESS),
-        ("scales", _ADDRESS),
+        *((name, _ADDRESS) for name in ("weights", "scales", "bias")),
         *((name, _INTEGER) for name in ("rows", "columns", "kind")),
     ]
 
 
+class _Norm(ctypes.Structure):
+    _fields_ = [("weight", _ADDRESS), ("bias", _ADDRESS), ("epsilon", _FLOAT)]
+
+
 class _Attention(ctypes.Structure):
     _fields_ = [
-        ("norm", _ADDRESS),
+        ("norm", _Norm),
         *((name, _Matrix) for name in ("query", "key", "value", "out")),
-        *((name, _ADDRESS) for name in ("query_norm", "key_norm")),
+        *((name, _Norm) for name in ("query_norm", "key_norm")),
     ]
 
 
 class _Block(ctypes.Structure):
     _fields_ = [
         *((name, _Attention) for name in ("own", "cross")),
-        ("feed_forward_norm", _ADDRESS),
+        ("feed_forward_norm", _Norm),
         *((name, _Matrix) for name in ("gate", "up", "down")),
+        ("activation", _INTEGER),
     ]
 
 
 class _Model(ctypes.Structure):
     _fields_ = [
         *((name, _INTEGER) for name in ("layers", "width", "heads", "kv_heads", "head_size", "hidden")),
-        *((name, _FLOAT) for name in ("epsilon", "embedding_scale")),
+        ("embedding_scale", _FLOAT),
         ("embedding", _Matrix),
-        *((name, _ADDRESS) for name in ("positions", "cos", "sin", "norm")),
+        *((name, _ADDRESS) for name in ("positions", "cos", "sin")),
+        ("norm", _Norm),
         ("head", _Matrix),
         ("blocks", ctypes.POINTER(_Block)),
     ]
@@ -108,7 +113,6 @@ class NativeStep:
             positions = model.positions.table_TM
         first = blocks[0]
         assert isinstance(first, Block)
-        assert isinstance(first.feed_forward, SwiGLU)
         head_size = first.attention.head_size
         self._model = _Model(
             layers=len(blocks),
@@ -116,14 +120,13 @@ class NativeStep:
             heads=first.attention.query.weight.size(0) // head_size,
             kv_heads=first.attention.key.weight.size(0) // head_size,
             head_size=head_size,
-            hidden=first.feed_forward.gate.weight.size(0),
-            epsilon=model.norm.eps,
+            hidden=max(block.get_submodule("feed_forward.up").weight.size(0) for block in blocks),
             embedding_scale=model.embedding_scale,
             embedding=self._matrix(model.embedding),
             positions=self._copy(positions),
             cos=self._copy(None if model.rotary is None else model.rotary.cos_TD),
             sin=self._copy(None if model.rotary is None else model.rotary.sin_TD),
-            norm=self._copy(model.norm.weight),
+            norm=self._norm(model.norm),
             head=self._matrix(model.embedding if model.head is None else model.head),
             blocks=(_Block * len(blocks))(*(self._block(block) for block in blocks)),
         )
@@ -169,33 +172,48 @@ class NativeStep:
         assert isinstance(block, Block)
         result = _Block(
             own=self._attention(block.attention, block.attention_norm),
-            feed_forward_norm=self._copy(block.feed_forward_norm.weight),
-            **{name: self._matrix(getattr(block.feed_forward, name)) for name in ("gate", "up", "down")},
+            feed_forward_norm=self._norm(block.feed_forward_norm),
+            up=self._matrix(block.feed_forward.up),
+            down=self._matrix(block.feed_forward.down),
+            activation=_activation(block.feed_forward),
         )
+        if isinstance(block.feed_forward, SwiGLU):
+            result.gate = self._matrix(block.feed_forward.gate)
         if block.cross_attention is not None and block.cross_attention_norm is not None:
             result.cross = self._attention(block.cross_attention, block.cross_attention_norm)
         return result
 
     def _attention(self, attention: MultiHeadAttention, norm: Norm) -> _Attention:
         return _Attention(
-            norm=self._copy(norm.weight),
-            query_norm=self._copy(getattr(attention.query_norm, "weight", None)),
-            key_norm=self._copy(getattr(attention.key_norm, "weight", None)),
+            norm=self._norm(norm),
+            query_norm=self._norm(attention.query_norm),
+            key_norm=self._norm(attention.key_norm),
             **{name: self._matrix(getattr(attention, name)) for name in ("query", "key", "value", "out")},
         )
+
+    def _norm(self, norm: nn.Module) -> _Norm:
+        if isinstance(norm, nn.Identity):
+            return _Norm()
+        assert isinstance(norm, RMSNorm | LayerNorm)
+        return _Norm(self._copy(norm.weight), self._copy(getattr(norm, "bias", None)), norm.eps)
 
     def _matrix(self, module: nn.Module) -> _Matrix:
         assert isinstance(module, nn.Linear | nn.Embedding | Int8Linear | Rows)
         weight = module.weight.detach()  # It keeps the memory, whatever becomes of the parameter.
         self._kept.append(weight)
-        scales = self._copy(module.scale_O) if isinstance(module, Int8Linear | Rows) else None
-        return _Matrix(weight.data_ptr(), scales, *weight.shape, _KINDS[weight.dtype])
+        of_rows = [self._copy(getattr(module, name, None)) for name in ("scale_O", "bias")]
+        return _Matrix(weight.data_ptr(), *of_rows, *weight.shape, _KINDS[weight.dtype])
 
     def _copy(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None
         self._kept.append(tensor.detach().to(torch.float32, copy=True).contiguous())
         return self._kept[-1].data_ptr()
+
+
+def _activation(layer: FeedForward) -> int:
+    """As `step.cpp` counts them."""
+    return ("none", "tanh").index(layer.approximate) + 1 if isinstance(layer, GELU) else 0
 
 
 def _addresses(cache: KVCache) -> "ctypes.Array[ctypes.c_void_p]":

@@ -14,6 +14,7 @@ from gpt_models import (
     COUNTS,
     LONG_HEADS,
     NARROW,
+    OTHER_SHAPES,
     WIDE,
     assert_near,
     assert_reads_like,
@@ -56,6 +57,19 @@ def test_reading_ragged_texts_in_pieces_equals_the_whole_texts(
     options = {"positions": positions, "num_kv_heads": num_kv_heads, "qk_norm": qk_norm}
     model = random_model(replace(NARROW, tie_embeddings=tie_embeddings, **options))
     assert_reads_like(Decoder(model, mode), model)
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled", NATIVE])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("shape", OTHER_SHAPES.values(), ids=OTHER_SHAPES)
+def test_shapes_of_other_models_are_read_in_every_mode(
+    shape: ModelConfig, precision: Precision, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding.compiled.torch, "compile", lambda function, **options: function)
+    model = convert(random_model(shape), precision)
+    decoder = Decoder(model, mode)
+    assert decoder.mode == mode
+    assert_reads_like(decoder, in_fp32(model), 1e-5 if precision == "fp32" else 8 * BF16)
 
 
 @pytest.fixture(params=[1, 2])

@@ -61,6 +61,25 @@ def test_the_product_is_that_of_the_rounded_weights_in_the_numbers_of_the_input(
         assert ((y[..., o].double() - expected).abs() <= tolerance * largest).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_is_added_as_it_is(dtype: torch.dtype) -> None:
+    layer = nn.Linear(50, 12).to(dtype)
+    before, x = Int8Linear(linear_of(layer)), torch.randn(2, 50).to(dtype)
+    rounded = Int8Linear(layer)
+    assert rounded.bias is not None
+    assert rounded.bias.dtype == torch.float32
+    assert layer.bias.data_ptr() != rounded.bias.data_ptr()
+    expected = before(x.float()) + layer.bias.float()
+    torch.testing.assert_close(rounded(x).float(), expected, rtol=1e-6 if dtype == torch.float32 else 0.02, atol=1e-2)
+    assert set(rounded.state_dict()) == {"weight", "scale_O", "bias"}
+
+
+def linear_of(layer: nn.Linear) -> nn.Linear:
+    alone = nn.Linear(layer.in_features, layer.out_features, bias=False)
+    alone.weight = nn.Parameter(layer.weight.detach().clone())
+    return alone
+
+
 def test_it_has_nothing_to_train_and_all_of_it_is_in_the_state() -> None:
     rounded = Int8Linear(linear(4, 3))
     assert not list(rounded.parameters())

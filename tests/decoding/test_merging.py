@@ -16,7 +16,7 @@ from decoding.merging import Rows, merge_products
 from decoding.native import NativeError, library
 from decoding.targets import decode
 
-GQA = replace(NARROW, num_kv_heads=2, qk_norm=True, positions="rotary")
+GQA = replace(NARROW, num_kv_heads=2, qk_norm=True, positions="rotary", attention_bias=True, feed_forward_bias=True)
 
 
 def bytes_of(model: nn.Module) -> int:
@@ -40,6 +40,7 @@ def test_a_merged_model_holds_the_same_weights_once(precision: Precision) -> Non
             assert isinstance(rows, Rows)
             assert torch.equal(rows.weight, layer.weight), name
             assert rows.weight.is_contiguous()
+            assert torch.equal(rows.bias, layer.bias)
             if isinstance(layer, Int8Linear):
                 assert torch.equal(rows.scale_O, layer.scale_O)
             x_TM = torch.randn(3, GQA.d_model).to(merged.embedding.weight.dtype)
@@ -101,3 +102,7 @@ def test_what_is_merged_or_unknown_stays_as_it_is() -> None:
     merge_products(other)
     assert other.blocks[0].feed_forward.merged is None
     assert other.blocks[1].feed_forward.merged is not None
+    mixed = random_model(GQA)
+    mixed.blocks[0].attention.key.bias = None
+    merge_products(mixed)
+    assert mixed.blocks[0].attention.merged is None

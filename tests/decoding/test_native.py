@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from gpt_models import random_model
+from gpt_models import GPT2, random_model
 from helpers import command
 from seq2seq_models import random_model as random_encoder_decoder
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ SIZES = {
     "narrow": ModelConfig(num_layers=2, d_model=24, num_heads=4, num_kv_heads=2, d_ff=40, max_len=40),
     "wide": ModelConfig(num_layers=2, d_model=128, num_heads=4, num_kv_heads=2, d_ff=384, max_len=40),
     "long heads": ModelConfig(num_layers=2, d_model=168, num_heads=2, d_ff=52, max_len=40, positions="learned"),
+    "GPT-2": replace(GPT2, head_dim=34, d_ff=77, activation="gelu", max_len=40),
 }
 
 
@@ -205,6 +207,36 @@ def test_a_model_with_parts_of_its_own_is_read_as_it_stands() -> None:
         cache = decoder.take_cache()
         read = [decoder.decode_step(part_BT, cache) for part_BT in tokens_BT.split(1, 1)]
     torch.testing.assert_close(torch.cat(read, 1), expected_BTV)
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "swiglu"])
+@torch.inference_mode()
+def test_activations_are_torchs_over_their_whole_range(activation: Any) -> None:
+    """Of numbers that the bias of `up` alone decides on."""
+    shape = replace(GPT2, num_layers=1, d_ff=40, activation=activation, tie_embeddings=False)
+    model = random_model(shape, 200)
+    block = model.blocks[0]
+    for x_F in torch.linspace(-100, 100, 400).view(-1, 40) * torch.tensor([[1.0], [0.1]]).repeat(5, 1):
+        block.feed_forward.up.weight.zero_()
+        block.feed_forward.up.bias.copy_(x_F)
+        if activation == "swiglu":
+            block.feed_forward.gate.weight.zero_()
+            block.feed_forward.gate.bias.copy_(x_F)
+        native = NativeStep(model)(*fresh(model, 3))
+        torch.testing.assert_close(native, model(torch.tensor([[3]])), rtol=0, atol=2e-5)
+
+
+@pytest.mark.usefixtures("built")
+@torch.inference_mode()
+def test_blocks_may_differ_in_their_feed_forward_layers() -> None:
+    model = random_model(SIZES["narrow"])
+    model.blocks[0].feed_forward = random_model(replace(SIZES["narrow"], d_ff=72)).blocks[0].feed_forward
+    model.blocks[1].feed_forward = random_model(replace(SIZES["narrow"], activation="gelu")).blocks[0].feed_forward
+    tokens_BT = torch.randint(19, (2, 9))
+    expected_BTV = model(tokens_BT)
+    read_BTV = read(NativeStep(model), model, tokens_BT, [1, 5, 3])
+    assert (read_BTV - expected_BTV).abs().max() <= 1e-5 * expected_BTV.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])

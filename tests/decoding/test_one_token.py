@@ -5,7 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gpt_models import BF16, NARROW, WIDE, assert_near, greedy, in_fp32, poisoned, random_model, with_backend
+from gpt_models import (
+    BF16,
+    GPT2,
+    NARROW,
+    OTHER_SHAPES,
+    WIDE,
+    assert_near,
+    greedy,
+    in_fp32,
+    poisoned,
+    random_model,
+    with_backend,
+)
 from torch import Tensor
 
 import decoding.one_token
@@ -57,7 +69,20 @@ def test_it_says_what_the_model_says_and_stores_what_it_stores(
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
+@pytest.mark.parametrize("merge", [False, True], ids=["apart", "merged"])
+@pytest.mark.parametrize("shape", OTHER_SHAPES.values(), ids=OTHER_SHAPES)
+def test_it_reads_the_shapes_of_other_models(shape: ModelConfig, merge: bool) -> None:
+    model = random_model(shape)
+    assert can_read_one_token(model)
+    tokens_T = torch.randint(model.vocab_size, (12,), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected_TV = model(tokens_T[None])[0]
+    logits_TV, _ = read(convert(model, "fp32", merge=merge), tokens_T, 0)
+    assert_near(logits_TV, expected_TV, 2e-6)
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("size", [NARROW, WIDE, GPT2], ids=["narrow", "wide", "GPT-2"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "int8"])
 def test_it_rounds_nothing_but_weights_and_cache(precision: Precision, size: ModelConfig) -> None:
     model = convert(random_model(replace(size, num_kv_heads=2)), precision)
@@ -78,8 +103,9 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_it_is_compiled_once_for_all_blocks_and_caches(precision: Precision) -> None:
-    model = convert(random_model(replace(NARROW, positions="rotary")), precision)
+@pytest.mark.parametrize("shape", [replace(NARROW, positions="rotary"), GPT2], ids=["rotary", "GPT-2"])
+def test_it_is_compiled_once_for_all_blocks_and_caches(shape: ModelConfig, precision: Precision) -> None:
+    model = convert(random_model(shape), precision)
     compiled, eager = Decoder(model, "compiled"), Decoder(in_fp32(model), "eager")
     step = compiled._compiled
     assert step is not None

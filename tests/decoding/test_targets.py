@@ -2,10 +2,11 @@
 
 from itertools import product
 from math import exp
+from typing import Any
 
 import pytest
 import torch
-from seq2seq_models import random_model
+from seq2seq_models import OTHER_SHAPES, random_model
 
 import decoding.targets
 from data.pair_batches import frame_source, padded
@@ -51,6 +52,20 @@ def test_a_batch_gives_what_each_source_gives_alone(model: EncoderDecoder, mode:
 @pytest.mark.parametrize("mode", ["eager", NATIVE])
 @torch.inference_mode()
 def test_each_step_gives_the_logits_of_the_whole_model(model: EncoderDecoder, mode: TargetMode) -> None:
+    assert_steps_give_the_logits_of(model, mode)
+
+
+@pytest.mark.parametrize("mode", ["eager", NATIVE])
+@pytest.mark.parametrize("shape", OTHER_SHAPES, ids=["GPT-2", "scaled"])
+@torch.inference_mode()
+def test_shapes_of_other_models_are_read_in_every_mode(shape: dict[str, Any], mode: TargetMode) -> None:
+    model = random_model(**shape)
+    assert_steps_give_the_logits_of(model, mode)
+    (alone,), together = decode(model, SOURCES[:1], mode=mode), decode(model, SOURCES, mode="eager")
+    assert alone.tokens == together[0].tokens
+
+
+def assert_steps_give_the_logits_of(model: EncoderDecoder, mode: TargetMode) -> None:
     source_BS = padded([frame_source(source) for source in SOURCES], PAD)
     target_BT = torch.randint(3, 9, (len(SOURCES), 12), generator=torch.Generator().manual_seed(2))
     expected_BTV = model(source_BS, target_BT)

@@ -3,13 +3,17 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from gpt_models import OTHER_SHAPES
 
 from gpt.config import GPTConfig, ModelConfig
 from gpt.model import GPT
 from training.config.command_line import parse_config_text
+from training.config.sections import OptimizerConfig
+from training.optimizer import build_optimizer
 
 CONFIGS = Path(__file__).parents[2] / "configs/gpt"
 SMALL = ModelConfig(num_layers=3, d_model=24, num_heads=4, d_ff=40, max_len=12)
@@ -73,12 +77,16 @@ def test_a_place_says_where_tokens_stand_and_prediction_follows_reading(position
 
 def formula(config: ModelConfig, V: int) -> int:
     """The count of the module's docstring."""
-    L, M, F = config.num_layers, config.d_model, config.d_ff
-    D = M // config.num_heads
-    K = config.num_kv_heads or config.num_heads
-    count = V * M + L * (2 * M * M + 2 * M * K * D + 3 * M * F + 2 * M) + M
+    L, M, F, H = config.num_layers, config.d_model, config.d_ff, config.num_heads
+    D = config.head_dim or M // H
+    K = config.num_kv_heads or H
+    count = V * M + L * (2 * M * H * D + 2 * M * K * D + 3 * M * F + 2 * M) + M
     count += 0 if config.tie_embeddings else V * M
     count += 2 * L * D if config.qk_norm else 0
+    count += (2 * L + 1) * M if config.norm == "layer" else 0
+    count -= L * M * F if config.activation != "swiglu" else 0
+    count += L * (H * D + 2 * K * D + M) if config.attention_bias else 0
+    count += L * ((2 if config.activation == "swiglu" else 1) * F + M) if config.feed_forward_bias else 0
     return count + (config.max_len * M if config.positions == "learned" else 0)
 
 
@@ -93,6 +101,68 @@ def test_parameter_count_follows_the_formula(
         SMALL, positions=positions, num_kv_heads=num_kv_heads, qk_norm=qk_norm, tie_embeddings=tie_embeddings
     )
     assert sum(p.numel() for p in GPT(config, 11).parameters()) == formula(config, 11)
+
+
+@pytest.mark.parametrize("shape", [*OTHER_SHAPES.values(), replace(SMALL, feed_forward_bias=True)])
+def test_parameters_and_operations_of_other_shapes_are_counted(shape: ModelConfig) -> None:
+    model = GPT(shape, 11)
+    assert sum(p.numel() for p in model.parameters()) == formula(shape, 11)
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "positions" not in name]
+    weights = sum(p.numel() for p in matrices) - (0 if shape.tie_embeddings else 11 * shape.d_model)
+    of_attention = 12 * shape.num_layers * shape.num_heads * shape.head_size * shape.max_len
+    assert model.flops_per_token() == 6 * weights + of_attention
+
+
+@pytest.mark.parametrize("shape", OTHER_SHAPES.values(), ids=OTHER_SHAPES)
+def test_other_shapes_begin_at_ln_v_without_biases_and_learn(shape: ModelConfig) -> None:
+    model = GPT(replace(shape, tie_embeddings=False), 11)
+    drawn = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(3.0)
+    model.init_weights(drawn)
+    named = dict(model.named_parameters())
+    assert all(p.eq(0).all() for name, p in named.items() if name.endswith(".bias"))
+    assert all(p.eq(1).all() for name, p in named.items() if name.endswith("norm.weight"))
+    tokens = torch.randint(11, (2, 12), generator=drawn)
+    loss = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+    assert loss.item() == pytest.approx(math.log(11), abs=1e-6)
+    entered, _ = model.embed(tokens, None)
+    expected = 24**-0.5 if shape.embedding_scale == 1 else 1.0
+    assert entered.std().item() == pytest.approx(expected, rel=0.2)
+    before = {name: p.detach().clone() for name, p in named.items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(4):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten()).backward()
+        optimizer.step()
+    unmoved = {name.rpartition("key.bias")[2] for name, p in named.items() if torch.equal(p, before[name])}
+    assert unmoved <= {""}, "but for a bias of keys, which changes all scores of a query alike"
+
+
+@pytest.mark.parametrize("shape", OTHER_SHAPES.values(), ids=OTHER_SHAPES)
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_only_matrices_of_blocks_are_decayed_and_follow_muon(name: Any, shape: ModelConfig) -> None:
+    model = GPT(shape, 11)
+    decayed, rest = build_optimizer(model, OptimizerConfig(name=name), bf16=False).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert all("blocks" in names[id(p)] and p.ndim == 2 for p in decayed["params"])
+    assert len(decayed["params"]) == shape.num_layers * (7 if shape.activation == "swiglu" else 6)
+    assert (decayed["muon"], rest["muon"], rest["weight_decay"]) == (name == "muon", False, 0.0)
+    assert len(decayed["params"]) + len(rest["params"]) == len(names)
+
+
+@pytest.mark.parametrize("shape", OTHER_SHAPES.values(), ids=OTHER_SHAPES)
+def test_bf16_changes_a_loss_and_its_gradients_by_no_more_than_rounding(shape: ModelConfig) -> None:
+    model, found = random_model(replace(shape, qk_norm=True)).train(), []
+    tokens = torch.randint(11, (4, 32), generator=torch.Generator().manual_seed(2))
+    for bf16 in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = torch.nn.functional.cross_entropy(model(tokens).flatten(0, 1).float(), tokens.flatten())
+        loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None] + [loss[None]]))
+    assert (found[0] - found[1]).norm() < 0.05 * found[0].norm()
 
 
 def test_every_weight_learns_within_three_steps() -> None:
@@ -176,8 +246,18 @@ def test_shakespeare_keeps_to_its_size() -> None:
         ({"num_kv_heads": 0}, "model.num_kv_heads must be null or a divisor"),
         ({"dropout": 1.0}, "model.dropout must be at least 0 and below 1, got 1.0"),
         ({"max_len": -1}, "model.max_len must be at least 1, got -1"),
+        ({"head_dim": 5}, "model.head_dim must be null or at least 1, and even but for learned positions, got 5"),
+        ({"head_dim": 0}, "model.head_dim must be null or at least 1"),
+        ({"embedding_scale": 0.0}, "model.embedding_scale must be null or above 0, and finite, got 0.0"),
+        ({"norm_eps": 0.0}, "model.norm_eps must be above 0, and finite, got 0.0"),
+        ({"rope_theta": math.inf}, "model.rope_theta must be above 0, and finite, got inf"),
+        ({"rope_scaling": "linear:0.5"}, "model.rope_scaling must be null, linear:FACTOR or llama3:FACTOR:LOW:HIGH"),
+        ({"rope_scaling": "llama3:8:4:1:64"}, "model.rope_scaling must be null, .*, with LOW below HIGH, got 'llama3:"),
+        ({"rope_scaling": "yarn:4"}, "model.rope_scaling must be null, .*, got 'yarn:4'"),
+        ({"rope_scaling": "linear:2", "positions": "learned"}, "model.positions must be rotary with model.rope_theta"),
+        ({"rope_theta": 1e6, "positions": "sinusoidal"}, "model.positions must be rotary with .*, got 'sinusoidal'"),
     ],
 )
-def test_bad_shapes_name_field_value_and_range(change: dict[str, int | float], message: str) -> None:
+def test_bad_shapes_name_field_value_and_range(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **change)

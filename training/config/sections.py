@@ -142,7 +142,8 @@ class TransformerConfig(Section):
         self.check("num_kv_heads", divides, f"null or a divisor of model.num_heads ({heads})")
         for name in ("rope_theta", "norm_eps"):
             self.check(name, 0 < getattr(self, name) < inf, "above 0, and finite")
-        self.check("embedding_scale", 0 < (self.embedding_scale or 1.0) < inf, "null or above 0, and finite")
+        scale = 1.0 if self.embedding_scale is None else self.embedding_scale
+        self.check("embedding_scale", 0 < scale < inf, "null or above 0, and finite")
         scaling = self.rope_scaling
         self.check("rope_scaling", scaling is None or is_rope_scaling(scaling), f"null, {ROPE_SCALINGS}")
         rotary = self.positions == "rotary" or (scaling is None and self.rope_theta == TransformerConfig.rope_theta)

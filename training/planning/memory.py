@@ -33,7 +33,8 @@ BY_ALLOCATOR = 0.35
 """What the C library's allocator holds of a CPU's memory, in pieces too small for what comes next, as a share of what
 comes and goes: 0.15 to 0.4 in trainings under Linux."""
 SIDE_BY_SIDE = ("query", "key", "value", "gate", "up")
-"""Layers whose weights are laid side by side for one product (`layers/products.py`)."""
+"""Layers whose weights are laid side by side for one product (`layers/products.py`); gate and up where there are both.
+"""
 
 
 class _How(NamedTuple):
@@ -149,12 +150,12 @@ def _weights(module: nn.Module) -> int:
 
 def _copied_bytes(model: nn.Module, blocks: list[nn.Module], config: RunConfig, how: _How) -> int:
     """Weights that a forward pass makes anew and keeps; of blocks that are computed twice, those of one."""
-    in_16_bits = how.p == 2
+    in_16_bits, side_by_side = how.p == 2, SIDE_BY_SIDE if config.model.activation == "swiglu" else SIDE_BY_SIDE[:3]
     sizes = [
         sum(
             layer.weight.numel()
             for name, layer in block.named_modules()
-            if isinstance(layer, nn.Linear) and (in_16_bits or name.rpartition(".")[2] in SIDE_BY_SIDE)
+            if isinstance(layer, nn.Linear) and (in_16_bits or name.rpartition(".")[2] in side_by_side)
         )
         for block in blocks
     ]
@@ -165,7 +166,7 @@ def _copied_bytes(model: nn.Module, blocks: list[nn.Module], config: RunConfig, 
 
 def _attention(shape: TransformerConfig, how: _How) -> float:
     """What attention keeps of a token: a product for queries, keys and values; these; its result."""
-    width, pairs = shape.d_model, 2 * shape.kv_heads * shape.head_size
+    width, pairs = shape.num_heads * shape.head_size, 2 * shape.kv_heads * shape.head_size
     product = how.p * (width + pairs)
     if shape.dropout and not how.on_gpu:  # Keys and values for each head; the weights, before and after dropout.
         return product + how.a * (3 * width + 2 * shape.num_heads * how.length) + how.p * width
@@ -178,8 +179,11 @@ def _attention(shape: TransformerConfig, how: _How) -> float:
 
 
 def _feed_forward(shape: TransformerConfig, how: _How) -> float:
-    """What SwiGLU keeps of a token: gate, up, what goes down, and in PyTorch's own operations silu of the gate."""
-    return how.p * shape.d_ff * (4 if how.plain else 3)
+    """What is kept of a token. SwiGLU: gate, up, what goes down, and in PyTorch's own operations silu of the gate.
+    GELU: up, and what goes down.
+    """
+    kept = 2 if shape.activation != "swiglu" else 4 if how.plain else 3
+    return how.p * shape.d_ff * kept
 
 
 def _kept_bytes(blocks: list[nn.Module], config: RunConfig, how: _How) -> float:
@@ -203,4 +207,6 @@ def _kept_bytes(blocks: list[nn.Module], config: RunConfig, how: _How) -> float:
 def _gradients_at_work(shape: TransformerConfig, how: _How) -> float:
     """Of a token, in one block: those of its feed-forward layer or of its attention, whichever are more."""
     scores = how.a * shape.num_heads * how.length if shape.dropout and not how.on_gpu else 0
-    return how.w * shape.d_model + max(how.p * (3 * shape.d_ff + shape.d_model), 2 * how.a * shape.d_model + scores)
+    hidden = shape.d_ff * (3 if shape.activation == "swiglu" else 2)
+    attended = 2 * how.a * shape.num_heads * shape.head_size
+    return how.w * shape.d_model + max(how.p * (hidden + shape.d_model), attended + scores)

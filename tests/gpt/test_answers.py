@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate import Accelerator
 from helpers import command, read_metrics, with_training
 from tokenizers import AddedToken
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer as LibraryTokenizer
 from data.config import TextConfig
 from data.subwords import learn_subwords
 from gpt.config import GPTConfig
+from gpt.export import write_transformers
 from gpt.task import GPTTask, load_gpt, measure_split, train_gpt
 from training.runtime.errors import InputError
 
@@ -132,7 +134,26 @@ def test_a_run_that_learns_conversations_keeps_their_template(chats: GPTConfig, 
     first = batch.inputs[0][0, : len(asked)].tolist()
     assert first[0] == asked[0]
     assert batch.targets_BT[0, : len(asked) - 1].max() < 0, "nothing of a question counts"
+    transformers = pytest.importorskip("transformers")
+    write_transformers(loaded, tmp_path, torch.float32)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    question = [{"role": "user", "content": "7?"}]
+    assert theirs.apply_chat_template(question, add_generation_prompt=True, return_dict=True)["input_ids"] == asked
+    assert theirs.eos_token == "<|im_end|>"
     options = ["--checkpoint", "run", "--prompt", "7?", "--max_new_tokens", "5", "--mode", "eager"]
     done = command(EVALUATE, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("7?")
+
+
+def test_a_model_that_exists_learns_answers_with_its_own_tokenizer(
+    config: GPTConfig, sums: GPTConfig, tmp_path: Path
+) -> None:
+    first = replace(config, data=replace(config.data, tokenizer="bpe:280"), model=sums.model)
+    train_gpt(first, output_dir=tmp_path / "first")
+    tuned = replace(sums, init_from=str(tmp_path / "first"), data=replace(sums.data, tokenizer="characters"))
+    train_gpt(tuned, output_dir=tmp_path / "tuned")
+    loaded = load_gpt(tmp_path / "tuned")
+    assert loaded.tokenizer.to_json() == load_gpt(tmp_path / "first").tokenizer.to_json()
+    last = read_metrics(tmp_path / "tuned")[-1]
+    assert measure_split(Accelerator(cpu=True), loaded, "val").loss == pytest.approx(last["val_loss"], rel=1e-5)

@@ -79,6 +79,15 @@ def test_other_rows_are_measured_as_those_of_the_run(sums: GPTConfig, tmp_path: 
         train_gpt(with_training(sums, max_steps=6), output_dir=tmp_path / "run", resume=True)
 
 
+def test_parts_of_a_batch_with_more_and_fewer_answers_change_nothing(sums: GPTConfig, tmp_path: Path) -> None:
+    exact = with_training(sums, precision="fp64", batch_size=6, eval_interval=0, log_interval=1)
+    for steps in (1, 4):
+        train_gpt(with_training(exact, accumulation_steps=steps), output_dir=tmp_path / str(steps))
+    for whole, parts in zip(read_metrics(tmp_path / "1"), read_metrics(tmp_path / "4"), strict=True):
+        assert parts["train_loss"] == pytest.approx(whole["train_loss"], abs=1e-8, rel=0)
+        assert parts["tokens"] == whole["tokens"]
+
+
 def test_work_and_room_are_of_all_tokens_and_not_of_targets_alone(sums: GPTConfig) -> None:
     task = GPTTask(sums)
     per_window = task.flops_per_token * task.data.tokens_per_sample

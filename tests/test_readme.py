@@ -99,6 +99,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "stories.jsonl").write_text("".join(json.dumps({"story": row}) + "\n" for row in rows))
     pyarrow.parquet.write_table(pyarrow.table({"text": rows}), folder / "parquet/rows.parquet")
     (folder / "gpt2/tokenizer.json").write_text(make_tokenizer("bpe:300", [TEXT]).to_json())
+    answers = [{"prompt": f"{n} is ", "answer": str(n)} for n in range(40)]
+    said = {"role": "assistant", "content": "yes"}
+    chats = [{"messages": [{"role": "user", "content": f"{n}?"}, said]} for n in range(40)]
+    for file, own in (("questions.jsonl", answers), ("chats.jsonl", chats)):
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in own))
+    (folder / "smollm2").mkdir()
+    shutil.copy(folder / "gpt2/tokenizer.json", folder / "smollm2/tokenizer.json")
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    (folder / "smollm2/chat_template.jinja").write_text(
+        template + "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     (folder / "play.txt").write_text("ROMEO:\n")
     (folder / "my.csv").write_text("en,de\n" + "".join(f"it is {n},es ist {n}\n" for n in range(100)))
     shutil.copy(ROOT / "configs/gpt/quick.yaml", folder / "my.yaml")
@@ -126,6 +137,11 @@ def folder(place: Path) -> Path:
         ("train_gpt", "--data.source text.txt --output_dir runs/gpt-quick-1"),
         ("train_gpt", "--data.source text.txt --init_from runs/gpt-quick-1 --output_dir runs/comedies"),
         ("train_gpt", "--data.source text.txt --data.tokenizer bytes --output_dir runs/gpt-code-small-1"),
+        (
+            "train_gpt",
+            "--data.source questions.jsonl --data.prompt_column prompt --data.answer_column answer "
+            "--data.tokenizer bytes --output_dir runs/answers",
+        ),
         ("train_seq2seq", "--config configs/seq2seq/reverse.yaml --output_dir runs/seq2seq-reverse-1"),
         ("train_seq2seq", "--config configs/seq2seq/dates.yaml --output_dir runs/seq2seq-dates-1"),
     ):

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from data.tokenizer import Tokenizer, read_tokenizer
 from gpt.config import GPTConfig, ModelConfig
 from gpt.from_transformers import CONFIG, read_shape, read_weights
 from training.config.command_line import parse_config_text
@@ -24,6 +23,8 @@ from training.storage.tensor_file import SUFFIX
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from data.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 TABLES, POSITIONS = ("embedding.weight", "head.weight"), "positions.embedding.weight"
@@ -54,8 +55,10 @@ class Origin:
     form: str | None = None
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> "Tokenizer":
         """Its tokenizer."""
+        from data.tokenizer import read_tokenizer
+
         return read_tokenizer(self.tokenizer_json, self.tokenizer_file)
 
     def read(self) -> "tuple[dict[str, Tensor], str]":

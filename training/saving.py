@@ -52,6 +52,7 @@ class Saver:
         self._optimizer, self._average = optimizer, average
         self.store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
         self.setup: dict[str, Any] = {"processes": runtime.accelerator.num_processes, "precision": runtime.precision}
+        self.setup["device"] = runtime.description
         self._identity = run_identity(config, task)
         self._every = stride(task.data, config.training.eval_tokens)
         self._background, self._snapshot = Background(), Snapshot()

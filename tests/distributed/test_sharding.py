@@ -40,7 +40,20 @@ class Launch(NamedTuple):
         return [(place / f"{name}.safetensors").read_bytes() for name in TENSORS]
 
 
-def exact(folder: Path, *, optimizer: Any, batch_size: int = 8, heads: int = 2, **training: Any) -> GPTConfig:
+OF_GPT2: dict[str, Any] = {
+    "positions": "learned",
+    "qk_norm": False,
+    "norm": "layer",
+    "activation": "gelu",
+    "attention_bias": True,
+    "feed_forward_bias": True,
+    "head_dim": 12,
+}
+
+
+def exact(
+    folder: Path, *, optimizer: Any, batch_size: int = 8, heads: int = 2, shape: Any = None, **training: Any
+) -> GPTConfig:
     """10 steps in fp64 without dropout: what is left to differ is a mistake. Gradients are clipped at most steps."""
     text = folder / "text.txt"
     text.write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(300)))
@@ -57,6 +70,7 @@ def exact(folder: Path, *, optimizer: Any, batch_size: int = 8, heads: int = 2, 
             max_len=16,
             dropout=0.0,
             tie_embeddings=optimizer == "adamw",
+            **(shape or {}),
         ),
         data=TextConfig(source=str(text)),
         training=TrainingConfig(**{"precision": "fp64", "batch_size": batch_size} | steps | training),
@@ -102,11 +116,11 @@ def assert_same_curves(one: Path, many: Path, tolerance: float = 1e-8) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     """Two processes, and beside each run the same one in one process, in the folder `one-NAME`."""
     folder = tmp_path_factory.mktemp("sharded")
-    adamw = exact(folder, optimizer="adamw")
+    adamw = exact(folder, optimizer="adamw", shape=OF_GPT2)
     muon = exact(folder, optimizer="muon", accumulation_steps=2)
     seq2seq = with_training(small_config(), precision="fp64", eval_interval=6, max_steps=12, label_smoothing=0.1)
     fp32 = exact(folder, optimizer="muon", precision="fp32")
-    bf16 = exact(folder, optimizer="muon", precision="bf16")
+    bf16 = exact(folder, optimizer="muon", shape=OF_GPT2, precision="bf16")
     lora = replace(adamw, init_from=str(folder / "one-adamw"), lora=LoraConfig(rank=3))
     for name, config in {"adamw": adamw, "muon": muon, "fp32": fp32, "bf16": bf16, "lora": lora}.items():
         train_gpt(config, output_dir=folder / f"one-{name}")

@@ -97,9 +97,10 @@ def model_card(loaded: LoadedGPT, checkpoint: Path, name: str, usage: str, libra
     """What the card of an exported GPT says."""
     model, config, data = loaded.model, loaded.config, loaded.config.data
     kind = "characters" if unit_of(loaded.tokenizer) == "character" else name_alone(data.tokenizer)
+    begun = "trained from scratch" if config.init_from is None else "fine-tuned from another (`init_from` below)"
     return Card(
         name=name,
-        about="A decoder-only transformer that continues text, trained from scratch.",
+        about=f"A decoder-only transformer that continues text, {begun}.",
         usage=usage,
         front={"library_name": library, "pipeline_tag": "text-generation", "tags": ["text-generation"]},
         shape={

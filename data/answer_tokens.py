@@ -233,10 +233,8 @@ class _Maker:
 
     def _encode(self, texts: Sequence[tuple[str, str]]) -> list[NDArray[np.int32]]:
         if isinstance(self._tokenizer, CharTokenizer):
-            way_on = (
-                "--data.unknown skip leaves them out, and with --init_from, --init_vocabulary shared gives them rows"
-            )
-            skip = self._skips_unknown
+            rows = "with --init_from, --init_vocabulary shared gives them rows of their own"
+            way_on, skip = f"--data.unknown skip leaves them out; {rows}", self._skips_unknown
             return [self._tokenizer.encode(text, place, way_on, skip=skip) for place, text in texts]
         if self._is_chat:
             return self._tokenizer.encode_marked([text for _, text in texts])  # type: ignore[attr-defined]

@@ -32,9 +32,9 @@ GGUF_USAGE = "It is a file for llama.cpp: `llama-completion -m {file} -p TEXT -n
 
 def export(options: Namespace) -> None:
     """Write the folder that the options of `launch/export.py` ask for."""
-    loaded = load_gpt(options.checkpoint, weights=options.weights)
+    loaded = load_gpt(options.checkpoint, weights=options.weights, trust_code=options.trust_code)
     output = Path(options.output)
-    name = output.resolve().name
+    name = options.push_to_hub or output.resolve().name
     length = max(loaded.config.model.max_len - 16, 1)
     with new_folder(output) as folder:
         if options.format == "gguf":

@@ -9,11 +9,12 @@ from typing import Literal, NamedTuple
 from accelerate import Accelerator
 
 from data.answer_windows import AnswerData
+from data.chat import Chat
 from data.config import TextConfig, Unknown
 from data.measurable import measurable_answers, measurable_text
 from data.mixed import MixedData
 from data.text import Source, load_source
-from data.tokenizer import Tokenizer, follow_chat, read_tokenizer, unit_of
+from data.tokenizer import Tokenizer, chat_of, follow_chat, read_tokenizer, unit_of
 from data.tokens import sha256
 from data.windows import TextData
 from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, Mode
@@ -184,6 +185,11 @@ class LoadedGPT(Loaded[GPT, Tokenizer, GPTConfig]):
     def tokenizer(self) -> Tokenizer:
         """Its vocabulary."""
         return self.vocabulary
+
+    @property
+    def chat(self) -> Chat | None:
+        """How conversations are written, of a model that learnt some."""
+        return None if self.config.data.messages_column is None else chat_of(self.tokenizer)
 
 
 def load_gpt(

@@ -17,6 +17,7 @@ from data.config import TextConfig
 from data.subwords import learn_subwords
 from gpt.config import GPTConfig
 from gpt.export import write_transformers
+from gpt.gguf import write_gguf
 from gpt.task import GPTTask, load_gpt, measure_split, train_gpt
 from training.runtime.errors import InputError
 
@@ -149,6 +150,9 @@ def test_a_run_that_learns_conversations_keeps_their_template(chats: GPTConfig, 
     question = [{"role": "user", "content": "7?"}]
     assert theirs.apply_chat_template(question, add_generation_prompt=True, return_dict=True)["input_ids"] == asked
     assert theirs.eos_token == "<|im_end|>"
+    gguf = pytest.importorskip("gguf")
+    write_gguf(loaded, tmp_path / "chat.gguf", "F32")
+    assert gguf.GGUFReader(tmp_path / "chat.gguf").fields["tokenizer.chat_template"].contents() == CHATML
     options = ["--checkpoint", "run", "--prompt", "7?", "--max_new_tokens", "5", "--mode", "eager"]
     done = command(EVALUATE, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

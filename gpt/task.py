@@ -67,6 +67,7 @@ class GPTTask:
             self.data = MixedData(source, *of_run, self.data_class, tokenizer)
         else:
             self.data = self.data_class(source, *of_run, *([] if tokenizer is None else [tokenizer]))
+        self._chat = chat_of(self.data.tokenizer)
         self.model = self.model_class(config.model, len(self.data.tokenizer))
         self.model.init_weights(generator(config.seed, "weights"))
         add_adapter(self.model, config)
@@ -100,9 +101,8 @@ class GPTTask:
         return text_metrics(val_loss, data.validation_targets, data.validation_bytes, data.tokenizer)
 
     def checkpoint_files(self) -> Mapping[str, str]:
-        """The tokenizer, and the chat template of a run that learns conversations."""
-        chat = self.data.chat if isinstance(self.data, AnswerData) else None
-        return {TOKENIZER_FILE: self.data.tokenizer.to_json()} | ({} if chat is None else chat.files())
+        """The tokenizer, and the chat template that came with it."""
+        return {TOKENIZER_FILE: self.data.tokenizer.to_json()} | ({} if self._chat is None else self._chat.files())
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:

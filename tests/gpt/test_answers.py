@@ -159,14 +159,31 @@ def test_a_run_that_learns_conversations_keeps_their_template(chats: GPTConfig, 
     assert done.stdout.startswith("7?")
 
 
+@pytest.mark.parametrize("rank", [0, 2])
 def test_a_model_that_exists_learns_answers_with_its_own_tokenizer(
-    config: GPTConfig, sums: GPTConfig, tmp_path: Path
+    config: GPTConfig, sums: GPTConfig, tmp_path: Path, rank: int
 ) -> None:
     first = replace(config, data=replace(config.data, tokenizer="bpe:280"), model=sums.model)
     train_gpt(first, output_dir=tmp_path / "first")
     tuned = replace(sums, init_from=str(tmp_path / "first"), data=replace(sums.data, tokenizer="characters"))
+    tuned = replace(tuned, lora=replace(tuned.lora, rank=rank))
     train_gpt(tuned, output_dir=tmp_path / "tuned")
     loaded = load_gpt(tmp_path / "tuned")
     assert loaded.tokenizer.to_json() == load_gpt(tmp_path / "first").tokenizer.to_json()
     last = read_metrics(tmp_path / "tuned")[-1]
     assert measure_split(Accelerator(cpu=True), loaded, "val").loss == pytest.approx(last["val_loss"], rel=1e-5)
+
+
+def test_a_chat_template_goes_from_run_to_run(chats: GPTConfig, tmp_path: Path) -> None:
+    """A model folder's template is kept by a run on plain text, and serves one on conversations that begins with it."""
+    train_gpt(chats, output_dir=tmp_path / "first")
+    text = tmp_path / "text.txt"
+    text.write_text("who? what! " * 200)
+    plain = replace(chats, data=TextConfig(source=str(text)), init_from=str(tmp_path / "first"))
+    train_gpt(plain, output_dir=tmp_path / "plain")
+    assert load_gpt(tmp_path / "plain").chat is None
+    again = replace(chats, init_from=str(tmp_path / "plain"), data=replace(chats.data, tokenizer="characters"))
+    train_gpt(again, output_dir=tmp_path / "again")
+    first, second = load_gpt(tmp_path / "first"), load_gpt(tmp_path / "again")
+    assert first.chat == second.chat
+    assert first.tokenizer.encode_prompt("7?") == second.tokenizer.encode_prompt("7?")

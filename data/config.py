@@ -14,10 +14,12 @@ Unknown = Literal["error", "skip"]
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 PAIR_SOURCES = f"a file that ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, or hub:OWNER/NAME"
 OnBadRow = Literal["stop", "skip"]
+Packing = Literal["joined", "documents"]
 FRAME = 2
 """A source takes so many tokens more than its symbols: start and end. A target takes one more, the start or the end."""
 TEXT_SOURCES = (
-    "auto, hub, hub:OWNER/NAME, a text file or a folder of them, a pattern, several of these with commas, or python"
+    "auto, comedies, hub, hub:OWNER/NAME, a text file or a folder of them, a pattern, several of these with commas, or "
+    "python"
 )
 
 MIN_BPE, MAX_BPE = 257, 10**6
@@ -25,8 +27,10 @@ MIN_BPE, MAX_BPE = 257, 10**6
 TOKENIZERS = f"characters, bytes, bpe:N with N from {MIN_BPE} to {MAX_BPE:,}, or a file tokenizer.json"
 TOKENIZER_BYTES = 50_000_000
 ROWS, HUB = "sources with rows: hub:OWNER/NAME, .jsonl and .parquet files", "sources hub:OWNER/NAME only"
+ANSWER_COLUMNS = ("prompt_column", "answer_column", "messages_column")
 FOR_SOURCES = {
     "column": ROWS,
+    **dict.fromkeys(ANSWER_COLUMNS, ROWS),
     "on_bad_row": ROWS,
     "include": "folders of files, and for python",
     "revision": HUB,
@@ -62,7 +66,8 @@ class TextConfig(Section):
     What a source holds is known by its content: another way to the same text changes no step.
 
     Attributes:
-        source: auto (Tiny Shakespeare from the packaged plays, else from the hub), hub (Tiny Shakespeare from the
+        source: auto (Tiny Shakespeare from the packaged plays, else from the hub), comedies (those of Shakespeare that
+            Tiny Shakespeare leaves out, from the same package), hub (Tiny Shakespeare from the
             Hugging Face hub), hub:OWNER/NAME (a data set of the hub: trains on its split train, validates on
             validation, else test, else the last 10 % of train), python (the Python sources of this environment: the
             standard library and the installed packages), a text file, a .jsonl or .parquet file with a column of text,
@@ -76,8 +81,18 @@ class TextConfig(Section):
         column: Column of a hub data set, a .jsonl or a .parquet file that holds the text; of a nested one the path, as
             in translation.en. Each row is a document, and with characters ends a line; rows without text (null) are
             skipped.
-        on_bad_row: What a row without such a column, or without text in it, does: stop (the run ends and names it), or
-            skip (such rows are left out, counted and listed).
+        prompt_column: Column with a prompt, in the place of `column`. Then rows are pairs, and the loss is that of the
+            answers alone; with data.answer_column.
+        answer_column: Column with the answer that follows the prompt.
+        messages_column: Column with a conversation, a list of messages with a role and a content each, in the place of
+            prompt and answer: written by the chat template beside the tokenizer.json, and the loss is that of what the
+            role assistant says.
+        packing: What stands side by side in a window: joined (documents, of which each token sees all that come
+            before), or documents (they do not see each other, and positions begin anew with each). Rows with answers
+            never see each other.
+        on_bad_row: What a row without such a column, or without text in it, does, or one with an answer that is longer
+            than the model's context: stop (the run ends and names it), or skip (such rows are left out, counted and
+            listed).
         revision: Branch, tag or commit of a hub data set; null for its main branch.
         subset: Subset (configuration) of a hub data set that has several; null for its default.
         unknown: What to do with characters that a validation split of its own has and the training text lacks: error,
@@ -96,6 +111,10 @@ class TextConfig(Section):
     mix: str | None = setting(None, on_resume="same")
     include: str | None = setting(None, on_resume="same")
     column: str = setting("text", on_resume="same")
+    prompt_column: str | None = setting(None, on_resume="same")
+    answer_column: str | None = setting(None, on_resume="same")
+    messages_column: str | None = setting(None, on_resume="same")
+    packing: Packing = setting("joined", on_resume="refused")
     on_bad_row: OnBadRow = setting("stop", on_resume="same")
     revision: str | None = setting(None, on_resume="same")
     subset: str | None = setting(None, on_resume="same")
@@ -106,8 +125,9 @@ class TextConfig(Section):
 
     def __post_init__(self) -> None:
         self.check("validation_share", 0 < self.validation_share < 1, "between 0 and 1")
-        for name in ("source", "mix", "include", "column", "revision", "subset"):
+        for name in ("source", "mix", "include", "column", *ANSWER_COLUMNS, "revision", "subset"):
             self.check(name, is_line(getattr(self, name) or ""), "text of one line, in UTF-8")
+        self._check_answers()
         if self.mix is not None:
             self._check_mix()
             return
@@ -122,6 +142,18 @@ class TextConfig(Section):
             if value != getattr(TextConfig, name) and not fits:
                 raise InputError(f"data.{name} is for {FOR_SOURCES[name]}, got data.source {shown(self.source)}")
 
+    def _check_answers(self) -> None:
+        given = list(self.answer_columns)
+        if len(given) == 1 and given != ["messages_column"]:
+            other = next(name for name in ANSWER_COLUMNS if name not in given)
+            raise InputError(f"data.{given[0]} needs data.{other}: rows are a prompt and its answer")
+        if "messages_column" in given and len(given) > 1:
+            raise InputError("data.messages_column is in the place of data.prompt_column and data.answer_column")
+        if given and self.column != TextConfig.column:
+            raise InputError(f"data.column is for rows of text, in the place of data.{given[0]}: leave one out")
+        if given and self.mix is not None:
+            raise InputError(f"data.{given[0]} is for one source: give data.source in the place of data.mix")
+
     def _check_mix(self) -> None:
         self.check("mix", parse_mix(self.mix or "") != {}, MIX)
         if self.source != TextConfig.source:
@@ -135,9 +167,16 @@ class TextConfig(Section):
     def _fitting(source: str) -> dict[str, bool]:
         """Whether the options that are for some sources alone are for this one."""
         hub = source == "hub" or hub_name(source) is not None
-        rows = hub or source not in ("auto", "python")
-        files = not hub and source != "auto"
-        return {"column": rows, "on_bad_row": rows, "include": files, "revision": hub, "subset": hub}
+        rows = hub or source not in ("auto", "comedies", "python")
+        files = not hub and source not in ("auto", "comedies")
+        of_rows = dict.fromkeys(("column", *ANSWER_COLUMNS, "on_bad_row"), rows)
+        return of_rows | {"include": files, "revision": hub, "subset": hub}
+
+    @property
+    def answer_columns(self) -> dict[str, str]:
+        """The columns of prompt and answer, or of messages, by the options that name them; none for rows of text."""
+        columns = {name: getattr(self, name) for name in ANSWER_COLUMNS}
+        return {name: column for name, column in columns.items() if column is not None}
 
     @property
     def parts(self) -> dict[str, "TextConfig"]:

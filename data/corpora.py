@@ -133,7 +133,7 @@ def _pieces(file: FoundFile) -> Iterator[str]:
             yield piece
 
 
-def text_of(row: Row, column: str) -> str | None:
+def text_of(row: Row, column: str, option: str = "column") -> str | None:
     """The text of a row, None where it is null; a `ValueError` says in words why there is none."""
     if isinstance(row, str):
         raise ValueError(row)
@@ -141,7 +141,7 @@ def text_of(row: Row, column: str) -> str | None:
         if any(value is None and column.startswith(f"{name}.") for name, value in row.items()):
             return None
         names = listed([*row], MAX_LISTED) or "there is none"
-        raise ValueError(f"no column {column}: choose one with --data.column ({names})")
+        raise ValueError(f"no column {column}: choose one with --data.{option} ({names})")
     value = row[column]
     if value is None:
         return None

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PARQUET_REVISION = "refs/convert/parquet"
 """The branch on which the hub keeps a copy in Parquet of most data sets, one folder for each subset."""
 
+MESSAGES = "data.messages_column"
+"""The option of a column that holds lists."""
 SPLITS = ("train", "validation", "test")
 BATCH = 256
 """Rows that are looked at at a time: views of the files."""
@@ -132,7 +134,7 @@ def _check_columns(request: Request, table: "Dataset") -> None:
             columns = ", ".join(table.column_names)
             raise InputError(f"hub:{request.name} has no column {column}: choose one with --{option} ({columns})")
         dtype = getattr(table.features[column], "dtype", "list")
-        if dtype not in ("string", "large_string"):
+        if dtype not in ("string", "large_string") and option != MESSAGES:
             strings = [key for key, value in table.features.items() if getattr(value, "dtype", "") == "string"]
             raise InputError(
                 f"column {column} of hub:{request.name} holds no text but {dtype}: choose a column of text with "

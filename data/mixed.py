@@ -34,6 +34,7 @@ class MixedData:
         seed: Of the run.
         data: With the weights; how to split each text, and into which tokens.
         make: Makes the data of one of the sources.
+        tokenizer: One that exists, in the place of the one that `data` names.
 
     Raises:
         InputError: As `TextData`, for one of the sources.
@@ -42,10 +43,16 @@ class MixedData:
     order = ORDER
 
     def __init__(
-        self, source: Source, context: int, seed: int, data: TextConfig, make: Callable[..., TextData] = TextData
+        self,
+        source: Source,
+        context: int,
+        seed: int,
+        data: TextConfig,
+        make: Callable[..., TextData] = TextData,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self._counts, self._seed = tuple(parse_mix(data.mix or "").values()), derive_seed(seed, "mix")
-        self.tokenizer: Tokenizer = shared_tokenizer(source, data)
+        self.tokenizer: Tokenizer = tokenizer or shared_tokenizer(source, data)
         self.parts = {
             name: make(source.parts[name], context, derive_seed(seed, "mix", number), part, self.tokenizer)
             for number, (name, part) in enumerate(data.parts.items())
@@ -75,8 +82,9 @@ class MixedData:
             (rows_B, part.training_batch(start, len(rows_B))) for _, part, start, rows_B in self._shares(first, count)
         ]
         rows_B = torch.cat([rows_B for rows_B, _ in shares]).argsort()
-        inputs_BT = torch.cat([batch.inputs[0] for _, batch in shares])[rows_B]
-        return Batch((inputs_BT,), torch.cat([batch.targets_BT for _, batch in shares])[rows_B])
+        inputs = zip(*(batch.inputs for _, batch in shares), strict=True)
+        targets_BT = torch.cat([batch.targets_BT for _, batch in shares])[rows_B]
+        return Batch(tuple(torch.cat(parts)[rows_B] for parts in inputs), targets_BT)
 
     def describe_samples(self, first: int, count: int) -> str:
         """Which windows of which source stand at `first` to `first + count` of the stream."""

@@ -32,11 +32,8 @@ def own_tokenizer(sources: Sequence[Source], data: TextConfig, scans: Sequence[S
     """
     distinct = "".join(sorted({character for scan in scans for character in scan.text.distinct}))
     if bpe_size(data.tokenizer) is None:
-        if data.tokenizer == "characters" and len(distinct) > MAX_CHARACTERS:
-            raise InputError(
-                f"the text has {len(distinct):,} different characters, and the model's head would have a row for each: "
-                f"use --data.tokenizer bytes or bpe:16384"
-            )
+        if data.tokenizer == "characters":
+            check_characters(distinct)
         return make_tokenizer(data.tokenizer, [distinct])
     # With a validation text of its own all of the text is for training.
     texts = [[scan.text.bordered_sha256, scan.validation is None] for scan in scans]
@@ -52,6 +49,15 @@ def own_tokenizer(sources: Sequence[Source], data: TextConfig, scans: Sequence[S
     tokenizer = read_tokenizer(read_text(folder / CONTENT), folder / CONTENT)
     tokenizer.notes = tuple(read_json(folder / NOTES))
     return tokenizer
+
+
+def check_characters(distinct: str) -> None:
+    """Raise an `InputError` where a text has far too many different characters."""
+    if len(distinct) > MAX_CHARACTERS:
+        raise InputError(
+            f"the text has {len(distinct):,} different characters, and the model's head would have a row for each: "
+            f"use --data.tokenizer bytes or bpe:16384"
+        )
 
 
 def _training_texts(sources: Sequence[Source], data: TextConfig, scans: Sequence[SourceScan]) -> Iterator[str]:

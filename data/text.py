@@ -12,13 +12,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from data.config import TINY_SHAKESPEARE, TextConfig
+from data.answers import FoundRows, find_rows
+from data.config import ANSWER_COLUMNS, TINY_SHAKESPEARE, TextConfig
 from data.corpora import FileDocuments, HubDocuments, RowOptions
 from data.documents import Chained, Documents, InMemory
 from data.files import Found, ListedFile, list_files, look_into
 from data.hub import PARQUET_REVISION, SPLITS, HubRows, Request, load_hub_rows
 from data.mix import parse_mix
-from data.plays import SHA256, PlaysError, build_text
+from data.plays import SHA256, PlaysError, build_comedies, build_text
 from data.remembered import remembered
 from data.row_streams import is_row_file
 from training.config.command_line import StrictParser
@@ -29,7 +30,8 @@ from training.runtime.packages import needed_package
 class Source(NamedTuple):
     """Documents, where they came from, for people to read, and those to validate on where there are some for it.
 
-    `notes` say what was done to read them; `parts` are the sources of a mix, by name, whose documents these are.
+    `notes` say what was done to read them; `parts` are the sources of a mix, by name, whose documents these are. Of
+    rows with answers `documents` has none, and `rows` says where they are.
     """
 
     documents: Documents
@@ -37,6 +39,7 @@ class Source(NamedTuple):
     validation: Documents | None = None
     notes: tuple[str, ...] = ()
     parts: Mapping[str, "Source"] = MappingProxyType({})
+    rows: FoundRows | None = None
 
     @classmethod
     def of_text(cls, text: str, origin: str, validation: str | None = None) -> "Source":
@@ -56,8 +59,13 @@ def load_source(data: TextConfig) -> Source:
     """
     if data.mix is not None:
         return _mix(data)
+    if data.answer_columns:
+        rows = find_rows(data)
+        return Source(InMemory([]), rows.origin, rows=rows)
     if data.source == "auto":
         source = _plays_or_hub(data)
+    elif data.source == "comedies":
+        source = Source(InMemory([build_comedies()]), "Shakespeare's comedies, from the packaged plays")
     elif data.hub_name:
         source = _hub(data.hub_name, data)
     else:
@@ -152,7 +160,7 @@ def _through_datasets(texts: list[str]) -> list[str]:
 def main() -> None:
     """Write the text of a source to a file, and say what it is; a validation text of its own comes last."""
     parser = StrictParser(prog="python -m data.text", description="Write the text of a source to a file.")
-    parser.add_class_arguments(TextConfig, skip={"unknown"})
+    parser.add_class_arguments(TextConfig, skip={"unknown", "packing", *ANSWER_COLUMNS})
     parser.add_argument("--output", type=str, required=True, help="where to write the text")
     arguments = parser.parse_args()
     names = [field.name for field in fields(TextConfig) if field.name in arguments]

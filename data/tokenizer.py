@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from data.byte_tokenizer import ByteTokenizer
 from data.characters import CharTokenizer
-from data.config import TOKENIZER_BYTES, bpe_size
+from data.chat import Chat
+from data.config import TOKENIZER_BYTES, TextConfig, bpe_size
 from data.subwords import SubwordTokenizer, learn_subwords
 from training.storage.reading import parse_json, read_text
 
@@ -68,18 +69,30 @@ def make_tokenizer(name: str, texts: Iterable[str], learn_bytes: int = TOKENIZER
     return read_tokenizer(read_text(path), path)
 
 
-def read_tokenizer(content: str, file: Path = Path("tokenizer.json")) -> Tokenizer:
+def read_tokenizer(content: str, file: Path | None = None) -> Tokenizer:
     """The tokenizer of a tokenizer.json, ours or one in the format of the library `tokenizers`.
 
     Raises:
         MalformedFileError: It is none; the message names the file.
     """
-    saved = parse_json(content, file)
+    name = file or Path("tokenizer.json")
+    saved = parse_json(content, name)
     if not isinstance(saved, dict) or "kind" in saved or "characters" in saved:
         if isinstance(saved, dict) and saved.get("kind") == "bytes":
             return ByteTokenizer()
-        return CharTokenizer.from_json(content, file)
+        return CharTokenizer.from_json(content, name)
     return SubwordTokenizer(content, file)
+
+
+def chat_of(tokenizer: Tokenizer) -> Chat | None:
+    """How conversations are written for a tokenizer, where that is known."""
+    return tokenizer.chat if isinstance(tokenizer, SubwordTokenizer) else None
+
+
+def follow_chat(tokenizer: Tokenizer, data: TextConfig) -> None:
+    """Let prompts be messages, and turns end texts, if what was trained on are conversations."""
+    if data.messages_column is not None and isinstance(tokenizer, SubwordTokenizer) and tokenizer.chat is not None:
+        tokenizer.follow(tokenizer.chat)
 
 
 def unit_of(tokenizer: Tokenizer) -> str:

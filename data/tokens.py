@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data.answer_tokens import answers_sha256
 from data.characters import CharTokenizer, UnknownCharacters
 from data.config import TextConfig
 from data.mix import mixed_sha256
@@ -92,6 +93,8 @@ def sha256(source: Source, data: TextConfig | None = None, tokenizer: Tokenizer 
     borders of documents (see `Scan`). Of a mix it is that of all its texts and of their weights.
     """
     data = data or TextConfig()
+    if source.rows is not None:
+        return answers_sha256(source.rows, data, tokenizer)
     if source.parts:
         parts = [sha256(source.parts[name], part, tokenizer) for name, part in data.parts.items()]
         return mixed_sha256(parts, data.mix or "")
@@ -167,7 +170,13 @@ def _unknown(scan: SourceScan, tokenizer: Tokenizer) -> set[str]:
 
 
 def held_out_documents(source: Source, data: TextConfig) -> Iterator[str]:
-    """The texts to validate on, each whole: of a split by position what is left of a document counts as one."""
+    """The texts to validate on, each whole: of a split by position what is left of a document counts as one.
+
+    Raises:
+        InputError: The source is of rows with answers.
+    """
+    if source.rows is not None:
+        raise InputError(f"{source.origin} is read as rows with answers, of which no text is held out: take a text")
     texts = list[str]()
     for chunk, held_out in split_pieces(source, scanned(source, data), data.validation_share):
         if held_out:

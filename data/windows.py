@@ -16,6 +16,7 @@ from torch import Tensor
 from data.config import TextConfig
 from data.listing import listed
 from data.order import ORDER, drawn, epoch_samples
+from data.packing import positions_of_documents
 from data.text import Source
 from data.tokenizer import Tokenizer, unit_of
 from data.tokens import tokenized
@@ -30,11 +31,15 @@ DEVICE_DTYPE = torch.int32
 
 
 class UncutWindows(NamedTuple):
-    """Where windows begin in a text whose tokens are on the device, to be cut there."""
+    """Where windows begin in a text whose tokens are on the device, to be cut there.
+
+    With `end`, the token that ends a document, documents do not see each other.
+    """
 
     tokens_N: Tensor
     starts_B: Tensor
     context: int
+    end: int | None = None
 
     @property
     def num_targets(self) -> int:
@@ -50,7 +55,7 @@ class UncutWindows(NamedTuple):
         starts_B = self.starts_B.to(device, non_blocking=True)
         positions_BT = (starts_B[:, None] + torch.arange(self.context + 1, device=device)) % len(self.tokens_N)
         tokens_BT = self.tokens_N[positions_BT].long()
-        return Batch((tokens_BT[:, :-1].contiguous(),), tokens_BT[:, 1:].contiguous())
+        return Batch(model_inputs(tokens_BT[:, :-1].contiguous(), self.end), tokens_BT[:, 1:].contiguous())
 
 
 class TextData:
@@ -68,6 +73,7 @@ class TextData:
     """
 
     order = ORDER
+    _end: int | None = None
 
     def __init__(
         self,
@@ -78,7 +84,9 @@ class TextData:
         tokenizer: Tokenizer | None = None,
     ) -> None:
         self.context, self.seed = context, seed
-        training, validation, self.tokenizer, self.sha256, notes = tokenized(source, data or TextConfig(), tokenizer)
+        data = data or TextConfig()
+        training, validation, self.tokenizer, self.sha256, notes = tokenized(source, data, tokenizer)
+        self._end = end_of_documents(self.tokenizer, data)
         self.origin, self.notes = source.origin, (*source.notes, *notes)
         self._train_N, self._val_N = as_tensor(training.tokens_N), as_tensor(validation.tokens_N)
         self._unit = unit_of(self.tokenizer) + "s"
@@ -112,7 +120,8 @@ class TextData:
         return partial(self._uncut, on_device(tokens_N, device))
 
     def _uncut(self, tokens_N: Tensor, first: int, count: int) -> UncutWindows:
-        return UncutWindows(tokens_N, torch.cat([starts for _, starts in self._starts(first, count)]), self.context)
+        starts_B = torch.cat([starts for _, starts in self._starts(first, count)])
+        return UncutWindows(tokens_N, starts_B, self.context, self._end)
 
     def describe_samples(self, first: int, count: int) -> str:
         """Where windows `first` to `first + count` of the stream begin in the training text."""
@@ -132,7 +141,28 @@ class TextData:
 
     def validation_batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1, every: int = 1) -> Iterator[Batch]:
         """Windows side by side over the validation text, or every so many-th of them; see `side_by_side`."""
-        return side_by_side(self._val_N, self.context, batch_size, rank, num_ranks, every)
+        return side_by_side(self._val_N, self.context, batch_size, rank, num_ranks, every, self._end)
+
+
+def end_of_documents(tokenizer: Tokenizer, data: TextConfig) -> int | None:
+    """The token behind which a document begins that sees none before it; None where all see each other.
+
+    Raises:
+        InputError: The tokenizer has none.
+    """
+    if data.packing == "joined":
+        return None
+    if tokenizer.end_of_text is None:
+        raise InputError(
+            "data.packing documents needs a tokenizer with a token that ends a text: use --data.tokenizer bytes or "
+            "bpe:16384, or leave it out"
+        )
+    return tokenizer.end_of_text
+
+
+def model_inputs(tokens_BT: Tensor, end: int | None) -> tuple[Tensor, ...]:
+    """What a model takes of windows of a text: tokens, and where documents do not see each other, their positions."""
+    return (tokens_BT,) if end is None else (tokens_BT, positions_of_documents(tokens_BT, end))
 
 
 def as_tensor(tokens_N: NDArray[np.unsignedinteger]) -> Tensor:
@@ -150,11 +180,18 @@ def on_device(tokens_N: Tensor, device: torch.device) -> Tensor:
 
 
 def side_by_side(
-    tokens_N: Tensor, context: int, batch_size: int, rank: int = 0, num_ranks: int = 1, every: int = 1
+    tokens_N: Tensor,
+    context: int,
+    batch_size: int,
+    rank: int = 0,
+    num_ranks: int = 1,
+    every: int = 1,
+    end: int | None = None,
 ) -> Iterator[Batch]:
     """A rank's share of the windows of T = `context` tokens: each of the N - 1 targets comes once, over all ranks.
 
-    With `every` k only the first of each k windows comes. A batch is cut when it is asked for.
+    With `every` k only the first of each k windows comes. A batch is cut when it is asked for. For `end` see
+    `UncutWindows`.
     """
     num_targets = len(tokens_N) - 1
     starts = range(0, num_targets, every * context)
@@ -163,4 +200,4 @@ def side_by_side(
         padding_BT = positions_BT >= num_targets
         positions_BT.clamp_(max=num_targets - 1)
         inputs_BT = tokens_N[positions_BT].long().masked_fill(padding_BT, 0)
-        yield Batch((inputs_BT,), tokens_N[positions_BT + 1].long().masked_fill(padding_BT, IGNORED))
+        yield Batch(model_inputs(inputs_BT, end), tokens_N[positions_BT + 1].long().masked_fill(padding_BT, IGNORED))

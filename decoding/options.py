@@ -102,6 +102,8 @@ TABLE = (
     Option("checkpoint", BOTH, str, REQUIRED, (), "A run (its best checkpoint) or one checkpoint."),
     Option("weights", BOTH, ("ema", "raw"), None, (),
            "The average of the weights, or themselves. Default: ema where there is one."),
+    Option("trust_code", BOTH, bool, False, (),
+           "Import the class that made the model, where the run names one of one's own: that runs its code."),
     Option("prompt", GPT, str, None, (NO_SPLIT,),
            "Text to continue, or several, which are written in one batch. Default: a line break.", "+"),
     Option("prompt_file", GPT, str, None, (NO_SPLIT, NO_PROMPT),

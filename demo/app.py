@@ -63,6 +63,12 @@ def parse() -> Namespace:
         "begins with that of the best run at the start. Default: native where it can be had on a CPU; on a GPU "
         "compiled, with a concurrency of 1; else eager.",
     )
+    parser.add_argument(
+        "--trust_code",
+        action="store_true",
+        help="Import the classes of one's own that made models, as their runs name them: that runs their code. "
+        "Default: such runs are listed, and not loaded.",
+    )
     parser.add_argument("--seconds", type=float, default=120.0, help="Longest time of a request, in seconds.")
     return parser.parse_args()
 

@@ -5,7 +5,6 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from seq2seq.task import LoadedSeq2Seq
 from training.runtime.errors import InputError
 from training.storage.checkpoint import STATE, CheckpointError, saved_step
 from training.storage.manifest import MANIFEST
+from training.storage.own_class import OwnClassError, own_class
 from training.storage.reading import MissingFileError, read_json, read_text
 from training.storage.run_folder import RunFolder, find_checkpoint
 
@@ -48,6 +48,7 @@ class Entry:
         val_loss_subset: The same over a part of the validation split, which does not compare with other runs'.
         bits_per_byte: The same in bits for each byte of the text.
         megabytes: Size of the checkpoint's weights.
+        own_class: The class of somebody's own that made the model; None for those of this project.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Entry:
     val_loss_subset: float | None
     bits_per_byte: float | None
     megabytes: float
+    own_class: str | None
 
     @property
     def bits(self) -> float | None:
@@ -87,14 +89,15 @@ class Catalogue:
     Args:
         runs: The folder; it need not exist.
         device: Where models go.
+        trust_code: Import the classes of somebody's own that made models.
     """
 
-    def __init__(self, runs: Path, device: torch.device | str = "cpu") -> None:
-        self.runs, self.device = runs, device
+    def __init__(self, runs: Path, device: torch.device | str = "cpu", *, trust_code: bool = False) -> None:
+        self.runs, self.device, self._trust_code = runs, device, trust_code
         self._held: OrderedDict[tuple[str, str], tuple[Version, Loaded]] = OrderedDict()
         self._lock = threading.Lock()
         self._read_entry = lru_cache(REMEMBERED)(_read_entry)
-        self._can_be_loaded = lru_cache(REMEMBERED)(self._try)
+        self._tried: dict[str, tuple[Version | None, str | None]] = {}  # By name: the reason that it cannot be loaded.
 
     def entries(self, kind: ModelType | None = None) -> list[Entry]:
         """The runs with a checkpoint, the newest first; what cannot be read is in `left_out`."""
@@ -141,18 +144,32 @@ class Catalogue:
     def best(self, kind: ModelType) -> str | None:
         """The run with the fewest bits per byte of those that can be loaded, which is tried once for each."""
         by_loss = sorted(self.entries(kind), key=lambda entry: math.inf if entry.bits is None else entry.bits)
-        for entry in by_loss:
-            with suppress(InputError):
-                if self._can_be_loaded(entry.name, kind, _version(find_checkpoint(self.runs / entry.name))):
-                    return entry.name
-        return None
+        return next((entry.name for entry in by_loss if self._try(entry) is None), None)
 
-    def _try(self, name: str, kind: ModelType, _: Version) -> bool:
+    def fault(self, entry: Entry) -> str | None:
+        """Why a run cannot be loaded, as far as that is known; one that nobody has tried may turn out so."""
+        if entry.own_class is not None and not self._trust_code:
+            return f"made by {shown(entry.own_class, 60)}, which python demo/app.py --trust_code imports"
+        before, fault = self._tried.get(entry.name, (None, None))
+        return fault if fault and before == self._now(entry) else None
+
+    def _try(self, entry: Entry) -> str | None:
+        now = self._now(entry)
+        before, fault = self._tried.get(entry.name, (None, None))
+        if now is None or before != now:
+            fault = None
+            try:
+                self._load(entry.name, entry.kind)
+            except InputError as error:
+                fault = str(error)
+            self._tried[entry.name] = now, fault
+        return fault
+
+    def _now(self, entry: Entry) -> Version | None:
         try:
-            self._load(name, kind)
+            return _version(find_checkpoint(self.runs / entry.name))
         except InputError:
-            return False
-        return True
+            return None
 
     def gpt(self, name: Any, precision: Precision = "fp32") -> LoadedGPT:
         """The model of a run.
@@ -195,9 +212,13 @@ class Catalogue:
 
     def _read(self, name: str, folder: Path, kind: ModelType, precision: Precision) -> Loaded:
         try:
-            loaded = (gpt.load if kind == "gpt" else seq2seq.load)(folder, self.device)
+            load = gpt.load if kind == "gpt" else seq2seq.load
+            loaded = load(folder, self.device, trust_code=self._trust_code)
             convert(loaded.model, precision)
             return loaded
+        except OwnClassError as error:  # It names files outside of the runs.
+            log.warning("%s cannot be loaded: %s", name, error)
+            raise InputError(f"the class that made {name} cannot be imported; the terminal says why") from error
         except InputError as error:
             raise InputError(self._without_path(str(error))) from error
         except OSError as error:
@@ -229,8 +250,12 @@ def _sendable(name: str) -> str:
 def _read_entry(folder: Path, checkpoint: Path, _: Version) -> Entry | str:
     """What is known of a run, or why it cannot be read; no words if it is none."""
     try:
-        step = saved_step(read_json(checkpoint / STATE), checkpoint / STATE)
+        state = read_json(checkpoint / STATE)
+        step = saved_step(state, checkpoint / STATE)
+        identity = state["identity"] if isinstance(state.get("identity"), dict) else {}
         kind = checkpoint_model_type(checkpoint)
+        if kind is None and "model_type" in identity:
+            return f"{checkpoint} is of a model that the page does not know, {shown(identity['model_type'], 60)}"
         if kind is None:
             return f"{checkpoint} holds neither a tokenizer nor a vocabulary"
         metrics = RunFolder(folder).metrics_of(step) or {}
@@ -242,6 +267,7 @@ def _read_entry(folder: Path, checkpoint: Path, _: Version) -> Entry | str:
             val_loss_subset=metrics.get("val_loss_subset"),
             bits_per_byte=metrics.get("bits_per_byte"),
             megabytes=(checkpoint / "model.safetensors").stat().st_size / 1e6,
+            own_class=own_class(identity),
         )
     except MissingFileError as error:
         return str(error) if _in_use(folder) else ""

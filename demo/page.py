@@ -77,7 +77,7 @@ def run(options: Namespace, auth: tuple[str, str] | None) -> None:
     device = inference_device()
     # A server writes enough for compiling to pay, unless requests share the device: that step serves one at a time.
     mode = resolved(options.mode, device, COMPILED_STEPS if options.concurrency == 1 else 0)
-    session = Session(Path(options.runs), device, limits, mode)
+    session = Session(Path(options.runs), device, limits, mode, trust_code=options.trust_code)
     session.compile_ahead()
     training = QuickTraining(Path(options.runs))
     page = build(session, training)

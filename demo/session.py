@@ -48,12 +48,19 @@ class Session:
         device: Where models go.
         limits: What a request may ask for.
         mode: How a step is computed; a compiled one serves one request at a time.
+        trust_code: Import the classes of somebody's own that made models.
     """
 
     def __init__(
-        self, runs: Path, device: torch.device | str = "cpu", limits: Limits | None = None, mode: Mode = "auto"
+        self,
+        runs: Path,
+        device: torch.device | str = "cpu",
+        limits: Limits | None = None,
+        mode: Mode = "auto",
+        *,
+        trust_code: bool = False,
     ) -> None:
-        self.catalogue = Catalogue(runs, device)
+        self.catalogue = Catalogue(runs, device, trust_code=trust_code)
         self.limits = limits or Limits()
         self.jobs = Jobs()
         self._mode = mode

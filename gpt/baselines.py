@@ -43,7 +43,7 @@ def prepare(options: Namespace, config: GPTConfig | None) -> Benchmark:
     """
     device, source = inference_device(), options.checkpoint
     if config is None:
-        model = load_gpt(Path(source), device).model
+        model = load_gpt(Path(source), device, trust_code=options.trust_code).model
     else:
         model = with_random_weights(GPT(config.model, VOCAB_SIZE), config.seed, device)
         source = f"{options.config[0]}, random weights"

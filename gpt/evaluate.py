@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from data.config import TextConfig
 from data.encodings import decode_text, read_text
+from data.row_streams import ROW_FILES
 from data.tokenizer import Tokenizer, unit_of
 from decoding.decoder import Decoder, convert
 from decoding.generation import search
@@ -55,7 +57,7 @@ def compose(options: Namespace) -> None:
     """Write texts, as the options ask for it."""
     Sampling.of(options)  # What is wrong with it is said before a model is loaded.
     set_cpu_threads()
-    loaded = load_gpt(options.checkpoint, inference_device(), weights=options.weights)
+    loaded = load_gpt(options.checkpoint, inference_device(), weights=options.weights, trust_code=options.trust_code)
     convert(loaded.model, options.precision or "fp32")
     # Those of several texts are read at once, and how long a conversation gets is not known.
     decoder = Decoder(loaded.model, options.mode, 0 if options.interactive else options.max_new_tokens)
@@ -189,9 +191,19 @@ def noted_interrupts() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+def other_text(run: TextConfig, given: dict[str, Any]) -> TextConfig:
+    """The text that options name, and otherwise as the run's: of rows, those with answers where its rows have some."""
+    # What a row becomes depends on the tokenizer, and what is held out on the share.
+    usual: dict[str, Any] = {name: getattr(run, name) for name in ("tokenizer", "validation_share", "packing")}
+    source = str(given.get("source", ""))
+    if "column" not in given and (source.endswith(ROW_FILES) or source.startswith("hub:")):
+        usual |= run.answer_columns
+    return TextConfig(**usual | given)
+
+
 def measure(options: Namespace) -> None:
     """Print the loss over every target of a split, in the precision of the run."""
-    loaded = load_gpt(options.checkpoint, weights=options.weights)
+    loaded = load_gpt(options.checkpoint, weights=options.weights, trust_code=options.trust_code)
     int8 = options.precision == "int8"
     if int8:
         convert(loaded.model, "int8")
@@ -200,10 +212,7 @@ def measure(options: Namespace) -> None:
         loaded.model.double()
     given = {name: value for name, value in vars(options.data).items() if value is not None}
     unknown = given.pop("unknown", None)
-    # What a row becomes depends on the tokenizer, and what is held out on the share.
-    run = loaded.config.data
-    usual = {"tokenizer": run.tokenizer, "validation_share": run.validation_share}
-    other = TextConfig(**usual | given) if given else None
+    other = other_text(loaded.config.data, given) if given else None
     measured = measure_split(runtime.accelerator, loaded, options.split, other, unknown)
     metrics, unit = measured.metrics, unit_of(loaded.tokenizer)
     runtime.accelerator.end_training()

@@ -3,36 +3,49 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from accelerate import Accelerator
 
+from data.answer_windows import AnswerData
 from data.config import TextConfig, Unknown
+from data.measurable import measurable_answers, measurable_text
 from data.mixed import MixedData
 from data.text import Source, load_source
-from data.tokenizer import Tokenizer, read_tokenizer, unit_of
-from data.tokens import sha256, tokenized
-from data.windows import TextData, as_tensor, side_by_side
+from data.tokenizer import Tokenizer, follow_chat, read_tokenizer, unit_of
+from data.tokens import sha256
+from data.windows import TextData
 from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, Mode
 from decoding.decoder import Decoder
 from decoding.sampling import Sampling
 from decoding.writing import write
+from gpt.adapter import add_adapter, put_on_base
+from gpt.beginning import begin, check_covered, initial_tokenizer
 from gpt.config import GPTConfig
+from gpt.initial_config import completed, given_in_code
 from gpt.model import GPT
+from layers.lora import merge_lora
 from training.evaluation import mean_loss
 from training.run import Result, train
 from training.runtime.errors import InputError, require_finite
 from training.seeds import generator
+from training.storage.checkpoint import Checkpoint
 from training.storage.loading import Device, Loaded, Weights, load_model
-from training.task import evaluating
+from training.storage.run_folder import RunFolder, begun_run
+from training.task import Begun, evaluating, tokens_at_once
 
 TOKENIZER_FILE = "tokenizer.json"
 
 
 class GPTTask:
-    """A fresh GPT and its text. Subclasses may bring another model, another text, or more metrics."""
+    """A fresh GPT and its text. Subclasses may bring another model, another text, or more metrics.
+
+    Args:
+        config: The configuration.
+        run: The run that goes on, of those that began with a model that exists: it has that one's tokenizer. None for
+            one that starts.
+    """
 
     model_type = "gpt"
     model_class: type[GPT] = GPT
@@ -40,27 +53,43 @@ class GPTTask:
     shows_samples = False
     sample_length = SAMPLE_LENGTH
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, run: RunFolder | None = None) -> None:
         self.config = config
+        tokenizer = initial_tokenizer(config, run)
         source, of_run = self.load_source(), (config.model.max_len, config.seed, config.data)
-        self.data: TextData | MixedData
-        if source.parts:
-            self.data = MixedData(source, *of_run, self.data_class)
+        if source.rows is None:
+            check_covered(source, config, tokenizer)
+        self.data: TextData | MixedData | AnswerData
+        if source.rows is not None:
+            self.data = AnswerData(source, *of_run, tokenizer)
+        elif source.parts:
+            self.data = MixedData(source, *of_run, self.data_class, tokenizer)
         else:
-            self.data = self.data_class(source, *of_run)
+            self.data = self.data_class(source, *of_run, *([] if tokenizer is None else [tokenizer]))
         self.model = self.model_class(config.model, len(self.data.tokenizer))
         self.model.init_weights(generator(config.seed, "weights"))
-        self.flops_per_token = self.model.flops_per_token()
+        add_adapter(self.model, config)
+        # Of each target: where few tokens are targets, all of them are computed for these.
+        self.flops_per_token = self.model.flops_per_token() * tokens_at_once(self.data) / self.data.tokens_per_sample
+
+    def begin(self, checkpoint: Checkpoint | None) -> Begun:
+        """Take the weights that the configuration's `init_from` names, unless the run goes on from a checkpoint."""
+        self.config, origin = begin(self.config, self.model, self.data.tokenizer, checkpoint)
+        return Begun(self.config, origin)
 
     def load_source(self) -> Source:
         """The text to learn."""
         return load_source(self.config.data)
 
     def sample(self, seed: int) -> str:
-        """`sample_length` tokens that follow a line break, or fewer where the model ends the text."""
+        """`sample_length` tokens that follow a line break, or fewer where the model ends the text.
+
+        Of rows with answers, the first prompt that is validated on, and what answers it.
+        """
         tokenizer, length = self.data.tokenizer, self.sample_length
-        prompt = default_prompt(tokenizer)
-        return "".join(sample_text(self.model, tokenizer, prompt, max_new_tokens=length, seed=seed))
+        prompt = self.data.prompt if isinstance(self.data, AnswerData) else default_prompt(tokenizer)
+        written = "".join(sample_text(self.model, tokenizer, prompt, max_new_tokens=length, seed=seed))
+        return f"{prompt}{written}" if isinstance(self.data, AnswerData) else written
 
     def metrics(self, val_loss: float | None) -> Mapping[str, float]:
         """Perplexity and bits per byte, and per character where those are the tokens."""
@@ -70,8 +99,9 @@ class GPTTask:
         return text_metrics(val_loss, data.validation_targets, data.validation_bytes, data.tokenizer)
 
     def checkpoint_files(self) -> Mapping[str, str]:
-        """The tokenizer."""
-        return {TOKENIZER_FILE: self.data.tokenizer.to_json()}
+        """The tokenizer, and the chat template of a run that learns conversations."""
+        chat = self.data.chat if isinstance(self.data, AnswerData) else None
+        return {TOKENIZER_FILE: self.data.tokenizer.to_json()} | ({} if chat is None else chat.files())
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:
@@ -137,7 +167,14 @@ def train_gpt(
     config: GPTConfig, *, task: type[GPTTask] = GPTTask, output_dir: Path | None = None, resume: bool = False
 ) -> Result:
     """Train a GPT; see `training.run.train`."""
-    return train(lambda: task(config), config, output_dir=output_dir, resume=resume)
+    run = begun_run(config.name, output_dir) if resume else None
+    config, notes = completed(config, given_in_code(config), run)
+    return train(lambda: make_task(task, config, run), config, output_dir=output_dir, resume=resume, notes=notes)
+
+
+def make_task(task: type[GPTTask], config: GPTConfig, run: RunFolder | None) -> GPTTask:
+    """The task of a run, which one that began with a model that exists may go on with."""
+    return task(config) if run is None or config.init_from is None else task(config, run)
 
 
 class LoadedGPT(Loaded[GPT, Tokenizer, GPTConfig]):
@@ -150,11 +187,23 @@ class LoadedGPT(Loaded[GPT, Tokenizer, GPTConfig]):
 
 
 def load_gpt(
-    path: Path | str, device: Device = "cpu", *, weights: Weights | None = None, model_class: type[GPT] = GPT
+    path: Path | str,
+    device: Device = "cpu",
+    *,
+    weights: Weights | None = None,
+    model_class: type[GPT] | None = None,
+    trust_code: bool = False,
 ) -> LoadedGPT:
-    """Load the GPT of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`."""
-    reader = GPTConfig, TOKENIZER_FILE, read_tokenizer, "GPT"
-    return LoadedGPT(*load_model(path, device, weights, model_class, *reader))
+    """Load the GPT of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`.
+
+    An adapter is merged into its base, which is read from where the run found it.
+    """
+    reader = GPT, GPTConfig, TOKENIZER_FILE, read_tokenizer, "GPT"
+    asked = path, device, weights, model_class, *reader
+    loaded = LoadedGPT(*load_model(*asked, trust_code=trust_code, prepare=put_on_base))
+    merge_lora(loaded.model)
+    follow_chat(loaded.tokenizer, loaded.config.data)
+    return loaded
 
 
 class Measured(NamedTuple):
@@ -196,20 +245,15 @@ def measure_split(
         )
     description = f"{split} split of {source.origin}"
     data = replace(asked or config.data, unknown=unknown or (asked or config.data).unknown)
-    texts = [(source.parts[name], part) for name, part in data.parts.items()] or [(source, data)]
-    found = [tokenized(*text, loaded.tokenizer, ["validation" if split == "val" else "training"]) for text in texts]
-    tokens = [each.validation if split == "val" else each.training for each in found]
-    num_targets = sum(max(len(part.tokens_N) - 1, 0) for part in tokens)
-    if num_targets < 1:
-        unit, count = unit_of(loaded.tokenizer), sum(len(part.tokens_N) for part in tokens)
-        raise InputError(f"the {description} has {count} {unit}s, too few to predict one from another")
     share = config.training.eval_batch_size, accelerator.process_index, accelerator.num_processes
-    batches = (side_by_side(as_tensor(part.tokens_N), config.model.max_len, *share) for part in tokens)
+    measurable = measurable_answers if source.rows is not None else measurable_text
+    found = measurable(source, data, loaded.tokenizer, split, config.model.max_len, share)
+    if found.num_targets < 1:
+        raise InputError(f"the {description} has {found.said}, too few to predict one from another")
     model = accelerator.prepare_model(loaded.model.to(accelerator.device), evaluation_mode=True)
-    notes = [*(note for each in found for note in each.notes), *([] if same else ["another text than the run's"])]
+    notes = [*found.notes, *([] if same else ["another text than the run's"])]
     said = "".join(f", {note}" for note in dict.fromkeys([*notes, *source.notes]))
-    loss = mean_loss(accelerator, model, chain.from_iterable(batches))
+    loss = mean_loss(accelerator, model, found.batches)
     require_finite([loss], f"the loss on the {description}")
-    num_bytes = sum(part.target_bytes(loaded.tokenizer) for part in tokens if len(part.tokens_N))
-    metrics = text_metrics(loss, num_targets, num_bytes, loaded.tokenizer)
-    return Measured(loss, f"{description}, {num_targets:,} targets{said}", metrics)
+    metrics = text_metrics(loss, found.num_targets, found.num_bytes, loaded.tokenizer)
+    return Measured(loss, f"{description}, {found.num_targets:,} targets{said}", metrics)

@@ -36,6 +36,8 @@ def parse(of_pairs: bool) -> tuple[Namespace, GPTConfig | Seq2SeqConfig | None]:
     if options.plot and options.uncached == "no":
         raise InputError("--plot draws the table: leave --uncached no out")
     check_outputs(options)
+    if options.trust_code and options.checkpoint is None:
+        raise InputError("--trust_code is for --checkpoint")
     if options.checkpoint is None:
         return options, parser.build(config_class, options)
     defaults = parser.get_defaults()
@@ -55,6 +57,12 @@ def _parser(of_pairs: bool) -> StrictParser:
     add = parser.add_argument
     add("--config", action="config", help="YAML file of an experiment; its model is timed.")
     add("--checkpoint", type=str, help="A run (its best checkpoint) or one checkpoint.")
+    add(
+        "--trust_code",
+        action="store_true",
+        help="With --checkpoint: import the class that made the model, where the run names one of one's own: that runs "
+        "its code.",
+    )
     add("--repeats", type=int, default=5 if of_pairs else 3, help="Passes of each, of which the median is shown.")
     modes = [mode for mode in get_args(TargetMode if of_pairs else Mode) if mode != "auto"]
     what = "Default: eager, and native on a CPU with a compiler" + ("." if of_pairs else ", or compiled on a GPU.")

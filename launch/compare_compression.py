@@ -19,6 +19,11 @@ def parse() -> Namespace:
         "and zstd -19 take, for each document by itself and for all of them in one file.",
     )
     parser.add_argument("--checkpoint", type=str, required=True, help="A run, or one of its checkpoints.")
+    parser.add_argument(
+        "--trust_code",
+        action="store_true",
+        help="Import the class that made the model, where the run names one of one's own: that runs its code.",
+    )
     parser.add_argument("--json", type=str, help="Write the figures to this file, a .json.")
     options = parser.parse_args()
     if options.json:
@@ -37,7 +42,7 @@ def main() -> None:
     from training.runtime.machine import describe_machine
     from training.runtime.tables import print_table
 
-    loaded = load_gpt(Path(options.checkpoint))
+    loaded = load_gpt(Path(options.checkpoint), trust_code=options.trust_code)
     runtime = make_accelerator(loaded.config.training.precision)
     measured = measure_split(runtime.accelerator, loaded, "val")
     model = measured.metrics["bits_per_byte"]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from decoding.model_type import asked_model_type
 from gpt.config import GPTConfig
+from gpt.initial_config import completed
 from seq2seq.config import Seq2SeqConfig
-from training.config.command_line import Namespace, StrictParser
+from training.config.command_line import Namespace, StrictParser, given_options
 from training.planning.links import find_link
 from training.plots import check_output
 from training.runtime.errors import InputError, exit_code
@@ -39,7 +40,10 @@ def parse(of_pairs: bool) -> tuple[Namespace, GPTConfig | Seq2SeqConfig]:
         find_link(options.link, CARDS.get(options.gpu or ""))
     if options.json:
         check_output(Path(options.json), (".json",))
-    return options, parser.build(config_class, options)
+    config = parser.build(config_class, options)
+    if isinstance(config, GPTConfig):
+        config, _ = completed(config, given_options(sys.argv[1:]))
+    return options, config
 
 
 def _parser() -> StrictParser:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gpt
+from gpt.initial_config import completed
 from training.runtime.errors import exit_code
-from training.train_command import script_command, show_losses, show_next, train_command
+from training.storage.run_folder import RunFolder
+from training.train_command import evaluate_commands, show_losses, show_next, train_command
 
 if TYPE_CHECKING:
     from training.run import Result
@@ -27,9 +29,17 @@ def main(task: "type[gpt.GPTTask] | None" = None) -> None:
         "Train a GPT on text.",
         DEFAULT_CONFIG,
         gpt.GPTConfig,
-        lambda config: (task or gpt.GPTTask)(config),
+        partial(make, task),
         partial(show, task),
+        completed,
     )
+
+
+def make(task: "type[gpt.GPTTask] | None", config: gpt.GPTConfig, run: RunFolder | None) -> "gpt.GPTTask":
+    """The task of a run; see `gpt.task.make_task`."""
+    from gpt.task import make_task
+
+    return make_task(task or gpt.GPTTask, config, run)
 
 
 def show(task: "type[gpt.GPTTask] | None", result: "Result", config: gpt.GPTConfig) -> None:
@@ -38,16 +48,15 @@ def show(task: "type[gpt.GPTTask] | None", result: "Result", config: gpt.GPTConf
     from gpt.task import can_read, default_prompt, sample_text
 
     run, model_class = result.run.path, (task or gpt.GPTTask).model_class
-    best = gpt.load(run, model_class=model_class)
+    # A task may have made its model by another class than that, which its run names.
+    best = gpt.load(run, model_class=None if model_class is gpt.GPT else model_class, trust_code=True)
     show_losses(result, unit_of(best.tokenizer))
     for piece in sample_text(best.model, best.tokenizer, default_prompt(best.tokenizer)):
         print(piece, end="", flush=True)
     print("\n\nWhat next:")
-    if model_class is gpt.GPT:
-        prompt = (
-            ' --prompt "ROMEO:"' if config.data.source in ("auto", "hub") and can_read(best.tokenizer, "ROMEO:") else ""
-        )
-        print(f"  sample:      {script_command(EVALUATE, '--checkpoint', run)}{prompt}")
+    is_usual = config.data.source in ("auto", "comedies", "hub") and can_read(best.tokenizer, "ROMEO:")
+    options = {"sample": ("--prompt", "ROMEO:") if is_usual else ()}
+    print("\n".join(evaluate_commands(EVALUATE, run, type(best.model), "gpt", options)))
     show_next(result, config)
 
 

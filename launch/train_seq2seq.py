@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import seq2seq
 from training.runtime.errors import exit_code
-from training.train_command import script_command, show_losses, show_next, train_command
+from training.train_command import evaluate_commands, show_losses, show_next, train_command
 
 if TYPE_CHECKING:
     from training.run import Result
@@ -27,7 +27,7 @@ def main(task: "type[seq2seq.Seq2SeqTask] | None" = None) -> None:
         "Train an encoder-decoder on pairs of texts.",
         DEFAULT_CONFIG,
         seq2seq.Seq2SeqConfig,
-        lambda config: (task or seq2seq.Seq2SeqTask)(config),
+        lambda config, run: (task or seq2seq.Seq2SeqTask)(config),
         partial(show, task),
     )
 
@@ -41,12 +41,11 @@ def show(task: "type[seq2seq.Seq2SeqTask] | None", result: "Result", config: seq
         if name in newest:
             print(f"{name.replace('_', ' '):<15}  {newest[name]:.4f} {unit}".rstrip())
     print("\nWhat next:")
-    if task is None or task.model_class is seq2seq.EncoderDecoder:
-        evaluate = (EVALUATE, "--checkpoint", run.path)
-        if config.data.task != "pairs":
-            example = config.data.symbols[: min(8, config.data.max_length)]
-            print(f"  try it:      {script_command(*evaluate, '--source', example)}")
-        print(f"  measure it:  {script_command(*evaluate, '--split', 'test')}")
+    example = config.data.symbols[: min(8, config.data.max_length)]
+    options = {} if config.data.task == "pairs" else {"try it": ("--source", example)}
+    model_class = (task or seq2seq.Seq2SeqTask).model_class
+    options["measure it"] = ("--split", "test")
+    print("\n".join(evaluate_commands(EVALUATE, run.path, model_class, "seq2seq", options)))
     show_next(result, config)
 
 

@@ -7,7 +7,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     os.environ.setdefault("KMP_BLOCKTIME", "1")
 
-from layers.attention import MultiHeadAttention
+from layers.attention import MultiHeadAttention, mask_of_documents
 from layers.block import Block, Memory
 from layers.cache import CachePositions, KVCache, LayerCache
 from layers.feed_forward import GELU, SwiGLU
@@ -32,4 +32,5 @@ __all__ = [
     "SwiGLU",
     "Transformer",
     "build_positions",
+    "mask_of_documents",
 ]

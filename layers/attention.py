@@ -83,6 +83,16 @@ def attend_with_dropout(
         return (dropout(scores_BHTS.softmax(-1)) @ v_BHSD).to(dtype)
 
 
+def mask_of_documents(positions_BT: Tensor) -> Tensor:
+    """What tokens see where documents stand side by side, (B, T, T): those of their own document until themselves.
+
+    Args:
+        positions_BT: The place of each token in its document, which begins at 0.
+    """
+    documents_BT = (positions_BT == 0).cumsum(1)
+    return (documents_BT[:, :, None] == documents_BT[:, None]).tril()
+
+
 def _causal_mask(q_BHTD: Tensor, k_BHSD: Tensor) -> Tensor:
     size = q_BHTD.size(2), k_BHSD.size(2)
     return torch.ones(size, dtype=torch.bool, device=q_BHTD.device).tril()

@@ -36,7 +36,7 @@ def prepare(options: Namespace, config: Seq2SeqConfig | None) -> Benchmark:
     """
     device, source, length = inference_device(), options.checkpoint, options.length
     if config is None:
-        model = load_seq2seq(Path(source), device).model
+        model = load_seq2seq(Path(source), device, trust_code=options.trust_code).model
     else:
         fresh = EncoderDecoder(config.model, vocabulary_size(config.data))
         model, source = with_random_weights(fresh, config.seed, device), f"{options.config[0]}, random weights"

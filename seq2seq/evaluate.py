@@ -32,7 +32,9 @@ def evaluate(options: Namespace) -> None:
     """Print targets or accuracies, as the options of `decoding.options.parse` ask for it."""
     sampling = Sampling.of(options)
     set_cpu_threads()
-    loaded = load_seq2seq(options.checkpoint, inference_device(), weights=options.weights)
+    loaded = load_seq2seq(
+        options.checkpoint, inference_device(), weights=options.weights, trust_code=options.trust_code
+    )
     merge_products(loaded.model)
     if options.split is None:
         write(options, loaded, sampling)

@@ -99,8 +99,9 @@ def load_seq2seq(
     device: Device = "cpu",
     *,
     weights: Weights | None = None,
-    model_class: type[EncoderDecoder] = EncoderDecoder,
+    model_class: type[EncoderDecoder] | None = None,
+    trust_code: bool = False,
 ) -> LoadedSeq2Seq:
     """Load the model of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`."""
-    reader = Seq2SeqConfig, VOCABULARY_FILE, Vocabulary.from_json, "encoder-decoder"
-    return LoadedSeq2Seq(*load_model(path, device, weights, model_class, *reader))
+    reader = EncoderDecoder, Seq2SeqConfig, VOCABULARY_FILE, Vocabulary.from_json, "encoder-decoder"
+    return LoadedSeq2Seq(*load_model(path, device, weights, model_class, *reader, trust_code=trust_code))

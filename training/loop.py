@@ -43,7 +43,7 @@ from training.step import DeviceStep, Launched, Outcome
 from training.storage.checkpoint import Checkpoint
 from training.storage.run_folder import RunFolder
 from training.storage.state import Counters, changes, saved_state
-from training.task import Task
+from training.task import Task, tokens_at_once
 from training.tracking import Tracker
 
 
@@ -76,7 +76,7 @@ class Trainer:
         self._average = WeightAverage(task.model, decay) if decay else None
         self.device_step = DeviceStep(accelerator, self._parallel_model, task, config, optimizer, self._average)
         self.saver = Saver(runtime, task, config, run, optimizer, self._average)
-        self.micro_batching = MicroBatching(config.training, accelerator, task.data.tokens_per_sample)
+        self.micro_batching = MicroBatching(config.training, accelerator, tokens_at_once(task.data))
         self.saver.setup |= {"compile": self.compiling.mode} | self.micro_batching.record
         self._nonfinite = NonFinitePolicy(self.saver)
         self._reported, self._clock = Counters(), 0.0

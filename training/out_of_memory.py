@@ -16,7 +16,7 @@ from training.recompute import blocks_of
 from training.runtime.device import Runtime, has_fast_bf16
 from training.runtime.errors import memory_asked
 from training.runtime.sizes import gigabytes
-from training.task import Task
+from training.task import Task, tokens_at_once
 
 STEP, EVALUATION = "in a training step", "in an evaluation"
 TRIED = "though a step was cut into single sequences"
@@ -95,7 +95,7 @@ def is_ours(file: str) -> bool:
 
 def needed(task: Task, use: Use, place: str) -> dict[str, int]:
     """What is kept at once at such a place, in bytes by part, by a formula."""
-    model, tokens = task.model, task.data.tokens_per_sample
+    model, tokens = task.model, tokens_at_once(task.data)
     targets = round(use.at_once * tokens)
     kept = expected_bytes(model, use.config, use.precision, targets, length=tokens, shards=use.shards)
     if place in (STEP, TRIED):

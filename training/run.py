@@ -1,6 +1,6 @@
 """One run from command to result: where it computes, where it writes, how far it had come, and the loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,12 @@ from training.runtime.errors import CommandError, InputError, is_out_of_memory
 from training.runtime.processes import in_main_process, naming_lost_processes
 from training.shared_checkpoint import SharedCheckpoint
 from training.storage.checkpoint import Checkpoint, CheckpointStore
+from training.storage.own_class import end_if_imported
 from training.storage.run_folder import RunFolder, choose_run_folder
 from training.storage.state import Counters, flattened
-from training.task import Task
+from training.task import Begun, Task
 from training.tracking import Tracker, start_trackers
+from training.trained import num_trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +37,27 @@ class Result:
 
 
 def train(
-    make_task: Callable[[], Task], config: RunConfig, *, output_dir: Path | None = None, resume: bool = False
+    make_task: Callable[[], Task],
+    config: RunConfig,
+    *,
+    output_dir: Path | None = None,
+    resume: bool = False,
+    notes: Sequence[str] = (),
 ) -> Result:
     """Start or resume a run, and train it to its end.
 
     Args:
-        make_task: Builds model and data, with the weights that a new run starts from.
+        make_task: Builds model and data.
         config: The configuration.
         output_dir: The run's folder; None for the next free runs/NAME-N, or to resume the newest.
         resume: Go on from the last sound checkpoint, if there is one.
+        notes: What is to be said of the configuration as the run begins.
 
     Raises:
         InputError: Configuration, data or folder do not serve.
         StoppedBySignal, NonFiniteError, SaveError: As `Trainer.fit`.
     """
+    end_if_imported()
     training = config.training
     runtime = make_runtime(training)
     accelerator = runtime.accelerator
@@ -63,12 +72,13 @@ def train(
             task = make_task()
             _check_agreement(config, task)
             run, checkpoint = _choose_start(accelerator, config, output_dir, resume=resume)
+            config, origin = _begun(task, config, checkpoint)
             trainer = Trainer(runtime, task, config, run)
             if checkpoint is not None:
                 trainer.restore(checkpoint)
                 del checkpoint  # Its files are open: they would keep their space on the disk after they are pruned.
             trainer.choose_micro_batch()
-            trackers = in_main_process(accelerator, partial(_prepare, runtime, trainer))
+            trackers = in_main_process(accelerator, partial(_prepare, runtime, trainer, origin, notes))
             trainer.fit(trackers or [])
         trainer.shutdown()
     except CommandError as error:
@@ -99,7 +109,7 @@ def _explained(
 
 def _check_agreement(config: RunConfig, task: Task) -> None:
     """Raise an `InputError` in all processes unless they have the same options and the same data, wherever it lies."""
-    own = flattened(asdict(config)) | {"data.source": None, "the data's SHA-256": task.data.sha256}
+    own = flattened(asdict(config)) | {"data.source": None, "init_from": None, "the data's SHA-256": task.data.sha256}
     first, *others = gather_object([own])
     for rank, other in enumerate(others, 1):
         for name in first:
@@ -130,6 +140,12 @@ def _choose_start(
     return run or RunFolder(path), checkpoint
 
 
+def _begun(task: Task, config: RunConfig, checkpoint: Checkpoint | None) -> Begun:
+    """Let a task take its first weights, if it has others than those that are drawn."""
+    begin: Callable[[Checkpoint | None], Begun] | None = getattr(task, "begin", None)
+    return Begun(config) if begin is None else begin(checkpoint)
+
+
 def _newest_sound(run: RunFolder) -> Checkpoint | None:
     store = CheckpointStore(run.checkpoints)
     store.adopt_copies()
@@ -141,7 +157,7 @@ def _newest_sound(run: RunFolder) -> Checkpoint | None:
     return checkpoint
 
 
-def _prepare(runtime: Runtime, trainer: Trainer) -> list[Tracker]:
+def _prepare(runtime: Runtime, trainer: Trainer, origin: str | None, notes: Sequence[str]) -> list[Tracker]:
     """Take back what lies after the step that the run goes on from, start the trackers, and say what the run is."""
     run, counters, config = trainer.run, trainer.counters, trainer.config
     store = trainer.saver.store
@@ -152,16 +168,19 @@ def _prepare(runtime: Runtime, trainer: Trainer) -> list[Tracker]:
     store.go_back_to(counters.step, counters.best_step)
     trackers = start_trackers(config, run, counters)
     run.create(config_to_yaml(config))
-    _introduce(runtime, trainer, space, trackers)
+    said = {"weights": origin, "note": "\nnote        ".join([*notes, *trainer.task.data.notes])}
+    _introduce(runtime, trainer, space, trackers, said)
     if warning:
         print(f"warning     {warning}: the run will go as far as it can", flush=True)
     return trackers
 
 
-def _introduce(runtime: Runtime, trainer: Trainer, space: str, trackers: list[Tracker]) -> None:
-    """Say what the run is, before the first step; the device was said."""
+def _introduce(
+    runtime: Runtime, trainer: Trainer, space: str, trackers: list[Tracker], said: Mapping[str, str | None]
+) -> None:
+    """Say what the run is, and what was `said` of how it begins, before the first step; the device was said."""
     data, training, step = trainer.task.data, trainer.config.training, trainer.counters.step
-    parameters = sum(p.numel() for p in trainer.task.model.parameters())
+    parameters, learning = sum(p.numel() for p in trainer.task.model.parameters()), num_trained(trainer.task.model)
     tokens_per_epoch = data.samples_per_epoch * data.tokens_per_sample
     tokens_per_step = training.batch_size * data.tokens_per_sample
     epochs = trainer.num_steps * training.batch_size / data.samples_per_epoch
@@ -170,9 +189,10 @@ def _introduce(runtime: Runtime, trainer: Trainer, space: str, trackers: list[Tr
     at_once = sequences_at_once(training, runtime.accelerator.num_processes, trainer.micro_batching.size)
     shards = 1 if runtime.sharding is None else runtime.accelerator.num_processes
     lines = {
-        "model": f"{parameters:,} parameters",
+        "model": f"{parameters:,} parameters" + (f", of which {learning:,} train" if learning < parameters else ""),
+        "weights": said["weights"],
         "data": f"{data.origin}, {tokens_per_epoch:,.0f} tokens per epoch",
-        "note": "\nnote        ".join(data.notes),
+        "note": said["note"],
         "steps": f"{trainer.num_steps:,} of {tokens_per_step:,.0f} tokens, {tokens:,.0f} in all, {epochs:.3g} epochs",
         "work": work_line(trainer.task, trainer.config, trainer.counters),
         "memory": memory_line(trainer.task, trainer.config, runtime.precision, at_once, shards),

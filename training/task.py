@@ -5,11 +5,15 @@ Shapes: B batch, T target tokens, V vocabulary.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from training.config.sections import RunConfig
+    from training.storage.checkpoint import Checkpoint
 
 IGNORED = -100
 """A target that does not count: padding."""
@@ -57,6 +61,7 @@ class Data(Protocol):
     """What a model is trained and validated on.
 
     It may have a method `cutter(device)`: what makes training batches with its tokens on the device, if they fit there.
+    It may have `context`: how many tokens of a sequence go through the model, where not all of them are targets.
     And it may have `validation_parts`: what `validation_batches` gives, by part, where the loss of each is to be named.
 
     Attributes:
@@ -94,8 +99,29 @@ class Data(Protocol):
         """Where samples `first` to `first + count` of the stream come from, for people to look at."""
 
 
+class Begun(NamedTuple):
+    """How a run begins: its configuration with what a task has found out, and where its first weights come from."""
+
+    config: "RunConfig"
+    origin: str | None = None
+
+
+class Beginning(Protocol):
+    """A task whose first weights are not drawn."""
+
+    def begin(self, checkpoint: "Checkpoint | None") -> Begun:
+        """Take the weights that a run begins with, unless it goes on from a checkpoint; all processes call this."""
+
+
+def tokens_at_once(data: Data) -> float:
+    """Tokens of a training sequence that go through the model: as many as targets, unless the data says otherwise."""
+    return float(getattr(data, "context", data.tokens_per_sample))
+
+
 class Task(Protocol):
     """A model with its data. The model maps `Batch.inputs` to logits of shape (B, T, V).
+
+    It may have the method of a `Beginning`, which is called before anything is made of its weights.
 
     Attributes:
         model_type: What a checkpoint says of itself: which model's it is.
@@ -109,7 +135,7 @@ class Task(Protocol):
 
     @property
     def model(self) -> nn.Module:
-        """The model, with the weights that a new run starts from."""
+        """The model, with weights that are drawn."""
 
     @property
     def data(self) -> Data:

@@ -2,14 +2,15 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from training.config.command_line import Namespace, StrictParser
+from training.config.command_line import Namespace, StrictParser, given_options
 from training.config.sections import RunConfig
 from training.runtime.surroundings import outlive_output
-from training.storage.run_folder import RunFolder, newest_run, python_command
+from training.storage.own_class import cannot_be_imported, class_record, end_if_imported
+from training.storage.run_folder import RunFolder, begun_run, python_command
 from training.storage.state import Counters
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from training.task import Task
 
 Config = TypeVar("Config", bound=RunConfig)
+Complete = Callable[[Config, Collection[str], RunFolder | None], tuple[Config, tuple[str, ...]]]
 
 
 def train_command(
@@ -24,8 +26,9 @@ def train_command(
     description: str,
     default_config: Path,
     config_class: type[Config],
-    make_task: "Callable[[Config], Task]",
+    make_task: "Callable[[Config, RunFolder | None], Task]",
     show: "Callable[[Result, Config], None]",
+    complete: "Complete[Config] | None" = None,
 ) -> None:
     """Parse, train, and show what came out.
 
@@ -34,9 +37,12 @@ def train_command(
         description: What it does.
         default_config: The configuration without --config.
         config_class: What a configuration is.
-        make_task: Builds model and data of a configuration.
+        make_task: Builds model and data of a configuration, for the run that goes on, or for None that starts.
         show: Prints what came out, in the main process.
+        complete: Makes the configuration that is trained of the one that is asked for, of the names of the options that
+            were given and of the run that goes on, with notes for people; None for no change.
     """
+    end_if_imported()
     parser = StrictParser(
         prog=script,
         description=f"{description} Options override the configuration file. The defaults below are what it says; "
@@ -60,9 +66,11 @@ def train_command(
     outlive_output()
     config = parser.build(config_class, values)
     output_dir = None if values.output_dir is None else Path(values.output_dir)
+    run = begun_run(config.name, output_dir) if values.resume else None
+    config, notes = complete(config, given_options(sys.argv[1:]), run) if complete else (config, ())
     from training.run import train  # With torch: what is wrong with the options was said before.
 
-    result = train(lambda: make_task(config), config, output_dir=output_dir, resume=values.resume)
+    result = train(lambda: make_task(config, run), config, output_dir=output_dir, resume=values.resume, notes=notes)
     if result.is_main_process:
         show(result, config)
 
@@ -72,14 +80,9 @@ def _parse(parser: StrictParser, options: list[str], default_config: Path) -> Na
     if any(option.split("=")[0] == "--config" for option in options):
         return parser.parse_args(options)
     values = parser.parse_only(["--config", str(default_config), *options])
-    own = _own_config(values) if values.resume else None
-    return parser.parse_args(["--config", str(own or default_config), *options])
-
-
-def _own_config(values: Namespace) -> Path | None:
-    """The configuration of the run that is to go on, where there is one."""
-    run = newest_run(values.name) if values.output_dir is None else RunFolder(Path(values.output_dir))
-    return run.config_file if run is not None and os.path.lexists(run.config_file) else None
+    output_dir = None if values.output_dir is None else Path(values.output_dir)
+    run = begun_run(values.name, output_dir) if values.resume else None
+    return parser.parse_args(["--config", str(run.config_file if run else default_config), *options])
 
 
 def show_losses(result: "Result", unit: str) -> None:
@@ -125,3 +128,19 @@ def longer(config: RunConfig, counters: Counters) -> str:
 def script_command(script: Path, *options: Any) -> str:
     """The command line of a script, as short as it can be typed in this folder."""
     return python_command(os.path.relpath(script), *options)
+
+
+def evaluate_commands(
+    script: Path, run: Path, made_by: type, model_type: str, options: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
+    """The lines that say what to do with a model: by a title, the command with these options.
+
+    Where no command can import the class that made it, one line says so instead.
+    """
+    own = class_record(made_by, model_type).get("model_class")
+    if own and (reason := cannot_be_imported(own)):
+        yield f"  no command:  {reason}, from where none can import it; in Python: load(…, model_class=…)"
+        return
+    trust = ("--trust_code",) if own else ()
+    for title, given in options.items():
+        yield f"  {title + ':':<12} {script_command(script, '--checkpoint', run, *given, *trust)}"

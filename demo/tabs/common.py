@@ -35,13 +35,18 @@ class Picker(NamedTuple):
 
 
 def choices(session: Session, kind: Any, order: Any, chosen: Any = None, **options: Any) -> gr.Dropdown:
-    """The runs that there are now; what was chosen stays, or else the best is that can be loaded."""
+    """The runs that there are now; what was chosen stays, or else the best is that can be loaded.
+
+    One that is known not to be says why in the list; below the title, where none of them can be.
+    """
     key = ORDERS.get(str(order), ORDERS["best"])
     entries = sorted(session.catalogue.entries(kind), key=lambda entry: key(entry.name, entry.bits))
-    names = [entry.name for entry in entries]
-    if chosen not in names:
-        chosen = session.catalogue.best(kind) or next(iter(names), None)
-    return gr.Dropdown(choices=[(entry.label, entry.name) for entry in entries], value=chosen, **options)
+    if chosen not in [entry.name for entry in entries]:
+        chosen = session.catalogue.best(kind)
+    faults = [(entry, session.catalogue.fault(entry)) for entry in entries]
+    labels = [(entry.label + (f": {fault}" if fault else ""), entry.name) for entry, fault in faults]
+    first = next((f"{entry.name} cannot be loaded: {fault}" for entry, fault in faults if fault), None)
+    return gr.Dropdown(choices=labels, value=chosen, info=None if chosen else first, **options)
 
 
 def order_of_runs(**options: Any) -> gr.Dropdown:

@@ -27,6 +27,15 @@ def test_text_has_the_known_length_and_hash() -> None:
     assert hashlib.sha256(text).hexdigest() == ("86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed")
 
 
+def test_comedies_are_written_as_tiny_shakespeare_is_and_are_not_in_it() -> None:
+    text, comedies = plays.build_text(), plays.build_comedies()
+    assert comedies.startswith("THESEUS:\nNow, fair Hippolyta")
+    assert set(comedies) < set(text)
+    speeches = {speech for speech in comedies.split("\n\n") if len(speech) > 200}
+    assert len(speeches) > 1000
+    assert not speeches & set(text.split("\n\n"))
+
+
 @pytest.mark.skipif(not TRUE_FILE.exists(), reason="the original file is not here")
 def test_text_equals_the_original_file() -> None:
     assert plays.build_text().encode() == TRUE_FILE.read_bytes()

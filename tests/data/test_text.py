@@ -47,7 +47,7 @@ def test_a_folder_joins_its_files_in_sorted_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "does not exist: expected auto, hub, hub:OWNER/NAME, a text file or a folder"),
+        (None, "does not exist: expected auto, comedies, hub, hub:OWNER/NAME, a text file or a folder"),
         (b"", "is empty: expected text"),
         (b"na\xefve", "text.txt is not UTF-8, perhaps WINDOWS-1252 .*: iconv -f WINDOWS-1252 -t UTF-8 .*text.txt > "),
     ],

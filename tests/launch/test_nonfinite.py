@@ -41,7 +41,7 @@ def gpt(request: pytest.FixtureRequest, runs: Path, monkeypatch: pytest.MonkeyPa
     """A GPT that diverged, which the command loads too."""
     loaded = load_gpt(runs / "small")
     poison(loaded.model, request.param)
-    monkeypatch.setattr(evaluate_gpt, "load_gpt", lambda path, device="cpu", weights=None: loaded)
+    monkeypatch.setattr(evaluate_gpt, "load_gpt", lambda path, device="cpu", **_: loaded)
     monkeypatch.chdir(runs.parent)
     return loaded
 
@@ -51,7 +51,7 @@ def pairs(request: pytest.FixtureRequest, runs: Path, monkeypatch: pytest.Monkey
     """An encoder-decoder that diverged, which the command loads too."""
     loaded = load_seq2seq(runs / "copy")
     poison(loaded.model, request.param)
-    monkeypatch.setattr(seq2seq.evaluate, "load_seq2seq", lambda path, device="cpu", weights=None: loaded)
+    monkeypatch.setattr(seq2seq.evaluate, "load_seq2seq", lambda path, device="cpu", **_: loaded)
     return loaded
 
 
@@ -154,7 +154,7 @@ def test_a_text_that_diverges_on_its_way_shows_what_came_before(
         steps.append(1)
         return decode_step(self, *arguments) * (float("nan") if len(steps) > 4 else 1.0)
 
-    monkeypatch.setattr(evaluate_gpt, "load_gpt", lambda path, device, weights: sound)
+    monkeypatch.setattr(evaluate_gpt, "load_gpt", lambda path, device, **_: sound)
     monkeypatch.setattr(Decoder, "decode_step", diverging)
     monkeypatch.setattr("sys.argv", ["evaluate.py", "--checkpoint", "x", "--prompt", "7"])
     assert exit_code(main) == 4

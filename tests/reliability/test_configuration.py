@@ -178,9 +178,9 @@ def gpt_related(config: dict[str, Any]) -> bool:
     named, of_hub = data["source"].startswith("hub:"), (data["revision"], data["subset"])
     if named or data["source"] == "hub":
         return (not named or re.fullmatch(HUB, data["source"]) is not None) and data["include"] is None
-    if data["source"] in ("auto", "python") and (data["column"], data["on_bad_row"]) != ("text", "stop"):
+    if data["source"] in ("auto", "comedies", "python") and (data["column"], data["on_bad_row"]) != ("text", "stop"):
         return False
-    return of_hub == (None, None) and (data["source"] != "auto" or data["include"] is None)
+    return of_hub == (None, None) and (data["source"] not in ("auto", "comedies") or data["include"] is None)
 
 
 def seq2seq_related(config: dict[str, Any]) -> bool:

@@ -209,6 +209,11 @@ def _typed(name: str, kind: Kind, **options: Any) -> dict[str, Any]:
     return {"type": kind, "metavar": metavar, "help": f"{meaning} ({', '.join(notes)})" if notes else meaning} | options
 
 
+def given_options(arguments: Sequence[str]) -> set[str]:
+    """The names of the options of a command line."""
+    return {argument.partition("=")[0][2:] for argument in arguments if argument.startswith("--")}
+
+
 def parse_config_text(config_class: type[Config], text: str) -> Config:
     """Read a configuration from YAML.
 

@@ -61,14 +61,19 @@ class Option(NamedTuple):
 def options_of(owner: type[Section], prefix: str = "") -> Iterator[Option]:
     """The options of a configuration's class, or of a section's, each section's together."""
     annotations, meanings = get_type_hints(owner), _meanings(owner)
-    for field in fields(owner):
+    own = sorted(fields(owner), key=lambda field: _is_section(annotations[field.name]))
+    for field in own:  # Sections come last, whatever a class that derives from another adds.
         annotation, name = annotations[field.name], prefix + field.name
-        if isinstance(annotation, type) and issubclass(annotation, Section):
+        if _is_section(annotation):
             yield from options_of(annotation, f"{name}.")
         else:
             default = field.default if field.default_factory is MISSING else field.default_factory()
             on_resume = field.metadata.get("on_resume", owner.on_resume)
             yield Option(name, owner, Kind(annotation), default, meanings.get(field.name, ""), on_resume)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def _meanings(owner: type) -> dict[str, str]:

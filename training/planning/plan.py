@@ -22,7 +22,7 @@ from training.runtime.device import describe_device, inference_device
 from training.runtime.errors import InputError
 from training.runtime.hardware import CARDS, Card
 from training.runtime.machine import available_memory, describe_machine
-from training.task import Task
+from training.task import Task, tokens_at_once
 
 SHARE = 0.9
 """How much of a device's memory is counted on: formulas are estimates, and free memory is in pieces."""
@@ -146,7 +146,7 @@ def _passes(training: TrainingConfig, cards: int, limit: int) -> int:
 
 def _memory(task: Task, config: RunConfig, target: Target, cards: int) -> dict[str, Any]:
     """Memory by part, how many sequences go through the model at once, and how many would fit."""
-    training, tokens = config.training, task.data.tokens_per_sample
+    training, tokens = config.training, tokens_at_once(task.data)
     limit, largest = cpu_micro_batch(tokens) if target.device.type == "cpu" else 0, None
     limit = limit if training.micro_batch_size == "auto" else training.micro_batch_size
     length = task.data.training_batch(0, min(LOOK_AHEAD, training.batch_size)).targets_BT.size(1)

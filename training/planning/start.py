@@ -6,7 +6,7 @@ from training.planning.report import duration, flops
 from training.planning.work import work_of
 from training.runtime.sizes import gigabytes
 from training.storage.state import Counters
-from training.task import Task
+from training.task import Task, tokens_at_once
 
 
 def work_line(task: Task, config: RunConfig, counters: Counters) -> str:
@@ -29,7 +29,7 @@ def memory_line(task: Task, config: RunConfig, precision: str, sequences: int, s
     """
     if not isinstance(config.model, TransformerConfig):
         return None
-    length = task.data.tokens_per_sample
+    length = tokens_at_once(task.data)
     parts = expected_bytes(task.model, config, precision, round(sequences * length), length=length, shards=shards)
     sizes = sorted(parts.items(), key=lambda part: part[1], reverse=True)
     shown = ", ".join(f"{name.partition(',')[0]} {gigabytes(size)}" for name, size in sizes[:3])

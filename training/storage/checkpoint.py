@@ -144,6 +144,10 @@ class CheckpointStore:
         matches = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(match[1]) for match in matches if match and checkpoint_name(int(match[1])) == match[0])
 
+    def newest_first(self) -> list[Path]:
+        """The folders of these checkpoints."""
+        return [self._place(step) for step in reversed(self.steps())]
+
     def named(self, name: str) -> Path | None:
         """The checkpoint that `best` or `last` stands for; None where it does not.
 

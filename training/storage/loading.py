@@ -11,9 +11,11 @@ from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint, CheckpointError, DamagedCheckpointError
+from training.storage.own_class import OwnClassError, import_own_class, own_class
 from training.storage.run_folder import open_checkpoint
 from training.storage.state import saved_state
 from training.storage.whole import fill
+from training.trained import kept
 
 Config = TypeVar("Config", bound=RunConfig)
 Model = TypeVar("Model", bound=nn.Module)
@@ -83,7 +85,7 @@ def load_weights(
         raise CheckpointError(f"{checkpoint.folder} has no average of the weights (--training.ema_decay): use raw")
     name = {"ema": "ema", "raw": "model"}[weights]
     try:
-        read_into(model.state_dict(), checkpoint, name, vocabulary)
+        read_into(kept(model), checkpoint, name, vocabulary)
     except DamagedCheckpointError:
         raise
     except CheckpointError as error:
@@ -112,15 +114,45 @@ class Loaded(NamedTuple, Generic[Model, Vocabulary, Config]):
     data_sha256: str
 
 
+def class_of_model(checkpoint: Checkpoint, usual: type[Model], *, trust_code: bool) -> type[Model]:
+    """The class that made the model of a checkpoint.
+
+    Args:
+        checkpoint: Of which run.
+        usual: What made it where the run names no class of one's own.
+        trust_code: Import that one, which runs its module.
+
+    Raises:
+        InputError: The run names one, and its code is not trusted; or it cannot be imported, or is another thing.
+    """
+    identity = saved_state(checkpoint).identity
+    name = own_class(identity)
+    if name is None:
+        return usual
+    if not trust_code:
+        raise InputError(
+            f"the model of {checkpoint.folder} was made by a class of one's own, {name}: --trust_code (in Python "
+            f"trust_code=True) imports it, which runs its code"
+        )
+    found = import_own_class(identity)
+    if not issubclass(found, usual):
+        raise OwnClassError(f"{name}, which made the model of {checkpoint.folder}, is no {usual.__name__}")
+    return found
+
+
 def load_model(
     path: Path | str,
     device: Device,
     weights: Weights | None,
-    model_class: type[Model],
+    model_class: type[Model] | None,
+    usual_class: type[Model],
     config_class: type[Config],
     vocabulary_file: str,
     read_vocabulary: Callable[[str, Path], Vocabulary],
     kind: str,
+    *,
+    trust_code: bool,
+    prepare: Callable[[Model, Config], None] = lambda model, config: None,
 ) -> Loaded[Model, Vocabulary, Config]:
     """Load the best checkpoint of a run, or one checkpoint.
 
@@ -128,10 +160,14 @@ def load_model(
         path: The folder of a run or of a checkpoint.
         device: Where the model goes.
         weights: As in `load_weights`.
-        model_class: What was trained: made of the model's configuration and the size of the vocabulary.
+        model_class: What was trained: made of the model's configuration and the size of the vocabulary; None for what
+            the checkpoint says.
+        usual_class: What that is where it says nothing.
         config_class: Of its run.
         vocabulary_file, read_vocabulary: The file with the vocabulary, and what reads its content, given its path too.
         kind: What such a model is called, for an error.
+        trust_code: Import a class of one's own that the checkpoint names.
+        prepare: Given the fresh model, makes it what the checkpoint has the weights of.
 
     Raises:
         CheckpointError: There is no checkpoint, it is damaged, it has no average, or another class of configuration.
@@ -145,7 +181,9 @@ def load_model(
         config = parse_config_text(config_class, checkpoint.text("config.yaml"))
     except InputError as error:
         raise CheckpointError(f"{checkpoint.folder / 'config.yaml'}: {error}") from error
-    model = model_class(config.model, len(vocabulary))
+    made_by = model_class or class_of_model(checkpoint, usual_class, trust_code=trust_code)
+    model = made_by(config.model, len(vocabulary))
+    prepare(model, config)
     loaded = load_weights(model, checkpoint, weights, vocabulary_file)
     sha256 = str(saved_state(checkpoint).identity.get("data_sha256"))
     return Loaded(model.to(device).float().eval(), vocabulary, config, loaded, sha256)

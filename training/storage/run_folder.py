@@ -19,9 +19,11 @@ from training.storage.files import doing_without, replace_text, sync
 from training.storage.manifest import MANIFEST
 from training.storage.reading import (
     Count,
+    FileError,
     MalformedFileError,
     MissingFileError,
     built,
+    open_file,
     read_json_lines,
     read_text,
     regular,
@@ -91,6 +93,22 @@ class RunFolder:
         """Let other processes write to the folder."""
         if self._lock is not None:
             self._lock.close()
+
+    @property
+    def is_running(self) -> bool | None:
+        """Whether a process is writing to it; None where that cannot be told, because there are no locks."""
+        try:
+            import fcntl
+
+            with open_file(self.path / ".lock") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except MissingFileError:
+            return False
+        except BlockingIOError:
+            return True
+        except (ImportError, OSError, FileError):
+            return None
+        return False
 
     def create(self, config_yaml: str) -> None:
         """Write the resolved configuration; older content stays."""
@@ -205,6 +223,12 @@ def newest_run(name: str) -> RunFolder | None:
     """The newest runs/NAME-N that was started, or None."""
     started = [number for number in _numbers(name) if RunFolder(RUNS / f"{name}-{number}").in_use]
     return RunFolder(RUNS / f"{name}-{max(started)}") if started else None
+
+
+def begun_run(name: str, output_dir: Path | None) -> RunFolder | None:
+    """The run that a resume goes on with: the newest runs/NAME-N, or the one in `output_dir`; None where none began."""
+    run = newest_run(name) if output_dir is None else RunFolder(output_dir)
+    return run if run is not None and os.path.lexists(run.config_file) else None
 
 
 def _numbers(name: str) -> list[int]:

@@ -7,6 +7,7 @@ from training.config.fields import options_of
 from training.config.sections import OnResume, RunConfig
 from training.runtime.errors import InputError
 from training.storage.checkpoint import STATE, Checkpoint
+from training.storage.own_class import class_record
 from training.storage.reading import Amount, Count, MalformedFileError, Scalar, built, parse_yaml
 
 if TYPE_CHECKING:
@@ -137,6 +138,7 @@ def run_identity(config: RunConfig, task: "Task") -> dict[str, Any]:
     data = {"data_sha256": task.data.sha256, "data_order": task.data.order}
     return (
         {"model_type": task.model_type}
+        | class_record(type(task.model), task.model_type)
         | data
         | {name: value for name, value in flattened(asdict(config)).items() if name in refused}
     )
@@ -152,6 +154,11 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
             f"sampled from and evaluated as ever: start another one in another --output_dir"
         )
     changed = _changed(saved, identity)
+    for moved in ("model_class", "model_file"):  # A class may move. What it is called tells it from others.
+        changed.pop(moved, None)
+    before, now = (str(found.get("model_class", "")).rpartition(":")[2] for found in (saved, identity))
+    if before not in ("", now):  # Older runs do not say it.
+        changed["model_class"] = f"its model was made by the class {before}, is now by {now or 'the usual one'}"
     if changed:
         raise InputError(
             f"cannot go on with {checkpoint.folder}: {'; '.join(changed.values())}. Undo that, or start a run in "
@@ -170,6 +177,7 @@ def changes(checkpoint: Checkpoint, config: RunConfig, setup: dict[str, Any]) ->
     file = checkpoint.folder / "config.yaml"
     saved = built(dict[str, Any], parse_yaml(checkpoint.text("config.yaml"), file), file)
     before, now = flattened(saved) | saved_state(checkpoint).setup, flattened(asdict(config)) | setup
+    before.pop("device", None)  # In words, for people: what counts of it is told by the others.
     steps = "training.accumulation_steps"
     if before.get(steps) == 1 and now[steps] is None:  # Older files spell it out; both are no parts.
         del now[steps]

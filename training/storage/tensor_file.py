@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from training.config.sections import shown
 from training.storage.hashing import HashedReading, write_hashed
@@ -37,6 +37,8 @@ DTYPES = {
     "bool": "BOOL",
 }
 """What the format calls the types of torch, in the order in which they come in a file, so that none is misaligned."""
+METADATA = "__metadata__"
+"""What a header may say of a file besides its tensors."""
 _RANKS = {name: rank for rank, name in enumerate(DTYPES)}
 _TYPES = {code: name for name, code in DTYPES.items()}
 _MAX_HEADER = 100_000_000
@@ -69,9 +71,10 @@ def file_order(tensors: "Mapping[str, Tensor]") -> list[str]:
     return sorted(tensors, key=lambda name: (_RANKS[_type_name(tensors[name])], name))
 
 
-def header(tensors: "Mapping[str, Tensor]") -> bytes:
+def header(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> bytes:
     """What a file of these tensors begins with; it is the same whatever device they are on."""
-    entries, end = {}, 0
+    entries: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    end = 0
     for name in file_order(tensors):
         tensor = tensors[name]
         begin, end = end, end + tensor.numel() * tensor.element_size()
@@ -82,13 +85,19 @@ def header(tensors: "Mapping[str, Tensor]") -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", values: "Iterable[Tensor]") -> tuple[int, str]:
+def write_tensors(
+    path: Path,
+    tensors: "Mapping[str, Tensor]",
+    values: "Iterable[Tensor]",
+    metadata: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
     """Write tensors from the memory that they are in, and flush them to the disk.
 
     Args:
         path: The file; it must not exist.
         tensors: What the header is made of.
         values: Their values, each contiguous on the CPU, in the order of `file_order`.
+        metadata: What other readers want to know; a checkpoint has none.
 
     Returns:
         The size and SHA-256 of the file.
@@ -96,7 +105,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", values: "Iterable
     Raises:
         OSError: The disk refused; the error names the file.
     """
-    return write_hashed(path, chain([memoryview(header(tensors))], map(tensor_bytes, values)))
+    return write_hashed(path, chain([memoryview(header(tensors, metadata))], map(tensor_bytes, values)))
 
 
 def tensor_bytes(tensor: "Tensor") -> memoryview:
@@ -107,7 +116,7 @@ def tensor_bytes(tensor: "Tensor") -> memoryview:
 
 
 def read_header(reading: HashedReading) -> dict[str, Stored]:
-    """What a file holds, in its order; the file is read up to the first tensor.
+    """What a file holds, in the order of its bytes; the file is read up to the first tensor.
 
     Raises:
         MalformedFileError: It is no such file, or of types that are not in `DTYPES`.
@@ -117,7 +126,12 @@ def read_header(reading: HashedReading) -> dict[str, Stored]:
     path, length = reading.path, int.from_bytes(reading.read(8), "little")
     if length > min(_MAX_HEADER, reading.left):
         raise MalformedFileError(path, f"a header of {length:,} bytes in a file of {reading.size:,}")
-    tensors: dict[str, Stored] = built(dict[str, Stored], parse_json(decoded(reading.read(length), path), path), path)
+    saved = parse_json(decoded(reading.read(length), path), path)
+    if isinstance(saved, dict):
+        saved.pop(METADATA, None)
+    listed: dict[str, Stored] = built(dict[str, Stored], saved, path)
+    # Some writers list tensors in another order than that of their bytes.
+    tensors = dict(sorted(listed.items(), key=lambda item: item[1].data_offsets))
     end = 0
     for name, stored in tensors.items():
         if stored.dtype not in _TYPES:

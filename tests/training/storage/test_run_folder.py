@@ -194,7 +194,7 @@ def test_a_run_whose_own_configuration_cannot_be_read_does_not_go_on(
         monkeypatch.setattr("sys.argv", ["train.py", "--resume", "--output_dir", folder])
         train_command.train_command("train.py", "", ROOT / "configs/gpt/quick.yaml", GPTConfig, start, pytest.fail)
 
-    def start(config: GPTConfig) -> Any:
+    def start(config: GPTConfig, run: RunFolder | None) -> Any:
         started.append(config.name)
         raise InputError("it started")
 

@@ -1,0 +1,142 @@
+"""`launch/runs.py` as a person types it."""
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, command, read_metrics
+from run_folders import make_run, spoil
+
+import gpt
+from launch.runs import main
+from training.runtime.errors import exit_code
+
+RUNS = ROOT / "launch/runs.py"
+Said = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Said:
+    """Run the command in a folder of runs, with an answer to its question: its exit code, and what it said."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str, answer: str = "") -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["runs.py", *words])
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        code = exit_code(main)
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return run
+
+
+def test_runs_are_listed_as_a_table_and_as_json(said: Said, tmp_path: Path) -> None:
+    make_run(Path("runs/one"))
+    spoil(make_run(Path("runs/two"), [2.5]).checkpoints / "step-00000010/tokenizer.json")
+    code, text = said("list")
+    assert code == 0
+    assert [line.split()[:4] for line in sorted(text.splitlines()) if line.startswith("runs/")] == [
+        ["runs/one", "done", "gpt", "20/20"],
+        ["runs/two", "damaged", "10", "2.5000"],
+    ]
+    assert f"damaged     checkpoint {tmp_path}/runs/two/checkpoints/step-00000010 is damaged: tokenizer.json" in text
+    assert said("list", "--state", "running") == (0, "there are no runs in runs that are running\n")
+    _, text = said("list", "--state", "done", "--json", "-")
+    [run] = json.loads(text)
+    assert (run["path"], run["state"], run["best"], run["checkpoints"][1]["names"]) == (
+        "runs/one",
+        "done",
+        1.0,
+        ["best", "last"],
+    )
+    assert said("list", "--json", "all.json") == (0, "all.json\n")
+    assert len(json.loads(Path("all.json").read_text())) == 2
+
+
+def test_a_run_is_shown_and_verified(said: Said) -> None:
+    run = make_run(Path("runs/one"), [2.0])
+    code, text = said("show", "runs/one", "--verify")
+    assert code == 0
+    assert "state         stopped\n" in text
+    assert "step          10 of 20, 320 tokens in 5 s\n" in text
+    assert "launch/train_gpt.py --output_dir runs/one --resume\n" in text
+    spoil(run.checkpoints / "step-00000010/model.safetensors")
+    assert said("show", "runs/one")[0] == 0, "the sizes are right"
+    code, text = said("show", "runs/one", "--verify")
+    assert code == 1
+    assert "step-00000010  best, last  2.0000" in text
+    assert text.splitlines()[-1].endswith("is damaged: model.safetensors does not match its SHA-256")
+
+
+def test_nothing_is_removed_without_a_yes(said: Said) -> None:
+    make_run(Path("runs/one"))
+    for answer in ("", "n\n", "yess\n"):
+        code, text = said("prune", "runs/one", answer=answer)
+        assert code == 0
+        assert "remove these 1 runs, " in text
+        assert text.endswith("nothing was removed\n")
+    assert said("prune", "runs/one", "--yes", "--dry_run")[1].endswith("nothing was removed (--dry_run)\n")
+    assert Path("runs/one/config.yaml").exists()
+    assert said("prune", "runs/one", answer="y\n")[1].endswith("removed runs/one\n")
+    assert os.listdir("runs") == []
+    assert said("prune", "--keep", "1", "--yes") == (0, "nothing to remove\n")
+
+
+def test_a_running_run_is_left_alone(said: Said) -> None:
+    running = make_run(Path("runs/one"))
+    make_run(Path("runs/two"))
+    running.claim()
+    code, text = said("prune", "--worse_than", "0.5", "--yes")
+    assert code == 0
+    assert "left alone runs/one: it is running\n" in text
+    assert os.listdir("runs") == ["one"]
+    assert "nothing to remove" in said("prune", "--checkpoints", "--yes")[1]
+    running.release()
+
+
+def test_checkpoints_are_removed_from_runs_wherever_they_are(said: Said) -> None:
+    make_run(Path("elsewhere/one"), [3.0, 1.0, 2.0])
+    code, text = said("prune", "elsewhere/one", "--checkpoints", "--yes")
+    assert code == 0
+    assert "elsewhere/one: remove step-00000010 (" in text
+    assert "keep step-00000020, step-00000030\n" in text
+    assert sorted(os.listdir("elsewhere/one/checkpoints")) == ["best", "last", "step-00000020", "step-00000030"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("prune", "say what to remove: RUN, --older_than, --worse_than, --state, --keep, --keep_best"),
+        ("prune --keep -1", "keep must be at least 0, got -1"),
+        ("prune none", "none holds no run: expected the folder of one"),
+        ("list --runs none", "cannot look for runs in none: No such file or directory"),
+        ("show .", ". holds no run: expected the folder of one"),
+        ("remove", "expected one of 'list', 'show', 'prune', 'copy', got remove"),
+        ("copy a b --whole --weights_only", "--whole is for a run that goes on, and --weights_only for one that"),
+        ("copy a b", "a does not exist: expected a run's folder or a checkpoint's"),
+        ("list --jsn x", "unknown option jsn: did you mean json?"),
+    ],
+)
+def test_bad_input_is_one_line(words: str, message: str, said: Said) -> None:
+    code, text = said(*words.split())
+    assert (code, text.count("\n")) == (2, 1)
+    assert message in text
+
+
+@pytest.mark.ci
+def test_copies_are_evaluated_and_go_on_where_the_run_is_not(runs: Path, tmp_path: Path) -> None:
+    copied = command(RUNS, "copy", runs / "small/checkpoints/best", "alone", cwd=tmp_path)
+    assert copied.returncode == 0, copied.stderr
+    loaded, source = gpt.load(tmp_path / "alone"), gpt.load(runs / "small")
+    for name, value in source.model.state_dict().items():
+        assert value.equal(loaded.model.state_dict()[name])
+    whole = command(RUNS, "copy", runs / "small", "whole", "--whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    text = runs.parent / "text.txt"
+    resume = ["--output_dir", "whole", "--resume", "--data.source", text, "--training.max_steps", "50"]
+    done = command(ROOT / "launch/train_gpt.py", *resume, cwd=tmp_path)
+    assert "resuming    after step 40" in done.stdout, done.stderr
+    assert read_metrics(tmp_path / "whole")[-1]["step"] == 50

@@ -19,10 +19,12 @@ from helpers import ROOT, command, read_metrics
 from torch.distributed.run import get_args_parser
 
 from data.tokenizer import make_tokenizer
-from gpt.config import ModelConfig
+from gpt.config import GPTConfig, ModelConfig
 from gpt.model import GPT
 from gpt.transformers_form import form_config, form_weights
+from training.config.command_line import config_to_yaml, parse_config_text
 from training.storage.tensor_file import file_order, write_tensors
+from training.sweep.record import Sweep, SweepRun
 
 README = (ROOT / "README.md").read_text()
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))}
@@ -97,6 +99,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "stories.jsonl").write_text("".join(json.dumps({"story": row}) + "\n" for row in rows))
     pyarrow.parquet.write_table(pyarrow.table({"text": rows}), folder / "parquet/rows.parquet")
     (folder / "gpt2/tokenizer.json").write_text(make_tokenizer("bpe:300", [TEXT]).to_json())
+    answers = [{"prompt": f"{n} is ", "answer": str(n)} for n in range(40)]
+    said = {"role": "assistant", "content": "yes"}
+    chats = [{"messages": [{"role": "user", "content": f"{n}?"}, said]} for n in range(40)]
+    for file, own in (("questions.jsonl", answers), ("chats.jsonl", chats)):
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in own))
+    (folder / "smollm2").mkdir()
+    shutil.copy(folder / "gpt2/tokenizer.json", folder / "smollm2/tokenizer.json")
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    (folder / "smollm2/chat_template.jinja").write_text(
+        template + "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     (folder / "play.txt").write_text("ROMEO:\n")
     (folder / "my.csv").write_text("en,de\n" + "".join(f"it is {n},es ist {n}\n" for n in range(100)))
     shutil.copy(ROOT / "configs/gpt/quick.yaml", folder / "my.yaml")
@@ -124,6 +137,11 @@ def folder(place: Path) -> Path:
         ("train_gpt", "--data.source text.txt --output_dir runs/gpt-quick-1"),
         ("train_gpt", "--data.source text.txt --init_from runs/gpt-quick-1 --output_dir runs/comedies"),
         ("train_gpt", "--data.source text.txt --data.tokenizer bytes --output_dir runs/gpt-code-small-1"),
+        (
+            "train_gpt",
+            "--data.source questions.jsonl --data.prompt_column prompt --data.answer_column answer "
+            "--data.tokenizer bytes --output_dir runs/answers",
+        ),
         ("train_seq2seq", "--config configs/seq2seq/reverse.yaml --output_dir runs/seq2seq-reverse-1"),
         ("train_seq2seq", "--config configs/seq2seq/dates.yaml --output_dir runs/seq2seq-dates-1"),
     ):
@@ -154,6 +172,19 @@ def test_a_training_is_parsed_as_it_stands(each: Typed, place: Path) -> None:
     done = command(each.script, *each.arguments, "--print_config", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "max_steps:" in done.stdout
+
+
+@pytest.mark.parametrize("each", commands("launch/sweep.py"), ids=name)
+def test_a_sweep_is_planned_as_it_stands(each: Typed, place: Path) -> None:
+    if "--resume" in each.arguments:
+        known = Path(place / each.arguments[each.arguments.index("--output_dir") + 1])
+        known.mkdir(parents=True, exist_ok=True)
+        quick = parse_config_text(GPTConfig, (ROOT / "configs/gpt/quick.yaml").read_text())
+        (known / "base.yaml").write_text(config_to_yaml(quick))
+        Sweep("gpt", "val_loss", early_stop=False, runs=[SweepRun("seed=1", {}, 1)]).write(known)
+    done = command(each.script, *each.arguments, "--dry_run", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "none started (--dry_run)" in done.stdout
 
 
 @pytest.mark.ci

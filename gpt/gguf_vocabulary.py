@@ -15,7 +15,7 @@ from data.byte_tokenizer import ByteTokenizer
 from data.characters import CharTokenizer
 from data.listing import shown_symbol
 from data.subwords import END_OF_TEXT, ENDS_OF_TEXT
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, chat_of
 from training.runtime.errors import InputError
 from training.storage.reading import parse_json
 
@@ -44,6 +44,8 @@ class GGUFVocabulary(NamedTuple):
         kinds: Of each token.
         merges: Pairs of tokens that become one, first ones first.
         end_of_text: The token that ends a text; None for a vocabulary without.
+        start_of_text: What a chat template calls so; else that which ends the text before.
+        chat_template: How conversations are written, in Jinja; None for a model that was not taught it.
     """
 
     model: str
@@ -52,6 +54,8 @@ class GGUFVocabulary(NamedTuple):
     kinds: list[int]
     merges: list[str]
     end_of_text: int | None
+    start_of_text: int | None
+    chat_template: str | None
 
 
 def gguf_vocabulary(tokenizer: Tokenizer, size: int) -> GGUFVocabulary:
@@ -83,7 +87,8 @@ def _of_bytes(tokenizer: Tokenizer) -> GGUFVocabulary:
     # No text in UTF-8 has the first byte of the end's name, so that none is read as the end.
     tokens = [_escaped(token) if token else rf"\xff{END_OF_TEXT}" for token in every]
     kinds = [NORMAL if token else CONTROL for token in every]
-    return GGUFVocabulary("rwkv", None, tokens, kinds, [], tokenizer.end_of_text)
+    end = tokenizer.end_of_text
+    return GGUFVocabulary("rwkv", None, tokens, kinds, [], end, end, None)
 
 
 def _escaped(content: bytes) -> str:
@@ -108,7 +113,12 @@ def _of_subwords(tokenizer: Tokenizer) -> GGUFVocabulary:
         tokens[added["id"]] = added["content"]
         kinds[added["id"]] = CONTROL if added.get("special") else USER_DEFINED
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    return GGUFVocabulary("gpt2", split, tokens, kinds, merges, tokenizer.end_of_text)
+    end, chat = tokenizer.end_of_text, chat_of(tokenizer)
+    if chat is None:
+        return GGUFVocabulary("gpt2", split, tokens, kinds, merges, end, end, None)
+    start = chat.special.get("bos_token")
+    start_of_text = tokens.index(start) if start in tokens else end
+    return GGUFVocabulary("gpt2", split, tokens, kinds, merges, end, start_of_text, chat.template)
 
 
 def _split_name(saved: dict[str, Any]) -> str:

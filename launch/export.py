@@ -42,6 +42,11 @@ def parse() -> Namespace:
     weights = "The average of the weights, or themselves. Default: ema where there is one."
     add("--weights", choices=["ema", "raw"], help=weights)
     add("--dtype", choices=["fp32", "bf16", "fp16"], default="fp32", help="Of the weights in transformers.")
+    add(
+        "--trust_code",
+        action="store_true",
+        help="Import the class that made the model, where the run names one of one's own: that runs its code.",
+    )
     add("--gguf_type", choices=list(GGUF_TYPES), default="F32", help="Of the weights in gguf.")
     add("--license", type=str, help="The hub's word for the model's licence, such as mit, for the model card.")
     add("--push_to_hub", type=str, metavar="OWNER/NAME", help="Then upload the folder to this model of the hub.")

@@ -1,12 +1,14 @@
 """GPTs with vocabularies to write as GGUF files."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from gpt_models import random_model
 
 from data.byte_tokenizer import ByteTokenizer
 from data.tokenizer import Tokenizer
 from gpt.config import GPTConfig, ModelConfig
+from gpt.gguf import Kind, write_gguf
 from gpt.task import LoadedGPT
 from training.config.sections import TrainingConfig
 
@@ -42,3 +44,10 @@ def loaded(config: ModelConfig, tokenizer: Tokenizer | None = None, padding: int
     tokenizer = tokenizer or ByteTokenizer()
     run = GPTConfig(name="small", model=config, training=TrainingConfig(max_steps=1))
     return LoadedGPT(random_model(config, len(tokenizer) + padding), tokenizer, run, "raw", "")
+
+
+def written(source: LoadedGPT, folder: Path, kind: Kind) -> Path:
+    """The file of a GPT, in a folder."""
+    file = folder / f"small-{kind}.gguf"
+    write_gguf(source, file, kind)
+    return file

@@ -100,8 +100,8 @@ def answer_tokens(rows: FoundRows, data: TextConfig, context: int, tokenizer: To
     training, validation = maker.made()
     for name, made in (("train", training), ("validate", validation)):
         if not len(made):
-            notes = "".join(f"; {note}" for note in left_out.notes)
-            raise InputError(f"{rows.origin} has no rows to {name} on: it takes more of them{notes}")
+            said = "".join(f"; {note}" for note in left_out.notes)
+            raise InputError(f"{rows.origin} has no rows to {name} on: it takes more of them{said}")
     notes = (*_said(scans, rows), *tokenizer.notes, *left_out.notes)
     return AnswerTokens(training, validation, tokenizer, chat, _digest(scans, data, tokenizer), notes, prompts[0])
 
@@ -233,10 +233,11 @@ class _Maker:
 
     def _encode(self, texts: Sequence[tuple[str, str]]) -> list[NDArray[np.int32]]:
         if isinstance(self._tokenizer, CharTokenizer):
-            way_on, skip = "--data.unknown skip leaves them out", self._skips_unknown
+            rows = "with --init_from, --init_vocabulary shared gives them rows of their own"
+            way_on, skip = f"--data.unknown skip leaves them out; {rows}", self._skips_unknown
             return [self._tokenizer.encode(text, place, way_on, skip=skip) for place, text in texts]
         if self._is_chat:
-            return self._tokenizer.encode_marked([text for _, text in texts])  # type: ignore[attr-defined,no-any-return]
+            return self._tokenizer.encode_marked([text for _, text in texts])  # type: ignore[attr-defined]
         return self._tokenizer.encode_batch([text for _, text in texts])
 
     def _fault(self, tokens: NDArray[np.int32], counts: NDArray[np.bool_]) -> str:

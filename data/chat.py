@@ -74,10 +74,13 @@ class Chat:
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """A conversation until the end of its last answer; what the assistant says counts, with the end of its turn.
 
+        White space around an answer is left out.
+
         Raises:
             ValueError: The template refuses it, or does not write an answer as it stands.
         """
-        return list(self._segments(messages, self.render(messages)))
+        stripped = [{**m, "content": m["content"].strip()} if m["role"] == "assistant" else m for m in messages]
+        return list(self._segments(stripped, self.render(stripped)))
 
     def _segments(self, messages: Sequence[Message], whole: str) -> Iterator[Segment]:
         done = 0
@@ -85,11 +88,10 @@ class Chat:
             if message["role"] != "assistant":
                 continue
             before = self.render(messages[:number], asks=True)
-            content = message["content"].strip()
-            place = whole.find(content, len(before))
+            place = whole.find(message["content"], len(before))
             if not whole.startswith(before) or place < 0:
                 raise ValueError(f"the chat template does not write message {number + 1}, an answer, as it stands")
-            end = place + len(content)
+            end = place + len(message["content"])
             end += len(self.ending) if whole.startswith(self.ending, end) else 0
             yield Segment(whole[done : len(before)], counts=False)
             yield Segment(whole[len(before) : end], counts=True)

@@ -62,5 +62,10 @@ def _of_bytes(tokenizer: ByteTokenizer) -> dict[str, Any]:
     end = {"id": tokenizer.end_of_text, "content": END_OF_TEXT, "special": True}
     end |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     nothing = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
-    model = {"type": "BPE", **nothing, "vocab": BYTE_SYMBOLS | {END_OF_TEXT: tokenizer.end_of_text}, "merges": []}
+    model: dict[str, Any] = {
+        "type": "BPE",
+        **nothing,
+        "vocab": BYTE_SYMBOLS | {END_OF_TEXT: tokenizer.end_of_text},
+        "merges": [],
+    }
     return _tokenizer(added_tokens=[end], pre_tokenizer=_BYTE_LEVEL, decoder=_BYTE_LEVEL, model=model)

@@ -170,7 +170,13 @@ def _unknown(scan: SourceScan, tokenizer: Tokenizer) -> set[str]:
 
 
 def held_out_documents(source: Source, data: TextConfig) -> Iterator[str]:
-    """The texts to validate on, each whole: of a split by position what is left of a document counts as one."""
+    """The texts to validate on, each whole: of a split by position what is left of a document counts as one.
+
+    Raises:
+        InputError: The source is of rows with answers.
+    """
+    if source.rows is not None:
+        raise InputError(f"{source.origin} is read as rows with answers, of which no text is held out: take a text")
     texts = list[str]()
     for chunk, held_out in split_pieces(source, scanned(source, data), data.validation_share):
         if held_out:

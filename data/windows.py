@@ -73,6 +73,7 @@ class TextData:
     """
 
     order = ORDER
+    _end: int | None = None
 
     def __init__(
         self,

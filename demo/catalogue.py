@@ -97,7 +97,7 @@ class Catalogue:
         self._held: OrderedDict[tuple[str, str], tuple[Version, Loaded]] = OrderedDict()
         self._lock = threading.Lock()
         self._read_entry = lru_cache(REMEMBERED)(_read_entry)
-        self._tried: dict[str, tuple[Version, str | None]] = {}
+        self._tried: dict[str, tuple[Version | None, str | None]] = {}  # By name: the reason that it cannot be loaded.
 
     def entries(self, kind: ModelType | None = None) -> list[Entry]:
         """The runs with a checkpoint, the newest first; what cannot be read is in `left_out`."""
@@ -155,13 +155,15 @@ class Catalogue:
 
     def _try(self, entry: Entry) -> str | None:
         now = self._now(entry)
-        if self._tried.get(entry.name, (None, None))[0] != now or now is None:
+        before, fault = self._tried.get(entry.name, (None, None))
+        if now is None or before != now:
+            fault = None
             try:
                 self._load(entry.name, entry.kind)
-                self._tried[entry.name] = now, None
             except InputError as error:
-                self._tried[entry.name] = now, str(error)
-        return self._tried[entry.name][1]
+                fault = str(error)
+            self._tried[entry.name] = now, fault
+        return fault
 
     def _now(self, entry: Entry) -> Version | None:
         try:

@@ -73,6 +73,8 @@ def begin(
 ) -> tuple[GPTConfig, str | None]:
     """Give the model of a run that starts its first weights; one that goes on has them in its checkpoint.
 
+    But what an adapter is put on is in no checkpoint, and is read each time.
+
     All processes call this, and each reads the weights.
 
     Returns:
@@ -82,18 +84,20 @@ def begin(
         InputError: The source is gone or is not what it was, its weights are not those of such a model, or processes
             have read different ones.
     """
-    if config.init_from is None:
+    place = config.init_from
+    if place is None:
         return config, None
     if checkpoint is not None:
         saved = str(saved_state(checkpoint).identity.get("init_sha256"))
-        said = f"as of {config.init_from} when the run began (SHA-256 {saved[:12]})"
-        return replace(config, init_sha256=config.init_sha256 or saved), said
+        config = replace(config, init_sha256=config.init_sha256 or saved)
+        if not config.lora.rank:
+            return config, f"as of {place} when the run began (SHA-256 {saved[:12]})"
     base = _agreed(config)
     weights, said = base.weights, ""
     if config.init_vocabulary == "shared":
         weights, kept = with_shared_rows(weights, base.origin.tokenizer, tokenizer, generator(config.seed, "new rows"))
         said = f", rows of {kept:,} of {len(tokenizer):,} tokens"
-    _fill(model, weights, config.init_from)
+    fill(model, weights, place)
     origin = f"{base.origin.description}, SHA-256 {base.sha256[:12]}{said}"
     return replace(config, init_sha256=base.sha256), origin
 
@@ -119,9 +123,10 @@ def _agreed(config: GPTConfig) -> Base:
     return base
 
 
-def _fill(model: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
-    """Copy weights into a model that has the same, by name and shape."""
-    own = model.state_dict()
+def fill(model: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
+    """Copy weights into a model that has the same, by name and shape; its adapter, if it has one, stays as it is."""
+    adapter = getattr(model, "adapter", ())
+    own = {name: tensor for name, tensor in model.state_dict().items() if name not in adapter}
     faults = [f"{name} is missing" for name in own.keys() - weights.keys()]
     faults += [f"{name} is unknown" for name in weights.keys() - own.keys()]
     for name in own.keys() & weights.keys():

@@ -2,10 +2,11 @@
 
 import re
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 from data.config import TextConfig
-from training.config.sections import RunConfig, TransformerConfig, is_line, setting
+from training.config.sections import RunConfig, Section, TransformerConfig, is_line, setting
 from training.runtime.errors import InputError
 
 
@@ -25,6 +26,32 @@ class ModelConfig(TransformerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig(Section):
+    """A low-rank adapter (Hu et al. 2021), which is trained in place of the weights that it is put on.
+
+    Attributes:
+        rank: Of the adapter of each matrix; 0 for none, so that all weights are trained. It needs `init_from`.
+        alpha: What adapters are multiplied by, over `rank`.
+        dropout: Probability that an input of an adapter is dropped in training.
+        targets: Which linear layers of the blocks get one: names with commas between them (query, key, value, out;
+            gate, up, down), or all.
+    """
+
+    section = "lora"
+    on_resume = "refused"
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: str = "all"
+
+    def __post_init__(self) -> None:
+        self.check("rank", 0 <= self.rank <= 10**6, "at least 0, and at most 1000000")
+        self.check("alpha", 0 < self.alpha < inf, "above 0, and finite")
+        self.check("dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
+        self.check("targets", all(map(str.strip, self.targets.split(","))), "all, or names with commas between them")
+
+
+@dataclass(frozen=True, kw_only=True)
 class GPTConfig(RunConfig):
     """One experiment.
 
@@ -40,6 +67,7 @@ class GPTConfig(RunConfig):
     name: str = setting("gpt", on_resume="same")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: TextConfig = field(default_factory=TextConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     init_from: str | None = setting(None, on_resume="same")
     init_sha256: str | None = setting(None, on_resume="refused")
     init_vocabulary: Literal["same", "shared"] = setting("same", on_resume="refused")
@@ -53,3 +81,10 @@ class GPTConfig(RunConfig):
         for name in ("init_sha256", "init_vocabulary"):
             if self.init_from is None and getattr(self, name) != getattr(GPTConfig, name):
                 raise InputError(f"{name} is for a run with init_from, got init_from null")
+        if self.lora.rank and self.init_from is None:
+            raise InputError("lora.rank is for a run with init_from, which says what is adapted: got init_from null")
+        if self.lora.rank and self.init_vocabulary != "same":
+            raise InputError(
+                f"lora.rank trains no embeddings, and init_vocabulary {self.init_vocabulary} draws new ones: "
+                f"use --init_vocabulary same, or --lora.rank 0"
+            )

@@ -86,11 +86,13 @@ def _as_begun(config: GPTConfig, given: Collection[str], run: RunFolder) -> GPTC
     model = replace(config.model, **{name: getattr(own.model, name) for name in kept})
     data = config.data if "data.tokenizer" in given else replace(config.data, tokenizer=own.data.tokenizer)
     began = {name: getattr(own, name) for name in BEGINNING if name not in given}
+    if config.init_from and Path(own.init_from).is_relative_to(Path(config.init_from).expanduser().resolve()):
+        began["init_from"] = own.init_from  # Which says it more exactly: the checkpoint of a run.
     return replace(config, model=model, data=data, **began)
 
 
 def _shape(config: GPTConfig, given: Collection[str], origin: Origin) -> tuple[ModelConfig, list[str]]:
-    """The shape of the source with what is free, and which fields were otherwise."""
+    """The shape of the source with what is free, and which fields were said otherwise."""
     asked, theirs = config.model, origin.model
     changed = []
     for name in (field.name for field in fields(ModelConfig)):
@@ -102,7 +104,8 @@ def _shape(config: GPTConfig, given: Collection[str], origin: Origin) -> tuple[M
                 f"model.{name} is {shown(wanted)} in {config.init_from}, got {shown(value)}: leave it out, the shape "
                 f"is that of the weights"
             )
-        changed.append(f"model.{name}")
+        if value != getattr(ModelConfig, name):  # Else nobody has said it.
+            changed.append(f"model.{name}")
     context = min(theirs.max_len, DEFAULT_CONTEXT)
     if "model.max_len" in given and asked.max_len > theirs.max_len:
         raise InputError(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from data.tokenizer import Tokenizer, read_tokenizer
 from gpt.config import GPTConfig, ModelConfig
 from gpt.from_transformers import CONFIG, read_shape, read_weights
 from training.config.command_line import parse_config_text
@@ -24,6 +23,8 @@ from training.storage.tensor_file import SUFFIX
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from data.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 TABLES, POSITIONS = ("embedding.weight", "head.weight"), "positions.embedding.weight"
@@ -54,8 +55,10 @@ class Origin:
     form: str | None = None
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> "Tokenizer":
         """Its tokenizer."""
+        from data.tokenizer import read_tokenizer
+
         return read_tokenizer(self.tokenizer_json, self.tokenizer_file)
 
     def read(self) -> "tuple[dict[str, Tensor], str]":
@@ -63,7 +66,13 @@ class Origin:
         if self.checkpoint is not None:
             name = weights_file(self.checkpoint)
             sha256 = verified_manifest(self.checkpoint.folder)[f"{name}{SUFFIX}"].sha256
-            return {key: tensor.float() for key, tensor in self.checkpoint.read(name)}, sha256
+            weights = {key: tensor.float() for key, tensor in self.checkpoint.read(name)}
+            config = parse_config_text(GPTConfig, self.checkpoint.text("config.yaml"))
+            if config.lora.rank:
+                from gpt.adapter import with_base  # With torch.
+
+                weights = with_base(weights, config)
+            return weights, sha256
         assert self.form is not None
         found, sha256 = read_weights(self.place, self.form)
         if self.model.tie_embeddings:  # Some files have the embedding twice.
@@ -143,6 +152,15 @@ class Base(NamedTuple):
 
 def read_base(config: GPTConfig) -> Base:
     """The same as `base_weights`, with what they are."""
+    if not config.lora.rank:
+        return _read_base(config)
+    try:
+        return _read_base(config)
+    except InputError as error:
+        raise InputError(f"an adapter needs the model that it is put on: {error}") from error
+
+
+def _read_base(config: GPTConfig) -> Base:
     assert config.init_from is not None
     origin = open_origin(config.init_from)
     weights, sha256 = origin.read()

@@ -107,11 +107,15 @@ class GPT(Transformer):
     def flops_per_token(self) -> float:
         """Floating point operations of one token's forward and backward pass in training on whole contexts.
 
-        Six per weight of a matrix and twelve per layer, column of a head and token of the context (Chowdhery et al.
-        2022, "PaLM", appendix B), which counts attention as if it saw all of the context.
+        Six per weight of a matrix (four where it is not trained) and twelve per layer, column of a head and token of
+        the context (Chowdhery et al. 2022, "PaLM", appendix B), which counts attention as if it saw all of the context.
         """
-        weights = sum(module.weight.numel() for module in self.modules() if isinstance(module, nn.Linear))
+        linears = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        matrices: list[Tensor] = [
+            parameter for linear in linears for parameter in linear.parameters() if parameter.ndim == 2
+        ]
         if self.head is None:
-            weights += self.embedding.weight.numel()
+            matrices.append(self.embedding.weight)
+        weights = sum((6.0 if matrix.requires_grad else 4.0) * matrix.numel() for matrix in matrices)
         columns = self.config.num_layers * self.config.num_heads * self.config.head_size
-        return 6.0 * weights + 12.0 * columns * self.config.max_len
+        return weights + 12.0 * columns * self.config.max_len

@@ -20,10 +20,12 @@ from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, Mode
 from decoding.decoder import Decoder
 from decoding.sampling import Sampling
 from decoding.writing import write
+from gpt.adapter import add_adapter, put_on_base
 from gpt.beginning import begin, check_covered, initial_tokenizer
 from gpt.config import GPTConfig
 from gpt.initial_config import completed, given_in_code
 from gpt.model import GPT
+from layers.lora import merge_lora
 from training.evaluation import mean_loss
 from training.run import Result, train
 from training.runtime.errors import InputError, require_finite
@@ -66,6 +68,7 @@ class GPTTask:
             self.data = self.data_class(source, *of_run, *([] if tokenizer is None else [tokenizer]))
         self.model = self.model_class(config.model, len(self.data.tokenizer))
         self.model.init_weights(generator(config.seed, "weights"))
+        add_adapter(self.model, config)
         # Of each target: where few tokens are targets, all of them are computed for these.
         self.flops_per_token = self.model.flops_per_token() * tokens_at_once(self.data) / self.data.tokens_per_sample
 
@@ -191,9 +194,14 @@ def load_gpt(
     model_class: type[GPT] | None = None,
     trust_code: bool = False,
 ) -> LoadedGPT:
-    """Load the GPT of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`."""
+    """Load the GPT of a run's best checkpoint, or of one checkpoint, as `model_class`; see `load_model`.
+
+    An adapter is merged into its base, which is read from where the run found it.
+    """
     reader = GPT, GPTConfig, TOKENIZER_FILE, read_tokenizer, "GPT"
-    loaded = LoadedGPT(*load_model(path, device, weights, model_class, *reader, trust_code=trust_code))
+    asked = path, device, weights, model_class, *reader
+    loaded = LoadedGPT(*load_model(*asked, trust_code=trust_code, prepare=put_on_base))
+    merge_lora(loaded.model)
     follow_chat(loaded.tokenizer, loaded.config.data)
     return loaded
 

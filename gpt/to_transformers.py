@@ -39,7 +39,8 @@ def to_transformers(model: GPT, end_of_text: int | None = None) -> "PreTrainedMo
     config = AutoConfig.for_model(**form_config(model, end_of_text, weight.dtype))
     # It is built with weights drawn at random, which are then replaced: no draw of ours may move by that.
     with torch.random.fork_rng(devices=[]):
-        theirs: Any = AutoModelForCausalLM.from_config(config, dtype=weight.dtype, attn_implementation="sdpa")
+        models: Any = AutoModelForCausalLM
+        theirs = models.from_config(config, dtype=weight.dtype, attn_implementation="sdpa")
     weights = {name: tensor.clone() for name, tensor in form_weights(model).items()}
     missing, unknown = theirs.load_state_dict(weights, strict=False, assign=True)
     assert set(missing) <= {"lm_head.weight"}, missing  # Which is the embedding, where it is tied.

@@ -42,7 +42,8 @@ print(tokenizer.decode(write(tokenizer.encode("TEXT").ids)))
 
 def export(options: Namespace) -> None:
     """Write the folder that the options of `launch/export.py` ask for."""
-    loaded, output = load_seq2seq(options.checkpoint, weights=options.weights), Path(options.output)
+    loaded = load_seq2seq(options.checkpoint, weights=options.weights, trust_code=options.trust_code)
+    output = Path(options.output)
     with new_folder(output) as folder:
         write_standalone(loaded, folder)
         name = options.push_to_hub or output.resolve().name

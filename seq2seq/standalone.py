@@ -24,13 +24,13 @@ def layer(x: Tensor, name: str) -> Tensor:  # A product with a matrix, or a norm
 
 
 def attention(x: Tensor, name: str, at: Tensor, memory: Tensor | None, seen: Tensor, causal: bool) -> Tensor:
-    x_normed, heads = layer(x, f"{name}_norm"), []
-    memory = x_normed if memory is None else memory
-    for part, y, places in (("query", x_normed, at), ("key", memory, seen), ("value", memory, 0 * seen)):
-        y = layer(y, f"{name}.{part}").unflatten(1, (-1, C["head_size"])).transpose(0, 1)
+    normed, heads = layer(x, f"{name}_norm"), dict[str, Tensor]()
+    memory = normed if memory is None else memory
+    for part, y, places in (("query", normed, at), ("key", memory, seen), ("value", memory, 0 * seen)):
+        y = layer(y, f"{name}.{part}").view(len(y), -1, C["head_size"]).transpose(0, 1)
         y = layer(y, f"{name}.{part}_norm") if f"{name}.{part}_norm.weight" in W else y
-        heads.append((y * W["cos"][places] + y.roll(C["head_size"] // 2, -1) * W["sin"][places])[None])
-    y = F.scaled_dot_product_attention(*heads, is_causal=causal, enable_gqa=True)[0]
+        heads[part] = (y * W["cos"][places] + y.roll(C["head_size"] // 2, -1) * W["sin"][places])[None]
+    y = F.scaled_dot_product_attention(**heads, is_causal=causal, enable_gqa=True)[0]  # type: ignore[arg-type]
     return x + layer(y.transpose(0, 1).flatten(1), f"{name}.out")
 
 

@@ -35,6 +35,7 @@ SECTIONS = {
     "": "The experiment",
     "model": "model: the shape of the model",
     "data": "data: what to learn from",
+    "lora": "lora: an adapter in place of the weights",
     "training": "training: the loop",
     "optimizer": "optimizer: how weights follow their gradients",
     "schedule": "schedule: how the learning rate moves",

@@ -1,14 +1,15 @@
 """Folders of runs as a training leaves them, without one."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gpt.config import GPTConfig
-from training.config.command_line import config_to_yaml
+from training.config.plain_yaml import dump_yaml
 from training.config.sections import TrainingConfig
 from training.storage.checkpoint import CheckpointStore
 from training.storage.run_folder import RunFolder
@@ -23,7 +24,7 @@ def make_run(
     config: GPTConfig = PLAIN,
     *,
     text: str = "text",
-    more: str = "",
+    more: Mapping[str, Any] | None = None,
 ) -> RunFolder:
     """A run that was evaluated and saved after every tenth step, its best checkpoint that of the lowest loss.
 
@@ -32,10 +33,10 @@ def make_run(
         losses: Of the evaluations.
         config: Of the run.
         text: What stands for the SHA-256 of its data.
-        more: Lines to add to its configuration.
+        more: What else its configuration file says.
     """
     run, counters = RunFolder(path), Counters()
-    text_of_config = config_to_yaml(config) + more
+    text_of_config = dump_yaml(asdict(config) | dict(more or {}))
     run.create(text_of_config)
     store = CheckpointStore(run.checkpoints, 10)
     for step, loss in zip(range(10, 1000, 10), losses, strict=False):

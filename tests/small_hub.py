@@ -1,5 +1,7 @@
-"""A small Hugging Face hub on loopback: data sets in memory, and the ways in which a hub can be slow or dead."""
+"""A small Hugging Face hub on loopback: data sets in memory, the ways in which a hub can be slow or dead, and models
+that are uploaded."""
 
+import base64
 import hashlib
 import io
 import json
@@ -8,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow
@@ -26,7 +29,8 @@ def parquet(**columns: list[object] | pyarrow.Array) -> bytes:
 class SmallHub(ThreadingHTTPServer):
     """Serves `datasets[name][revision]`, files by path. `refused` maps names to an error code of the hub.
 
-    `asked` holds the names whose newest commit was asked for.
+    `asked` holds the names whose newest commit was asked for. `models[name]` are the files of models that were
+    uploaded, `commits` the messages with which; `tokens` says which owner a token may write for.
     """
 
     daemon_threads = True
@@ -36,6 +40,10 @@ class SmallHub(ThreadingHTTPServer):
         self.datasets: dict[str, dict[str, Files]] = {}
         self.refused: dict[str, tuple[int, str]] = {}
         self.asked: list[str] = []
+        self.models: dict[str, Files] = {}
+        self.commits: list[str] = []
+        self.tokens: dict[str, str] = {}
+        self.large: Files = {}
         self.trouble: dict[str, str] = {}
         """By name. silent: nothing is answered; listing: the list of files is not; stall, drip: Parquet files stop in
         the middle, or go on by a byte a time."""
@@ -51,6 +59,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         kind, _, rest = path.removeprefix("api/").partition("/")
+        if kind == "models":
+            return self._json({"id": rest, "sha": "0" * 40}) if rest in self.server.models else self._error(404, "")
         name = "/".join(rest.split("/")[:2])
         action, _, place = rest[len(name) + 1 :].partition("/")
         trouble = self.server.trouble.get(name)
@@ -65,7 +75,63 @@ class _Handler(BaseHTTPRequestHandler):
                     return self._answer(name, action, commit, place[len(prefix) + 1 :], files)
         return self._error(404, "RevisionNotFound")
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        path = unquote(urlsplit(self.path).path).strip("/")
+        action, uploads = path.removeprefix("api/"), ("/preupload/", "/commit/", ".git/info/lfs/")
+        if action not in ("repos/create", "validate-yaml") and not any(part in path for part in uploads):
+            return self.do_GET()
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        owner = self.server.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+        if action == "validate-yaml":
+            fault = [{"message": "no such license"}] if b"license: none-such" in content else []
+            return self._send(400 if fault else 200, json.dumps({"errors": fault}).encode())
+        if owner is None:
+            return self._error(401, "")
+        if action == "repos/create":
+            asked = json.loads(content)
+            return self._create(f"{asked['organization']}/{asked['name']}", owner)
+        name = path.removeprefix("api/models/").partition(".git/")[0]
+        name = "/".join(name.split("/")[:2])
+        if name not in self.server.models or not name.startswith(f"{owner}/"):
+            return self._error(403, "")
+        return self._upload(name, path, content)
+
+    def do_PUT(self) -> None:
+        self.server.large[self.path[1:]] = self.rfile.read(int(self.headers["Content-Length"]))
+        self._send(200, b"")
+
+    def _create(self, name: str, owner: str) -> None:
+        if not name.startswith(f"{owner}/"):
+            return self._error(403, "")
+        known = name in self.server.models
+        self.server.models.setdefault(name, {})
+        return self._send(409 if known else 200, json.dumps({"url": f"{self.server.url}/{name}"}).encode())
+
+    def _upload(self, name: str, path: str, content: bytes) -> None:
+        if "/preupload/" in path:
+            files = [file["path"] for file in json.loads(content)["files"]]
+            modes = {file: "lfs" if file.endswith(".safetensors") else "regular" for file in files}
+            answer = [{"path": file, "uploadMode": mode, "shouldIgnore": False} for file, mode in modes.items()]
+            return self._json({"files": answer})
+        if "/commit/" in path:
+            return self._commit(name, [json.loads(line) for line in content.splitlines()])
+        objects = json.loads(content)["objects"]
+        for each in objects:
+            each["actions"] = {"upload": {"href": f"{self.server.url}/{each['oid']}"}}
+        return self._json({"transfer": "basic", "objects": objects})
+
+    def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        files = self.server.models[name]
+        for key, value in ((line["key"], line["value"]) for line in lines):
+            if key == "header":
+                self.server.commits.append(value["summary"])
+            elif key == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            else:
+                files[value["path"]] = self.server.large[value["oid"]]
+        self._json({"commitUrl": f"{self.server.url}/{name}/commit/main", "commitOid": "0" * 40})
 
     def _answer(self, name: str, action: str, commit: str, path: str, files: Files) -> None:
         if name in self.server.refused and (action == "resolve" or self.server.refused[name][1] != "GatedRepo"):

@@ -13,11 +13,18 @@ from typing import NamedTuple
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from accelerate.commands.launch import launch_command_parser
 from helpers import ROOT, command, read_metrics
 from torch.distributed.run import get_args_parser
 
 from data.tokenizer import make_tokenizer
+from gpt.config import GPTConfig, ModelConfig
+from gpt.model import GPT
+from gpt.transformers_form import form_config, form_weights
+from training.config.command_line import config_to_yaml, parse_config_text
+from training.storage.tensor_file import file_order, write_tensors
+from training.sweep.record import Sweep, SweepRun
 
 README = (ROOT / "README.md").read_text()
 PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md")))}
@@ -30,7 +37,8 @@ LINES += [" ".join(span.split()) for page in PAGES.values() for span in INLINE.f
 SCRIPT = re.compile(r"(launch|demo|tests(/\w+)?)/\w+\.py")
 SMALL_MODEL = "--model.num_layers 1 --model.d_model 32 --model.num_heads 2"
 SMALL = f"{SMALL_MODEL} --training.max_steps 2 --training.batch_size 4 --tracking none"
-TEXT = "".join(f"ROMEO:\nWhat is {i} times {i % 7}, JULIET: it is {i * (i % 7)}.\n\n" for i in range(300))
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ abcdefghijklmnopqrstuvwxyz !$&',-.3:;?\n"
+TEXT = LETTERS + "".join(f"ROMEO:\nWhat is {i} times {i % 7}, JULIET: it is {i * (i % 7)}.\n\n" for i in range(300))
 PARSED = (
     "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], None, '__main__')"
 )
@@ -91,11 +99,34 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "stories.jsonl").write_text("".join(json.dumps({"story": row}) + "\n" for row in rows))
     pyarrow.parquet.write_table(pyarrow.table({"text": rows}), folder / "parquet/rows.parquet")
     (folder / "gpt2/tokenizer.json").write_text(make_tokenizer("bpe:300", [TEXT]).to_json())
+    answers = [{"prompt": f"{n} is ", "answer": str(n)} for n in range(40)]
+    said = {"role": "assistant", "content": "yes"}
+    chats = [{"messages": [{"role": "user", "content": f"{n}?"}, said]} for n in range(40)]
+    for file, own in (("questions.jsonl", answers), ("chats.jsonl", chats)):
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in own))
+    (folder / "smollm2").mkdir()
+    shutil.copy(folder / "gpt2/tokenizer.json", folder / "smollm2/tokenizer.json")
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    (folder / "smollm2/chat_template.jinja").write_text(
+        template + "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     (folder / "play.txt").write_text("ROMEO:\n")
     (folder / "my.csv").write_text("en,de\n" + "".join(f"it is {n},es ist {n}\n" for n in range(100)))
     shutil.copy(ROOT / "configs/gpt/quick.yaml", folder / "my.yaml")
     shutil.copy(ROOT / "configs/gpt/quick.yaml", folder / "FILE")
     return folder
+
+
+def write_small_model(folder: Path) -> None:
+    """A model folder of transformers."""
+    shape = ModelConfig(num_layers=1, d_model=32, num_heads=2, max_len=64, qk_norm=False, embedding_scale=1.0)
+    folder.mkdir(exist_ok=True)
+    tokenizer = make_tokenizer("bpe:300", [TEXT])
+    model = GPT(shape, len(tokenizer))
+    (folder / "tokenizer.json").write_text(tokenizer.to_json())
+    (folder / "config.json").write_text(json.dumps(form_config(model, tokenizer.end_of_text, torch.float32)))
+    weights = form_weights(model)
+    write_tensors(folder / "model.safetensors", weights, (weights[name] for name in file_order(weights)))
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +135,19 @@ def folder(place: Path) -> Path:
     assert command("-m", "data.dates", "--output", "dates.jsonl", cwd=place).returncode == 0
     for script, options in (
         ("train_gpt", "--data.source text.txt --output_dir runs/gpt-quick-1"),
+        ("train_gpt", "--data.source text.txt --init_from runs/gpt-quick-1 --output_dir runs/comedies"),
         ("train_gpt", "--data.source text.txt --data.tokenizer bytes --output_dir runs/gpt-code-small-1"),
+        (
+            "train_gpt",
+            "--data.source questions.jsonl --data.prompt_column prompt --data.answer_column answer "
+            "--data.tokenizer bytes --output_dir runs/answers",
+        ),
         ("train_seq2seq", "--config configs/seq2seq/reverse.yaml --output_dir runs/seq2seq-reverse-1"),
         ("train_seq2seq", "--config configs/seq2seq/dates.yaml --output_dir runs/seq2seq-dates-1"),
     ):
         done = command(f"launch/{script}.py", *options.split(), *SMALL.split(), cwd=place)
         assert done.returncode == 0, done.stderr
+    write_small_model(place / "smollm2")
     for copy in ("runs/gpt-quick-2", "quick.yaml"):
         shutil.copytree(place / "runs/gpt-quick-1", place / copy, symlinks=True)
     lengths = place / "runs/lengths/reverse-rotary-both_ends-0.0-1"
@@ -134,6 +172,19 @@ def test_a_training_is_parsed_as_it_stands(each: Typed, place: Path) -> None:
     done = command(each.script, *each.arguments, "--print_config", cwd=place)
     assert done.returncode == 0, done.stderr
     assert "max_steps:" in done.stdout
+
+
+@pytest.mark.parametrize("each", commands("launch/sweep.py"), ids=name)
+def test_a_sweep_is_planned_as_it_stands(each: Typed, place: Path) -> None:
+    if "--resume" in each.arguments:
+        known = Path(place / each.arguments[each.arguments.index("--output_dir") + 1])
+        known.mkdir(parents=True, exist_ok=True)
+        quick = parse_config_text(GPTConfig, (ROOT / "configs/gpt/quick.yaml").read_text())
+        (known / "base.yaml").write_text(config_to_yaml(quick))
+        Sweep("gpt", "val_loss", early_stop=False, runs=[SweepRun("seed=1", {}, 1)]).write(known)
+    done = command(each.script, *each.arguments, "--dry_run", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "none started (--dry_run)" in done.stdout
 
 
 @pytest.mark.ci

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from training.shards import local
+from training.trained import kept
 
 
 class WeightAverage:
@@ -16,14 +17,17 @@ class WeightAverage:
     TensorFlow's `ExponentialMovingAverage` with `num_updates`).
 
     Args:
-        model: The model; the average starts at its weights, and is in shards where it is.
+        model: The model; the average starts at its weights, and is in shards where it is. It is of what a checkpoint
+            holds: of a model with an adapter, of that alone.
         decay: The share of the average that a late step keeps, between 0 and 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
-        self._weights = [local(parameter.detach()) for parameter in model.parameters()]
-        self.tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        names = kept(model)
+        weights = {name: parameter.detach() for name, parameter in model.named_parameters() if name in names}
+        self._weights = [local(weight) for weight in weights.values()]
+        self.tensors = {name: weight.clone() for name, weight in weights.items()}
         self._averages = [local(tensor) for tensor in self.tensors.values()]
 
     @torch.no_grad()

@@ -154,18 +154,22 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> Tensor:
         head_VM = weight_VM.to(dtype)
         total = hidden_NM.new_zeros((), dtype=torch.promote_types(dtype, torch.float32))
-        by_hidden_NM, by_weight_VM = torch.empty_like(hidden_NM), torch.zeros_like(weight_VM, dtype=total.dtype)
+        by_hidden_NM = torch.empty_like(hidden_NM)
+        frozen = not ctx.needs_input_grad[1]
+        by_weight_VM = None if frozen else torch.zeros_like(weight_VM, dtype=total.dtype)
         for part_CM, targets_C, by_part_CM in _chunks(weight_VM, hidden_NM, targets_N, by_hidden_NM):
             hidden_CM = part_CM.to(dtype)
             loss, by_logits_CV = gradients(hidden_CM, head_VM, targets_C, label_smoothing)
             total += loss
             by_part_CM.copy_(by_logits_CV @ head_VM)
-            by_weight_VM += by_logits_CV.T @ hidden_CM
-        ctx.save_for_backward(by_hidden_NM, by_weight_VM.to(weight_VM.dtype))
+            if by_weight_VM is not None:
+                by_weight_VM += by_logits_CV.T @ hidden_CM
+        ctx.save_for_backward(by_hidden_NM, None if by_weight_VM is None else by_weight_VM.to(weight_VM.dtype))
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         by_hidden_NM, by_weight_VM = ctx.saved_tensors
-        return gradient * by_hidden_NM, gradient * by_weight_VM, None, None, None, None
+        by_weight = None if by_weight_VM is None else gradient * by_weight_VM
+        return gradient * by_hidden_NM, by_weight, None, None, None, None

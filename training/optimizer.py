@@ -10,6 +10,7 @@ from torch.optim.adamw import adamw
 from training.config.sections import OptimizerConfig
 from training.orthogonal import orthogonalized, orthogonalized_shards
 from training.shards import is_shard, local
+from training.trained import trained
 
 NEEDS_HOST_TO_SKIP = ("mps",)
 """Devices whose fused AdamW takes a `found_inf` and does not look at it."""
@@ -143,7 +144,7 @@ def _zero(tensors: list[Tensor], *, where: Tensor) -> None:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, *, bf16: bool) -> MuonAdamW:
-    """Sort a model's parameters into groups.
+    """Sort the parameters that a model trains into groups.
 
     The matrices inside a `ModuleList`, which is where models keep their blocks, are decayed, and follow Muon where
     the configuration says so. All else (embeddings, positions, head, norms) follows AdamW without decay.
@@ -155,8 +156,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, bf16: bool) ->
     """
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     inside = {id(p) for stack in stacks for p in stack.parameters() if p.ndim == 2}
-    matrices = [p for p in model.parameters() if id(p) in inside]
-    rest = [p for p in model.parameters() if id(p) not in inside]
+    matrices = [p for p in trained(model).values() if id(p) in inside]
+    rest = [p for p in trained(model).values() if id(p) not in inside]
     muon = config.name == "muon"
     rate = config.muon_learning_rate if muon else config.learning_rate
     groups = [
@@ -170,6 +171,6 @@ def optimizer_tensors(model: nn.Module, optimizer: MuonAdamW) -> dict[str, Tenso
     """The optimizer's state as tensors named `parameter/what`; writing into them restores it."""
     return {
         f"{name}/{key}": value
-        for name, parameter in model.named_parameters()
+        for name, parameter in trained(model).items()
         for key, value in optimizer.state[parameter].items()
     }

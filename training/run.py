@@ -24,6 +24,7 @@ from training.storage.run_folder import RunFolder, choose_run_folder
 from training.storage.state import Counters, flattened
 from training.task import Begun, Task
 from training.tracking import Tracker, start_trackers
+from training.trained import num_trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +180,7 @@ def _introduce(
 ) -> None:
     """Say what the run is, and what was `said` of how it begins, before the first step; the device was said."""
     data, training, step = trainer.task.data, trainer.config.training, trainer.counters.step
-    parameters = sum(p.numel() for p in trainer.task.model.parameters())
+    parameters, learning = sum(p.numel() for p in trainer.task.model.parameters()), num_trained(trainer.task.model)
     tokens_per_epoch = data.samples_per_epoch * data.tokens_per_sample
     tokens_per_step = training.batch_size * data.tokens_per_sample
     epochs = trainer.num_steps * training.batch_size / data.samples_per_epoch
@@ -188,7 +189,7 @@ def _introduce(
     at_once = sequences_at_once(training, runtime.accelerator.num_processes, trainer.micro_batching.size)
     shards = 1 if runtime.sharding is None else runtime.accelerator.num_processes
     lines = {
-        "model": f"{parameters:,} parameters",
+        "model": f"{parameters:,} parameters" + (f", of which {learning:,} train" if learning < parameters else ""),
         "weights": said["weights"],
         "data": f"{data.origin}, {tokens_per_epoch:,.0f} tokens per epoch",
         "note": said["note"],

@@ -22,6 +22,7 @@ from training.storage.run_folder import RunFolder
 from training.storage.state import Counters, SavedState, check_identity, run_identity, saved_state
 from training.storage.whole import exhaust, in_shards, take_part, wholes
 from training.task import Task
+from training.trained import kept
 
 Best = tuple[float | None, float | None, int | None]
 """The best losses so far, and their step, as `Counters` have them."""
@@ -51,6 +52,7 @@ class Saver:
         self._optimizer, self._average = optimizer, average
         self.store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
         self.setup: dict[str, Any] = {"processes": runtime.accelerator.num_processes, "precision": runtime.precision}
+        self.setup["device"] = runtime.description
         self._identity = run_identity(config, task)
         self._every = stride(task.data, config.training.eval_tokens)
         self._background, self._snapshot = Background(), Snapshot()
@@ -67,7 +69,7 @@ class Saver:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds, by the name of its file."""
         model = self.task.model
-        tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, self._optimizer)}
+        tensors = {"model": kept(model), "optimizer": optimizer_tensors(model, self._optimizer)}
         return tensors if self._average is None else tensors | {"ema": self._average.tensors}
 
     def restore(self, checkpoint: Checkpoint) -> Counters:

@@ -15,6 +15,7 @@ from reliability.text_memory import read_through
 from small_hub import SmallHub, parquet, serving
 
 from data import text as data
+from data.answer_tokens import answer_tokens
 from data.config import TextConfig
 from data.documents import joined
 from data.hub import ArrowRows
@@ -51,6 +52,16 @@ def served() -> Iterator[SmallHub]:
                 "v1": {f"{split}.parquet": splits[split] for split in ("train", "test")},
                 "v0": {"train.parquet": splits["train"]},
                 "bare": {"test.parquet": splits["test"]},
+            },
+            "us/answers": {
+                "main": {
+                    f"{split}.parquet": parquet(
+                        prompt=[f"{n} is " for n in range(count)],
+                        answer=[str(n) for n in range(count)],
+                        messages=[[{"role": "user", "content": str(n)}] for n in range(count)],
+                    )
+                    for split, count in (("train", 5), ("validation", 2))
+                }
             },
             "us/bytes": {"main": {"train.parquet": parquet(text=no_utf8)}},
             "us/subsets": {
@@ -263,3 +274,21 @@ def test_a_slow_or_dead_hub_ends_in_bounded_time(hub: SmallHub, tmp_path: Path) 
         assert done.returncode == 2
         assert done.stderr.startswith("error: " + (silent if trouble == "silent" else stalled))
         assert done.stderr.count("\n") == 1
+
+
+def test_answers_of_the_hub_are_validated_on_its_own_rows(hub: SmallHub) -> None:
+    columns = {"prompt_column": "prompt", "answer_column": "answer"}
+    data = TextConfig(source="hub:us/answers", **columns)
+    source = load_source(data)
+    assert source.rows is not None
+    found = answer_tokens(source.rows, data, 16)
+    assert [len(part) for part in found[:2]] == [5, 2]
+    assert found.prompt == "0 is "
+    assert found.notes[0] == "5 rows, and 2 to validate on; the loss is that of the answers"
+    lists = load_source(TextConfig(source="hub:us/answers", messages_column="messages")).rows
+    assert lists is not None
+    place, row = next(iter(lists.training))
+    assert place == "hub:us/answers, split train, row 0"
+    assert row == {"messages": [{"content": "0", "role": "user"}]}
+    with pytest.raises(InputError, match=r"hub:us/answers has no column reply: choose one with --data\.answer_column"):
+        load_source(TextConfig(source="hub:us/answers", **columns | {"answer_column": "reply"}))

@@ -15,6 +15,7 @@ from forking import python
 from helpers import ROOT, command, free_port, ranks, read_metrics, torchrun, wait_for_step, with_training
 from seq2seq_models import small_config
 
+from data.config import TextConfig
 from gpt.config import GPTConfig
 from gpt.task import train_gpt
 from seq2seq.task import train_seq2seq
@@ -37,6 +38,21 @@ def exact(config: GPTConfig) -> GPTConfig:
     config = with_training(config, precision="fp64", max_steps=20, eval_interval=10, ema_decay=0.9)
     config = with_training(config, eval_raw_weights=True)
     return replace(config, model=replace(config.model, dropout=0.0))
+
+
+@pytest.mark.nightly
+def test_two_processes_learn_answers_like_one(exact: GPTConfig, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "{n} is ", "answer": "{n * n}"}}\n' for n in range(300)))
+    data = TextConfig(source=str(rows), prompt_column="prompt", answer_column="answer", tokenizer="bpe:270")
+    exact = with_training(replace(exact, data=data), max_steps=4, eval_interval=2, ema_decay=0, eval_raw_weights=False)
+    train_gpt(exact, output_dir=tmp_path / "one")
+    train = [*torchrun(2), ROOT / "launch/train_gpt.py", "--config", write(exact, tmp_path), "--output_dir", "many"]
+    done = command(*train, cwd=tmp_path, **ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+    for one, many in zip(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "many"), strict=True):
+        for key in {"train_loss", "val_loss", "tokens"} & one.keys():
+            assert many[key] == pytest.approx(one[key], abs=1e-8, rel=0)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """FSDP2 by the shipped configuration, over gloo: shards change what a rank holds, and no number."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from helpers import ROOT, command, free_port, read_metrics, with_training
 from seq2seq_models import small_config
 
 from data.config import TextConfig
-from gpt.config import GPTConfig, ModelConfig
+from gpt.config import GPTConfig, LoraConfig, ModelConfig
 from gpt.task import GPTTask, train_gpt
 from seq2seq.task import train_seq2seq
 from training.config.command_line import config_to_yaml
@@ -39,7 +40,20 @@ class Launch(NamedTuple):
         return [(place / f"{name}.safetensors").read_bytes() for name in TENSORS]
 
 
-def exact(folder: Path, *, optimizer: Any, batch_size: int = 8, heads: int = 2, **training: Any) -> GPTConfig:
+OF_GPT2: dict[str, Any] = {
+    "positions": "learned",
+    "qk_norm": False,
+    "norm": "layer",
+    "activation": "gelu",
+    "attention_bias": True,
+    "feed_forward_bias": True,
+    "head_dim": 12,
+}
+
+
+def exact(
+    folder: Path, *, optimizer: Any, batch_size: int = 8, heads: int = 2, shape: Any = None, **training: Any
+) -> GPTConfig:
     """10 steps in fp64 without dropout: what is left to differ is a mistake. Gradients are clipped at most steps."""
     text = folder / "text.txt"
     text.write_text("".join(f"{i} times {i % 7} is {i * (i % 7)}.\n" for i in range(300)))
@@ -56,6 +70,7 @@ def exact(folder: Path, *, optimizer: Any, batch_size: int = 8, heads: int = 2, 
             max_len=16,
             dropout=0.0,
             tie_embeddings=optimizer == "adamw",
+            **(shape or {}),
         ),
         data=TextConfig(source=str(text)),
         training=TrainingConfig(**{"precision": "fp64", "batch_size": batch_size} | steps | training),
@@ -101,12 +116,13 @@ def assert_same_curves(one: Path, many: Path, tolerance: float = 1e-8) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     """Two processes, and beside each run the same one in one process, in the folder `one-NAME`."""
     folder = tmp_path_factory.mktemp("sharded")
-    adamw = exact(folder, optimizer="adamw")
+    adamw = exact(folder, optimizer="adamw", shape=OF_GPT2)
     muon = exact(folder, optimizer="muon", accumulation_steps=2)
     seq2seq = with_training(small_config(), precision="fp64", eval_interval=6, max_steps=12, label_smoothing=0.1)
     fp32 = exact(folder, optimizer="muon", precision="fp32")
-    bf16 = exact(folder, optimizer="muon", precision="bf16")
-    for name, config in {"adamw": adamw, "muon": muon, "fp32": fp32, "bf16": bf16}.items():
+    bf16 = exact(folder, optimizer="muon", shape=OF_GPT2, precision="bf16")
+    lora = replace(adamw, init_from=str(folder / "one-adamw"), lora=LoraConfig(rank=3))
+    for name, config in {"adamw": adamw, "muon": muon, "fp32": fp32, "bf16": bf16, "lora": lora}.items():
         train_gpt(config, output_dir=folder / f"one-{name}")
     train_seq2seq(seq2seq, output_dir=folder / "one-seq2seq")
     return launch(
@@ -116,6 +132,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Launch:
             case(folder, "adamw", with_training(adamw, recompute="blocks", on_save_error="continue"), failing=5),
             case(folder, "muon", with_training(muon, compile="blocks")),
             case(folder, "seq2seq", with_training(seq2seq, recompute="attention")),
+            case(folder, "lora", lora),
+            case(folder, "lora-ddp", lora, sharded=False),
             case(folder, "bf16", bf16),
             case(folder, "fp32", fp32),
             case(folder, "resumed", fp32, copy="fp32", without=[10]),
@@ -129,12 +147,19 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Launch:
 class TestTwoProcesses:
     """All of one launch."""
 
+    @pytest.mark.parametrize("run", ["lora", "lora-ddp"])
+    def test_an_adapter_learns_what_it_does_in_one_process(self, two: Launch, run: str) -> None:
+        assert_same_curves(two.folder / "one-lora", two.folder / run)
+        for held in two.held:
+            for share, whole in (held[run][group] for group in TENSORS):
+                assert share == whole if run == "lora-ddp" else 0.3 < share / whole < 0.7
+
     @pytest.mark.parametrize("run", ["adamw", "muon", "seq2seq"])
     def test_shards_give_the_numbers_of_one_process(self, two: Launch, run: str) -> None:
         """Tied and untied, accumulated, averaged, clipped, recomputed, compiled; samples by the main process alone."""
         assert_same_curves(two.folder / f"one-{run}", two.folder / run)
         lines = two.said.splitlines()
-        assert sum(line.startswith("sharding    FSDP2: ") for line in lines) == 7
+        assert sum(line.startswith("sharding    FSDP2: ") for line in lines) == 8
         assert two.held[0]["muon"]["compile"] == "blocks"
         if run != "seq2seq":
             samples = [(two.folder / name / "samples/step-00000010.txt").read_text() for name in (run, f"one-{run}")]

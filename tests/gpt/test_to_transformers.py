@@ -122,10 +122,79 @@ def test_a_vocabulary_of_subwords_gives_the_same_tokens_logits_and_end(tmp_path:
     assert written[0, len(ids) :].tolist() == [0], "it ends there"
 
 
+GPT2 = replace(
+    SMALL,
+    positions="learned",
+    norm="layer",
+    norm_eps=1e-5,
+    activation="gelu_tanh",
+    qk_norm=False,
+    attention_bias=True,
+    feed_forward_bias=True,
+    embedding_scale=1.0,
+    tie_embeddings=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "model_type"),
+    [
+        (replace(SMALL, head_dim=12, rope_theta=500.0, norm_eps=1e-3, attention_bias=True), "qwen3"),
+        (replace(SMALL, head_dim=6, d_model=20, num_heads=3, num_kv_heads=1), "qwen3"),
+        (replace(SMALL, qk_norm=False, head_dim=12, attention_bias=True, feed_forward_bias=True), "llama"),
+        (replace(SMALL, qk_norm=False, rope_scaling="linear:4", embedding_scale=1.0, tie_embeddings=True), "llama"),
+        (replace(SMALL, qk_norm=False, rope_scaling="llama3:8:1:4:16", embedding_scale=3.0), "llama"),
+        (GPT2, "gpt2"),
+        (replace(GPT2, activation="gelu", attention_bias=False, feed_forward_bias=False, embedding_scale=None), "gpt2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+@torch.no_grad()
+def test_every_field_of_a_form_gives_the_same_logits(config: ModelConfig, model_type: str) -> None:
+    ours = random_model(config)
+    theirs = exported(ours)
+    ours.eval()
+    assert theirs.config.model_type == model_type
+    tokens = random_tokens(config.max_len)
+    expected = ours(tokens)
+    assert (theirs(tokens).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+    tied = config.tie_embeddings and config.embedding_scale == 1
+    assert (theirs.lm_head.weight is theirs.get_input_embeddings().weight) == tied
+    written = theirs.generate(tokens[:1, :5], max_new_tokens=30, do_sample=False, use_cache=True)
+    assert written[0].tolist() == likeliest_tokens(ours, tokens[0, :5].tolist(), 30)
+
+
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
 def test_other_positions_are_refused(positions: Any) -> None:
     with pytest.raises(InputError, match=rf"^transformers .* {positions} positions: .*--model\.positions rotary$"):
         to_transformers(random_model(replace(SMALL, positions=positions)))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (replace(SMALL, norm="layer", activation="gelu"), "--model.norm rms and --model.activation swiglu"),
+        (replace(SMALL, feed_forward_bias=True), "--model.feed_forward_bias false, with model.qk_norm (Qwen3)"),
+        (
+            replace(SMALL, qk_norm=False, d_model=34, head_dim=8),
+            "--model.d_model a multiple of model.num_heads (4), without model.qk_norm (Llama)",
+        ),
+        (replace(GPT2, norm="rms"), "--model.norm layer, or --model.positions rotary"),
+        (
+            replace(GPT2, activation="swiglu", qk_norm=True),
+            "--model.activation gelu or gelu_tanh and --model.qk_norm false, or --model.positions rotary",
+        ),
+        (
+            replace(GPT2, num_kv_heads=2, head_dim=6),
+            "--model.num_kv_heads null and --model.head_dim null, or --model.positions rotary",
+        ),
+    ],
+)
+def test_what_no_form_has_is_refused_by_name(config: ModelConfig, expected: str) -> None:
+    with pytest.raises(InputError) as caught:
+        to_transformers(random_model(config))
+    text = f"transformers has no model like ours with {config.positions} positions: expected {expected}"
+    assert str(caught.value) == text
 
 
 class ReLU(nn.Module):

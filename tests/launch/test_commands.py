@@ -119,7 +119,7 @@ def test_print_config_prints_what_a_run_would_use(tmp_path: Path) -> None:
     [
         ([TRAIN, "--model.num_layer", "3"], "error: unknown option model.num_layer: did you mean model.num_layers?"),
         ([TRAIN, "--config", "no.yaml"], "error: no.yaml: there is no such file"),
-        ([TRAIN, "--data.source", "no.txt"], "error: data.source no.txt does not exist: expected auto, hub"),
+        ([TRAIN, "--data.source", "no.txt"], "error: data.source no.txt does not exist: expected auto, comedies, hub"),
         ([TRAIN, "--training.precision", "fp16"], "error: fp16 (as configured) needs a GPU"),
         ([EVALUATE, "--checkpoint", "nothing"], "error: nothing does not exist"),
         ([EVALUATE, "--checkpoint", "nothing", "--source", "a"], "error: nothing does not exist"),

@@ -73,6 +73,13 @@ MEMORY_BSM = torch.randn(3, 30, 64, generator=torch.Generator().manual_seed(1))
 MASK_B1S = torch.arange(40) < torch.tensor([40, 17, 1])[:, None, None]
 PLACES_BT = torch.arange(40).expand(3, -1).flip(1)
 BLOCK = Block(ModelConfig(d_model=64, num_heads=4, num_kv_heads=2, d_ff=96, dropout=0.2))
+AS_GPT2 = Block(
+    ModelConfig(
+        d_model=64, num_heads=4, d_ff=96, dropout=0.2, positions="learned", qk_norm=False, norm="layer",
+        activation="gelu", attention_bias=True, feed_forward_bias=True, head_dim=20,
+    )
+)  # fmt: skip
+AS_GPT2.attention.key.bias.requires_grad_(False)  # It changes all scores of a query alike: its gradient is rounding.
 CASES = {
     "norm": Case(RMSNorm(64), lambda layer, x: layer(x)),
     "swiglu": Case(SwiGLU(64, 48), lambda layer, x: layer(x)),
@@ -88,7 +95,15 @@ CASES = {
         lambda layer, x: layer(x, MEMORY_BSM, mask_BTS=MASK_B1S[..., :30], rotary=ROTARY(40), memory_rotary=ROTARY(30)),
     ),
     "no dropout": Case(attention(dropout=0.0), lambda layer, x: layer(x, causal=True, rotary=ROTARY(40))),
+    "biases, heads apart": Case(
+        MultiHeadAttention(
+            d_model=64, num_heads=3, num_kv_heads=1, head_size=16, bias=True, qk_norm=True, norm_eps=0.1
+        ),
+        lambda layer, x: layer(x, causal=True, rotary=ROTARY(40)),
+    ),
+    "swiglu with biases": Case(SwiGLU(64, 48, bias=True), lambda layer, x: layer(x)),
     "block": Case(BLOCK, lambda layer, x: layer(x, ROTARY(40), causal=True)),
+    "GPT-2's block": Case(AS_GPT2, lambda layer, x: layer(x, None, causal=True)),
 }
 
 
@@ -128,7 +143,7 @@ def test_native_kernels_compute_what_torch_does(case: Case, dtype: str, monkeypa
         assert (native - plain).abs().max() <= size * (2e-6 if dtype == "fp32" else 0.03)
 
 
-@pytest.mark.parametrize("case", ["block", "memory", "causal padding"], indirect=True)
+@pytest.mark.parametrize("case", ["block", "GPT-2's block", "memory", "causal padding"], indirect=True)
 def test_traced_code_drops_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "MIN_ELEMENTS", 1)
     x_BTM = torch.randn(3, 40, 64, generator=torch.Generator().manual_seed(2))

@@ -26,6 +26,11 @@ def gpt(config: GPTConfig) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return GPT(config.model, VOCAB), (torch.arange(2 * 9).view(2, 9) % VOCAB,)
 
 
+def gpt_as_gpt2(config: GPTConfig) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    shape = replace(config.model, positions="learned", qk_norm=False, norm="layer", activation="gelu", head_dim=4)
+    return GPT(replace(shape, attention_bias=True, feed_forward_bias=True), VOCAB), gpt(config)[1]
+
+
 def encoder_decoder(config: GPTConfig) -> tuple[nn.Module, tuple[Tensor, ...]]:
     tokens_BS = 4 + torch.arange(2 * 6).view(2, 6) % (VOCAB - 4)
     tokens_BS[0, 4:] = PAD
@@ -50,7 +55,7 @@ def outcome(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
     return {"": logits_BTV.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("make", [gpt, encoder_decoder])
+@pytest.mark.parametrize("make", [gpt, gpt_as_gpt2, encoder_decoder])
 @pytest.mark.parametrize(("what", "counted"), [("blocks", Block), ("attention", MultiHeadAttention)])
 def test_a_part_is_computed_twice_to_the_same_bits(
     config: GPTConfig,

@@ -1,16 +1,16 @@
 """How much memory a training takes of one device, by a formula.
 
 Sizes: N tokens at once, T of a sequence, M model size, H heads, K key-value heads, D head size, F feed-forward size, V
-vocabulary, P weights. A number has w bytes (4; 8 in fp64), in products p (2 in bf16 and fp16, else w), in attention a
-(p, but 4 on a CPU that computes bf16's attention in fp32).
+vocabulary, P weights, of which Q are trained. A number has w bytes (4; 8 in fp64), in products p (2 in bf16 and fp16,
+else w), in attention a (p, but 4 on a CPU that computes bf16's attention in fp32).
 
-- weights, gradients: w P each; gradients as if all were there before the first activation goes.
+- weights, gradients: w P and w Q; gradients as if all were there before the first activation goes.
 - copies of weights: in 16 bits, which autocast keeps until the backward pass, 2 bytes for each of a matrix; else w
   for each of the matrices that are laid side by side for one product.
-- optimizer: adamw 2 w P; muon w for each weight of a block's matrix, and 2 w for the others.
-- average: w P where there is one.
+- optimizer: adamw 2 w Q; muon w for each weight of a block's matrix, and 2 w for the others.
+- average: w Q where there is one.
 - activations: of each token what norms, attention and feed-forward layers keep; of a part that is computed twice
-  its input, and all of the one at work.
+  its input, and all of the one at work. Weights that are not trained let less be kept, which is not counted.
 - gradients at work: those by the activations of one block.
 - logits: 3 w N V, for their softmax and the gradients of both; of a chunk, where the loss is computed in chunks.
 - gathered, over several shards: two blocks and what is outside of blocks, w for each weight and its gradient.
@@ -26,6 +26,7 @@ from torch import nn
 from training.config.sections import RunConfig, TransformerConfig
 from training.loss import MAX_LOGITS_BYTES
 from training.recompute import blocks_of
+from training.trained import num_trained, trained
 
 ACTIVATIONS, AT_WORK = "activations, estimated", "gradients at work"
 COMES_AND_GOES = ("gradients", "copies of weights", ACTIVATIONS, AT_WORK, "logits")
@@ -85,7 +86,8 @@ def expected_bytes(
         on_gpu = next(model.parameters()).device.type != "cpu"
     how = _how(precision, on_gpu, min(targets, length or config.model.max_len))
     blocks, weights = list(blocks_of(model)), _weights(model)
-    in_blocks = {id(p): p.numel() for block in blocks for p in block.parameters() if p.ndim == 2}
+    learning = num_trained(model)
+    in_blocks = {id(p): p.numel() for block in blocks for p in trained(block).values() if p.ndim == 2}
     by_muon = sum(in_blocks.values()) if config.optimizer.name == "muon" else 0
     vocabulary = next((module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)), 0)
     sizes = list(map(_weights, blocks))
@@ -93,9 +95,9 @@ def expected_bytes(
     found = {
         "weights": how.w * weights / shards,
         "copies of weights": _copied_bytes(model, blocks, config, how),
-        "gradients": how.w * weights / shards,
-        "optimizer": how.w * (2 * weights - by_muon) / shards,
-        "average": how.w * weights / shards if config.training.ema_decay else 0,
+        "gradients": how.w * learning / shards,
+        "optimizer": how.w * (2 * learning - by_muon) / shards,
+        "average": how.w * learning / shards if config.training.ema_decay else 0,
         ACTIVATIONS: targets * _kept_bytes(blocks, config, how),
         AT_WORK: targets * _gradients_at_work(config.model, how),
         "logits": 3 * min(how.w * targets * vocabulary, MAX_LOGITS_BYTES),

@@ -11,6 +11,7 @@ from training.orthogonal import ORTHOGONAL_STEPS
 from training.recompute import blocks_of
 from training.schedule import count_steps
 from training.task import Task
+from training.trained import num_trained, trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +65,16 @@ def orthogonal_flops(model: nn.Module, config: RunConfig) -> float:
     """
     if config.optimizer.name != "muon":
         return 0.0
-    matrices = {id(p): p for block in blocks_of(model) for p in block.parameters() if p.ndim == 2}
+    matrices = {id(p): p for block in blocks_of(model) for p in trained(block).values() if p.ndim == 2}
     sides = [sorted(matrix.shape) for matrix in matrices.values()]
     return float(sum(ORTHOGONAL_STEPS * (4 * s * s * t + 2 * s**3) for s, t in sides))
 
 
 def sent_bytes(model: nn.Module, config: RunConfig, precision: str) -> tuple[int, int]:
     """Bytes that the cards of a run exchange in a step: of gradients, and of Muon's directions."""
-    weights = sum(parameter.numel() for parameter in model.parameters())
+    weights = num_trained(model)
     width = 8 if precision == "fp64" else 4
-    in_blocks = {id(p): p.numel() for block in blocks_of(model) for p in block.parameters() if p.ndim == 2}
+    in_blocks = {id(p): p.numel() for block in blocks_of(model) for p in trained(block).values() if p.ndim == 2}
     directions = sum(in_blocks.values()) if config.optimizer.name == "muon" else 0
     gradient_width = width if config.training.gradient_compression == "none" else 2
     return gradient_width * weights, (2 if precision == "bf16" else width) * directions
@@ -85,5 +86,4 @@ def optimizer_bytes(model: nn.Module, config: RunConfig) -> float:
     Of each weight in fp32: the gradient is read for its norm, read and written as it is clipped, and read once more;
     weight and two moments are read and written; the average is too, and the weight read for it.
     """
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    return weights * 4.0 * (10 + (3 if config.training.ema_decay else 0))
+    return num_trained(model) * 4.0 * (10 + (3 if config.training.ema_decay else 0))

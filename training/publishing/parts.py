@@ -6,9 +6,12 @@ from torch import nn
 def foreign_part(model: nn.Module, plain: nn.Module) -> str | None:
     """Where a model differs from one of the same shape whose form is known: a part, "its class", or None.
 
-    Compared are the names and classes of all modules, and the shapes of all weights.
+    Compared are the names and classes of all modules, and the shapes of all weights. A class of one's own says with
+    `has_native_step = True` that it computes what its base does.
     """
     different = {name for name, _ in _parts(model) ^ _parts(plain)}
+    if vars(type(model)).get("has_native_step") and isinstance(model, type(plain)):
+        different -= {""}
     return min(different - {""}, default="its class") if different else None
 
 

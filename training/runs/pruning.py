@@ -72,10 +72,17 @@ def obstacle(run: Run, runs: Iterable[Run]) -> str | None:
     if run.path.is_symlink():
         return "it is a link, and what it leads to lies elsewhere"
     for other in runs:
-        base = base_of(other.config)
-        if base is not None and other.path != run.path and base.resolve().is_relative_to(run.path.resolve()):
-            return f"{other.path} is an adapter for its weights"
+        needed = _needed(other)
+        if needed is not None and other.path != run.path and needed.resolve().is_relative_to(run.path.resolve()):
+            return f"{other.path} needs its weights"
     return None
+
+
+def _needed(run: Run) -> Path | None:
+    """What a run was made from and cannot do without: as an adapter for it, or because nothing of it is saved yet."""
+    source = run.config.get("init_from")
+    begun = Path(source) if isinstance(source, str) and not run.checkpoints else None
+    return base_of(run.config) or begun
 
 
 def remove_run(path: Path) -> None:

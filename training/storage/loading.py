@@ -15,6 +15,7 @@ from training.storage.own_class import OwnClassError, import_own_class, own_clas
 from training.storage.run_folder import open_checkpoint
 from training.storage.state import saved_state
 from training.storage.whole import fill
+from training.trained import kept
 
 Config = TypeVar("Config", bound=RunConfig)
 Model = TypeVar("Model", bound=nn.Module)
@@ -84,7 +85,7 @@ def load_weights(
         raise CheckpointError(f"{checkpoint.folder} has no average of the weights (--training.ema_decay): use raw")
     name = {"ema": "ema", "raw": "model"}[weights]
     try:
-        read_into(model.state_dict(), checkpoint, name, vocabulary)
+        read_into(kept(model), checkpoint, name, vocabulary)
     except DamagedCheckpointError:
         raise
     except CheckpointError as error:
@@ -151,6 +152,7 @@ def load_model(
     kind: str,
     *,
     trust_code: bool,
+    prepare: Callable[[Model, Config], None] = lambda model, config: None,
 ) -> Loaded[Model, Vocabulary, Config]:
     """Load the best checkpoint of a run, or one checkpoint.
 
@@ -165,6 +167,7 @@ def load_model(
         vocabulary_file, read_vocabulary: The file with the vocabulary, and what reads its content, given its path too.
         kind: What such a model is called, for an error.
         trust_code: Import a class of one's own that the checkpoint names.
+        prepare: Given the fresh model, makes it what the checkpoint has the weights of.
 
     Raises:
         CheckpointError: There is no checkpoint, it is damaged, it has no average, or another class of configuration.
@@ -180,6 +183,7 @@ def load_model(
         raise CheckpointError(f"{checkpoint.folder / 'config.yaml'}: {error}") from error
     made_by = model_class or class_of_model(checkpoint, usual_class, trust_code=trust_code)
     model = made_by(config.model, len(vocabulary))
+    prepare(model, config)
     loaded = load_weights(model, checkpoint, weights, vocabulary_file)
     sha256 = str(saved_state(checkpoint).identity.get("data_sha256"))
     return Loaded(model.to(device).float().eval(), vocabulary, config, loaded, sha256)

@@ -17,6 +17,9 @@ from typing import Any
 from training.runtime.errors import InputError
 
 SCRIPT = "__main__"
+ROOT = str(Path(__file__).resolve().parents[2])
+_added: set[str] = set()
+"""The folder that is searched for the sake of the class that was imported last."""
 _importing: ContextVar[bool] = ContextVar("importing", default=False)
 
 
@@ -107,19 +110,16 @@ def _imported(name: str, file: str) -> ModuleType:
     """A module, from its file where that still is, else from the folder of the command or Python's path."""
     is_there = os.path.isfile(file)
     for known in (sys.modules.get(name), sys.modules.get(SCRIPT)):
-        if is_there and os.path.realpath(getattr(known, "__file__", None) or "") == file:
+        if known is not None and is_there and os.path.realpath(getattr(known, "__file__", None) or "") == file:
             return known
-    inside = name.count(".") + (Path(file).name == "__init__.py")
-    folder = str(Path(file).parents[inside]) if is_there else os.getcwd()
-    if folder not in sys.path:  # So that modules beside it are found, as they were when it was a script.
-        sys.path.insert(0, folder)
+    _search(_place(name, file) if is_there else os.getcwd())
     if "." in name or not is_there:
         found = find_spec(name)
         if found is None or found.origin is None:
             raise ModuleNotFoundError(f"there is no {file or name}")
         file = found.origin
     # Scripts of several runs may be called alike, or like a module of another's: theirs are names of their own.
-    own = name if "." in name else f"{name}_{hashlib.sha256(file.encode()).hexdigest()[:8]}"
+    own = name if "." in name else f"{name} {hashlib.sha256(file.encode()).hexdigest()[:8]}"
     spec = spec_from_file_location(own, file)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} is no Python file")
@@ -127,3 +127,22 @@ def _imported(name: str, file: str) -> ModuleType:
     with _as_import():
         spec.loader.exec_module(module)
     return module
+
+
+def _place(name: str, file: str) -> str:
+    """The folder in which a module is found by its name."""
+    return str(Path(file).parents[name.count(".") + (Path(file).name == "__init__.py")])
+
+
+def _search(folder: str) -> None:
+    """Let the modules beside one be found, as they were in training, and none of those beside the one before it."""
+    others = _added - {folder}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if " " not in name and file.startswith(tuple(others)) and _place(name, file) in others:
+            del sys.modules[name]
+    sys.path[:] = [path for path in sys.path if path not in others]
+    _added.difference_update(others)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+        _added.update({folder} - {ROOT})

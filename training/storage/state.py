@@ -177,6 +177,7 @@ def changes(checkpoint: Checkpoint, config: RunConfig, setup: dict[str, Any]) ->
     file = checkpoint.folder / "config.yaml"
     saved = built(dict[str, Any], parse_yaml(checkpoint.text("config.yaml"), file), file)
     before, now = flattened(saved) | saved_state(checkpoint).setup, flattened(asdict(config)) | setup
+    before.pop("device", None)  # In words, for people: what counts of it is told by the others.
     steps = "training.accumulation_steps"
     if before.get(steps) == 1 and now[steps] is None:  # Older files spell it out; both are no parts.
         del now[steps]

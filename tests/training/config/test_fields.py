@@ -87,7 +87,8 @@ def test_what_makes_a_run_another_one_is_refused(config: type[RunConfig]) -> Non
     of_data = {"data.tokenizer", "data.validation_share"} & {option.name for option in options_of(config)}
     of_origin = {"init_sha256", "init_vocabulary"} & {option.name for option in options_of(config)}
     of_run = {"seed", "training.batch_size", "training.ema_decay", "optimizer.name"}
-    assert refused == of_model | of_data | of_origin | of_run
+    of_lora = {option.name for option in options_of(config) if option.name.startswith("lora.")}
+    assert refused == of_model | of_data | of_origin | of_lora | of_run
 
 
 @CONFIGS

@@ -44,6 +44,16 @@ def test_what_is_computed_twice_is_not_kept(config: GPTConfig) -> None:
     assert saved["none"] > saved["attention"] > saved["blocks"]
 
 
+OF_GPT2: dict[str, Any] = {
+    "positions": "learned",
+    "qk_norm": False,
+    "norm": "layer",
+    "activation": "gelu",
+    "attention_bias": True,
+    "feed_forward_bias": True,
+}
+
+
 @pytest.mark.parametrize(
     ("precision", "shape"),
     [
@@ -52,6 +62,11 @@ def test_what_is_computed_twice_is_not_kept(config: GPTConfig) -> None:
         ("fp32", {"positions": "sinusoidal", "qk_norm": False, "dropout": 0.0, "tie_embeddings": True}),
         ("bf16", {"positions": "learned", "num_layers": 3}),
         ("fp32", {"pairs": True, "num_layers": 2}),
+        ("fp32", {**OF_GPT2, "dropout": 0.0}),
+        ("bf16", {**OF_GPT2, "activation": "gelu_tanh"}),
+        ("fp32", {"head_dim": 32, "num_kv_heads": 2, "dropout": 0.0}),
+        ("bf16", {"head_dim": 8, "attention_bias": True, "feed_forward_bias": True}),
+        ("bf16", {**OF_GPT2, "pairs": True, "head_dim": 32, "num_layers": 2}),
     ],
 )
 def test_the_formula_is_what_autograd_keeps(config: GPTConfig, precision: str, shape: dict[str, Any]) -> None:

@@ -94,9 +94,10 @@ def test_a_run_names_the_class_of_its_model_which_is_imported_where_its_code_is_
     identity = read_json(trained / "checkpoints/last/state.json")["identity"]
     assert identity["model_class"] == "mine:SquaredGPT"
     assert identity["model_file"] == str(trained.parent / "mine.py")
+    before = set(sys.modules)
     with pytest.raises(InputError, match=r"of one's own, mine:SquaredGPT: --trust_code \(in Python trust_code=True\)"):
         load_gpt(trained)
-    assert not [name for name in sys.modules if name.startswith("mine")], "nothing was imported"
+    assert not [name for name in set(sys.modules) - before if "mine" in name], "nothing was imported"
     model = load_gpt(trained, trust_code=True).model
     assert type(model).__name__ == "SquaredGPT"
     assert load_gpt(trained, model_class=type(model)).model.state_dict().keys() == model.state_dict().keys()
@@ -138,6 +139,14 @@ def test_scripts_of_one_name_are_told_apart_and_read_anew(tmp_path: Path) -> Non
     assert [imported("mine:A", file).n for file in files] == [1, 2]
     files[0].write_text("class A:\n    n = 'changed'")
     assert imported("mine:A", files[0]).n == "changed"
+
+
+def test_modules_beside_scripts_are_those_of_their_own_folder(tmp_path: Path) -> None:
+    files = []
+    for folder in ("a", "bb"):
+        written(tmp_path, f"N = {len(folder)}", f"{folder}/beside.py")
+        files.append(written(tmp_path, "from beside import N\n\nclass A:\n    n = N", f"{folder}/mine.py"))
+    assert [imported("mine:A", file).n for file in (*files, *files)] == [1, 2, 1, 2]
 
 
 def test_a_class_of_a_package_is_imported_with_it(tmp_path: Path) -> None:

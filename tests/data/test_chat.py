@@ -1,0 +1,143 @@
+"""Chat templates: what is read beside a tokenizer.json, what an answer is, and the sandbox."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as LibraryTokenizer
+
+from data.chat import Chat, Segment, read_chat
+from data.config import TextConfig
+from data.subwords import SubwordTokenizer, learn_subwords
+from data.tokenizer import chat_of, follow_chat, read_tokenizer
+from training.storage.reading import MalformedFileError
+
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
+    "'\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+THINKING = (
+    "{%- for message in messages %}\n    {%- if message.role == 'assistant' and loop.last %}\n"
+    "        {{- '<|im_start|>assistant\n<think>\n\n</think>\n\n' + message.content + '<|im_end|>\n' }}\n"
+    "    {%- else %}\n        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}\n"
+    "    {%- endif %}\n{%- endfor %}\n"
+    "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\n' }}\n{%- endif %}"
+)
+MARKED = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %}"
+    "{% generation %} {{ m.content }}{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+)
+ASKED, SAID = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": " I, of course.\n"}
+NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
+QUESTION = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "question", "answer"),
+    [
+        (CHATML, QUESTION, "I, of course.<|im_end|>"),
+        (THINKING, QUESTION, "<think>\n\n</think>\n\nI, of course.<|im_end|>"),
+        (MARKED, "<s>[INST] Who? [/INST]", " I, of course.</s>"),
+    ],
+)
+def test_an_answer_is_what_follows_the_beginning_of_its_turn_until_its_end(
+    template: str, question: str, answer: str
+) -> None:
+    chat = Chat(template, NAMES)
+    assert chat.segments([ASKED, SAID]) == [Segment(question, counts=False), Segment(answer, counts=True)]
+    # What follows the last answer is nothing to learn. In an earlier one the template leaves out the thoughts.
+    earlier = answer.replace("<think>\n\n</think>\n\n", "")
+    assert chat.segments([ASKED, SAID, ASKED]) == [Segment(question, counts=False), Segment(earlier, counts=True)]
+
+
+def test_each_answer_of_a_conversation_counts() -> None:
+    found = Chat(CHATML).segments([{"role": "system", "content": "Be brief."}, ASKED, SAID, ASKED, SAID])
+    assert [segment.counts for segment in found] == [False, True, False, True]
+    assert found[1] == found[3]
+    assert found[2].text == "\n" + QUESTION
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('no system message') }}", "the chat template refuses it: no system message"),
+        ("{% for", "the chat template refuses it: "),
+        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "the chat template refuses it: access to attribute "),
+        ("{% for m in messages %}{{ m.role }}{% endfor %}", "the chat template does not write message 2, an answer"),
+    ],
+)
+def test_a_template_that_does_not_serve_says_so(template: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Chat(template).segments([ASKED, SAID])
+
+
+def saved(folder: Path, **settings: Any) -> Chat | None:
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return read_chat(folder)
+
+
+def test_a_template_is_read_as_transformers_writes_it(tmp_path: Path) -> None:
+    assert read_chat(tmp_path) is None
+    assert saved(tmp_path, model_max_length=10**30, eos_token="</s>") is None
+    eos = {"content": "</s>", "lstrip": False, "__type": "AddedToken"}
+    assert saved(tmp_path, chat_template="a", eos_token=eos, bos_token=None) == Chat("a", {"eos_token": "</s>"})
+    several = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    assert saved(tmp_path, chat_template=several) == Chat("d")
+    (tmp_path / "chat_template.jinja").write_text("j")
+    assert saved(tmp_path, chat_template="a") == Chat("j")
+    for name, content in Chat("again", NAMES).files().items():
+        (tmp_path / name).write_text(content)
+    assert read_chat(tmp_path) == Chat("again", NAMES)
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(MalformedFileError, match=r"tokenizer_config\.json: not JSON"):
+        read_chat(tmp_path)
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> SubwordTokenizer:
+    """A BPE with the tokens of a chat, and its template beside it."""
+    library = LibraryTokenizer.from_str(learn_subwords(["who knows, of course I do " * 9], 300, 10**6).to_json())
+    library.add_special_tokens([AddedToken(name, special=True) for name in ("<|im_start|>", "<|im_end|>")])
+    library.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    found = read_tokenizer((tmp_path / "tokenizer.json").read_text(), tmp_path / "tokenizer.json")
+    assert isinstance(found, SubwordTokenizer)
+    return found
+
+
+def test_prompts_of_a_chat_are_messages_and_a_turns_end_ends_a_text(tokenizer: SubwordTokenizer) -> None:
+    plain = tokenizer.encode_prompt("Who?")
+    end_of_text = tokenizer.end_of_text
+    follow_chat(tokenizer, TextConfig(tokenizer="bytes"))
+    assert (tokenizer.encode_prompt("Who?"), tokenizer.end_of_text) == (plain, end_of_text)
+    follow_chat(tokenizer, TextConfig(source="rows.jsonl", messages_column="messages"))
+    asked = tokenizer.encode_prompt("Who?")
+    assert asked == tokenizer.encode_marked([QUESTION])[0].tolist()
+    assert asked.count(tokenizer.end_of_text) == 1
+    assert tokenizer.decode([tokenizer.end_of_text]) == ""
+    assert tokenizer.end_of_text != end_of_text
+    assert tokenizer.end_of_text not in tokenizer.encode("<|im_end|>"), "in a text it is a text"
+
+
+def test_tokens_of_a_conversation_are_those_of_transformers(tokenizer: SubwordTokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    theirs.chat_template = CHATML
+    conversation = [ASKED, {**SAID, "content": "I, of course."}]
+    expected = theirs.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"]
+    chat = chat_of(tokenizer)
+    assert chat is not None
+    encoded = tokenizer.encode_marked([segment.text for segment in chat.segments(conversation)])
+    found = [int(token) for tokens in encoded for token in tokens]
+    assert found == expected[: len(found)]
+    assert theirs.decode(expected[len(found) :]) == "\n"
+
+
+def test_a_tokenizer_that_is_no_file_has_no_template_of_the_folder(
+    tokenizer: SubwordTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert chat_of(read_tokenizer(tokenizer.to_json())) is None
+    assert chat_of(tokenizer) == Chat(CHATML)

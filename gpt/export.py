@@ -95,10 +95,11 @@ def _tokenizer_config(loaded: LoadedGPT) -> dict[str, Any]:
 def model_card(loaded: LoadedGPT, checkpoint: Path, name: str, usage: str, library: str, licence: str | None) -> Card:
     """What the card of an exported GPT says."""
     model, config, data = loaded.model, loaded.config, loaded.config.data
+    began = "trained from scratch" if config.init_from is None else f"which began as {name_alone(config.init_from)}"
     kind = "characters" if unit_of(loaded.tokenizer) == "character" else name_alone(data.tokenizer)
     return Card(
         name=name,
-        about="A decoder-only transformer that continues text, trained from scratch.",
+        about=f"A decoder-only transformer that continues text, {began}.",
         usage=usage,
         front={"library_name": library, "pipeline_tag": "text-generation", "tags": ["text-generation"]},
         shape={

@@ -167,6 +167,19 @@ def test_a_command_of_seconds_runs_as_it_stands(each: Typed, folder: Path) -> No
         assert done.stdout
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize("each", commands("launch/export.py"), ids=name)
+def test_an_export_runs_as_it_stands(each: Typed, folder: Path) -> None:
+    done = command(each.script, *each.arguments, cwd=folder, HF_TOKEN="")
+    if "--push_to_hub" in each.arguments:
+        assert "needs a token of the hub" in done.stderr, "it has come as far as the hub"
+        return
+    assert done.returncode == 0, done.stderr
+    made = folder / each.arguments[each.arguments.index("--output") + 1]
+    assert (made / "README.md").exists()
+    shutil.rmtree(made)
+
+
 @pytest.mark.parametrize("each", TRAININGS, ids=name)
 def test_a_training_is_parsed_as_it_stands(each: Typed, place: Path) -> None:
     done = command(each.script, *each.arguments, "--print_config", cwd=place)

@@ -18,6 +18,7 @@ from decoding.sampling import GREEDY
 from decoding.writing import write
 from gpt.config import GPTConfig, ModelConfig
 from gpt.export import model_card, write_transformers
+from gpt.from_transformers import read_shape, read_weights
 from gpt.model import GPT
 from gpt.task import LoadedGPT, load_gpt, train_gpt
 from training.config.sections import TrainingConfig
@@ -80,6 +81,20 @@ def test_their_greedy_text_is_ours(name: str, shape: ModelConfig, tmp_path: Path
     with torch.no_grad():
         expected = loaded.model(written[:, :200])
         assert (model(written[:, :200]).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("shape", [SHAPE, LLAMA, replace(GPT2, feed_forward_bias=True)], ids=["qwen3", "llama", "gpt2"])
+@torch.no_grad()
+def test_what_goes_out_can_come_in_again(shape: ModelConfig, tmp_path: Path) -> None:
+    loaded = loaded_gpt(shape, TOKENIZERS["bpe"])
+    write_transformers(loaded, tmp_path, torch.float32)
+    back, form = read_shape(tmp_path)
+    weights, _ = read_weights(tmp_path, form)
+    model = GPT(back, loaded.model.vocab_size).eval()
+    model.load_state_dict(weights)
+    tokens = torch.arange(250)[None]
+    expected = loaded.model(tokens)
+    assert (model(tokens) - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
 def test_weights_in_bf16_are_rounded_once(tmp_path: Path) -> None:

@@ -146,9 +146,11 @@ class TextConfig(Section):
         given = list(self.answer_columns)
         if len(given) == 1 and given != ["messages_column"]:
             other = next(name for name in ANSWER_COLUMNS if name not in given)
-            raise InputError(f"data.{given[0]} needs data.{other}: rows are a prompt and its answer")
+            raise InputError(f"data.{given[0]} is for rows of a prompt and its answer: give data.{other} too")
         if "messages_column" in given and len(given) > 1:
-            raise InputError("data.messages_column is in the place of data.prompt_column and data.answer_column")
+            raise InputError(
+                "data.messages_column is for rows without data.prompt_column and data.answer_column: leave them out"
+            )
         if given and self.column != TextConfig.column:
             raise InputError(f"data.column is for rows of text, in the place of data.{given[0]}: leave one out")
         if given and self.mix is not None:

@@ -86,6 +86,6 @@ class GPTConfig(RunConfig):
             raise InputError("lora.rank is for a run with init_from, which says what is adapted: got init_from null")
         if self.lora.rank and self.init_vocabulary != "same":
             raise InputError(
-                f"lora.rank trains no embeddings, and init_vocabulary {self.init_vocabulary} draws new ones: "
-                f"use --init_vocabulary same, or --lora.rank 0"
+                f"lora.rank is for --init_vocabulary same: an adapter trains no embeddings, and init_vocabulary "
+                f"{self.init_vocabulary} draws new ones"
             )

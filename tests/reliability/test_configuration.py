@@ -165,8 +165,31 @@ def is_tokenizer(name: str, *others: str) -> bool:
     return name in ("characters", "bytes", *others) or (name.endswith(".json") and not name.startswith("bpe:"))
 
 
+def answers(data: dict[str, Any]) -> bool:
+    columns = [data[f"{name}_column"] for name in ("prompt", "answer", "messages")]
+    given = [column is not None for column in columns]
+    if any(given) and data["source"] in ("auto", "comedies", "python"):
+        return False
+    return given in ([False, False, False], [True, True, False], [False, False, True]) and (
+        not any(given) or data["column"] == "text"
+    )
+
+
+def begins(config: dict[str, Any]) -> bool:
+    place, sha256 = config["init_from"], config["init_sha256"]
+    if place is None:
+        return sha256 is None and config["init_vocabulary"] == "same" and config["lora"]["rank"] == 0
+    if place == "" or not texts("x", {"init_from": place}):
+        return False
+    if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
+        return False
+    return config["lora"]["rank"] == 0 or config["init_vocabulary"] == "same"
+
+
 def gpt_related(config: dict[str, Any]) -> bool:
     data = config["data"]
+    if not (begins(config) and answers(data)) or not all(map(str.strip, config["lora"]["targets"].split(","))):
+        return False
     if not (models(config["model"]) and trains(config["training"]) and texts(config["name"], data)):
         return False
     if data["mix"] is not None:
@@ -211,7 +234,16 @@ def seq2seq_related(config: dict[str, Any]) -> bool:
 
 
 KINDS = [
-    Kind(GPTConfig, {"data.validation_share": lambda value: 0 < value < 1}, gpt_related),
+    Kind(
+        GPTConfig,
+        {
+            "data.validation_share": lambda value: 0 < value < 1,
+            "lora.rank": between(0, 10**6),
+            "lora.alpha": positive,
+            "lora.dropout": share,
+        },
+        gpt_related,
+    ),
     Kind(
         Seq2SeqConfig,
         {

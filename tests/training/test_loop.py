@@ -632,7 +632,8 @@ def test_options_that_are_said_to_change_no_step_change_none(
     other = replace(other, data=replace(config.data, source=str(text)))
     # What they lead to is known by its content as well.
     others = ("column", "include", "mix", "on_bad_row", "revision", "subset", "tokenizer_bytes", "unknown")
-    of_text = {f"data.{name}" for name in others}
+    answers = ("prompt_column", "answer_column", "messages_column")
+    of_text = {f"data.{name}" for name in (*others, *answers)} | {"init_from"}
     changed = {"name", "tracking", "data.source"} | {f"training.{name}" for name in training}
     assert changed | of_text == {option.name for option in options_of(GPTConfig) if option.on_resume == "same"}
     trained(config, tmp_path / "a")

@@ -6,7 +6,8 @@ from math import inf
 from typing import Literal
 
 from data.config import TextConfig
-from training.config.sections import RunConfig, Section, TransformerConfig, is_line, setting
+from training.config.sections import RunConfig, Section, is_line, setting
+from training.config.shape import TransformerConfig
 from training.runtime.errors import InputError
 
 

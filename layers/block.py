@@ -38,7 +38,7 @@ class Block(nn.Module):
     `x + cross_attention(norm(x), memory)`.
 
     Args:
-        shape: The fields of `training.config.sections.TransformerConfig`.
+        shape: The fields of `training.config.shape.TransformerConfig`.
         cross: Whether the block has cross-attention.
     """
 

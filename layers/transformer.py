@@ -23,7 +23,7 @@ class Transformer(nn.Module):
     """The base of a model. A subclass registers its blocks, then calls `add_head`.
 
     Args:
-        config: The shape, with the fields of `training.config.sections.TransformerConfig` and `num_layers`.
+        config: The shape, with the fields of `training.config.shape.TransformerConfig` and `num_layers`.
         vocab_size: Number of different tokens V.
     """
 

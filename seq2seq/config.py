@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data.config import FRAME, PairConfig
-from training.config.sections import RunConfig, TransformerConfig, setting
+from training.config.sections import RunConfig, setting
+from training.config.shape import TransformerConfig
 from training.runtime.errors import InputError
 
 

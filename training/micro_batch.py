@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from training.config.sections import RunConfig, TrainingConfig, TransformerConfig
+from training.config.sections import RunConfig, TrainingConfig
+from training.config.shape import TransformerConfig
 from training.planning.memory import largest_micro_batch
 from training.runtime.errors import InputError, is_out_of_memory
 from training.runtime.progress import Progress

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from training.config.sections import RunConfig, TransformerConfig
+from training.config.sections import RunConfig
+from training.config.shape import TransformerConfig
 from training.loss import MAX_LOGITS_BYTES
 from training.planning.memory import expected_bytes
 from training.recompute import blocks_of

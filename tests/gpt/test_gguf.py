@@ -11,18 +11,21 @@ import numpy as np
 import pytest
 import torch
 from gguf_files import BEYOND, FORMS, GPT2, LLAMA, QWEN3, loaded, written
-from torch import Tensor
+from helpers import ROOT, command, with_training
 
 from data.characters import CharTokenizer
 from data.subwords import END_OF_TEXT, SubwordTokenizer, learn_subwords
+from gpt.config import GPTConfig
 from gpt.gguf import Kind, gguf_form
 from gpt.gguf_vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, gguf_vocabulary
 from gpt.model import GPT
+from gpt.task import load_gpt, train_gpt
 from gpt.transformers_form import form_config
 from training.runtime.errors import InputError
 
 gguf = pytest.importorskip("gguf")
 
+EXPORT = ROOT / "launch/export.py"
 TEXTS = [f"{n} times {n % 7} is {n * (n % 7)} \u20ac, \u00e7a  n'est pas\n" for n in range(200)]
 PROBE = f"  7 times  9,\tit's 2026 \U0001f642\n\n{END_OF_TEXT} \u00e9 "
 
@@ -40,13 +43,9 @@ def read_back(path: Path, config: Any = None) -> Any:
     )
 
 
-def tokens_of(model: GPT) -> Tensor:
-    return torch.randint(model.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
-
-
 @torch.no_grad()
-def assert_same_logits(theirs: Any, ours: GPT) -> None:
-    tokens = tokens_of(ours)
+def assert_same_logits(theirs: Any, ours: GPT, length: int = 40) -> None:
+    tokens = torch.randint(ours.vocab_size, (2, length), generator=torch.Generator().manual_seed(1))
     expected = ours(tokens)
     assert (theirs(tokens).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
 
@@ -271,6 +270,22 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
     with pytest.raises(InputError, match=r"small-F16\.gguf could not be written: 96 requested and 12 written$"):
         written(loaded(LLAMA), tmp_path, "F16")
+
+
+def test_the_command_makes_a_folder_with_the_file_and_a_card_or_none(config: GPTConfig, tmp_path: Path) -> None:
+    config = with_training(config, max_steps=1, eval_interval=0)
+    train_gpt(config, output_dir=tmp_path / "run")
+    train_gpt(replace(config, model=replace(config.model, positions="sinusoidal")), output_dir=tmp_path / "other")
+    options = ("--format", "gguf", "--gguf_type", "Q8_0", "--checkpoint")
+    done = command(EXPORT, *options, "run", "--output", "made", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(file.name for file in (tmp_path / "made").iterdir()) == ["README.md", "made-Q8_0.gguf"]
+    source = load_gpt(tmp_path / "run")
+    assert_same_logits(read_back(tmp_path / "made/made-Q8_0.gguf"), rounded(source.model, "Q8_0"), length=16)
+    done = command(EXPORT, *options, "other", "--output", "none", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "llama.cpp has no model with sinusoidal positions" in done.stderr
+    assert not [file for file in tmp_path.iterdir() if "none" in file.name]
 
 
 def test_weights_too_large_for_16_bits_are_refused(tmp_path: Path) -> None:

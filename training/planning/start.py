@@ -1,6 +1,7 @@
 """What a run says of its work and memory at its start: what costs nothing to know."""
 
-from training.config.sections import RunConfig, TransformerConfig
+from training.config.sections import RunConfig
+from training.config.shape import TransformerConfig
 from training.planning.memory import expected_bytes
 from training.planning.report import duration, flops
 from training.planning.work import work_of

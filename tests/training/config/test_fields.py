@@ -84,8 +84,8 @@ def test_every_option_has_a_meaning_and_a_default_of_its_type(config: type[RunCo
 def test_what_makes_a_run_another_one_is_refused(config: type[RunConfig]) -> None:
     refused = {option.name for option in options_of(config) if option.on_resume == "refused"}
     of_model = {f"model.{field.name}" for field in fields(config(training=TrainingConfig(max_steps=5)).model)}
-    of_data = {"data.tokenizer", "data.validation_share", "data.packing"}
-    of_data &= {option.name for option in options_of(config)}
+    of_text = {"data.tokenizer", "data.validation_share", "data.packing"}
+    of_data = of_text & {option.name for option in options_of(config)}
     of_origin = {"init_sha256", "init_vocabulary"} & {option.name for option in options_of(config)}
     of_run = {"seed", "training.batch_size", "training.ema_decay", "optimizer.name"}
     of_lora = {option.name for option in options_of(config) if option.name.startswith("lora.")}

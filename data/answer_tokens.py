@@ -60,7 +60,6 @@ class AnswerTokens(NamedTuple):
     training: RowTokens
     validation: RowTokens
     tokenizer: Tokenizer
-    chat: Chat | None
     sha256: str
     notes: tuple[str, ...]
     prompt: str
@@ -103,7 +102,7 @@ def answer_tokens(rows: FoundRows, data: TextConfig, context: int, tokenizer: To
             said = "".join(f"; {note}" for note in left_out.notes)
             raise InputError(f"{rows.origin} has no rows to {name} on: it takes more of them{said}")
     notes = (*_said(scans, rows), *tokenizer.notes, *left_out.notes)
-    return AnswerTokens(training, validation, tokenizer, chat, _digest(scans, data, tokenizer), notes, prompts[0])
+    return AnswerTokens(training, validation, tokenizer, _digest(scans, data, tokenizer), notes, prompts[0])
 
 
 def answers_sha256(rows: FoundRows, data: TextConfig, tokenizer: Tokenizer | None = None) -> str:

@@ -80,7 +80,7 @@ class AnswerData:
         assert source.rows is not None
         self.context, self.seed, self.origin = context, seed, source.origin
         found = answer_tokens(source.rows, data, context, tokenizer)
-        self.tokenizer, self.chat, self.sha256, self.prompt = found.tokenizer, found.chat, found.sha256, found.prompt
+        self.tokenizer, self.sha256, self.prompt = found.tokenizer, found.sha256, found.prompt
         self._train, self._val = (PackedRows(rows, context) for rows in (found.training, found.validation))
         self.samples_per_epoch = len(self._train.windows)
         self.tokens_per_sample = found.training.num_targets / self.samples_per_epoch

@@ -78,7 +78,7 @@ def begin(
     All processes call this, and each reads the weights.
 
     Returns:
-        The configuration with their SHA-256, and where they come from.
+        The configuration with their place and SHA-256, and where they come from.
 
     Raises:
         InputError: The source is gone or is not what it was, its weights are not those of such a model, or processes
@@ -99,7 +99,7 @@ def begin(
         said = f", rows of {kept:,} of {len(tokenizer):,} tokens"
     fill(model, weights, place)
     origin = f"{base.origin.description}, SHA-256 {base.sha256[:12]}{said}"
-    return replace(config, init_sha256=base.sha256), origin
+    return replace(config, init_from=str(base.origin.place), init_sha256=base.sha256), origin
 
 
 def _agreed(config: GPTConfig) -> Base:

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from data.chat import TEMPLATE, Chat
+from data.chat import TEMPLATE
 from data.config import TINY_SHAKESPEARE, TextConfig
 from data.library_tokenizer import end_of_text_name, library_tokenizer
-from data.tokenizer import chat_of, unit_of
+from data.tokenizer import unit_of
 from gpt.task import LoadedGPT, load_gpt
 from gpt.transformers_form import check_form, form_config, form_weights
 from training.config.command_line import Namespace
@@ -69,16 +69,15 @@ def write_transformers(loaded: LoadedGPT, folder: Path, dtype: torch.dtype) -> N
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", end | ({"pad_token_id": tokenizer.end_of_text} if end else {}))
     write_json(folder / "tokenizer.json", library_tokenizer(tokenizer))
-    chat = chat_of(tokenizer) if loaded.config.data.messages_column is not None else None
-    write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded, chat))
-    if chat is not None:
-        (folder / TEMPLATE).write_text(chat.template, encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded))
+    if loaded.chat is not None:
+        (folder / TEMPLATE).write_text(loaded.chat.template, encoding="utf-8")
     weights = {name: tensor.to(dtype).contiguous() for name, tensor in form_weights(model).items()}
     values = (weights[name].cpu() for name in file_order(weights))
     write_tensors(folder / "model.safetensors", weights, values, {"format": "pt"})
 
 
-def _tokenizer_config(loaded: LoadedGPT, chat: Chat | None) -> dict[str, Any]:
+def _tokenizer_config(loaded: LoadedGPT) -> dict[str, Any]:
     """What transformers must know of a tokenizer so that it does as ours does."""
     end = end_of_text_name(loaded.tokenizer)
     return {
@@ -87,8 +86,8 @@ def _tokenizer_config(loaded: LoadedGPT, chat: Chat | None) -> dict[str, Any]:
         "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
         # What is called like a special token is text, in a text; what a chat template writes is such tokens.
-        "split_special_tokens": chat is None,
-        **({} if chat is None else chat.special),
+        "split_special_tokens": loaded.chat is None,
+        **({} if loaded.chat is None else loaded.chat.special),
         **({} if end is None else {"eos_token": end}),
     }
 

@@ -17,8 +17,10 @@ from training.config.command_line import parse_config_text
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint
 from training.storage.manifest import verified_manifest
+from training.storage.own_class import own_class
 from training.storage.reading import FileError, MissingFileError, read_text
 from training.storage.run_folder import open_checkpoint
+from training.storage.state import saved_state
 from training.storage.tensor_file import SUFFIX
 
 if TYPE_CHECKING:
@@ -122,9 +124,10 @@ def _of_ours(path: Path) -> Origin:
     except InputError as error:
         raise FileError(file, str(error)) from error
     kind = "the average of the weights" if weights_file(checkpoint) == "ema" else "the weights"
+    made_by = own_class(saved_state(checkpoint).identity)
     return Origin(
         checkpoint.folder,
-        f"{kind} of {checkpoint.folder}",
+        f"{kind} of {checkpoint.folder}" + (f", made by the class {made_by}" if made_by else ""),
         config.model,
         config.data.tokenizer,
         checkpoint.text(TOKENIZER_FILE),

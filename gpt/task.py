@@ -9,11 +9,12 @@ from typing import Literal, NamedTuple
 from accelerate import Accelerator
 
 from data.answer_windows import AnswerData
+from data.chat import Chat
 from data.config import TextConfig, Unknown
 from data.measurable import measurable_answers, measurable_text
 from data.mixed import MixedData
 from data.text import Source, load_source
-from data.tokenizer import Tokenizer, follow_chat, read_tokenizer, unit_of
+from data.tokenizer import Tokenizer, chat_of, follow_chat, read_tokenizer, unit_of
 from data.tokens import sha256
 from data.windows import TextData
 from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, Mode
@@ -66,6 +67,7 @@ class GPTTask:
             self.data = MixedData(source, *of_run, self.data_class, tokenizer)
         else:
             self.data = self.data_class(source, *of_run, *([] if tokenizer is None else [tokenizer]))
+        self._chat = chat_of(self.data.tokenizer)
         self.model = self.model_class(config.model, len(self.data.tokenizer))
         self.model.init_weights(generator(config.seed, "weights"))
         add_adapter(self.model, config)
@@ -99,9 +101,8 @@ class GPTTask:
         return text_metrics(val_loss, data.validation_targets, data.validation_bytes, data.tokenizer)
 
     def checkpoint_files(self) -> Mapping[str, str]:
-        """The tokenizer, and the chat template of a run that learns conversations."""
-        chat = self.data.chat if isinstance(self.data, AnswerData) else None
-        return {TOKENIZER_FILE: self.data.tokenizer.to_json()} | ({} if chat is None else chat.files())
+        """The tokenizer, and the chat template that came with it."""
+        return {TOKENIZER_FILE: self.data.tokenizer.to_json()} | ({} if self._chat is None else self._chat.files())
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:
@@ -184,6 +185,11 @@ class LoadedGPT(Loaded[GPT, Tokenizer, GPTConfig]):
     def tokenizer(self) -> Tokenizer:
         """Its vocabulary."""
         return self.vocabulary
+
+    @property
+    def chat(self) -> Chat | None:
+        """How conversations are written, of a model that learnt some."""
+        return None if self.config.data.messages_column is None else chat_of(self.tokenizer)
 
 
 def load_gpt(

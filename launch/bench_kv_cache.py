@@ -11,8 +11,9 @@ from typing import get_args
 from decoding.choices import Mode, Precision, TargetMode
 from decoding.model_type import asked_model_type
 from gpt.config import GPTConfig
+from gpt.initial_config import completed
 from seq2seq.config import Seq2SeqConfig
-from training.config.command_line import Namespace, StrictParser
+from training.config.command_line import Namespace, StrictParser, given_options
 from training.plots import check_outputs, write_outputs
 from training.runtime.errors import InputError, exit_code
 
@@ -39,7 +40,10 @@ def parse(of_pairs: bool) -> tuple[Namespace, GPTConfig | Seq2SeqConfig | None]:
     if options.trust_code and options.checkpoint is None:
         raise InputError("--trust_code is for --checkpoint")
     if options.checkpoint is None:
-        return options, parser.build(config_class, options)
+        config = parser.build(config_class, options)
+        if isinstance(config, GPTConfig):
+            config, _ = completed(config, given_options(sys.argv[1:]))
+        return options, config
     defaults = parser.get_defaults()
     if any(options[field.name] != defaults[field.name] for field in fields(config_class)):
         raise InputError("--checkpoint brings its own configuration: leave the options of a configuration out")

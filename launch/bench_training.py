@@ -7,8 +7,9 @@ from pathlib import Path
 
 from decoding.model_type import asked_model_type
 from gpt.config import GPTConfig
+from gpt.initial_config import completed
 from seq2seq.config import Seq2SeqConfig
-from training.config.command_line import Namespace, StrictParser
+from training.config.command_line import Namespace, StrictParser, given_options
 from training.plots import check_outputs, write_outputs
 from training.runtime.errors import InputError, exit_code
 
@@ -33,7 +34,10 @@ def parse(of_pairs: bool) -> tuple[Namespace, GPTConfig | Seq2SeqConfig]:
     check_outputs(options)
     if options.profile:
         Path(options.profile).mkdir(parents=True, exist_ok=True)
-    return options, parser.build(config_class, options)
+    config = parser.build(config_class, options)
+    if isinstance(config, GPTConfig):
+        config, _ = completed(config, given_options(sys.argv[1:]))
+    return options, config
 
 
 def _parser() -> StrictParser:

@@ -94,7 +94,7 @@ def _write(model: EncoderDecoder, options: dict[str, Any], sources: Prompts, new
 def _bart(model: EncoderDecoder, options: Namespace) -> list[Variant]:
     """transformers' `BartForConditionalGeneration` of the same size, with random weights.
 
-    Its feed-forward layers have two matrices in place of three, and are so much wider.
+    Its feed-forward layers have two matrices; where ours have three, they are so much wider.
 
     Raises:
         InputError: transformers is not installed.
@@ -104,7 +104,8 @@ def _bart(model: EncoderDecoder, options: Namespace) -> list[Variant]:
     except ImportError as error:
         raise InputError("--peer transformers needs the package transformers: pip install transformers") from error
     shape, device = model.config, model.embedding.weight.device
-    of_both = {"layers": shape.num_layers, "attention_heads": shape.num_heads, "ffn_dim": shape.d_ff * 3 // 2}
+    hidden = shape.d_ff * 3 // 2 if shape.activation == "swiglu" else shape.d_ff
+    of_both = {"layers": shape.num_layers, "attention_heads": shape.num_heads, "ffn_dim": hidden}
     sizes: dict[str, Any] = {f"{part}_{name}": n for part in ("encoder", "decoder") for name, n in of_both.items()}
     special: dict[str, Any] = {"pad_token_id": PAD, "eos_token_id": END, "decoder_start_token_id": START}
     config = transformers.BartConfig(

@@ -108,11 +108,15 @@ def write_tokenizer(folder: Path, size: int) -> Path:
 
 
 def random_weights(theirs: Any) -> None:
-    """Weights none of which is zero or one, such as bf16 has them."""
+    """Weights none of which is zero or one, such as bf16 has them, by which tokens see each other sharply."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for parameter in theirs.parameters():
-            parameter.normal_(0.0, 0.05, generator=generator).add_(0.01).copy_(parameter.bfloat16())
+        for name, parameter in theirs.named_parameters():
+            deviation = 1.5 * parameter.size(-1) ** -0.5 if parameter.ndim > 1 else 0.2
+            parameter.normal_(0.0, deviation, generator=generator).add_(0.01)
+            if parameter.ndim == 1 and name.endswith("weight"):  # Of a norm.
+                parameter.add_(1.0)
+            parameter.copy_(parameter.bfloat16())
 
 
 def write_published(folder: Path, name: str, **changes: Any) -> Any:

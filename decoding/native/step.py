@@ -113,14 +113,14 @@ class NativeStep:
             positions = model.positions.table_TM
         first = blocks[0]
         assert isinstance(first, Block)
-        head_size = first.attention.head_size
+        head_size, read = first.attention.head_size, [self._block(block) for block in blocks]
         self._model = _Model(
             layers=len(blocks),
             width=d_model,
             heads=first.attention.query.weight.size(0) // head_size,
             kv_heads=first.attention.key.weight.size(0) // head_size,
             head_size=head_size,
-            hidden=max(block.get_submodule("feed_forward.up").weight.size(0) for block in blocks),
+            hidden=max(block.up.rows for block in read),
             embedding_scale=model.embedding_scale,
             embedding=self._matrix(model.embedding),
             positions=self._copy(positions),
@@ -128,7 +128,7 @@ class NativeStep:
             sin=self._copy(None if model.rotary is None else model.rotary.sin_TD),
             norm=self._norm(model.norm),
             head=self._matrix(model.embedding if model.head is None else model.head),
-            blocks=(_Block * len(blocks))(*(self._block(block) for block in blocks)),
+            blocks=(_Block * len(blocks))(*read),
         )
 
     def __call__(self, tokens_BT: Tensor, cache: KVCache, memory: Memory | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from data.characters import CharTokenizer
 from data.config import TextConfig
 from data.split import MIN_DOCUMENTS
 from data.text import Source, load_source
-from data.tokens import sha256
+from data.tokens import held_out_documents, sha256
 from training.runtime.errors import InputError
 from training.task import IGNORED
 
@@ -218,6 +218,12 @@ def test_bpe_is_learnt_from_the_training_rows_alone(tmp_path: Path) -> None:
     tokenizer = AnswerData(load_source(data), 32, 1, data).tokenizer
     assert len(tokenizer.encode("to be")) < 5
     assert len(tokenizer.encode("zzzz")) == 4
+
+
+def test_no_text_of_rows_is_held_out(tmp_path: Path) -> None:
+    data = write(tmp_path / "a.jsonl", sums(8))
+    with pytest.raises(InputError, match="is read as rows with answers, of which no text is held out"):
+        next(held_out_documents(load_source(data), data))
 
 
 def test_rows_of_a_source_that_is_text_have_no_answers() -> None:

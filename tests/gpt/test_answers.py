@@ -17,6 +17,7 @@ from data.config import TextConfig
 from data.subwords import learn_subwords
 from gpt.config import GPTConfig
 from gpt.export import write_transformers
+from gpt.gguf import write_gguf
 from gpt.task import GPTTask, load_gpt, measure_split, train_gpt
 from training.runtime.errors import InputError
 
@@ -149,20 +150,40 @@ def test_a_run_that_learns_conversations_keeps_their_template(chats: GPTConfig, 
     question = [{"role": "user", "content": "7?"}]
     assert theirs.apply_chat_template(question, add_generation_prompt=True, return_dict=True)["input_ids"] == asked
     assert theirs.eos_token == "<|im_end|>"
+    gguf = pytest.importorskip("gguf")
+    write_gguf(loaded, tmp_path / "chat.gguf", "F32")
+    assert gguf.GGUFReader(tmp_path / "chat.gguf").fields["tokenizer.chat_template"].contents() == CHATML
     options = ["--checkpoint", "run", "--prompt", "7?", "--max_new_tokens", "5", "--mode", "eager"]
     done = command(EVALUATE, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("7?")
 
 
+@pytest.mark.parametrize("rank", [0, 2])
 def test_a_model_that_exists_learns_answers_with_its_own_tokenizer(
-    config: GPTConfig, sums: GPTConfig, tmp_path: Path
+    config: GPTConfig, sums: GPTConfig, tmp_path: Path, rank: int
 ) -> None:
     first = replace(config, data=replace(config.data, tokenizer="bpe:280"), model=sums.model)
     train_gpt(first, output_dir=tmp_path / "first")
     tuned = replace(sums, init_from=str(tmp_path / "first"), data=replace(sums.data, tokenizer="characters"))
+    tuned = replace(tuned, lora=replace(tuned.lora, rank=rank))
     train_gpt(tuned, output_dir=tmp_path / "tuned")
     loaded = load_gpt(tmp_path / "tuned")
     assert loaded.tokenizer.to_json() == load_gpt(tmp_path / "first").tokenizer.to_json()
     last = read_metrics(tmp_path / "tuned")[-1]
     assert measure_split(Accelerator(cpu=True), loaded, "val").loss == pytest.approx(last["val_loss"], rel=1e-5)
+
+
+def test_a_chat_template_goes_from_run_to_run(chats: GPTConfig, tmp_path: Path) -> None:
+    """A model folder's template is kept by a run on plain text, and serves one on conversations that begins with it."""
+    train_gpt(chats, output_dir=tmp_path / "first")
+    text = tmp_path / "text.txt"
+    text.write_text("who? what! " * 200)
+    plain = replace(chats, data=TextConfig(source=str(text)), init_from=str(tmp_path / "first"))
+    train_gpt(plain, output_dir=tmp_path / "plain")
+    assert load_gpt(tmp_path / "plain").chat is None
+    again = replace(chats, init_from=str(tmp_path / "plain"), data=replace(chats.data, tokenizer="characters"))
+    train_gpt(again, output_dir=tmp_path / "again")
+    first, second = load_gpt(tmp_path / "first"), load_gpt(tmp_path / "again")
+    assert first.chat == second.chat
+    assert first.tokenizer.encode_prompt("7?") == second.tokenizer.encode_prompt("7?")

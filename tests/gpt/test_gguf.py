@@ -22,17 +22,22 @@ from gpt.transformers_form import form_config
 from training.runtime.errors import InputError
 
 gguf = pytest.importorskip("gguf")
-transformers = pytest.importorskip("transformers")
 
 TEXTS = [f"{n} times {n % 7} is {n * (n % 7)} \u20ac, \u00e7a  n'est pas\n" for n in range(200)]
 PROBE = f"  7 times  9,\tit's 2026 \U0001f642\n\n{END_OF_TEXT} \u00e9 "
 
 
+def transformers() -> Any:
+    return pytest.importorskip("transformers")
+
+
 def read_back(path: Path, config: Any = None) -> Any:
     """As transformers reads it, in fp32."""
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, config=config, dtype=torch.float32
-    ).eval()
+    return (
+        transformers()
+        .AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, config=config, dtype=torch.float32)
+        .eval()
+    )
 
 
 def tokens_of(model: GPT) -> Tensor:
@@ -63,7 +68,7 @@ def test_transformers_reads_the_same_logits(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", BEYOND)
 def test_transformers_reads_the_rest_where_it_is_told_the_configuration(name: str, tmp_path: Path) -> None:
     model = loaded(BEYOND[name]).model
-    config = transformers.AutoConfig.for_model(**form_config(model, None, torch.float32))
+    config = transformers().AutoConfig.for_model(**form_config(model, None, torch.float32))
     assert_same_logits(read_back(written(loaded(BEYOND[name]), tmp_path, "F32"), config), model)
 
 
@@ -106,7 +111,7 @@ def strings(path: Path, key: str) -> list[str]:
 def test_a_byte_level_bpe_is_read_with_the_same_tokens_merges_and_end(tmp_path: Path) -> None:
     tokenizer = learn_subwords(TEXTS, 300, 10**6)
     path = written(loaded(LLAMA, tokenizer), tmp_path, "F16")
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    theirs = transformers().AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
     text = PROBE.replace(END_OF_TEXT, "")
     ids = theirs(text, add_special_tokens=False)["input_ids"]
     assert ids == tokenizer.encode_prompt(text)
@@ -213,7 +218,7 @@ def test_a_model_of_conversations_brings_its_template_and_the_ends_of_its_turns(
     path = written(loaded(LLAMA, tokenizer), tmp_path, "F16")
     field = gguf.GGUFReader(path).fields["tokenizer.chat_template"]
     assert field.contents() == template
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    theirs = transformers().AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
     assert (theirs.bos_token, theirs.eos_token) == ("<s>", "<|im_end|>")
 
 

@@ -1,14 +1,16 @@
 """A run that begins with a model that exists: its weights, shape and tokenizer, and a resume without it."""
 
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, command, read_metrics, with_training
+from helpers import ROOT, command, read_metrics, torchrun, with_training
 from published_models import write_published
 from torch import Tensor, nn
 
@@ -22,6 +24,7 @@ from gpt.initial_config import DEFAULT_CONTEXT, completed, given_in_code
 from gpt.initial_weights import base_weights, open_origin
 from gpt.model import GPT
 from gpt.task import GPTTask, load_gpt, train_gpt
+from training.config.command_line import config_to_yaml
 from training.loop import Trainer
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint, CheckpointStore, checkpoint_name
@@ -352,6 +355,40 @@ def test_an_encoder_decoder_is_no_source(tmp_path: Path) -> None:
     CheckpointStore(tmp_path).save(1, tensors={}, state={"step": 1}, files={"vocabulary.json": "{}"})
     with pytest.raises(InputError, match=r"^init_from: \S+ is no GPT's: it has no tokenizer\.json$"):
         open_origin(str(tmp_path))
+
+
+@pytest.mark.parametrize("script", ["plan", "bench_training", "bench_kv_cache"])
+def test_what_measures_a_run_takes_the_shape_of_its_source(
+    config: GPTConfig, source: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["--config", str(ROOT / "configs/gpt/quick.yaml"), "--init_from", str(source)]
+    monkeypatch.setattr(sys, "argv", [script, *given])
+    _, found = import_module(f"launch.{script}").parse(False)
+    assert found.model == replace(config.model, dropout=0.0)
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("in_shards", [False, True])
+def test_two_processes_begin_alike_and_go_on_without_the_source(
+    tuned: GPTConfig, source: Path, in_shards: bool, tmp_path: Path
+) -> None:
+    tuned = with_training(tuned, precision="fp64", max_steps=4, checkpoint_interval=2, eval_interval=2)
+    train_gpt(tuned, output_dir=tmp_path / "one")
+    file = tmp_path / "tuned.yaml"
+    file.write_text(config_to_yaml(tuned))
+    shards = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | (shards if in_shards else {})
+    train = [*torchrun(2), TRAIN, "--config", file, "--output_dir", "two"]
+    done = command(*train, cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    assert ("sharding    FSDP2" in done.stdout) == in_shards
+    shutil.rmtree(source)
+    shutil.rmtree(tmp_path / "two/checkpoints" / checkpoint_name(4))
+    done = command(*train, "--resume", cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stderr
+    expected, found = (Checkpoint(tmp_path / name / "checkpoints/last").tensors("model") for name in ("one", "two"))
+    for name, tensor in expected.items():
+        assert (found[name] - tensor).abs().max() < 1e-8, name
 
 
 def test_the_command_says_what_gives_way_and_resumes_by_itself(source: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,20 +144,25 @@ def test_a_large_frozen_head_has_no_gradient(tuned: GPTConfig, monkeypatch: pyte
     assert all(torch.allclose(found[name], expected[name], rtol=0, atol=1e-10) for name in found)
 
 
-def test_what_an_adapter_was_put_on_is_named_where_it_is_gone_or_another(tuned: GPTConfig, tmp_path: Path) -> None:
+def test_what_an_adapter_was_put_on_may_move_and_is_named_where_it_is_gone_or_another(
+    tuned: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train_gpt(with_training(tuned, max_steps=2), output_dir=tmp_path / "run")
     (tmp_path / "base").rename(tmp_path / "moved")
-    needs = f"an adapter needs the model that it is put on: .*{tmp_path}/base"
-    with pytest.raises(InputError, match=f"^{needs}/checkpoints/step-00000012 does not exist: .*$"):
-        load_gpt(tmp_path / "run")
+    needs = "an adapter needs the model that it is put on: init_from: "
     longer = with_training(tuned, max_steps=3)
-    with pytest.raises(InputError, match=f"^{needs} does not exist: .*$"):
-        train_gpt(longer, output_dir=tmp_path / "run", resume=True)
-    (tmp_path / "moved").rename(tmp_path / "base")
-    train_gpt(longer, output_dir=tmp_path / "run", resume=True)
-    shutil.rmtree(tmp_path / "base")
-    train_gpt(replace(tuned, init_from=None, lora=LoraConfig(), seed=2), output_dir=tmp_path / "base")
-    with pytest.raises(InputError, match=f"^{needs} are not those that are expected: their SHA-256 is [^\n]*$"):
+    load = partial(load_gpt, tmp_path / "run")
+    for use in (load, partial(train_gpt, longer, output_dir=tmp_path / "run", resume=True)):
+        with pytest.raises(InputError, match=f"^{needs}{tmp_path}/base/checkpoints/step-00000012 does not exist: .*$"):
+            use()
+    monkeypatch.chdir(tmp_path)
+    train_gpt(replace(longer, init_from="moved"), output_dir=tmp_path / "run", resume=True)
+    monkeypatch.chdir("/")
+    load()
+    shutil.rmtree(tmp_path / "moved")
+    train_gpt(replace(tuned, init_from=None, lora=LoraConfig(), seed=2), output_dir=tmp_path / "moved")
+    others = f"{needs}the weights of {tmp_path}/moved/.* are not those that are expected: their SHA-256"
+    with pytest.raises(InputError, match=f"^{others} is [^\n]*$"):
         load_gpt(tmp_path / "run")
 
 

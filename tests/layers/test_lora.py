@@ -1,5 +1,6 @@
 """Low-rank adapters against their equation, and against peft's."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,6 +86,20 @@ def test_a_merged_model_is_a_plain_one_that_says_the_same() -> None:
     merge_lora(model)
     assert all(map(torch.equal, model.parameters(), before))
     assert not next(model.parameters()).requires_grad, "a model without adapters stays as it is"
+
+
+def test_layers_with_a_bias_keep_it() -> None:
+    shape = replace(WIDE, norm="layer", activation="gelu", attention_bias=True, feed_forward_bias=True)
+    model = random_model(shape)
+    tokens_BT = random_tokens(model)
+    with torch.no_grad():
+        before_BTV = model(tokens_BT)
+        add_lora(model, rank=2, alpha=1.0)
+        assert len(model.adapter) == 2 * 6 * 2
+        torch.testing.assert_close(model(tokens_BT), before_BTV, rtol=1e-4, atol=1e-5)
+        merge_lora(model)
+        torch.testing.assert_close(model(tokens_BT), before_BTV, rtol=1e-4, atol=1e-5)
+    assert model.state_dict().keys() == random_model(shape).state_dict().keys()
 
 
 def test_what_is_dropped_of_a_sample_depends_on_its_own_seed() -> None:

@@ -169,4 +169,7 @@ def needs(checkpoint: Path) -> str | None:
     base = base_of(config)
     if base is None:
         return None
-    return f"it holds an adapter alone: hand over its base {base} too (SHA-256 {config.get('init_sha256')})"
+    return (
+        f"it holds an adapter alone: hand over its base {base} too (SHA-256 {config.get('init_sha256')}), to lie at "
+        f"the same place, or export both as one model (launch/export.py)"
+    )

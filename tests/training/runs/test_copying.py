@@ -102,5 +102,6 @@ def test_what_a_copy_needs_is_said(tmp_path: Path) -> None:
         copy_checkpoint(make_run(tmp_path / name, more=more).path, tmp_path / f"{name}-copy")
     assert needs(tmp_path / "tuned-copy") is None
     assert needs(tmp_path / "adapter-copy") == (
-        "it holds an adapter alone: hand over its base runs/base too (SHA-256 abc)"
+        "it holds an adapter alone: hand over its base runs/base too (SHA-256 abc), to lie at the same place, or "
+        "export both as one model (launch/export.py)"
     )

@@ -10,6 +10,7 @@ import pytest
 from helpers import with_training
 
 from gpt.config import GPTConfig
+from gpt.initial_weights import open_origin
 from gpt.model import GPT
 from gpt.task import GPTTask, load_gpt, train_gpt
 from training.runtime.errors import InputError
@@ -101,6 +102,7 @@ def test_a_run_names_the_class_of_its_model_which_is_imported_where_its_code_is_
     model = load_gpt(trained, trust_code=True).model
     assert type(model).__name__ == "SquaredGPT"
     assert load_gpt(trained, model_class=type(model)).model.state_dict().keys() == model.state_dict().keys()
+    assert open_origin(str(trained)).description.endswith("step-00000001, made by the class mine:SquaredGPT")
     (trained.parent / "mine.py").unlink()
     with pytest.raises(OwnClassError, match=r"mine:SquaredGPT, which made .* \(ModuleNotFoundError: there is no /.*\)"):
         load_gpt(trained, trust_code=True)

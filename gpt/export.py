@@ -95,7 +95,7 @@ def _tokenizer_config(loaded: LoadedGPT) -> dict[str, Any]:
 def model_card(loaded: LoadedGPT, checkpoint: Path, name: str, usage: str, library: str, licence: str | None) -> Card:
     """What the card of an exported GPT says."""
     model, config, data = loaded.model, loaded.config, loaded.config.data
-    began = "trained from scratch" if config.init_from is None else f"which began as {name_alone(config.init_from)}"
+    began = "trained from scratch" if config.init_from is None else f"which began as {_origin(config.init_from)}"
     kind = "characters" if unit_of(loaded.tokenizer) == "character" else name_alone(data.tokenizer)
     return Card(
         name=name,
@@ -115,6 +115,12 @@ def model_card(loaded: LoadedGPT, checkpoint: Path, name: str, usage: str, libra
         config=config,
         figures=run_figures(open_checkpoint(checkpoint, in_part=True)),
     )
+
+
+def _origin(init_from: str) -> str:
+    """What weights are called that a model began with: a folder, or of a run also which checkpoint."""
+    place = Path(init_from)
+    return f"{place.parents[1].name}, {place.name}" if place.parent.name == "checkpoints" else place.name
 
 
 def _shown_source(data: TextConfig) -> str:

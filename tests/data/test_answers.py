@@ -156,7 +156,10 @@ def test_a_bad_row_ends_the_run_or_is_left_out(tmp_path: Path, row: Any, reason:
             {"prompt_column": "p"},
             "data.prompt_column is for rows of a prompt and its answer: give data.answer_column too",
         ),
-        ({"answer_column": "a"}, "data.answer_column is for rows of a prompt and its answer: give data.prompt_column too"),
+        (
+            {"answer_column": "a"},
+            "data.answer_column is for rows of a prompt and its answer: give data.prompt_column too",
+        ),
         ({"messages_column": "m", **COLUMNS}, "data.messages_column is for rows without data.prompt_column and "),
         ({"column": "body", **COLUMNS}, "data.column is for rows of text, in the place of data.prompt_column"),
         ({"source": "auto", **COLUMNS}, "data.prompt_column is for sources with rows"),

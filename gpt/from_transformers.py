@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt.config import ModelConfig
+from gpt.transformers_names import GPT2, GPT2_MATRICES, GPT2_NORMS, LLAMA, LLAMA_BLOCK
 from training.config.sections import shown
 from training.runtime.errors import InputError
 from training.storage.hashing import HashedReading
@@ -27,30 +28,13 @@ if TYPE_CHECKING:
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 FORMS = ("llama", "mistral", "qwen3", "gpt2")
-LLAMA_TOP = {"model.embed_tokens": "embedding", "model.norm": "norm", "lm_head": "head"}
-LLAMA_BLOCK = {
-    "input_layernorm": "attention_norm",
-    "self_attn.q_proj": "attention.query",
-    "self_attn.k_proj": "attention.key",
-    "self_attn.v_proj": "attention.value",
-    "self_attn.o_proj": "attention.out",
-    "self_attn.q_norm": "attention.query_norm",
-    "self_attn.k_norm": "attention.key_norm",
-    "post_attention_layernorm": "feed_forward_norm",
-    "mlp.gate_proj": "feed_forward.gate",
-    "mlp.up_proj": "feed_forward.up",
-    "mlp.down_proj": "feed_forward.down",
+_OURS_LLAMA, _OURS_LLAMA_BLOCK = ({theirs: (ours,) for ours, theirs in names.items()} for names in (LLAMA, LLAMA_BLOCK))
+_OURS_GPT2 = {theirs.removeprefix("transformer."): (ours,) for ours, theirs in GPT2.items()}
+_OURS_GPT2_BLOCK = {
+    **{theirs: (ours,) for ours, theirs in GPT2_NORMS.items()},
+    **{theirs: ours for ours, theirs in GPT2_MATRICES.items()},
 }
-GPT2_TOP = {"wte": "embedding", "wpe": "positions.embedding", "ln_f": "norm", "lm_head": "head"}
-GPT2_BLOCK = {
-    "ln_1": "attention_norm",
-    "attn.c_attn": "attention.query attention.key attention.value",
-    "attn.c_proj": "attention.out",
-    "ln_2": "feed_forward_norm",
-    "mlp.c_fc": "feed_forward.up",
-    "mlp.c_proj": "feed_forward.down",
-}
-"""What they call modules, and what we do; GPT-2 has query, key and value in one matrix."""
+"""What we call their modules; older files of GPT-2 are without `transformer`."""
 _GELUS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 _BUFFERS = re.compile(
     r"(?:transformer\.)?h\.\d+\.attn\.(?:masked_)?bias|model\.(?:layers\.\d+\.self_attn\.)?rotary_emb\..*"
@@ -269,7 +253,7 @@ def _renamed(name: str, tensor: "Tensor", form: str, file: Path) -> "dict[str, T
     if _BUFFERS.fullmatch(name):
         return {}
     is_gpt2 = form == "gpt2"
-    top, block = (GPT2_TOP, GPT2_BLOCK) if is_gpt2 else (LLAMA_TOP, LLAMA_BLOCK)
+    top, block = (_OURS_GPT2, _OURS_GPT2_BLOCK) if is_gpt2 else (_OURS_LLAMA, _OURS_LLAMA_BLOCK)
     module, _, kind = name.removeprefix("transformer.").rpartition(".")
     inside = re.fullmatch(r"h\.(\d+)\.(.+)" if is_gpt2 else r"model\.layers\.(\d+)\.(.+)", module)
     ours = block.get(inside[2]) if inside else top.get(module)
@@ -277,9 +261,8 @@ def _renamed(name: str, tensor: "Tensor", form: str, file: Path) -> "dict[str, T
         raise InputError(f"{file}: {shown(name)} is no weight of a GPT of the form {form}")
     value = tensor.float()
     if inside is None:
-        return {f"{ours}.{kind}": value}
+        return {f"{ours[0]}.{kind}": value}
     if is_gpt2 and value.ndim == 2:  # Its matrices are (M, O), ours are (O, M).
         value = value.T
-    names = ours.split()
-    parts = zip(names, value.chunk(len(names)), strict=True)
+    parts = zip(ours, value.chunk(len(ours)), strict=True)
     return {f"blocks.{inside[1]}.{part}.{kind}": own.contiguous() for part, own in parts}

@@ -16,32 +16,10 @@ from torch import Tensor
 
 from gpt.config import ModelConfig
 from gpt.model import GPT
+from gpt.transformers_names import GPT2, GPT2_MATRICES, GPT2_NORMS, LLAMA, LLAMA_BLOCK
 from training.publishing.parts import foreign_part
 from training.runtime.errors import InputError
 
-_LLAMA = {"embedding": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-_LLAMA_BLOCK = {
-    "attention_norm": "input_layernorm",
-    "attention.query": "self_attn.q_proj",
-    "attention.key": "self_attn.k_proj",
-    "attention.value": "self_attn.v_proj",
-    "attention.out": "self_attn.o_proj",
-    "attention.query_norm": "self_attn.q_norm",
-    "attention.key_norm": "self_attn.k_norm",
-    "feed_forward_norm": "post_attention_layernorm",
-    "feed_forward.gate": "mlp.gate_proj",
-    "feed_forward.up": "mlp.up_proj",
-    "feed_forward.down": "mlp.down_proj",
-}
-_GPT2 = {
-    "embedding": "transformer.wte",
-    "positions.embedding": "transformer.wpe",
-    "norm": "transformer.ln_f",
-    "head": "lm_head",
-}
-_GPT2_BLOCK = {"attention_norm": "ln_1", "feed_forward_norm": "ln_2"}
-_GPT2_MATRICES = {"attention.out": "attn.c_proj", "feed_forward.up": "mlp.c_fc", "feed_forward.down": "mlp.c_proj"}
-_QUERY_KEY_VALUE = ("attention.query", "attention.key", "attention.value")
 _SCALINGS = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -178,27 +156,24 @@ def _llama_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     named = {}
     for name, tensor in weights.items():
         module, _, kind = name.rpartition(".")
-        if module in _LLAMA:
-            named[f"{_LLAMA[module]}.{kind}"] = tensor
+        if module in LLAMA:
+            named[f"{LLAMA[module]}.{kind}"] = tensor
         else:
             _, index, part = module.split(".", 2)
-            named[f"model.layers.{index}.{_LLAMA_BLOCK[part]}.{kind}"] = tensor
+            named[f"model.layers.{index}.{LLAMA_BLOCK[part]}.{kind}"] = tensor
     return named
 
 
 def _gpt2_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """GPT-2 keeps matrices the other way round, those of queries, keys and values as one, and has every bias."""
-    named = {
-        f"{theirs}.{kind}": tensor for ours, theirs in _GPT2.items() for kind, tensor in _of(weights, ours).items()
-    }
+    named = {f"{theirs}.{kind}": tensor for ours, theirs in GPT2.items() for kind, tensor in _of(weights, ours).items()}
     for index in range(config.num_layers):
         ours, theirs = f"blocks.{index}", f"transformer.h.{index}"
-        for part, name in _GPT2_BLOCK.items():
+        for part, name in GPT2_NORMS.items():
             named |= {f"{theirs}.{name}.{kind}": tensor for kind, tensor in _of(weights, f"{ours}.{part}").items()}
-        matrices = {name: _of(weights, f"{ours}.{part}") for part, name in _GPT2_MATRICES.items()}
-        three = [_of(weights, f"{ours}.{part}") for part in _QUERY_KEY_VALUE]
-        matrices["attn.c_attn"] = {kind: torch.cat([each[kind] for each in three]) for kind in three[0]}
-        for name, tensors in matrices.items():
+        for parts, name in GPT2_MATRICES.items():
+            each = [_of(weights, f"{ours}.{part}") for part in parts]
+            tensors = {kind: torch.cat([own[kind] for own in each]) for kind in each[0]}
             weight = tensors["weight"]
             named[f"{theirs}.{name}.weight"] = weight.T.contiguous()
             named[f"{theirs}.{name}.bias"] = tensors.get("bias", weight.new_zeros(len(weight)))

@@ -136,6 +136,7 @@ def folder(place: Path) -> Path:
     for script, options in (
         ("train_gpt", "--data.source text.txt --output_dir runs/gpt-quick-1"),
         ("train_gpt", "--data.source text.txt --init_from runs/gpt-quick-1 --output_dir runs/comedies"),
+        ("train_gpt", "--data.source text.txt --init_from runs/gpt-quick-1 --lora.rank 2 --output_dir runs/adapted"),
         ("train_gpt", "--data.source text.txt --data.tokenizer bytes --output_dir runs/gpt-code-small-1"),
         (
             "train_gpt",

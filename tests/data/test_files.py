@@ -117,7 +117,7 @@ def test_several_sources_patterns_and_the_home_folder(source: str, text: str) ->
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("a.txt, gone.txt", "data.source gone.txt does not exist: expected auto, hub, "),
+        ("a.txt, gone.txt", "data.source gone.txt does not exist: expected auto, comedies, hub, "),
         ("*.md", r"data.source \*.md: no file has such a name"),
         ("a.txt, b.pdf", r"^b.pdf is no text \(PDF\)"),
         ("*.pdf", r"data.source \*.pdf holds no text, only 1 no text \(PDF\): b.pdf"),

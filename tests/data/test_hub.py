@@ -113,6 +113,7 @@ def test_tiny_shakespeare_from_the_hub_is_the_text_as_published(hub: SmallHub, t
     assert again.stdout == done.stdout, again.stderr
 
 
+@pytest.mark.ci
 def test_a_training_run_trains_on_the_whole_of_one_split_and_validates_on_the_other(
     hub: SmallHub, tmp_path: Path
 ) -> None:
@@ -229,6 +230,7 @@ def test_another_text_under_the_name_of_tiny_shakespeare_is_refused(
     assert f"expected {SHA256}; use --data.source auto" in message
 
 
+@pytest.mark.ci
 def test_offline_mode_takes_what_is_in_the_cache(hub: SmallHub, monkeypatch: pytest.MonkeyPatch) -> None:
     source = load("us/three")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -256,7 +258,7 @@ def test_auto_names_both_failures_and_ends_soon(hub: SmallHub, monkeypatch: pyte
     assert time.monotonic() - start < 20
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_a_slow_or_dead_hub_ends_in_bounded_time(hub: SmallHub, tmp_path: Path) -> None:
     def train(trouble: str) -> "subprocess.CompletedProcess[str]":
         options = ["--data.source", f"hub:us/{trouble}"]
@@ -276,6 +278,7 @@ def test_a_slow_or_dead_hub_ends_in_bounded_time(hub: SmallHub, tmp_path: Path) 
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.ci
 def test_answers_of_the_hub_are_validated_on_its_own_rows(hub: SmallHub) -> None:
     columns = {"prompt_column": "prompt", "answer_column": "answer"}
     data = TextConfig(source="hub:us/answers", **columns)

@@ -140,7 +140,9 @@ def test_two_at_once_make_one(files: Files, capfd: pytest.CaptureFixture[str]) -
     for thread in threads:
         thread.join()
     assert found == [TEXT, TEXT]
-    assert sorted(one.passes for one in slow) == [1, 2]
+    waited, made = sorted(one.passes for one in slow)
+    assert made == 2
+    assert waited <= 1  # None where the other had come far enough for its text to be known.
     assert "another run makes the same tokens: waiting for them" in capfd.readouterr().err
 
 

@@ -385,6 +385,7 @@ def test_without_a_home_the_library_is_kept_where_nobody_else_may_write(
         layers.native.build._cache_folder()
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("built")
 def test_a_damaged_library_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -93,7 +93,7 @@ def test_several_processes_give_the_losses_of_one(
         assert measured.stdout.count(f"loss                {one[-1]['val_loss']:.4f} nats per character\n") == 1
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_gradients_sent_in_half_the_bytes_train_about_as_well(
     exact: GPTConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -206,7 +206,7 @@ class TestTwoProcesses:
         assert "Warning" not in two.errors
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_rows_that_do_not_divide_by_three_ranks_are_shared_unevenly(tmp_path: Path) -> None:
     """The last of three has no row of a norm of 4 numbers, and fewer than the others of most matrices."""
     config = exact(tmp_path, optimizer="muon", batch_size=12, heads=4)

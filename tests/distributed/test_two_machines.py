@@ -124,10 +124,8 @@ def test_two_machines_give_the_losses_of_one_process(
             assert b[key] == pytest.approx(a[key], abs=1e-8, rel=0), key
 
 
-@pytest.mark.parametrize(
-    "fault",
-    ["the cable is pulled", *(pytest.param(f"machine {n} dies", marks=pytest.mark.nightly) for n in range(2))],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("fault", ["the cable is pulled", "machine 0 dies", "machine 1 dies"])
 def test_what_is_left_ends_with_one_line_and_both_go_on_from_the_last_checkpoint(
     machines: tuple[Machine, Machine], long: GPTConfig, whole: bytes, tmp_path: Path, fault: str
 ) -> None:
@@ -155,6 +153,7 @@ def test_what_is_left_ends_with_one_line_and_both_go_on_from_the_last_checkpoint
     assert (run.output / MODEL).read_bytes() == whole
 
 
+@pytest.mark.nightly
 def test_torchrun_restarts_over_both_machines_and_lets_one_come_back(
     machines: tuple[Machine, Machine], long: GPTConfig, whole: bytes, tmp_path: Path
 ) -> None:

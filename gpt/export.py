@@ -13,7 +13,7 @@ from gpt.task import LoadedGPT, load_gpt
 from gpt.transformers_form import check_form, form_config, form_weights
 from training.config.command_line import Namespace
 from training.publishing.folder import new_folder, write_json
-from training.publishing.model_card import Card, card_file, name_alone
+from training.publishing.model_card import Card, card_file, model_rows, name_alone
 from training.publishing.numbers import run_figures
 from training.storage.run_folder import open_checkpoint
 from training.storage.tensor_file import file_order, write_tensors
@@ -94,7 +94,7 @@ def _tokenizer_config(loaded: LoadedGPT) -> dict[str, Any]:
 
 def model_card(loaded: LoadedGPT, checkpoint: Path, name: str, usage: str, library: str, licence: str | None) -> Card:
     """What the card of an exported GPT says."""
-    model, config, data = loaded.model, loaded.config, loaded.config.data
+    config, data = loaded.config, loaded.config.data
     began = "trained from scratch" if config.init_from is None else f"which began as {_origin(config.init_from)}"
     kind = "characters" if unit_of(loaded.tokenizer) == "character" else name_alone(data.tokenizer)
     return Card(
@@ -102,13 +102,7 @@ def model_card(loaded: LoadedGPT, checkpoint: Path, name: str, usage: str, libra
         about=f"A decoder-only transformer that continues text, {began}.",
         usage=usage,
         front={"library_name": library, "pipeline_tag": "text-generation", "tags": ["text-generation"]},
-        shape={
-            "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-            "layers": f"{config.model.num_layers}",
-            "context": f"{config.model.max_len:,} tokens",
-            "vocabulary": f"{model.vocab_size:,} tokens ({kind})",
-            "weights": "the moving average of the training's (ema)" if loaded.weights == "ema" else "those of the step",
-        },
+        shape=model_rows(loaded, f"{config.model.num_layers}", kind),
         data={"text": _shown_source(data), "SHA-256": loaded.data_sha256},
         datasets=_datasets(data),
         licence=licence,

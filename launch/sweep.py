@@ -3,28 +3,22 @@
 import os
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from decoding.model_type import ModelType, asked_model_type
+from decoding.model_type import asked_model_type
 from gpt.config import GPTConfig
 from seq2seq.config import Seq2SeqConfig
-from training.config.command_line import Namespace, StrictParser, config_to_yaml, parse_config_text
+from training.config.command_line import Namespace, StrictParser
 from training.config.sections import RunConfig
-from training.runtime.errors import CommandError, InputError, StoppedBySignal, exit_code
-from training.runtime.packages import needed_package
-from training.storage.files import replace_text
-from training.storage.reading import read_text
-from training.storage.run_folder import RUNS, RunFolder, python_command
-from training.sweep.early_stop import check_comparable
-from training.sweep.grid import Setting, parse_grid, run_name, settings, words_of
-from training.sweep.record import BASE, FILE, FINISHED, Metric, Sweep, SweepRun, read_sweep
+from training.runtime.errors import InputError, exit_code
+from training.storage.run_folder import RUNS
+from training.sweep.command import carry_out, command_of, free_folder, prepare, show_plan
+from training.sweep.grid import Setting, parse_grid, settings, words_of
+from training.sweep.record import BASE, Metric
 from training.sweep.wandb_file import read_words
-
-HERE = Path(__file__)
-PLOT = "sweep.png"
 
 
 def main() -> None:
@@ -37,22 +31,13 @@ def main() -> None:
     words = _all_words(sys.argv[1:])
     model = asked_model_type(words) or "gpt"
     options, config, chosen = parse(words, Seq2SeqConfig if model == "seq2seq" else GPTConfig)
-    folder = Path(options.output_dir) if options.output_dir else _free_folder(config.name)
-    sweep = _sweep(folder, model, options, config, chosen)
-    command = partial(_command, model, folder / BASE)
+    folder = Path(options.output_dir) if options.output_dir else free_folder(config.name)
+    sweep = prepare(folder, model, options, config, chosen)
+    command = partial(command_of, Path(__file__).with_name(f"train_{model}.py"), folder / BASE)
     if options.dry_run:
-        _show_plan(sweep, folder, command)
-        return
-    needed_package("matplotlib", f"drawing {PLOT}")
-    claim = RunFolder(folder)
-    claim.claim()
-    try:
-        if not options.resume:
-            replace_text(folder / BASE, config_to_yaml(config))
-        sweep.write(folder)
-        _run(sweep, folder, command, options, config)
-    finally:
-        claim.release()
+        show_plan(sweep, folder, command)
+    else:
+        carry_out(sweep, folder, command, options, config)
 
 
 def _all_words(words: list[str]) -> list[str]:
@@ -118,93 +103,6 @@ def _parser() -> StrictParser:
     add("--sweep", type=str | None, metavar="FILE", help="A sweep file of Weights & Biases, of the method grid.")
     add("--dry_run", action="store_true", help="Show the runs, and start none.")
     return parser
-
-
-def _free_folder(name: str) -> Path:
-    """The next free runs/sweeps/NAME-N."""
-    number = 1
-    while os.path.lexists(folder := RUNS / "sweeps" / f"{name}-{number}"):
-        number += 1
-    return folder
-
-
-def _sweep(
-    folder: Path, model: ModelType, options: Namespace, config: RunConfig, chosen: Sequence[tuple[Setting, int]]
-) -> Sweep:
-    """The sweep of a folder with its runs, or a new one.
-
-    Raises:
-        InputError: The folder is in use, or its sweep has another configuration.
-    """
-    if options.resume:
-        sweep = read_sweep(folder)
-        if config != parse_config_text(type(config), read_text(folder / BASE)):
-            raise InputError(f"{folder} is a sweep of another configuration: leave --config and its options out")
-        sweep.early_stop = sweep.early_stop or options.early_stop
-    elif os.path.lexists(folder / FILE) or RunFolder(folder).in_use:
-        raise InputError(f"{folder} is in use: go on with its sweep by --resume, or choose another --output_dir")
-    else:
-        sweep = Sweep(model, options.metric, options.early_stop)
-    for setting, seed in chosen if options.grid or options.seeds or not options.resume else ():
-        sweep.add(SweepRun(run_name(setting, seed), setting, seed))
-    if sweep.early_stop:
-        check_comparable(name for run in sweep.runs for name in run.setting)
-    return sweep
-
-
-def _command(model: ModelType, base: Path, run: SweepRun, place: Path) -> list[str]:
-    """Python's arguments for a run: it goes on where it was."""
-    script = HERE.with_name(f"train_{model}.py")
-    return [
-        str(script),
-        "--config",
-        str(base),
-        *words_of(run.setting, run.seed),
-        "--output_dir",
-        str(place),
-        "--resume",
-    ]
-
-
-def _show_plan(sweep: Sweep, folder: Path, command: Callable[[SweepRun, Path], list[str]]) -> None:
-    for run in sweep.runs:
-        done = f"{run.state:<11} " if run.state in FINISHED else "to run      "
-        print(f"{done} {python_command(*command(run, folder / run.name))}")
-    print(f"{len(sweep.runs)} runs in {folder}, none started (--dry_run)")
-
-
-def _run(
-    sweep: Sweep,
-    folder: Path,
-    command: Callable[[SweepRun, Path], list[str]],
-    options: Namespace,
-    config: RunConfig,
-) -> None:
-    """Run what is left, and show and draw all."""
-    from training.sweep.report import plot, show
-    from training.sweep.running import Runner, make_slots
-
-    slots = make_slots(options.jobs)
-    left = sum(run.state not in FINISHED for run in sweep.runs)
-    print(f"sweep       {folder}, {left} of {len(sweep.runs)} runs to do, {len(slots)} at once", flush=True)
-    runner = Runner(sweep, folder, command, slots, steps=config.training.max_steps, say=partial(print, flush=True))
-    jobs = ["--jobs", options.jobs] if options.jobs else []
-    resume = python_command(sys.argv[0], "--output_dir", folder, "--resume", *jobs)
-    try:
-        runner.run_all()
-    except StoppedBySignal as stopped:
-        raise StoppedBySignal(f"{stopped}; go on with: {resume}") from stopped
-    finally:
-        sweep.write(folder)
-    print()
-    show(sweep)
-    plot(sweep, folder, folder / PLOT)
-    print(f"{folder / FILE}\n{folder / PLOT}")
-    if lost := sum(run.state not in FINISHED for run in sweep.runs):
-        raise CommandError(
-            f"{lost} of {len(sweep.runs)} runs did not come to their end, {folder}/logs says why; to try these again: "
-            f"{resume}"
-        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from seq2seq.model import EncoderDecoder
 from seq2seq.task import LoadedSeq2Seq, load_seq2seq
 from training.config.command_line import Namespace
 from training.publishing.folder import new_folder, write_json
-from training.publishing.model_card import Card, card_file, name_alone
+from training.publishing.model_card import Card, card_file, model_rows, name_alone
 from training.publishing.numbers import run_figures
 from training.publishing.parts import foreign_part
 from training.runtime.errors import InputError
@@ -126,7 +126,8 @@ def _weights(model: EncoderDecoder) -> dict[str, Tensor]:
 
 def model_card(loaded: LoadedSeq2Seq, checkpoint: Path, name: str, licence: str | None) -> Card:
     """What the card of an exported encoder-decoder says."""
-    model, config, data = loaded.model, loaded.config, loaded.config.data
+    config, data = loaded.config, loaded.config.data
+    layers = f"{config.model.num_layers} of the encoder, {config.model.num_layers} of the decoder"
     subwords = isinstance(loaded.vocabulary.tokenizer, SubwordTokenizer)
     example = data.symbols[: data.max_length][:3] if data.task != "pairs" else "TEXT"
     source = f"{data.task} of strings of symbols" if data.task != "pairs" else name_alone(data.source or "")
@@ -136,13 +137,7 @@ def model_card(loaded: LoadedSeq2Seq, checkpoint: Path, name: str, licence: str 
         about="An encoder-decoder transformer that writes a target for a source, trained from scratch.",
         usage=USAGE_OF_SUBWORDS if subwords else USAGE.format(example=example),
         front={"library_name": "pytorch", "pipeline_tag": "text2text-generation", "tags": ["encoder-decoder"]},
-        shape={
-            "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-            "layers": f"{config.model.num_layers} of the encoder, {config.model.num_layers} of the decoder",
-            "context": f"{config.model.max_len:,} tokens",
-            "vocabulary": f"{model.vocab_size:,} tokens ({name_alone(data.tokenizer)})",
-            "weights": "the moving average of the training's (ema)" if loaded.weights == "ema" else "those of the step",
-        },
+        shape=model_rows(loaded, layers, name_alone(data.tokenizer)),
         data={"pairs": source, "SHA-256": loaded.data_sha256},
         datasets=() if hub is None else (hub,),
         licence=licence,

@@ -18,6 +18,16 @@ from training.config.sections import RunConfig
 ROOT = Path(__file__).parents[1]
 
 
+OF_GPT2: dict[str, Any] = {
+    "positions": "learned",
+    "qk_norm": False,
+    "norm": "layer",
+    "activation": "gelu",
+    "attention_bias": True,
+    "feed_forward_bias": True,
+}
+"""What makes a model's shape one like GPT-2's."""
+
 Config = TypeVar("Config", bound=RunConfig)
 
 

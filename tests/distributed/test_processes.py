@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from forking import python
-from helpers import ROOT, command, free_port, ranks, read_metrics, torchrun, wait_for_step, with_training
+from helpers import OF_GPT2, ROOT, command, free_port, ranks, read_metrics, torchrun, wait_for_step, with_training
 from seq2seq_models import small_config
 
 from data.config import TextConfig
@@ -70,8 +70,7 @@ def test_several_processes_give_the_losses_of_one(
 ) -> None:
     exact = replace(exact, optimizer=replace(exact.optimizer, name=optimizer))
     if optimizer == "adamw":
-        shape = replace(exact.model, positions="learned", norm="layer", activation="gelu", head_dim=12)
-        exact = replace(exact, model=replace(shape, attention_bias=True, feed_forward_bias=True))
+        exact = replace(exact, model=replace(exact.model, head_dim=12, **OF_GPT2))
     train_gpt(exact, output_dir=tmp_path / "one")
     file = write(with_training(exact, accumulation_steps=accumulation_steps), tmp_path)
     train = [*torchrun(processes), ROOT / "launch/train_gpt.py", "--config", file, "--output_dir", "many"]

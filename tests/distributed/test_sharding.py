@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 from accelerate import Accelerator
 from forking import python
-from helpers import ROOT, command, free_port, read_metrics, with_training
+from helpers import OF_GPT2, ROOT, command, free_port, read_metrics, with_training
 from seq2seq_models import small_config
 
 from data.config import TextConfig
@@ -38,17 +38,6 @@ class Launch(NamedTuple):
         """The bytes of a checkpoint's tensors."""
         place = self.folder / run / f"checkpoints/step-{step:08d}"
         return [(place / f"{name}.safetensors").read_bytes() for name in TENSORS]
-
-
-OF_GPT2: dict[str, Any] = {
-    "positions": "learned",
-    "qk_norm": False,
-    "norm": "layer",
-    "activation": "gelu",
-    "attention_bias": True,
-    "feed_forward_bias": True,
-    "head_dim": 12,
-}
 
 
 def exact(
@@ -116,11 +105,11 @@ def assert_same_curves(one: Path, many: Path, tolerance: float = 1e-8) -> None:
 def two(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     """Two processes, and beside each run the same one in one process, in the folder `one-NAME`."""
     folder = tmp_path_factory.mktemp("sharded")
-    adamw = exact(folder, optimizer="adamw", shape=OF_GPT2)
+    adamw = exact(folder, optimizer="adamw", shape={**OF_GPT2, "head_dim": 12})
     muon = exact(folder, optimizer="muon", accumulation_steps=2)
     seq2seq = with_training(small_config(), precision="fp64", eval_interval=6, max_steps=12, label_smoothing=0.1)
     fp32 = exact(folder, optimizer="muon", precision="fp32")
-    bf16 = exact(folder, optimizer="muon", shape=OF_GPT2, precision="bf16")
+    bf16 = exact(folder, optimizer="muon", shape={**OF_GPT2, "head_dim": 12}, precision="bf16")
     lora = replace(adamw, init_from=str(folder / "one-adamw"), lora=LoraConfig(rank=3))
     for name, config in {"adamw": adamw, "muon": muon, "fp32": fp32, "bf16": bf16, "lora": lora}.items():
         train_gpt(config, output_dir=folder / f"one-{name}")

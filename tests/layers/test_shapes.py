@@ -6,22 +6,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import OF_GPT2
 from torch import Tensor, nn
 
 from gpt.config import ModelConfig
 from layers import GELU, Block, LayerNorm, MultiHeadAttention, RotaryPositions, SwiGLU
 from layers.positions import build_positions
 from layers.products import MIN_TOKENS, linears
-
-OF_GPT2: dict[str, Any] = {
-    "positions": "learned",
-    "qk_norm": False,
-    "norm": "layer",
-    "norm_eps": 1e-3,
-    "activation": "gelu",
-    "attention_bias": True,
-    "feed_forward_bias": True,
-}
 
 
 def drawn(module: Any) -> Any:
@@ -55,7 +46,7 @@ def torchs_block(block: Block, d_model: int, heads: int, d_ff: int) -> nn.Transf
 
 @pytest.mark.parametrize("tokens", [7, MIN_TOKENS])
 def test_a_block_as_gpt2s_is_torchs_own(tokens: int) -> None:
-    block = drawn(Block(ModelConfig(d_model=12, num_heads=3, d_ff=20, **OF_GPT2)).double())
+    block = drawn(Block(ModelConfig(d_model=12, num_heads=3, d_ff=20, norm_eps=1e-3, **OF_GPT2)).double())
     theirs, x = torchs_block(block, 12, 3, 20), torch.randn(2, tokens, 12, dtype=torch.float64)
     inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
     seen = torch.ones(tokens, tokens, dtype=torch.bool).tril()

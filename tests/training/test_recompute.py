@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import OF_GPT2
 from seq2seq_models import small_config
 from torch import Tensor, nn
 
@@ -27,8 +28,7 @@ def gpt(config: GPTConfig) -> tuple[nn.Module, tuple[Tensor, ...]]:
 
 
 def gpt_as_gpt2(config: GPTConfig) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    shape = replace(config.model, positions="learned", qk_norm=False, norm="layer", activation="gelu", head_dim=4)
-    return GPT(replace(shape, attention_bias=True, feed_forward_bias=True), VOCAB), gpt(config)[1]
+    return GPT(replace(config.model, head_dim=4, **OF_GPT2), VOCAB), gpt(config)[1]
 
 
 def encoder_decoder(config: GPTConfig) -> tuple[nn.Module, tuple[Tensor, ...]]:

@@ -8,13 +8,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from training.config.plain_yaml import dump_yaml
 from training.config.sections import RunConfig
 from training.publishing.numbers import RunFigures
+
+if TYPE_CHECKING:
+    from training.storage.loading import Loaded
 
 NAMES = {
     "val_loss": "validation loss, nats per token",
@@ -27,6 +30,17 @@ NAMES = {
 }
 """What the measures of a run are called; those of other tasks keep their names."""
 MAX_ROWS = 12
+
+
+def model_rows(loaded: "Loaded[Any, Any, Any]", layers: str, kind: str) -> dict[str, str]:
+    """The rows of the table of a model: how many `layers` it has, and of what `kind` its tokens are, in words."""
+    return {
+        "parameters": f"{sum(p.numel() for p in loaded.model.parameters()):,}",
+        "layers": layers,
+        "context": f"{loaded.config.model.max_len:,} tokens",
+        "vocabulary": f"{loaded.model.vocab_size:,} tokens ({kind})",
+        "weights": "the moving average of the training's (ema)" if loaded.weights == "ema" else "those of the step",
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import with_training
+from helpers import OF_GPT2, with_training
 from torch import Tensor, nn
 
 from gpt.config import GPTConfig
@@ -42,16 +42,6 @@ def test_what_is_computed_twice_is_not_kept(config: GPTConfig) -> None:
     for what in ("none", "attention", "blocks"):
         saved[what] = expected_bytes(model, with_training(config, recompute=what), "fp32", 100)[ACTIVATIONS]
     assert saved["none"] > saved["attention"] > saved["blocks"]
-
-
-OF_GPT2: dict[str, Any] = {
-    "positions": "learned",
-    "qk_norm": False,
-    "norm": "layer",
-    "activation": "gelu",
-    "attention_bias": True,
-    "feed_forward_bias": True,
-}
 
 
 @pytest.mark.parametrize(

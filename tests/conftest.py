@@ -1,8 +1,10 @@
 """Fixtures of several suites."""
 
 import atexit
+import gc
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,11 +30,26 @@ if forking.ADDRESS not in os.environ:
     os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="home-of-tests-")
     atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 forking.prepare()
+os.fsync = lambda _: None  # What a test writes need not outlive a power failure.
+
+
+_imported = 0
+"""How many modules the garbage collector leaves out."""
+
+
+def freeze_imports() -> None:
+    """What is imported stays: the end of each training, which collects garbage, need not look through it again."""
+    global _imported
+    if len(sys.modules) > _imported + 50:
+        gc.collect()
+        gc.freeze()
+        _imported = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[None]:
     """Accelerate keeps its state for the life of a process; each test starts without."""
+    freeze_imports()
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

@@ -53,7 +53,7 @@ class Saver:
         self.store = CheckpointStore(run.checkpoints, config.training.keep_checkpoints)
         self.setup: dict[str, Any] = {"processes": runtime.accelerator.num_processes, "precision": runtime.precision}
         self.setup["device"] = runtime.description
-        self._identity = run_identity(config, task)
+        self._identity, self._config_text = run_identity(config, task), config_to_yaml(config)
         self._every = stride(task.data, config.training.eval_tokens)
         self._background, self._snapshot = Background(), Snapshot()
         self._best_on_disk = _best(Counters())
@@ -168,7 +168,7 @@ class Saver:
                 scale = self.accelerator.scaler.state_dict()
                 counters.loss_scale, counters.loss_scale_streak = scale["scale"], scale["_growth_tracker"]
             self.run.sync_metrics()
-            files = {"config.yaml": config_to_yaml(self.config)} | dict(self.task.checkpoint_files())
+            files = {"config.yaml": self._config_text} | dict(self.task.checkpoint_files())
             state = asdict(SavedState(counters.step, counters, self._identity, self.setup))
             save = partial(self.store.save, counters.step, state=state, files=files, best=best)
             if beside:

@@ -21,6 +21,18 @@ def generator(seed: int, *parts: int | str) -> "torch.Generator":
     return torch.Generator().manual_seed(derive_seed(seed, *parts))
 
 
+def seed_device(seed: int, device: "torch.device") -> None:
+    """Seed what torch draws from on the CPU and on one device, as `torch.manual_seed` does.
+
+    That seeds every kind of device, and notes a traceback for each that is not there: 0.4 ms and more a step.
+    """
+    import torch
+
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 def noise_blocks(seeds: Sequence[int], size: int) -> Callable[[int, int], "torch.Tensor"]:
     """`noise(row, n)`, the n-th `size` random numbers of a sampled sequence; each row has its own seed."""
     import torch

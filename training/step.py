@@ -19,7 +19,7 @@ from training.config.sections import RunConfig
 from training.nonfinite import Guard
 from training.optimizer import MuonAdamW
 from training.schedule import count_steps, learning_rate_scale
-from training.seeds import derive_seed
+from training.seeds import derive_seed, seed_device
 from training.sharding import is_sharded, without_sync
 from training.shards import local
 from training.task import Batch, Task
@@ -130,7 +130,7 @@ class DeviceStep:
             stop: Whether this process was asked to stop; all hear of it.
         """
         accelerator, config = self._accelerator, self._config
-        torch.manual_seed(derive_seed(config.seed, step, accelerator.process_index, "dropout"))
+        seed_device(derive_seed(config.seed, step, accelerator.process_index, "dropout"), accelerator.device)
         scale = learning_rate_scale(config.schedule, step, self._num_steps)
         learning_rate = self._optimizer.set_learning_rate(scale)
         losses, num_targets = self.backward(batches)

@@ -5,6 +5,7 @@
 
 import atexit
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -48,6 +49,8 @@ def main() -> None:
     address, owner = sys.argv[1], os.pidfd_open(int(sys.argv[2]))
     for name in PRELOADED:
         importlib.import_module(name)
+    os.fsync = lambda _: None  # What a test writes need not outlive a power failure.
+    gc.freeze()  # Forks share what is imported, and look for no garbage in it.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The kernel reaps the watchers.
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(f"{address}.new")

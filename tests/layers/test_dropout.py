@@ -139,8 +139,8 @@ def test_native_kernels_compute_what_torch_does(case: Case, dtype: str, monkeypa
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype != "fp32"):
             found.append(results(case, x_BTM))
     for native, plain in zip(*found, strict=True):
-        size = plain.abs().max()
-        assert (native - plain).abs().max() <= size * (2e-6 if dtype == "fp32" else 0.03)
+        size = plain.abs().max()  # Gradients are sums of hundreds of products, in an order of each processor's own.
+        assert (native - plain).abs().max() <= size * (5e-6 if dtype == "fp32" else 0.03)
 
 
 @pytest.mark.parametrize("case", ["block", "GPT-2's block", "memory", "causal padding"], indirect=True)

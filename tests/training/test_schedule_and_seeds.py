@@ -8,7 +8,7 @@ import torch
 
 from training.config.sections import ScheduleConfig
 from training.schedule import jump, learning_rate_scale
-from training.seeds import derive_seed, generator, noise_blocks
+from training.seeds import derive_seed, generator, noise_blocks, seed_device
 
 
 def scales(num_steps: int, **options: object) -> list[float]:
@@ -89,6 +89,17 @@ def test_seeds_differ_by_every_part_and_fit_32_bits() -> None:
     assert all(0 <= seed < 2**32 for seed in seeds)
     assert max(derive_seed(1, step) for step in range(100)) > 2**31, "all of them"
     assert derive_seed(1, 2, 3, "a") == seeds[0]
+
+
+def test_a_device_is_seeded_as_torch_seeds_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(5)
+    drawn, seeded = torch.rand(3), list[int]()
+    seed_device(5, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), drawn)
+    monkeypatch.setattr("torch.cuda.manual_seed", seeded.append)
+    seed_device(7, torch.device("cuda", 1))
+    assert seeded == [7]
+    assert torch.initial_seed() == 7
 
 
 def test_neighbouring_steps_draw_unrelated_numbers() -> None:

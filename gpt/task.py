@@ -118,7 +118,7 @@ def can_read(tokenizer: Tokenizer, prompt: str) -> bool:
     """Whether there is a text, and a vocabulary has all that it is made of; a chat template may refuse it as well."""
     try:
         return bool(prompt and tokenizer.encode_prompt(prompt))
-    except ValueError:
+    except InputError:
         return False
 
 

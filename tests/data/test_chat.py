@@ -12,6 +12,7 @@ from data.chat import Chat, Segment, read_chat
 from data.config import TextConfig
 from data.subwords import SubwordTokenizer, learn_subwords
 from data.tokenizer import chat_of, follow_chat, read_tokenizer
+from training.runtime.errors import InputError
 from training.storage.reading import MalformedFileError
 
 CHATML = (
@@ -214,6 +215,15 @@ def test_prompts_of_a_chat_are_messages_and_a_turns_end_ends_a_text(tokenizer: S
     assert tokenizer.decode([tokenizer.end_of_text]) == ""
     assert tokenizer.end_of_text != end_of_text
     assert tokenizer.end_of_text not in tokenizer.encode("<|im_end|>"), "in a text it is a text"
+
+
+def test_a_prompt_that_a_template_refuses_is_one_clear_line(tokenizer: SubwordTokenizer, tmp_path: Path) -> None:
+    refuses = "{% if messages[0].content == 'rude' %}{{ raise_exception('be kind') }}{% endif %}"
+    (tmp_path / "chat_template.jinja").write_text(refuses + CHATML)
+    follow_chat(tokenizer, TextConfig(source="rows.jsonl", messages_column="messages"))
+    assert tokenizer.encode_prompt("Who?")
+    with pytest.raises(InputError, match="^the prompt: the chat template refuses it: be kind$"):
+        tokenizer.encode_prompt("rude")
 
 
 def test_tokens_of_a_conversation_are_those_of_transformers(tokenizer: SubwordTokenizer, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -55,7 +55,10 @@ class RowTokens(NamedTuple):
 
 
 class AnswerTokens(NamedTuple):
-    """The tokens of rows, by split, with what made them; `prompt` is the first one to validate on."""
+    """The tokens of rows, by split, with what made them.
+
+    `prompt` is the first one to validate on, as far as its characters are known; "" where there is none.
+    """
 
     training: RowTokens
     validation: RowTokens
@@ -83,26 +86,31 @@ def answer_tokens(rows: FoundRows, data: TextConfig, context: int, tokenizer: To
         tokenizer: One that exists, in the place of the one that the configuration names.
 
     Raises:
-        InputError: A row is bad, a split has none, or its characters are unknown.
+        InputError: A row is bad, a split has none, its characters are unknown, or the rows are not those of a moment
+            ago any more.
     """
     tokenizer, scans = _prepared(rows, data, tokenizer)
     chat, left_out = _chat(tokenizer, data), LeftOut(data.on_bad_row == "skip")
     follow_chat(tokenizer, data)
     maker = _Maker(tokenizer, data, context, left_out)
-    prompts = list[str]()
     for found, scan in zip((rows.training, rows.validation), scans, strict=False):
         assert found is not None
-        of_rows = zip(answered(found, data, chat, left_out), scan.held_out, strict=True)
+        digest = hashlib.sha256()
+        of_rows = zip(answered(found, data, chat, left_out), chain(scan.held_out, repeat(False)), strict=False)
         while batch := list(islice(of_rows, ROWS_AT_ONCE)):
-            prompts = prompts or [row.prompt for (_, row), held_out in batch if held_out][:1]
+            for (_, row), _ in batch:
+                digest.update(_content(row))
             maker.add([named for named, _ in batch], [held_out for _, held_out in batch])
+        if digest.hexdigest() != scan.sha256:
+            raise InputError(f"{rows.origin} has changed while it was read: start again")
     training, validation = maker.made()
     for name, made in (("train", training), ("validate", validation)):
         if not len(made):
             said = "".join(f"; {note}" for note in left_out.notes)
-            raise InputError(f"{rows.origin} has no rows to {name} on: it takes more of them{said}")
+            more = "more of them" if len(scans[0].held_out) < MIN_DOCUMENTS else "more prompts, by which they are split"
+            raise InputError(f"{rows.origin} has no rows to {name} on: it takes {more}{said}")
     notes = (*_said(scans, rows), *tokenizer.notes, *left_out.notes)
-    return AnswerTokens(training, validation, tokenizer, _digest(scans, data, tokenizer), notes, prompts[0])
+    return AnswerTokens(training, validation, tokenizer, _digest(scans, data, tokenizer), notes, maker.prompt)
 
 
 def answers_sha256(rows: FoundRows, data: TextConfig, tokenizer: Tokenizer | None = None) -> str:
@@ -144,7 +152,7 @@ def _scan(found: Iterable[tuple[str, object]], data: TextConfig, chat: Chat | No
     """
     digest, distinct, held_out = hashlib.sha256(), set[str](), list[bool]()
     for _, row in answered(found, data, chat, LeftOut(data.on_bad_row == "skip")):  # type: ignore[arg-type]
-        digest.update(json.dumps(row.segments).encode() + b"\n")
+        digest.update(_content(row))
         if data.tokenizer == "characters":
             distinct.update(*(segment.text for segment in row.segments))
         hashed = blake2b(row.prompt.encode(), digest_size=HASH_BYTES).digest()
@@ -153,6 +161,11 @@ def _scan(found: Iterable[tuple[str, object]], data: TextConfig, chat: Chat | No
         cut = position(len(held_out), share)
         held_out = [number >= cut for number in range(len(held_out))]
     return _Scan(digest.hexdigest(), held_out, "".join(sorted(distinct)))
+
+
+def _content(row: Answered) -> bytes:
+    """What rows are known by."""
+    return json.dumps(row.segments).encode() + b"\n"
 
 
 def _learnt(rows: FoundRows, data: TextConfig, scan: _Scan, *, all_known: bool) -> Tokenizer:
@@ -164,7 +177,7 @@ def _learnt(rows: FoundRows, data: TextConfig, scan: _Scan, *, all_known: bool) 
 
     def texts() -> Iterator[str]:
         skipped = LeftOut(data.on_bad_row == "skip")
-        for (_, row), held_out in zip(answered(rows.training, data, None, skipped), scan.held_out, strict=True):
+        for (_, row), held_out in zip(answered(rows.training, data, None, skipped), scan.held_out, strict=False):
             if not held_out:
                 yield "".join(segment.text for segment in row.segments)
 
@@ -197,7 +210,13 @@ def _said(scans: Sequence[_Scan], rows: FoundRows) -> Iterator[str]:
 
 
 class _Maker:
-    """Makes tokens of rows, in parts; the last token of an answer ends the text."""
+    """Makes tokens of rows, in parts; the last token of an answer ends the text.
+
+    Attributes:
+        prompt: Of the first row to validate on that has one.
+    """
+
+    prompt = ""
 
     def __init__(self, tokenizer: Tokenizer, data: TextConfig, context: int, left_out: LeftOut) -> None:
         self._tokenizer, self._context, self._left_out = tokenizer, context, left_out
@@ -210,7 +229,7 @@ class _Maker:
         encoded = iter(
             self._encode([(place, s.text) for (place, _), own in zip(named, segments, strict=True) for s in own])
         )
-        for (place, _), own, is_held_out in zip(named, segments, held_out, strict=True):
+        for (place, row), own, is_held_out in zip(named, segments, held_out, strict=True):
             pieces = [next(encoded) for _ in own]
             tokens = np.concatenate(pieces)
             counts = np.repeat([segment.counts for segment in own], [len(piece) for piece in pieces])
@@ -222,6 +241,14 @@ class _Maker:
                 self._left_out.add(place, reason)
             else:
                 self._rows[is_held_out].append((tokens, counts))
+                if is_held_out and not self.prompt:
+                    self.prompt = self._known(row.prompt)
+
+    def _known(self, text: str) -> str:
+        """A text without the characters that are unknown."""
+        if not isinstance(self._tokenizer, CharTokenizer):
+            return text
+        return self._tokenizer.decode(self._tokenizer.encode(text, skip=True).tolist())
 
     def _ended(self, segments: list[Segment]) -> list[Segment]:
         """Of characters, which have no token that ends a text, an answer ends its line."""

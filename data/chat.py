@@ -5,7 +5,9 @@ They are programs in Jinja, of any origin, and run in its sandbox.
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +18,13 @@ from training.storage.reading import MalformedFileError, read_text
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from jinja2.ext import Extension
 
 TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 SPECIAL = re.compile(r"\w+_token")
-GENERATION = re.compile(r"{%-?\s*(end)?generation\s*-?%}")
-"""Marks of what the assistant says, which few templates have; it is found without."""
+BEGIN, END, OTHER = "\ufdd0", "\ufdd1", "\ufdd2"
+"""Characters that no text has, as Unicode keeps them for programs: around what a template marks as the assistant's, and
+in the place of an answer, to see what of a text depends on it."""
 Message = Mapping[str, str]
 
 
@@ -47,10 +51,11 @@ class Chat:
     def _compiled(self) -> "Template":
         sandbox = needed_package("jinja2.sandbox", "a chat template").ImmutableSandboxedEnvironment
         # As transformers sets it; what it gives of the clock is left out, so that the same rows stay the same text.
-        environment = sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+        extensions = ["jinja2.ext.loopcontrols", _generation_tag()]
+        environment = sandbox(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+        environment.filters["tojson"] = lambda value, **options: json.dumps(value, **{"ensure_ascii": False} | options)
         environment.globals["raise_exception"] = _refuse
-        template: Template = environment.from_string(GENERATION.sub("", self.template))
+        template: Template = environment.from_string(self.template)
         return template
 
     def render(self, messages: Sequence[Message], *, asks: bool = False) -> str:
@@ -59,6 +64,10 @@ class Chat:
         Raises:
             ValueError: The template refuses it; the message says why, in words.
         """
+        return self._marked(messages, asks=asks).replace(BEGIN, "").replace(END, "")
+
+    def _marked(self, messages: Sequence[Message], *, asks: bool = False) -> str:
+        """The same, with marks around what stands between `{% generation %}` and `{% endgeneration %}`."""
         jinja = needed_package("jinja2", "a chat template")
         try:
             return str(self._compiled.render(messages=messages, add_generation_prompt=asks, **self.special))
@@ -69,33 +78,69 @@ class Chat:
     def ending(self) -> str:
         """What follows an answer, without the white space behind it: the token that ends a turn, as a rule."""
         whole = self.render([{"role": "user", "content": "QUESTION"}, {"role": "assistant", "content": "ANSWER"}])
-        return whole[whole.rindex("ANSWER") + len("ANSWER") :].rstrip()
+        _, found, after = whole.rpartition("ANSWER")
+        return after.rstrip() if found else ""
+
+    @cached_property
+    def _asking(self) -> str:
+        """What follows a question, up to where its answer begins."""
+        return self.render([{"role": "user", "content": "QUESTION"}], asks=True).rpartition("QUESTION")[2]
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """A conversation until the end of its last answer; what the assistant says counts, with the end of its turn.
 
-        White space around an answer is left out.
+        That is what the template marks as such (`{% generation %}`), where it does. Else it is what it writes of an
+        answer, which need not be all of it, from where it lets one begin. White space around an answer is left out.
 
         Raises:
-            ValueError: The template refuses it, or does not write an answer as it stands.
+            ValueError: The template refuses it, or does not write an answer.
         """
         stripped = [{**m, "content": m["content"].strip()} if m["role"] == "assistant" else m for m in messages]
-        return list(self._segments(stripped, self.render(stripped)))
+        if any(mark in message["content"] for message in stripped for mark in (BEGIN, END, OTHER)):
+            raise ValueError("a message holds one of U+FDD0 to U+FDD2, which are no characters")
+        marked = self._marked(stripped)
+        return list(self._of_marks(marked) if BEGIN in marked else self._segments(stripped, marked))
+
+    def _of_marks(self, marked: str) -> Iterator[Segment]:
+        parts = marked.split(END)[:-1]
+        for number, part in enumerate(parts, start=1):
+            before, _, answer = part.partition(BEGIN)
+            # What follows the end of the last turn is never written.
+            ends = number == len(parts) and answer.rstrip().endswith(self.ending)
+            yield Segment(before, counts=False)
+            yield Segment(answer.rstrip() if ends else answer, counts=True)
 
     def _segments(self, messages: Sequence[Message], whole: str) -> Iterator[Segment]:
         done = 0
         for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
+            if message["role"] == "assistant":
+                begin, end = self._place(messages, number, whole, done)
+                yield Segment(whole[done:begin], counts=False)
+                yield Segment(whole[begin:end], counts=True)
+                done = end
+
+    def _place(self, messages: Sequence[Message], number: int, whole: str, done: int) -> tuple[int, int]:
+        """Where an answer begins and ends in a whole conversation, in which `done` is the end of the one before.
+
+        A template may write a message in another way where others follow, so that what it writes of the first ones
+        alone need not be how the whole begins.
+        """
+        before = None
+        with suppress(ValueError):  # Some refuse to let an answer begin there.
             before = self.render(messages[:number], asks=True)
-            place = whole.find(message["content"], len(before))
-            if not whole.startswith(before) or place < 0:
-                raise ValueError(f"the chat template does not write message {number + 1}, an answer, as it stands")
-            end = place + len(message["content"])
-            end += len(self.ending) if whole.startswith(self.ending, end) else 0
-            yield Segment(whole[done : len(before)], counts=False)
-            yield Segment(whole[len(before) : end], counts=True)
-            done = end
+        message = messages[number]
+        if before is not None and whole.startswith(said := f"{before}{message['content']}{self.ending}"):
+            return len(before), len(said)
+        other = self.render([*messages[:number], {**message, "content": OTHER}, *messages[number + 1 :]])
+        if OTHER not in other:
+            raise ValueError(f"the chat template does not write message {number + 1}, an answer")
+        first = _in_common(whole, other)
+        last = len(whole) - _in_common(whole[first:][::-1], other[first:][::-1])
+        last += len(self.ending) if whole.startswith(self.ending, last) else 0
+        if before is not None and done <= len(before) <= first and whole.startswith(before):
+            return len(before), last
+        asking = whole.rfind(self._asking, done, first)
+        return (first if asking < 0 else asking + len(self._asking)), last
 
     def files(self) -> dict[str, str]:
         """The content of the files that say so."""
@@ -104,6 +149,24 @@ class Chat:
 
 def _refuse(message: str) -> None:
     raise ValueError(message)
+
+
+def _in_common(one: str, other: str) -> int:
+    """With how many characters two texts begin alike."""
+    return bisect_left(range(min(len(one), len(other))), True, key=lambda n: one[: n + 1] != other[: n + 1])
+
+
+def _generation_tag() -> "type[Extension]":
+    """The tag `{% generation %}` of transformers, around what the assistant says: marks begin and end of it."""
+    nodes = needed_package("jinja2.nodes", "a chat template")
+    extension: type[Extension] = needed_package("jinja2.ext", "a chat template").Extension
+
+    def parse(_: Any, parser: Any) -> list[Any]:
+        line = next(parser.stream).lineno
+        begin, end = (nodes.Output([nodes.TemplateData(mark)], lineno=line) for mark in (BEGIN, END))
+        return [begin, *parser.parse_statements(("name:endgeneration",), drop_needle=True), end]
+
+    return type("GenerationTag", (extension,), {"tags": {"generation"}, "parse": parse})
 
 
 def read_chat(folder: Path) -> Chat | None:

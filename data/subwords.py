@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data.byte_tokenizer import NUM_BYTES, utf8
 from data.chat import Chat, read_chat
+from training.runtime.errors import InputError
 from training.runtime.packages import needed_package
 from training.storage.reading import MalformedFileError, parse_json
 
@@ -116,9 +117,16 @@ class SubwordTokenizer:
         return found
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """The tokens of a text to continue, or of a message to answer; see `follow`."""
+        """The tokens of a text to continue, or of a message to answer; see `follow`.
+
+        Raises:
+            InputError: The chat template refuses it.
+        """
         if self._prompts_are_messages and self.chat is not None:
-            asked = self.chat.render([{"role": "user", "content": prompt}], asks=True)
+            try:
+                asked = self.chat.render([{"role": "user", "content": prompt}], asks=True)
+            except ValueError as error:
+                raise InputError(f"the prompt: {error}") from error
             return self.encode_marked([asked])[0].tolist()
         return self.encode(prompt, "the prompt").tolist()
 

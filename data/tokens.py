@@ -120,7 +120,8 @@ def _prepare(
     scan = scanned(source, data)
     tokenizer = tokenizer or own_tokenizer([source], data, [scan])
     texts = [found and found.bordered_sha256 for found in (scan.text, scan.validation)]
-    recipe = [VERSION, texts, data.validation_share, data.unknown, tokenizer.to_json()]
+    # A tokenizer that follows a chat template ends texts with another token than its content says.
+    recipe = [VERSION, texts, data.validation_share, data.unknown, tokenizer.to_json(), tokenizer.end_of_text]
 
     def key(wanted: Sequence[Part]) -> str:
         return hashlib.sha256(json.dumps([*recipe, list(wanted)]).encode()).hexdigest()[:32]

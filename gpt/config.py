@@ -89,3 +89,8 @@ class GPTConfig(RunConfig):
                 f"lora.rank is for --init_vocabulary same: an adapter trains no embeddings, and init_vocabulary "
                 f"{self.init_vocabulary} draws new ones"
             )
+
+    @property
+    def is_masked(self) -> bool:
+        """Documents, or rows with answers, that share a window do not see each other."""
+        return self.data.packing == "documents" or self.data.answer_columns != {}

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -86,12 +87,14 @@ class GPTTask:
     def sample(self, seed: int) -> str:
         """`sample_length` tokens that follow a line break, or fewer where the model ends the text.
 
-        Of rows with answers, the first prompt that is validated on, and what answers it.
+        Of rows with answers, the first prompt that is validated on, and what answers it; a line break too where that
+        is none that can be read.
         """
         tokenizer, length = self.data.tokenizer, self.sample_length
-        prompt = self.data.prompt if isinstance(self.data, AnswerData) else default_prompt(tokenizer)
+        asked = self.data.prompt if isinstance(self.data, AnswerData) else ""
+        prompt = asked if can_read(tokenizer, asked) else default_prompt(tokenizer)
         written = "".join(sample_text(self.model, tokenizer, prompt, max_new_tokens=length, seed=seed))
-        return f"{prompt}{written}" if isinstance(self.data, AnswerData) else written
+        return f"{prompt}{written}" if asked else written
 
     def metrics(self, val_loss: float | None) -> Mapping[str, float]:
         """Perplexity and bits per byte, and per character where those are the tokens."""
@@ -106,14 +109,15 @@ class GPTTask:
 
 
 def default_prompt(tokenizer: Tokenizer) -> str:
-    """A line break, or the first character of a vocabulary that has none."""
-    return "\n" if can_read(tokenizer, "\n") else tokenizer.decode([0])
+    """A line break, or the first token of a vocabulary without it that can be read again."""
+    texts = chain("\n", (tokenizer.decode([token]) for token in range(len(tokenizer))))
+    return next((text for text in texts if can_read(tokenizer, text)), "\n")
 
 
 def can_read(tokenizer: Tokenizer, prompt: str) -> bool:
-    """Whether a vocabulary has all that a text is made of."""
+    """Whether there is a text, and a vocabulary has all that it is made of; a chat template may refuse it as well."""
     try:
-        return bool(tokenizer.encode_prompt(prompt))
+        return bool(prompt and tokenizer.encode_prompt(prompt))
     except InputError:
         return False
 

@@ -20,6 +20,10 @@ from layers.products import linears
 
 # A constant, because torch.compile cannot trace the question. Older versions of torch have no answer.
 CPU_HAS_AMX: bool = getattr(torch.cpu, "get_capabilities", dict[str, bool])().get("amx_bf16", False)
+UNGROUPED_WITH_MASK = "cuda"
+"""Where most cards have no fused kernel for both a mask and fewer key-value heads than heads: flash attention takes no
+mask, and the memory-efficient kernel no groups (torch 2.11 to 2.13; cuDNN's takes both, and comes first on few cards).
+What is left repeats the heads itself, and keeps a score for each head and pair of tokens."""
 
 
 def _attend(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, **options: Any) -> Tensor:
@@ -30,11 +34,20 @@ def _attend(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, **options: Any) -> T
     """
     if q_BHTD.size(2) == 1 and q_BHTD.device.type == "cuda" and torch.compiler.is_compiling():
         return attend_with_one_query(q_BHTD, k_BHSD, v_BHSD, options["attn_mask"])
+    if options["attn_mask"] is not None and q_BHTD.device.type == UNGROUPED_WITH_MASK:
+        k_BHSD, v_BHSD = _ungrouped(q_BHTD, k_BHSD), _ungrouped(q_BHTD, v_BHSD)
+        options["enable_gqa"] = False
     if q_BHTD.dtype != torch.bfloat16 or q_BHTD.device.type != "cpu" or CPU_HAS_AMX:
         return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, **options)
     with torch.autocast("cpu", enabled=False):
         y_BHTD = F.scaled_dot_product_attention(q_BHTD.float(), k_BHSD.float(), v_BHSD.float(), **options)
     return y_BHTD.to(q_BHTD.dtype)
+
+
+def _ungrouped(q_BHTD: Tensor, x_BHSD: Tensor) -> Tensor:
+    """Keys or values, with as many heads as the queries have."""
+    groups = q_BHTD.size(1) // x_BHSD.size(1)
+    return x_BHSD.repeat_interleave(groups, 1) if groups > 1 else x_BHSD
 
 
 def attend_with_one_query(q_BH1D: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, mask_B11S: Tensor | None) -> Tensor:
@@ -66,8 +79,7 @@ def attend_with_dropout(
 
     torch's fused attention on a CPU has no dropout, and on a GPU draws masks of its own.
     """
-    groups = q_BHTD.size(1) // k_BHSD.size(1)
-    k_BHSD, v_BHSD = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k_BHSD, v_BHSD))
+    k_BHSD, v_BHSD = _ungrouped(q_BHTD, k_BHSD), _ungrouped(q_BHTD, v_BHSD)
     dtype = q_BHTD.dtype
     if dtype == torch.bfloat16 and not CPU_HAS_AMX:
         q_BHTD, k_BHSD, v_BHSD = q_BHTD.float(), k_BHSD.float(), v_BHSD.float()

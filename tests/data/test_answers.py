@@ -13,6 +13,7 @@ import torch
 
 from data.answer_tokens import RowTokens, answer_tokens
 from data.answer_windows import AnswerData
+from data.answers import FoundRows
 from data.byte_tokenizer import ByteTokenizer
 from data.characters import CharTokenizer
 from data.config import TextConfig
@@ -184,6 +185,44 @@ def test_one_row_is_too_few(tmp_path: Path) -> None:
     data = write(tmp_path / "a.jsonl", sums(1))
     with pytest.raises(InputError, match=r"a\.jsonl has no rows to train on: it takes more of them$"):
         AnswerData(load_source(data), 32, 1, data)
+
+
+def test_many_rows_of_one_prompt_cannot_be_split(tmp_path: Path) -> None:
+    data = write(tmp_path / "a.jsonl", [("a", "b")] * MIN_DOCUMENTS)
+    with pytest.raises(InputError, match=r"a\.jsonl has no rows to \w+ on: it takes more prompts, by which they are"):
+        AnswerData(load_source(data), 32, 1, data)
+
+
+@pytest.mark.parametrize("rows", [sums(6), sums(8), [*sums(6), ("6 + 42 = ", "49")]])
+def test_rows_that_change_while_they_are_read_are_one_line(tmp_path: Path, rows: list[tuple[str, str]]) -> None:
+    data = write(tmp_path / "a.jsonl", sums(7))
+
+    class Changing(list[Any]):
+        def __iter__(self) -> Any:
+            passes.append(1)
+            write(tmp_path / "a.jsonl", sums(7) if len(passes) == 1 else rows)
+            source = load_source(data)
+            assert source.rows is not None
+            return iter(source.rows.training)
+
+    passes = list[int]()
+    with pytest.raises(InputError, match="^rows has changed while it was read: start again$"):
+        answer_tokens(FoundRows(Changing(), "rows"), data, 32)
+
+
+def test_lines_of_windows_with_a_mark_are_read_as_others(tmp_path: Path) -> None:
+    data = write(tmp_path / "a.jsonl", sums(6))
+    plain = AnswerData(load_source(data), 32, 1, data)
+    lines = (tmp_path / "a.jsonl").read_bytes().replace(b"\n", b"\r\n")
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines + b"\r\n")
+    assert AnswerData(load_source(data), 32, 1, data).sha256 == plain.sha256
+
+
+def test_the_prompt_of_a_sample_is_one_that_can_be_read(tmp_path: Path) -> None:
+    rows = [("a", "b")] * 18 + [("a" * 20, "b"), ("ébé", "a")]
+    data = TextConfig(source=write(tmp_path / "a.jsonl", rows).source, unknown="skip", on_bad_row="skip", **COLUMNS)
+    found = AnswerData(load_source(data), 8, 1, data, CharTokenizer("\nab"))
+    assert found.prompt == "b", "not of a row that is left out, and without what is unknown"
 
 
 def test_characters_that_a_tokenizer_lacks_are_an_error_or_left_out(tmp_path: Path) -> None:

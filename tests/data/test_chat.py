@@ -12,6 +12,7 @@ from data.chat import Chat, Segment, read_chat
 from data.config import TextConfig
 from data.subwords import SubwordTokenizer, learn_subwords
 from data.tokenizer import chat_of, follow_chat, read_tokenizer
+from training.runtime.errors import InputError
 from training.storage.reading import MalformedFileError
 
 CHATML = (
@@ -73,6 +74,101 @@ def test_a_template_that_does_not_serve_says_so(template: str, message: str) -> 
         Chat(template).segments([ASKED, SAID])
 
 
+QWEN = """
+{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\nBe kind.<|im_end|>\n' }}{%- endif %}
+{%- set ns = namespace(last=0) %}
+{%- for m in messages %}{%- if m.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}{%- endfor %}
+{%- for m in messages %}
+    {{- '<|im_start|>' + m.role + '\n' }}
+    {%- set thought = m.content.split('</think>')[0].split('<think>')[-1] if '</think>' in m.content else '' %}
+    {%- if m.role == 'assistant' and loop.index0 > ns.last %}
+        {{- '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}
+    {%- endif %}
+    {{- m.content.split('</think>')[-1].lstrip('\n') + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
+"""
+"""As Qwen3's: the thoughts of all but the last turn are left out."""
+MISTRAL = """
+{{- bos_token }}
+{%- for m in messages %}
+    {%- if m.role == 'user' %}
+        {%- set first = messages[0].content + '\n\n' if loop.index > messages | length - 2 else '' %}
+        {{- '[INST] ' + first + m.content + '[/INST]' }}
+    {%- elif m.role == 'assistant' %}
+        {{- ' ' + m.content + eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
+"""As Mistral's: the system message stands in the last question."""
+THINKS = CHATML.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+"""As DeepSeek-R1's: it lets an answer begin with thoughts, and leaves them out of what was said."""
+PLAIN = CHATML.partition("{% if add")[0]
+"""It lets no answer begin."""
+THOUGHT = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nI."}
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "answers"),
+    [
+        (QWEN, [ASKED, THOUGHT], ["<think>\nHm.\n</think>\n\nI.<|im_end|>"]),
+        (QWEN, [ASKED, THOUGHT, ASKED, THOUGHT], ["I.<|im_end|>", "<think>\nHm.\n</think>\n\nI.<|im_end|>"]),
+        (QWEN, [THOUGHT, ASKED, {**SAID, "content": "I."}], ["I.<|im_end|>", "<think>\n\n</think>\n\nI.<|im_end|>"]),
+        (
+            MISTRAL,
+            [{"role": "system", "content": "Be kind."}, *[ASKED, {**SAID, "content": "I."}] * 2],
+            [" I.</s>"] * 2,
+        ),
+        (THINKS, [ASKED, {**SAID, "content": "a"}, {"role": "user", "content": "a"}], ["a<|im_end|>"]),
+        (PLAIN, [ASKED, {**SAID, "content": "a"}], ["<|im_start|>assistant\na<|im_end|>"]),
+        (
+            CHATML.replace("message['content']", "message['content'].replace('I', 'We')"),
+            [ASKED, {**SAID, "content": "I."}, {"role": "user", "content": "\\I."}, {**SAID, "content": "I."}],
+            ["We.<|im_end|>"] * 2,
+        ),
+    ],
+)
+def test_an_answer_is_what_the_template_writes_of_it_wherever_others_stand(
+    template: str, messages: list[dict[str, str]], answers: list[str]
+) -> None:
+    chat = Chat(template, NAMES)
+    found = chat.segments(messages)
+    assert [segment.text for segment in found if segment.counts] == answers
+    assert chat.render(messages).startswith("".join(segment.text for segment in found).rstrip())
+
+
+TAGGED = (
+    "{% for m in messages %}\n{% if m.role == 'assistant' %}\n    {%- generation -%}\n"
+    "{{ m.content | upper }}<|im_end|>\n{% endgeneration %}\n{% else %}\n{{ m.content }}\n{% endif %}\n{% endfor %}"
+)
+
+
+def test_what_a_template_marks_as_said_counts_and_nothing_else() -> None:
+    conversation = [ASKED, {**SAID, "content": "I."}] * 2
+    found = Chat(TAGGED).segments(conversation)
+    assert [segment.text for segment in found if segment.counts] == ["I.<|im_end|>\n", "I.<|im_end|>"]
+    assert Chat(TAGGED).render(conversation) == "".join(segment.text for segment in found) + "\n"
+    assert Chat(TAGGED).segments([ASKED]) == []
+
+
+def test_marks_are_those_of_transformers(tokenizer: SubwordTokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    conversation = [ASKED, {**SAID, "content": "who knows"}] * 2
+    theirs.chat_template = TAGGED
+    expected = theirs.apply_chat_template(conversation, return_dict=True, return_assistant_tokens_mask=True)
+    segments = Chat(TAGGED).segments(conversation)
+    encoded = tokenizer.encode_marked([segment.text for segment in segments])
+    assert [int(token) for tokens in encoded for token in tokens] == expected["input_ids"][:-1]
+    counts = [int(segment.counts) for segment, tokens in zip(segments, encoded, strict=True) for _ in tokens]
+    assert counts == expected["assistant_masks"][:-1]
+
+
+def test_what_is_no_character_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a message holds one of U\+FDD0 to U\+FDD2, which are no characters"):
+        Chat(CHATML).segments([{"role": "user", "content": "\ufdd0"}, SAID])
+
+
 def saved(folder: Path, **settings: Any) -> Chat | None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return read_chat(folder)
@@ -119,6 +215,15 @@ def test_prompts_of_a_chat_are_messages_and_a_turns_end_ends_a_text(tokenizer: S
     assert tokenizer.decode([tokenizer.end_of_text]) == ""
     assert tokenizer.end_of_text != end_of_text
     assert tokenizer.end_of_text not in tokenizer.encode("<|im_end|>"), "in a text it is a text"
+
+
+def test_a_prompt_that_a_template_refuses_is_one_clear_line(tokenizer: SubwordTokenizer, tmp_path: Path) -> None:
+    refuses = "{% if messages[0].content == 'rude' %}{{ raise_exception('be kind') }}{% endif %}"
+    (tmp_path / "chat_template.jinja").write_text(refuses + CHATML)
+    follow_chat(tokenizer, TextConfig(source="rows.jsonl", messages_column="messages"))
+    assert tokenizer.encode_prompt("Who?")
+    with pytest.raises(InputError, match="^the prompt: the chat template refuses it: be kind$"):
+        tokenizer.encode_prompt("rude")
 
 
 def test_tokens_of_a_conversation_are_those_of_transformers(tokenizer: SubwordTokenizer, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from reliability.full_disk import largest_file
 
 from data import token_cache
+from data.byte_tokenizer import ByteTokenizer
 from data.config import TextConfig
 from data.documents import Chunk
 from data.text import Source
@@ -81,6 +82,14 @@ def test_files_that_have_not_changed_are_not_read_again(files: Files) -> None:
     again = tokenized(Source(files, "text"), TextConfig())
     assert files.passes == 2
     assert (text_of(again), again.sha256, again.notes) == (TEXT, first.sha256, ())
+
+
+def test_tokens_that_end_texts_with_another_token_are_others(files: Files) -> None:
+    for end in (256, 10, 256):
+        tokenizer = ByteTokenizer()
+        tokenizer.end_of_text = end
+        found = tokenized(Source(files, "text"), TextConfig(tokenizer="bytes"), tokenizer)
+        assert found.training.tokens_N[-1] == end
 
 
 def test_a_file_that_has_changed_is_seen_and_said(files: Files) -> None:

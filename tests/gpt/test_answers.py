@@ -159,6 +159,15 @@ def test_a_run_that_learns_conversations_keeps_their_template(chats: GPTConfig, 
     assert done.stdout.startswith("7?")
 
 
+def test_conversations_without_a_question_are_sampled_from_all_the_same(chats: GPTConfig) -> None:
+    said = {"messages": [{"role": "system", "content": "Go on."}, {"role": "assistant", "content": "2!"}]}
+    write(Path(chats.data.source), [said] * 12)
+    task = GPTTask(chats)
+    assert task.data.prompt == ""
+    task.sample_length = 2
+    assert isinstance(task.sample(1), str)
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_model_that_exists_learns_answers_with_its_own_tokenizer(
     config: GPTConfig, sums: GPTConfig, tmp_path: Path, rank: int

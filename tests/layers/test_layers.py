@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -96,6 +97,22 @@ def test_causal_and_padding_masks_join() -> None:
     torch.testing.assert_close(
         layer(x, causal=True, mask_BTS=mask[None, None]), attention_by_hand(layer, x, x, allowed)
     )
+
+
+def test_where_no_kernel_takes_groups_under_a_mask_heads_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = MultiHeadAttention(d_model=16, num_heads=4, num_kv_heads=2), torch.randn(2, 5, 16)
+    mask_BTS = torch.ones(2, 5, 5, dtype=torch.bool).tril()
+    expected, asked, fused = layer(x, mask_BTS=mask_BTS), [], F.scaled_dot_product_attention
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        asked.append((k.size(1), v.size(1), options["enable_gqa"]))
+        return fused(q, k, v, **options)
+
+    monkeypatch.setattr(attention, "UNGROUPED_WITH_MASK", "cpu")
+    monkeypatch.setattr(F, "scaled_dot_product_attention", kernel)
+    torch.testing.assert_close(layer(x, mask_BTS=mask_BTS), expected)
+    torch.testing.assert_close(layer(x, causal=True), expected)
+    assert asked == [(4, 4, False), (2, 2, True)]
 
 
 def test_no_token_sees_a_later_one() -> None:

@@ -273,3 +273,8 @@ class RunConfig(Section):
             raise InputError(
                 "training.max_steps, training.epochs or training.max_tokens must say when to end, got null for all"
             )
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether attention takes a mask of T x T for each sequence, parts of which do not see each other."""
+        return False

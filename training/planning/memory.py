@@ -10,7 +10,9 @@ else w), in attention a (p, but 4 on a CPU that computes bf16's attention in fp3
 - optimizer: adamw 2 w Q; muon w for each weight of a block's matrix, and 2 w for the others.
 - average: w Q where there is one.
 - activations: of each token what norms, attention and feed-forward layers keep; of a part that is computed twice
-  its input, and all of the one at work. Weights that are not trained let less be kept, which is not counted.
+  its input, and all of the one at work. Weights that are not trained let less be kept, which is not counted. Where
+  parts of a sequence do not see each other, a byte for each of T, and a of them in each layer; on a GPU, whose kernel
+  for masks takes rows of 16 and no groups, for each head if T is no multiple of 16, and keys and values for each head.
 - gradients at work: those by the activations of one block.
 - logits: 3 w N V, for their softmax and the gradients of both; of a chunk, where the loss is computed in chunks.
 - gathered, over several shards: two blocks and what is outside of blocks, w for each weight and its gradient.
@@ -46,6 +48,7 @@ class _How(NamedTuple):
         w, p, a: Bytes of a number.
         on_gpu: Whether on a GPU.
         length: Tokens of a sequence, T.
+        masked: Whether a mask says which of them see each other.
     """
 
     w: int
@@ -53,6 +56,7 @@ class _How(NamedTuple):
     a: int
     on_gpu: bool
     length: float
+    masked: bool
 
     @property
     def plain(self) -> bool:
@@ -85,7 +89,7 @@ def expected_bytes(
     """
     if on_gpu is None:
         on_gpu = next(model.parameters()).device.type != "cpu"
-    how = _how(precision, on_gpu, min(targets, length or config.model.max_len))
+    how = _how(precision, on_gpu, min(targets, length or config.model.max_len), masked=config.is_masked)
     blocks, weights = list(blocks_of(model)), _weights(model)
     learning = num_trained(model)
     in_blocks = {id(p): p.numel() for block in blocks for p in trained(block).values() if p.ndim == 2}
@@ -138,13 +142,13 @@ def largest_micro_batch(
     return bisect_right(range(1, config.training.batch_size + 1), free_bytes, key=needed)
 
 
-def _how(precision: str, on_gpu: bool, length: float) -> _How:
+def _how(precision: str, on_gpu: bool, length: float, *, masked: bool) -> _How:
     w = 8 if precision == "fp64" else 4
     p = 2 if precision in ("bf16", "fp16") else w
     # As layers/attention.py decides; older versions of torch do not tell.
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     amx = capabilities.get("amx_bf16", False)
-    return _How(w, p, p if on_gpu or amx else max(p, 4), on_gpu, length)
+    return _How(w, p, p if on_gpu or amx else max(p, 4), on_gpu, length, masked)
 
 
 def _weights(module: nn.Module) -> int:
@@ -168,7 +172,7 @@ def _copied_bytes(model: nn.Module, blocks: list[nn.Module], config: RunConfig, 
 
 
 def _attention(shape: TransformerConfig, how: _How) -> float:
-    """What attention keeps of a token: a product for queries, keys and values; these; its result."""
+    """What attention keeps of a token: a product for queries, keys and values; these; its result; its mask."""
     width, pairs = shape.num_heads * shape.head_size, 2 * shape.kv_heads * shape.head_size
     product = how.p * (width + pairs)
     if shape.dropout and not how.on_gpu:  # Keys and values for each head; the weights, before and after dropout.
@@ -177,8 +181,13 @@ def _attention(shape: TransformerConfig, how: _How) -> float:
     heads: float = width + pairs
     if how.plain:  # Values are a part of the product, as are queries and keys that are neither normed nor rotated.
         heads = width + pairs // 2 if turned else 0
+    if how.masked and how.on_gpu and pairs < 2 * width:
+        heads = (width if turned else 0) + 2 * width
+    mask = how.a * how.length if how.masked else 0
+    if how.on_gpu and how.length % 16:
+        mask *= shape.num_heads
     results = how.a + (how.p if how.a != how.p else 0)
-    return product + how.a * heads + results * width + 4 * shape.num_heads
+    return product + how.a * heads + results * width + mask + 4 * shape.num_heads
 
 
 def _feed_forward(shape: TransformerConfig, how: _How) -> float:
@@ -196,6 +205,7 @@ def _kept_bytes(blocks: list[nn.Module], config: RunConfig, how: _How) -> float:
     norm = (how.w + how.p) * width  # What goes in, and what comes out.
     mask = width if shape.dropout and how.plain else 0  # A byte for each; layers.native computes it again.
     kept: float = 2 * norm + 2 * mask  # Embeddings, and the norms behind the last block of a stack.
+    kept += how.length if how.masked else 0
     largest = 0.0
     recompute = config.training.recompute
     for block in blocks:

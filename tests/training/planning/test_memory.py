@@ -8,6 +8,7 @@ import torch
 from helpers import OF_GPT2, with_training
 from torch import Tensor, nn
 
+from data.config import TextConfig
 from gpt.config import GPTConfig
 from gpt.model import GPT
 from seq2seq.config import ModelConfig as PairModel
@@ -57,10 +58,13 @@ def test_what_is_computed_twice_is_not_kept(config: GPTConfig) -> None:
         ("fp32", {"head_dim": 32, "num_kv_heads": 2, "dropout": 0.0}),
         ("bf16", {"head_dim": 8, "attention_bias": True, "feed_forward_bias": True}),
         ("bf16", {**OF_GPT2, "pairs": True, "head_dim": 32, "num_layers": 2}),
+        ("fp32", {"packing": "documents", "dropout": 0.0, "num_kv_heads": 2, "num_heads": 8, "num_layers": 6}),
+        ("bf16", {"packing": "documents", "dropout": 0.0, "d_model": 32, "d_ff": 48}),
     ],
 )
 def test_the_formula_is_what_autograd_keeps(config: GPTConfig, precision: str, shape: dict[str, Any]) -> None:
     sizes: dict[str, Any] = {"d_model": 64, "num_heads": 4, "d_ff": 160, "max_len": 64, "dropout": 0.1} | shape
+    config = replace(config, data=replace(config.data, packing=sizes.pop("packing", "joined"), tokenizer="bytes"))
     if sizes.pop("pairs", False):
         pairs = Seq2SeqConfig(model=PairModel(**sizes), training=config.training)
         model: nn.Module = EncoderDecoder(pairs.model, 64)
@@ -71,6 +75,7 @@ def test_the_formula_is_what_autograd_keeps(config: GPTConfig, precision: str, s
     model.set_sample_seeds(torch.arange(16))
     tokens_BT = torch.randint(5, 64, (16, 64))
     inputs = (tokens_BT, tokens_BT) if isinstance(model, EncoderDecoder) else (tokens_BT,)
+    inputs += (torch.arange(64).expand(16, -1) % 20,) if config.is_masked else ()
     kept: dict[int, Tensor] = {}
     with (
         torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t), id),
@@ -83,6 +88,21 @@ def test_the_formula_is_what_autograd_keeps(config: GPTConfig, precision: str, s
     parts = expected_bytes(model, config, precision, tokens_BT.numel(), length=64)
     expected = parts[ACTIVATIONS] + parts["copies of weights"] + parts["logits"] / 3
     assert expected == pytest.approx(bytes_kept, rel=0.08)
+
+
+@pytest.mark.parametrize(("length", "heads"), [(64, 1), (60, 4)])
+def test_on_a_gpu_a_mask_is_kept_by_each_layer(config: GPTConfig, length: int, heads: int) -> None:
+    """And keys and values for each head: a kernel that takes a mask takes no groups."""
+    sizes = {"num_layers": 3, "d_model": 32, "num_heads": 4, "num_kv_heads": 1, "max_len": 64, "dropout": 0.0}
+    config = replace(config, model=replace(config.model, **sizes))
+    answers = TextConfig(source="a.jsonl", prompt_column="prompt", answer_column="answer")
+    plain, masked = (
+        expected_bytes(GPT(config.model, 30), replace(config, data=data), "bf16", 640, length=length, on_gpu=True)
+        for data in (TextConfig(), answers)
+    )
+    repeated = 2 * (2 * 32 - 8)
+    assert masked[ACTIVATIONS] - plain[ACTIVATIONS] == 640 * (length + 3 * (2 * heads * length + repeated))
+    assert plain.keys() == masked.keys()
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])

@@ -12,6 +12,7 @@ from decoding.model_type import asked_model_type
 from gpt.config import GPTConfig
 from seq2seq.config import Seq2SeqConfig
 from training.config.command_line import Namespace, StrictParser
+from training.config.fields import options_of
 from training.config.sections import RunConfig
 from training.runtime.errors import InputError, exit_code
 from training.storage.run_folder import RUNS
@@ -73,9 +74,17 @@ def parse(
     config = parser.build(config_class, options)
     grid = parse_grid(options.grid)
     seeds = range(config.seed, config.seed + (options.seeds or 1))
+    own = {name for name, value in vars(options).items() if not isinstance(value, Namespace)}
+    if foreign := own & grid.keys() - {option.name for option in options_of(config_class)}:
+        raise InputError(f"grid: {min(foreign)} is an option of the sweep, not of a run")
     chosen = [(setting, seed) for setting in settings(grid) for seed in seeds]
+    known: dict[RunConfig, Setting] = {}
     for setting, seed in chosen:
-        parser.build(config_class, parser.parse_only([*words, *words_of(setting, seed)]))
+        built = parser.build(config_class, parser.parse_only([*words, *words_of(setting, seed)]))
+        if built in known:
+            texts = (", ".join(f"{name}={value}" for name, value in each.items()) for each in (known[built], setting))
+            raise InputError(f"grid: {' and '.join(texts)} are the same run")
+        known[built] = setting
     return options, config, chosen
 
 
@@ -95,9 +104,9 @@ def _parser() -> StrictParser:
     resume = (
         "Go on with the sweep in --output_dir, with its configuration: what has ended is not run again. With --grid "
     )
-    add("--resume", action="store_true", help=f"{resume}or --seeds those runs are added.")
+    add("--resume", action="store_true", help=f"{resume}those runs are added, with --seeds alone more seeds.")
     add("--jobs", type=int | None, help="Runs at once. Default: one on each card that is visible, or one on a CPU.")
-    add("--metric", choices=get_args(Metric), default="val_loss", help="What runs are compared by; lower is better.")
+    add("--metric", choices=get_args(Metric), help="What runs are compared by; lower is better. Default: val_loss.")
     early = "End a run whose lowest loss is above the median of the others' at the same step."
     add("--early_stop", action="store_true", help=early)
     add("--sweep", type=str | None, metavar="FILE", help="A sweep file of Weights & Biases, of the method grid.")

@@ -140,3 +140,68 @@ def test_copies_are_evaluated_and_go_on_where_the_run_is_not(runs: Path, tmp_pat
     done = command(ROOT / "launch/train_gpt.py", *resume, cwd=tmp_path)
     assert "resuming    after step 40" in done.stdout, done.stderr
     assert read_metrics(tmp_path / "whole")[-1]["step"] == 50
+
+
+def test_a_link_that_is_named_is_left_alone_with_what_it_leads_to(said: Said) -> None:
+    make_run(Path("runs/one"), [3.0, 1.0, 2.0])
+    Path("runs/link").symlink_to("one")
+    for more in ([], ["--checkpoints"]):
+        code, text = said("prune", "runs/link", "--yes", *more)
+        assert code == 0
+        assert text.splitlines() == [
+            "left alone runs/link: it is a link, and what it leads to lies elsewhere",
+            "nothing to remove",
+        ]
+    assert len(os.listdir("runs/one/checkpoints")) == 5
+
+
+@pytest.mark.parametrize("place", ["elsewhere/base", "runs/base"])
+def test_an_adapter_is_seen_beside_its_base_and_behind_a_link(place: str, said: Said) -> None:
+    base = make_run(Path(place).resolve())
+    adapter = make_run(Path("elsewhere/adapter"), more={"init_from": str(base.path), "lora": {"rank": 4}})
+    if place == "runs/base":
+        Path("runs/link").symlink_to(adapter.path.resolve())
+    code, text = said("prune", place, "--yes")
+    assert (code, text.count(f"left alone {place}: ")) == (0, 1)
+    assert text.endswith(" needs its weights\nnothing to remove\n")
+    assert base.config_file.exists()
+
+
+def test_a_run_is_left_alone_that_is_needed_by_the_time_of_the_answer(
+    said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_run(Path("runs/base"))
+
+    def begin(*_: object) -> bool:
+        make_run(Path("runs/adapter"), more={"init_from": str(base.path.resolve()), "lora": {"rank": 4}})
+        return True
+
+    monkeypatch.setattr("training.runs.commands._agreed", begin)
+    assert said("prune", "runs/base")[1].endswith("left alone runs/base: runs/adapter needs its weights\n")
+    assert base.config_file.exists()
+
+
+def test_a_run_that_is_named_twice_is_one(said: Said) -> None:
+    make_run(Path("elsewhere/one"))
+    code, text = said("prune", "elsewhere/one", "elsewhere/../elsewhere/one", "--yes")
+    assert (code, text.count("removed elsewhere")) == (0, 1)
+
+
+def test_checkpoints_whose_names_make_no_sense_keep_no_other_run_from_being_pruned(said: Said) -> None:
+    odd, plain = make_run(Path("runs/odd")), make_run(Path("runs/plain"), [3.0, 1.0, 2.0])
+    (odd.checkpoints / "best").unlink()
+    (odd.checkpoints / "best").symlink_to("/")
+    code, text = said("prune", "--checkpoints", "--yes")
+    assert code == 0
+    assert "left alone runs/odd: runs/odd/checkpoints/best names '/'" in text
+    assert (len(os.listdir(odd.checkpoints)), len(os.listdir(plain.checkpoints))) == (4, 4)
+
+
+def test_a_copy_of_a_run_without_checkpoints_is_a_copy(said: Said) -> None:
+    make_run(Path("runs/one"), []).metrics_file.touch()
+    assert said("copy", "runs/one", "copy", "--whole") == (0, "copied to   copy\n")
+
+
+def test_a_name_that_looks_like_an_option_is_typed_as_a_path(said: Said) -> None:
+    make_run(Path("runs/one"))
+    assert said("copy", "runs/one", "./-copy")[1].endswith("evaluate.py --checkpoint ./-copy\n")

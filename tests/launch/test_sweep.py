@@ -64,6 +64,11 @@ def test_a_dry_run_shows_the_commands_and_makes_nothing(said: Said) -> None:
         ("--config small.yaml --seeds 0", "seeds must be at least 1, got 0"),
         ("--config small.yaml --jobs 0", "jobs must be at least 1, got 0"),
         ("--config small.yaml --early_stop --grid data.source=a,b", "not with a grid over data.source"),
+        ("--config small.yaml --grid jobs=1,2", "grid: jobs is an option of the sweep, not of a run"),
+        (
+            "--config small.yaml --grid optimizer.learning_rate=1e-3,0.001",
+            "grid: optimizer.learning_rate=1e-3 and optimizer.learning_rate=0.001 are the same run",
+        ),
         ("--resume", "--resume goes on with the sweep in --output_dir: name that, and no --sweep"),
         ("--resume --output_dir x --sweep y", "--resume goes on with the sweep in --output_dir: name that, and no"),
         ("--resume --output_dir none", "none/base.yaml: there is no such file"),
@@ -98,6 +103,28 @@ def test_a_folder_in_use_is_never_another_sweep(said: Said, monkeypatch: pytest.
         *("learning_rate=1e-3,seed=1", "learning_rate=3e-3,seed=1", "learning_rate=3e-3,seed=2"),
         *("learning_rate=1e-2,seed=1", "learning_rate=1e-2,seed=2"),
     ]
+
+
+def test_a_sweep_goes_on_by_its_own_metric_and_with_more_seeds_of_its_own_settings(
+    said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.sweep.running.Runner.run_all", lambda runner: None)
+    said("--config", "small.yaml", "--grid", RATES, "--output_dir", "mine")
+    code, text = said("--output_dir", "mine", "--resume", "--metric", "bits_per_byte")
+    assert (code, text) == (2, "error: mine is a sweep by val_loss: leave --metric out\n")
+    assert "mine, 4 of 4 runs" in said("--output_dir", "mine", "--resume", "--seeds", "2")[1]
+    runs = json.loads(Path("mine/sweep.json").read_text())["runs"]
+    rates = [(run["setting"]["optimizer.learning_rate"], run["seed"]) for run in runs]
+    assert rates == [("1e-3", 1), ("3e-3", 1), ("1e-3", 2), ("3e-3", 2)]
+
+
+def test_commands_are_as_they_are_typed_in_this_folder(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.sweep.running.Runner.run_all", lambda runner: None)
+    config, place = Path("small.yaml").resolve(), Path("mine").resolve()
+    monkeypatch.chdir(ROOT)
+    words = ["--config", str(config), "--output_dir", str(place)]
+    assert " launch/train_gpt.py --config " in said(*words, "--dry_run")[1]
+    assert f" launch/sweep.py --output_dir {place} --resume\n" in said(*words)[1]
 
 
 @pytest.mark.ci

@@ -12,11 +12,11 @@ from training.config.command_line import Namespace, StrictParser
 from training.plots import check_output
 from training.runs.copying import copy_checkpoint, copy_run, needs
 from training.runs.listing import Run, State, age, find_runs, read_run, table_row
-from training.runs.pruning import Choice, Slimming, obstacle, remove_checkpoints, remove_run, slimming
+from training.runs.pruning import LINK, Choice, Slimming, obstacle, remove_checkpoints, remove_run, slimming
 from training.runtime.errors import CommandError, InputError
 from training.runtime.sizes import gigabytes
 from training.runtime.tables import print_table
-from training.storage.checkpoint import Checkpoint, checkpoint_name
+from training.storage.checkpoint import Checkpoint, CheckpointStore, checkpoint_name
 from training.storage.run_folder import RUNS, find_checkpoint
 from training.train_command import script_command
 
@@ -88,10 +88,11 @@ def show(words: Sequence[str], scripts: Path) -> None:
 
 def _verify(run: Run) -> None:
     for saved in run.checkpoints:
+        place = run.path / "checkpoints" / checkpoint_name(saved.step)
         try:
-            Checkpoint(run.path / "checkpoints" / checkpoint_name(saved.step))
+            Checkpoint(place)
         except InputError as error:
-            if saved.fault is None:
+            if saved.fault is None and place.exists():  # A running run removes its older ones.
                 saved.fault = str(error)
                 run.state, run.faults = "damaged", [*run.faults, saved.fault]
 
@@ -127,41 +128,64 @@ def _print_run(run: Run, scripts: Path) -> None:
     _say_faults([run])
     if run.state == "stopped" and run.model is not None:
         script = scripts / f"train_{run.model}.py"
-        print(f"to go on: {script_command(script, '--output_dir', run.path, '--resume')}")
+        print(f"to go on: {script_command(script, '--output_dir', _typed(run.path), '--resume')}")
 
 
 def prune(words: Sequence[str]) -> None:
     """Remove runs, or checkpoints of runs, after asking."""
     options = _prune_options(words)
-    found = _all_runs(options)
-    chosen = _choice(options).of(found)
-    free = [run for run in chosen if (reason := obstacle(run, found)) is None or _leave(run, reason)]
+    for link in (path for path in map(Path, options.names) if path.is_symlink()):
+        _leave(link, LINK)
+    free = _free(_choice(options).of(_all_runs(options)), options)
     if options.checkpoints:
-        plans = [plan for run in free if (plan := slimming(run, options.keep or 1)).removed]
-        _prune_checkpoints(plans, options)
+        _prune_checkpoints([plan for run in free if (plan := _plan(run, options.keep or 1)).removed], options)
         return
     if not free:
         print("nothing to remove")
         return
     print_table([table_row(run) for run in free])
     if _agreed(options, f"remove these {len(free)} runs, {gigabytes(sum(run.size for run in free))}?"):
-        for run in free:
-            remove_run(run.path)
+        for run in _free(free, options):  # An adapter may have begun while the question stood.
+            remove_run(run.path, run.size)
             print(f"removed {run.path}")
 
 
-def _leave(run: Run, reason: str) -> bool:
-    print(f"left alone {run.path}: {reason}")
+def _free(runs: Sequence[Run], options: Namespace) -> list[Run]:
+    """Those that may be removed; of the others it is said why not."""
+    around = _all_runs(options, around=True)
+    reasons = ((run, obstacle(run, around, whole=not options.checkpoints)) for run in runs)
+    return [run for run, reason in reasons if reason is None or _leave(run.path, reason)]
+
+
+def _leave(path: Path, reason: str) -> bool:
+    print(f"left alone {path}: {reason}")
     return False
 
 
-def _all_runs(options: Namespace) -> list[Run]:
-    """The runs of the folder, and those that are named, wherever they are."""
-    folder = Path(options.runs)
-    found = find_runs(folder) if folder.is_dir() or not options.names else []
-    known = {run.path.resolve() for run in found if not run.path.is_symlink()}
-    links = [path for path in map(Path, options.names) if path.is_symlink() or path.resolve() not in known]
-    return sorted([*found, *map(read_run, links)], key=lambda run: -run.changed)
+def _all_runs(options: Namespace, *, around: bool = False) -> list[Run]:
+    """The runs of the folder, and those that are named, wherever they are.
+
+    Args:
+        options: They say the folder, and the names.
+        around: Those behind links as well, and those beside the ones that are named: they may need one of these.
+    """
+    folder, named = Path(options.runs), [path for path in map(Path, options.names) if not path.is_symlink()]
+    found = find_runs(folder, links=around) if folder.is_dir() or not options.names else []
+    known = {run.path.resolve() for run in found}
+    elsewhere = {place: path for path in named if (place := path.resolve()) not in known}
+    found += map(read_run, elsewhere.values())
+    for beside in {place.parent for place in elsewhere} if around else ():
+        found += find_runs(beside, depth=1)
+    return sorted(found, key=lambda run: -run.changed)
+
+
+def _plan(run: Run, keep: int) -> Slimming:
+    """What is to go of a run; nothing where that cannot be told."""
+    try:
+        return slimming(run, keep)
+    except InputError as error:
+        _leave(run.path, str(error))
+        return Slimming(run)
 
 
 def _prune_checkpoints(plans: Sequence[Slimming], options: Namespace) -> None:
@@ -172,7 +196,8 @@ def _prune_checkpoints(plans: Sequence[Slimming], options: Namespace) -> None:
         kept, removed = (", ".join(path.name for path in paths) for paths in (plan.kept, plan.removed))
         print(f"{plan.run.path}: remove {removed} ({gigabytes(plan.size)}), keep {kept}")
     if _agreed(options, f"remove these, {gigabytes(sum(plan.size for plan in plans))}?"):
-        for plan in plans:
+        free = _free([plan.run for plan in plans], options)
+        for plan in (plan for plan in plans if plan.run in free):
             remove_checkpoints(plan)
             print(f"removed {len(plan.removed)} of {plan.run.path}")
 
@@ -205,7 +230,7 @@ def _prune_options(words: Sequence[str]) -> Namespace:
     add("--state", choices=["done", "stopped", "damaged"], help="What they are.")
     keep = "Leave so many of the newest runs alone; with --checkpoints, so many checkpoints of each run"
     add("--keep", type=int, default=0, metavar="N", help=f"{keep}, at least 1, besides the best.")
-    add("--keep_best", type=int, default=0, metavar="N", help="Leave the runs with the lowest losses on a text alone.")
+    add("--keep_best", type=int, default=0, metavar="N", help="Leave those with the lowest losses on a text alone.")
     add("--checkpoints", action="store_true", help="Remove checkpoints, not runs; and what is left of damaged ones.")
     add("--dry_run", action="store_true", help="Show what would be removed.")
     add("--yes", action="store_true", help="Do not ask.")
@@ -251,6 +276,13 @@ def copy(words: Sequence[str], scripts: Path) -> None:
     else:
         print(f"checkpoint  {copy_checkpoint(source, destination, weights_only=options.weights_only)}")
     print(f"copied to   {destination}")
+    if options.whole and not CheckpointStore(destination / "checkpoints").steps():
+        return  # It has not come to its first one, and there is nothing to try.
     if (note := needs(find_checkpoint(destination))) is not None:
         print(f"note        {note}")
-    print(f"to try it:  {script_command(scripts / 'evaluate.py', '--checkpoint', destination)}")
+    print(f"to try it:  {script_command(scripts / 'evaluate.py', '--checkpoint', _typed(destination))}")
+
+
+def _typed(path: Path) -> str:
+    """A path as it is typed, so that it is taken for no option."""
+    return f"./{path}" if str(path).startswith("-") else str(path)

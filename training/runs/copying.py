@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from training.runs.listing import base_of, read_run
+from training.runs.listing import base_of, measured, read_run
 from training.runtime.errors import InputError, refusal
 from training.storage.checkpoint import NAMES, Checkpoint, CheckpointError, CheckpointStore, checkpoint_name
 from training.storage.files import replace_link, sync, write_synced
@@ -34,15 +34,15 @@ def copy_checkpoint(source: Path, destination: Path, *, weights_only: bool = Fal
 
     Raises:
         CheckpointError: There is none, or it is damaged.
-        InputError: The destination is there already, or cannot be written.
+        InputError: The destination is there already, lies in the checkpoint, or cannot be written.
     """
     found = find_checkpoint(source)
-    _whole(destination, lambda beside: _copy_files(found, beside, weights_only=weights_only))
+    _whole(found, destination, lambda beside: _copy_files(found, beside, weights_only=weights_only))
     return found
 
 
 def copy_run(source: Path, destination: Path) -> list[str]:
-    """Copy a whole run, which can go on there; damaged checkpoints and links are left out.
+    """Copy a whole run, which can go on there; damaged checkpoints, links and what is left over are left out.
 
     Args:
         source: The run.
@@ -52,20 +52,29 @@ def copy_run(source: Path, destination: Path) -> list[str]:
         What was left out, and why, one line each.
 
     Raises:
-        InputError: It is no run or is running, the destination is there already, or it cannot be written.
+        InputError: It is no run, is running or begins to, or the destination is there already, lies in the run, or
+            cannot be written.
     """
     run = read_run(source)
     if run.state == "running":
         raise InputError(f"{source} is running: wait for its end, or copy a checkpoint of it")
     left_out: list[str] = []
-    _whole(destination, lambda beside: _copy_run(RunFolder(source), beside, left_out))
+
+    def fill(beside: Path) -> None:
+        _copy_run(RunFolder(source), beside, left_out)
+        if RunFolder(source).is_running or measured(source)[0] != run.size:
+            raise InputError(f"{source} went on while it was copied: wait for its end, or copy a checkpoint of it")
+
+    _whole(source, destination, fill)
     return left_out
 
 
-def _whole(destination: Path, fill: Callable[[Path], None]) -> None:
+def _whole(source: Path, destination: Path, fill: Callable[[Path], None]) -> None:
     """Make a folder that is there when all of it is."""
     if os.path.lexists(destination):
         raise InputError(f"{destination} is there already: name a folder to be made")
+    if destination.resolve().is_relative_to(source.resolve()):
+        raise InputError(f"{destination} lies in {source}, which is to be copied: name a folder outside of it")
     beside = destination.with_name(f".{destination.name}.new")
     try:
         beside.parent.mkdir(parents=True, exist_ok=True)
@@ -140,23 +149,23 @@ def _copy_checkpoints(store: CheckpointStore, destination: Path, left_out: list[
     if not store.folder.is_dir():
         return
     destination.mkdir()
-    for step in store.steps():
-        place = store.folder / checkpoint_name(step)
+    named = {name: found for name in NAMES if (found := store.named(name)) is not None}
+    # A copy of a checkpoint, where a tool has followed links.
+    copies = [found for name, found in named.items() if found == store.folder / name]
+    places = [*(store.folder / checkpoint_name(step) for step in store.steps()), *copies]
+    for place in places:
         try:
             _copy_files(place, destination / place.name)
         except DamagedCheckpointError as error:
             left_out.append(str(error))
             shutil.rmtree(destination / place.name, ignore_errors=True)
-    for name in NAMES:
-        found = store.named(name)
-        if found is None:
-            continue
-        if found == store.folder / name:  # A copy of a checkpoint, where a tool has followed links.
-            _copy_files(found, destination / name)
-        elif (destination / found.name).is_dir():
+    for name, found in named.items():
+        if found not in copies and (destination / found.name).is_dir():
             replace_link(destination / name, found.name)
     if store.steps() and not CheckpointStore(destination).steps():
         raise CheckpointError(f"{store.folder} holds no sound checkpoint: {left_out[-1]}")
+    known = {path.name for path in places} | set(NAMES)
+    left_out += [f"{path}: no checkpoint" for path in sorted(store.folder.iterdir()) if path.name not in known]
 
 
 def needs(checkpoint: Path) -> str | None:

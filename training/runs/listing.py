@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from training.runtime.errors import InputError, refusal
 from training.runtime.sizes import gigabytes
 from training.storage.checkpoint import NAMES, Checkpoint, CheckpointStore, checkpoint_name
+from training.storage.manifest import MANIFEST
 from training.storage.reading import read_yaml
 from training.storage.run_folder import RunFolder
 from training.storage.state import Counters, SavedState, saved_state
@@ -20,6 +22,8 @@ from training.storage.state import Counters, SavedState, saved_state
 State = Literal["running", "done", "stopped", "damaged", "unknown"]
 DEPTH = 4
 """Folders between the one that is searched and a run, at most: runs/sweeps/NAME-1/RUN has two."""
+_IN_A_RUN = re.compile(r"[.]?(damaged-)?step-\d+([.]new)?|best|last")
+"""Folders of checkpoints, whole or not."""
 _LINES = 10_000
 """Lines of metrics, from the end, in which the newest validation loss is looked for."""
 
@@ -54,12 +58,13 @@ class Run:
         faults: What is wrong, one line each.
         size: In bytes, of all of its files; links are not followed.
         changed: When a file of it was last written, in seconds since 1970.
-        config: Its configuration as the file has it, {} where that cannot be read.
+        config: Its configuration as the file has it, or its newest sound checkpoint; {} where neither can be read.
         model: Which model it is of, by its newest sound checkpoint; so are the counters, `setup` and `data_sha256`.
         step: The newest one that it reported.
         steps: How many it is to do; None where that is not known.
         val_loss: The newest, or over a part of the validation split; None before the first.
         best: The lowest one of those that it goes by.
+        eval_every: It goes by the loss over every so many-th window of the validation split.
         bits_per_byte: The newest.
         checkpoints: In rising order.
         left_over: Folders of damaged checkpoints that were put aside, and of saves that were cut short.
@@ -81,6 +86,7 @@ class Run:
     val_loss: float | None = None
     best: float | None = None
     best_step: int | None = None
+    eval_every: int = 1
     bits_per_byte: float | None = None
     checkpoints: list[Saved] = field(default_factory=list)
     left_over: list[Path] = field(default_factory=list)
@@ -103,27 +109,47 @@ def base_of(config: Any) -> Path | None:
     return Path(source) if isinstance(lora, dict) and lora.get("rank") and isinstance(source, str) else None
 
 
-def find_runs(folder: Path) -> list[Run]:
-    """The runs in a folder and the folders in it, the one that was changed last first; links are not followed.
+def find_runs(folder: Path, *, depth: int = DEPTH, links: bool = False) -> list[Run]:
+    """The runs in a folder and the folders in it, those in runs too, the one that was changed last first.
+
+    Args:
+        folder: Where to look.
+        depth: Folders between it and a run, at most, and that of the run.
+        links: Look behind links as well.
 
     Raises:
         InputError: There is no such folder, or it cannot be read.
     """
+    runs = []
     try:
-        return sorted((read_run(path) for path in _walk(folder, DEPTH)), key=lambda run: -run.changed)
+        for path in walk_runs(folder, depth, links=links):
+            with suppress(InputError, FileNotFoundError):  # It was removed meanwhile.
+                runs.append(read_run(path))
     except OSError as error:
         raise InputError(f"cannot look for runs in {folder}: {error.strerror}") from error
+    return sorted(runs, key=lambda run: -run.changed)
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
+def walk_runs(folder: Path, depth: int = DEPTH, *, links: bool = False) -> Iterator[Path]:
+    """The folders of these runs."""
     with os.scandir(folder) as entries:
-        inside = sorted((e for e in entries if e.is_dir(follow_symlinks=False)), key=lambda entry: entry.name)
-    for path in (folder / entry.name for entry in inside if not entry.name.startswith(".")):
+        inside = sorted((e for e in entries if e.is_dir(follow_symlinks=links)), key=lambda entry: entry.name)
+    foreign = "wandb" if RunFolder(folder).in_use else None  # Which has files of our names.
+    for path in (folder / entry.name for entry in inside if not entry.name.startswith(".") and entry.name != foreign):
+        if is_checkpoint(path):
+            continue
         if RunFolder(path).in_use:
             yield path
-        elif depth > 1:
-            with suppress(PermissionError):
-                yield from _walk(path, depth - 1)
+        if depth > 1:
+            with suppress(PermissionError, FileNotFoundError):
+                yield from walk_runs(path, depth - 1, links=links)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is a checkpoint, which has a configuration as a run has: in a run, or a copy of one."""
+    place = path.absolute()
+    in_a_run = place.parent.name == "checkpoints" and _IN_A_RUN.fullmatch(place.name) is not None
+    return in_a_run or (place / MANIFEST).exists()
 
 
 def read_run(path: Path) -> Run:
@@ -133,12 +159,14 @@ def read_run(path: Path) -> Run:
         InputError: The folder holds no run.
     """
     folder, run = RunFolder(path), Run(path)
+    if is_checkpoint(path):
+        raise InputError(f"{path} holds no run: it is a checkpoint")
     if not folder.in_use:
         raise InputError(f"{path} holds no run: expected the folder of one, with its config.yaml and checkpoints")
     running = folder.is_running
     run.size, run.changed = measured(path)
     with _noting(run):
-        run.config = config if isinstance(config := read_yaml(folder.config_file), dict) else {}
+        run.config = _config(folder.config_file)
     with _noting(run):
         _read_checkpoints(run, folder)
     with _noting(run):
@@ -150,6 +178,10 @@ def read_run(path: Path) -> Run:
     elif run.steps is not None and run.checkpoints and run.checkpoints[-1].step >= run.steps:
         run.state = "done"
     return run
+
+
+def _config(file: Path) -> dict[str, Any]:
+    return config if isinstance(config := read_yaml(file), dict) else {}
 
 
 @contextmanager
@@ -190,7 +222,8 @@ def _read_checkpoints(run: Run, folder: RunFolder) -> None:
     for step in store.steps():
         place, fault = folder.checkpoints / checkpoint_name(step), None
         try:
-            newest = saved_state(Checkpoint(place, in_part=True))
+            checkpoint = Checkpoint(place, in_part=True)
+            newest = saved_state(checkpoint), checkpoint.folder
         except (InputError, OSError) as error:
             fault = _fault(error)
             run.faults.append(fault)
@@ -198,13 +231,16 @@ def _read_checkpoints(run: Run, folder: RunFolder) -> None:
         with suppress(FileNotFoundError):
             run.checkpoints.append(Saved(step, measured(place)[0], names, fault))
     if newest is not None:
-        _take_counters(run, newest)
+        _take_counters(run, newest[0])
+        if not run.config:
+            run.config = _config(newest[1] / "config.yaml")
 
 
 def _take_counters(run: Run, saved: SavedState) -> None:
     counters = saved.counters
     run.step, run.tokens, run.seconds = counters.reported_step, counters.tokens, counters.seconds
     run.val_loss, run.best, run.best_step = counters.val_loss, counters.best, counters.best_step
+    run.eval_every = counters.eval_every
     run.model, run.data_sha256 = (_text(saved.identity.get(name)) for name in ("model_type", "data_sha256"))
     run.setup = dict(saved.setup)
     lines = RunFolder(run.path).iterate_metrics(newest_first=True)

@@ -205,13 +205,15 @@ def choose_run_folder(name: str, output_dir: Path | None, *, resume: bool) -> Ru
         resume: Whether a run may be inside already.
 
     Raises:
-        InputError: `output_dir` holds a run, and `resume` was not asked for.
+        InputError: `output_dir` holds a run, and `resume` was not asked for; or it is a checkpoint.
     """
     if output_dir is None:
         return (newest_run(name) if resume else None) or RunFolder(_free_folder(name))
     run = RunFolder(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"--output_dir {output_dir} is a file, not a folder")
+    if (output_dir / MANIFEST).exists():
+        raise InputError(f"--output_dir {output_dir} is a checkpoint, not a run's folder: choose another one")
     if run.in_use and not resume:
         raise InputError(
             f"{output_dir} already holds a run: go on with it by adding --resume, or choose another --output_dir"

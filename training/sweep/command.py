@@ -13,10 +13,11 @@ from training.runtime.errors import CommandError, InputError, StoppedBySignal
 from training.runtime.packages import needed_package
 from training.storage.files import replace_text
 from training.storage.reading import read_text
-from training.storage.run_folder import RUNS, RunFolder, python_command
+from training.storage.run_folder import RUNS, RunFolder
 from training.sweep.early_stop import check_comparable
 from training.sweep.grid import Setting, run_name, words_of
 from training.sweep.record import BASE, FILE, FINISHED, Sweep, SweepRun, read_sweep
+from training.train_command import script_command
 
 PLOT = "sweep.png"
 
@@ -45,16 +46,26 @@ def prepare(
         sweep = read_sweep(folder)
         if config != parse_config_text(type(config), read_text(folder / BASE)):
             raise InputError(f"{folder} is a sweep of another configuration: leave --config and its options out")
+        if options.metric not in (None, sweep.metric):
+            raise InputError(f"{folder} is a sweep by {sweep.metric}: leave --metric out")
         sweep.early_stop = sweep.early_stop or options.early_stop
     elif os.path.lexists(folder / FILE) or RunFolder(folder).in_use:
         raise InputError(f"{folder} is in use: go on with its sweep by --resume, or choose another --output_dir")
     else:
-        sweep = Sweep(model, options.metric, options.early_stop)
-    for setting, seed in chosen if options.grid or options.seeds or not options.resume else ():
+        sweep = Sweep(model, options.metric or "val_loss", options.early_stop)
+    for setting, seed in _added(sweep, options, chosen) if options.resume else chosen:
         sweep.add(SweepRun(run_name(setting, seed), setting, seed))
     if sweep.early_stop:
         check_comparable(name for run in sweep.runs for name in run.setting)
     return sweep
+
+
+def _added(sweep: Sweep, options: Namespace, chosen: Sequence[tuple[Setting, int]]) -> Sequence[tuple[Setting, int]]:
+    """The settings and seeds that a sweep that goes on may lack: those of the grid, else its own with more seeds."""
+    if options.grid:
+        return chosen
+    own = [summary.setting for summary in sweep.summaries()]
+    return [(setting, seed) for setting in own for _, seed in chosen] if options.seeds else []
 
 
 def command_of(script: Path, base: Path, run: SweepRun, place: Path) -> list[str]:
@@ -67,7 +78,8 @@ def show_plan(sweep: Sweep, folder: Path, command: Callable[[SweepRun, Path], li
     """Print the runs with their commands."""
     for run in sweep.runs:
         done = f"{run.state:<11} " if run.state in FINISHED else "to run      "
-        print(f"{done} {python_command(*command(run, folder / run.name))}")
+        script, *words = command(run, folder / run.name)
+        print(f"{done} {script_command(Path(script), *words)}")
     print(f"{len(sweep.runs)} runs in {folder}, none started (--dry_run)")
 
 
@@ -111,7 +123,7 @@ def _run(
     print(f"sweep       {folder}, {left} of {len(sweep.runs)} runs to do, {len(slots)} at once", flush=True)
     runner = Runner(sweep, folder, command, slots, steps=config.training.max_steps, say=partial(print, flush=True))
     jobs = ["--jobs", options.jobs] if options.jobs else []
-    resume = python_command(sys.argv[0], "--output_dir", folder, "--resume", *jobs)
+    resume = script_command(Path(sys.argv[0]), "--output_dir", folder, "--resume", *jobs)
     try:
         runner.run_all()
     except StoppedBySignal as stopped:

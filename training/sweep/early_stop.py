@@ -13,7 +13,10 @@ MIN_OTHERS = 3
 """Runs that must have come as far as one that is judged."""
 GRACE = 0.25
 """The share of its steps in which no run is judged: a high learning rate looks worse than it ends."""
-_UNEQUAL = ("training.batch_size", "training.max_steps", "training.max_tokens", "training.epochs", "schedule", "data")
+_UNEQUAL = (
+    *("training.batch_size", "training.max_steps", "training.max_tokens", "training.epochs", "training.eval_tokens"),
+    *("model.max_len", "schedule", "data"),
+)
 """Options, and sections, of a grid whose runs are not alike after as many steps."""
 
 Curve = Sequence[tuple[int, float]]

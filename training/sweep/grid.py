@@ -48,11 +48,17 @@ def settings(grid: Mapping[str, Sequence[str]]) -> list[Setting]:
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
 
-def run_name(setting: Setting, seed: int) -> str:
-    """What the run of a setting and a seed is called, and its folder: `learning_rate=1e-3,seed=1`."""
+def run_name(setting: Setting, seed: int, *, in_full: bool = False) -> str:
+    """What the run of a setting and a seed is called, and its folder: `learning_rate=1e-3,seed=1`.
+
+    Args:
+        setting: Of the run.
+        seed: Of the run.
+        in_full: Write the options with their sections.
+    """
     leaves = [name.rpartition(".")[2] for name in setting]
     words = [
-        f"{leaf if leaves.count(leaf) == 1 else name}={value}"
+        f"{leaf if leaves.count(leaf) == 1 and not in_full else name}={value}"
         for leaf, (name, value) in zip(leaves, setting.items(), strict=True)
     ]
     full = ",".join([*words, f"seed={seed}"])

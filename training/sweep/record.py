@@ -11,7 +11,7 @@ from training.runtime.errors import InputError
 from training.storage.files import replace_text
 from training.storage.reading import Amount, Count, built, read_json
 from training.storage.run_folder import RunFolder
-from training.sweep.grid import Setting
+from training.sweep.grid import Setting, run_name
 
 FILE, BASE = "sweep.json", "base.yaml"
 Metric = Literal["val_loss", "bits_per_byte"]
@@ -52,11 +52,12 @@ class SweepRun:
         Raises:
             FileError: The file cannot be read.
         """
+        self.loss = self.loss_step = None  # Of lines that it has gone back behind.
         for line in RunFolder(folder).iterate_metrics():
             self.steps, self.seconds = int(line["step"]), line.get("seconds", self.seconds)
             self.tokens = int(line.get("tokens", self.tokens))
             loss = line.get(metric)
-            if loss is not None and (self.loss is None or loss < self.loss or self.loss_step == line["step"]):
+            if loss is not None and (self.loss is None or loss < self.loss):
                 self.loss, self.loss_step = loss, int(line["step"])
 
 
@@ -111,9 +112,16 @@ class Sweep:
         yield from groups.values()
 
     def add(self, run: SweepRun) -> None:
-        """Add a run, unless there is one of its name."""
-        if run.name not in {known.name for known in self.runs}:
-            self.runs.append(run)
+        """Add a run, unless there is one of its setting and seed; one whose name is taken gets a longer one."""
+        alike = [known for known in self.runs if known.setting == run.setting]
+        if run.seed in {known.seed for known in alike}:
+            return
+        if alike and list(alike[0].setting) != list(run.setting):  # The order makes no other setting.
+            run.setting = alike[0].setting
+            run.name = run_name(run.setting, run.seed)
+        if run.name in {known.name for known in self.runs}:
+            run.name = run_name(run.setting, run.seed, in_full=True)
+        self.runs.append(run)
 
     def write(self, folder: Path) -> None:
         """Write `sweep.json` in one move."""

@@ -1,10 +1,12 @@
 """What came out of a sweep: a table of its settings, and a picture."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from training.plots import new_figure
+from training.runtime.errors import InputError
 from training.runtime.tables import print_table
 from training.storage.run_folder import RunFolder
 from training.sweep.grid import Setting
@@ -61,7 +63,9 @@ def plot(sweep: Sweep, folder: Path, output: Path) -> None:
     figure = new_figure(12, 5)
     curves, ends = figure.subplots(1, 2)
     for run in sweep.runs:
-        lines = RunFolder(folder / run.name).read_metrics()
+        lines: list[dict[str, float]] = []
+        with suppress(InputError, OSError):  # It is a fault of the run, which is said.
+            lines = RunFolder(folder / run.name).read_metrics()
         points = [(line["step"], line[sweep.metric]) for line in lines if sweep.metric in line]
         line = {"color": colours.get(_name(run.setting), "0.7"), "linestyle": "-" if run.state == "done" else ":"}
         curves.plot([step for step, _ in points], [loss for _, loss in points], marker=".", linewidth=1, **line)
@@ -79,7 +83,8 @@ def _draw_ends(axes: Any, sweep: Sweep, best: Sequence[Summary], colours: Mappin
         axes.plot(losses, [place] * len(losses), "o", color=colours[name], alpha=0.4, markersize=5)
         axes.errorbar(summary.mean, place, xerr=summary.deviation, fmt="|", color=colours[name], capsize=4)
     leaves = ([f"{name.rpartition('.')[2]}={value}" for name, value in each.setting.items()] for each in best)
-    axes.set_yticks(range(len(best)), ["\n".join(words) or "as configured" for words in leaves])
+    labels = ["\n".join(words).replace("$", r"\$") or "as configured" for words in leaves]  # Two would be a formula.
+    axes.set_yticks(range(len(best)), labels)
     axes.set_ylim(max(len(best), 1) - 0.5, -0.5)
     axes.set(xlabel="lowest of each run; mean and deviation over seeds")
     axes.grid(alpha=0.3)

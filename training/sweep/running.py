@@ -197,7 +197,8 @@ class Runner:
             lines = RunFolder(self._folder / run.name).read_metrics()
         except (InputError, OSError):
             return []
-        found = ((int(line["step"]), line.get(metric, line.get(f"{metric}_subset"))) for line in lines)
+        # The end measures the whole split as well, which does not compare with a part of it.
+        found = ((int(line["step"]), line.get(f"{metric}_subset", line.get(metric))) for line in lines)
         return [(step, loss) for step, loss in found if loss is not None]
 
 

@@ -55,7 +55,9 @@ def _values(file: Path, name: str, parameter: Any) -> list[str]:
     """The values of a parameter, as they are typed."""
     if isinstance(parameter, Mapping) and set(parameter) == {"value"}:
         parameter = {"values": [parameter["value"]]}
-    if not isinstance(parameter, Mapping) or set(parameter) != {"values"} or not isinstance(parameter["values"], list):
+    if not isinstance(parameter, Mapping) or set(parameter) != {"values"}:
+        parameter = {"values": None}
+    if not isinstance(parameter["values"], list) or not parameter["values"]:
         raise InputError(f"{file}: parameters.{name}: expected values (a list) or value, as a grid has them")
     if any(not isinstance(value, str | int | float) for value in parameter["values"]):
         raise InputError(f"{file}: parameters.{name}: expected numbers, texts, true or false (W&B types null as None)")

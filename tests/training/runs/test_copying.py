@@ -105,3 +105,39 @@ def test_what_a_copy_needs_is_said(tmp_path: Path) -> None:
         "it holds an adapter alone: hand over its base runs/base too (SHA-256 abc), to lie at the same place, or "
         "export both as one model (launch/export.py)"
     )
+
+
+def test_nothing_is_copied_into_itself(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="copy lies in .*run, which is to be copied: name a folder outside of it"):
+        copy_run(run.path, run.path / "copy")
+    with pytest.raises(InputError, match="copy lies in .*step-00000020, which is to be copied"):
+        copy_checkpoint(run.path, run.checkpoints / "best/copy")
+    assert sorted(tmp_path.rglob("*")) == before
+    copy_checkpoint(run.path, run.path / "copy")
+
+
+def test_a_run_that_goes_on_meanwhile_is_not_copied_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run")
+    monkeypatch.setattr(
+        "training.runs.copying._copy_checkpoints", lambda *_: run.append_metrics({"step": 30, "tokens": 1})
+    )
+    with pytest.raises(InputError, match="run went on while it was copied: wait for its end"):
+        copy_run(run.path, tmp_path / "copy")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_damaged_copies_in_the_place_of_names_and_leftovers_are_left_out_and_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for name in ("best", "last"):
+        (run.checkpoints / name).unlink()
+        copy_checkpoint(run.checkpoints / "step-00000020", run.checkpoints / name)
+    spoil(run.checkpoints / "best/model.safetensors")
+    (run.checkpoints / "damaged-step-00000005").mkdir()
+    left_out = copy_run(run.path, tmp_path / "copy")
+    assert sorted(os.listdir(tmp_path / "copy/checkpoints")) == ["last", "step-00000010", "step-00000020"]
+    assert [line.rpartition("/")[2] for line in left_out] == [
+        "best is damaged: model.safetensors does not match its SHA-256",
+        "damaged-step-00000005: no checkpoint",
+    ]

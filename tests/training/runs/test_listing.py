@@ -10,6 +10,7 @@ import pytest
 from run_folders import PLAIN, make_run
 
 from training.config.sections import TrainingConfig
+from training.runs.copying import copy_checkpoint
 from training.runs.listing import age, find_runs, read_run, table_row
 from training.runtime.errors import InputError
 
@@ -117,3 +118,39 @@ def test_without_locks_it_is_not_known_whether_a_run_is_running(
 
 def test_ages_have_their_largest_unit() -> None:
     assert [age(seconds) for seconds in (-1, 59, 90, 7200, 86_400 * 3)] == ["0 s", "59 s", "2 min", "2 h", "3 d"]
+
+
+def test_a_checkpoint_is_no_run_wherever_it_lies(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs/run")
+    copy_checkpoint(run.path, tmp_path / "runs/copy")
+    (run.checkpoints / "step-00000010/manifest.json").unlink()
+    (run.checkpoints / "damaged-step-00000030").mkdir()
+    (run.checkpoints / "damaged-step-00000030/config.yaml").touch()
+    assert [found.path for found in find_runs(tmp_path / "runs")] == [run.path]
+    assert find_runs(run.path) == []
+    for path in (tmp_path / "runs/copy", *run.checkpoints.iterdir()):
+        with pytest.raises(InputError, match="holds no run: it is a checkpoint"):
+            read_run(path)
+
+
+def test_runs_in_runs_are_found_and_what_others_keep_there_is_not(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    inner = make_run(run.path / "tuned")
+    (run.path / "wandb/offline-run-1/files").mkdir(parents=True)
+    (run.path / "wandb/offline-run-1/files/config.yaml").touch()
+    in_checkpoints = make_run(tmp_path / "checkpoints/mine")
+    assert {found.path for found in find_runs(tmp_path)} == {run.path, inner.path, in_checkpoints.path}
+
+
+def test_runs_behind_links_are_found_where_they_are_asked_for(tmp_path: Path) -> None:
+    make_run(tmp_path / "elsewhere/run")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "runs/round").symlink_to(tmp_path / "runs")
+    assert {found.path.resolve() for found in find_runs(tmp_path / "runs", links=True)} == {tmp_path / "elsewhere/run"}
+
+
+def test_runs_that_are_removed_meanwhile_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run")
+    monkeypatch.setattr("training.runs.listing.walk_runs", lambda *_, **__: iter([run.path, tmp_path / "gone"]))
+    assert [found.path for found in find_runs(tmp_path)] == [run.path]

@@ -11,6 +11,8 @@ from training.runs.listing import find_runs, read_run
 from training.runs.pruning import Choice, obstacle, remove_checkpoints, remove_run, slimming
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint, CheckpointStore
+from training.storage.manifest import verified_manifest
+from training.storage.run_folder import RunFolder
 
 
 def aged(path: Path, days: float) -> None:
@@ -147,3 +149,114 @@ def test_nothing_is_removed_where_what_was_to_stay_has_gone_meanwhile(tmp_path: 
     with pytest.raises(InputError, match="step-00000030 was to stay, and is gone: nothing was removed"):
         remove_checkpoints(plan)
     assert (run.checkpoints / "step-00000020/manifest.json").exists()
+
+
+def test_a_link_is_no_name_of_the_run_that_it_leads_to(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    (tmp_path / "link").symlink_to("run")
+    runs = [*find_runs(tmp_path), read_run(tmp_path / "link")]
+    assert Choice(names=[tmp_path / "link"]).of(runs) == []
+    assert [run.path.name for run in Choice(names=[tmp_path / "link", tmp_path / "run"]).of(runs)] == ["run"]
+    assert Choice(keep=1).of(runs[::-1]) == [], "a link is none of the newest"
+
+
+def test_the_best_runs_are_those_of_losses_that_compare(tmp_path: Path) -> None:
+    for name, loss, text in (("coarse", 3.0, "few tokens"), ("fine", 1.0, "many tokens"), ("worse", 3.5, "few tokens")):
+        run = make_run(tmp_path / name, [loss], text=text)
+        # The newest bits per byte are not those of the best loss.
+        run.append_metrics({"step": 20, "val_loss": 4.0, "bits_per_byte": 9.0 - loss})
+    assert [run.path.name for run in Choice(keep_best=1).of(find_runs(tmp_path))] == ["worse"]
+
+
+def test_a_damaged_run_is_not_kept_for_the_best_sound_one(tmp_path: Path) -> None:
+    damaged, other = make_run(tmp_path / "damaged", [1.0, 2.0]), make_run(tmp_path / "unknown", [0.5])
+    spoil(damaged.checkpoints / "step-00000010/state.json")
+    spoil(other.checkpoints / "step-00000010/state.json")
+    make_run(tmp_path / "sound", [1.5])
+    make_run(tmp_path / "worse", [1.6])
+    make_run(tmp_path / "not-evaluated", [])
+    chosen = Choice(keep_best=1).of(find_runs(tmp_path))
+    assert {run.path.name for run in chosen} == {"worse", "not-evaluated"}
+
+
+@pytest.mark.parametrize("names", ["absolute", "relative", "moved"])
+def test_a_base_is_found_however_its_adapter_names_it(names: str, tmp_path: Path) -> None:
+    base = make_run(tmp_path / "project/runs/base")
+    sha256 = verified_manifest(base.checkpoints / "step-00000010")["model.safetensors"].sha256
+    source = {"absolute": f"{base.path}", "relative": "runs/base/checkpoints/best", "moved": "/gone/base"}[names]
+    more = {"init_from": source, "init_sha256": sha256, "lora": {"rank": 4}}
+    adapter = make_run(tmp_path / "project/runs/adapter", more=more)
+    adapter.config_file.write_text("a: [")  # Its checkpoint says it too.
+    runs = find_runs(tmp_path)
+    reasons = {run.path.name: obstacle(run, runs) for run in runs}
+    assert reasons == {"base": f"{adapter.path} needs its weights", "adapter": None}
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_needs_what_it_began_with(tmp_path: Path) -> None:
+    base = make_run(tmp_path / "base")
+    begun = make_run(tmp_path / "begun", [1.0], more={"init_from": str(base.path)})
+    spoil(begun.checkpoints / "step-00000010/state.json")
+    runs = find_runs(tmp_path)
+    assert {run.path.name: obstacle(run, runs) for run in runs}["base"] == f"{begun.path} needs its weights"
+
+
+def test_a_run_with_another_one_in_it_is_not_removed(tmp_path: Path) -> None:
+    inner = make_run(make_run(tmp_path / "run").path / "tuned/again")
+    [run] = [run for run in find_runs(tmp_path) if run.path.name == "run"]
+    assert obstacle(run, []) == f"the run {inner.path} lies in it"
+    assert obstacle(run, [], whole=False) is None
+
+
+def test_a_run_of_a_sweep_that_is_running_is_not_removed(tmp_path: Path) -> None:
+    run, sweep = read_run(make_run(tmp_path / "sweep/run").path), RunFolder(tmp_path / "sweep")
+    (tmp_path / "sweep/sweep.json").write_text("{}")
+    sweep.claim()
+    assert obstacle(run, []) == "its sweep is running"
+    sweep.release()
+    assert obstacle(run, []) is None
+
+
+def test_what_has_changed_since_it_was_shown_is_not_removed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [3.0, 2.0, 1.0])
+    shown = read_run(run.path)
+    plan = slimming(shown, 1)
+    run.append_metrics({"step": 40})
+    with pytest.raises(InputError, match="run has changed since it was looked at: nothing of it was removed"):
+        remove_run(run.path, shown.size)
+    with pytest.raises(InputError, match="run has changed since it was looked at: nothing of it was removed"):
+        remove_checkpoints(plan)
+    assert [saved.step for saved in read_run(run.path).checkpoints] == [10, 20, 30]
+    with pytest.raises(InputError, match="none is gone"):
+        remove_run(tmp_path / "none", 1)
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_folder_that_one_is_in_is_removed_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make_run(tmp_path / "run").path)
+    remove_run(Path())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("best", ["missing", "dangling", "text"])
+def test_the_best_checkpoint_stays_where_its_name_is_lost(best: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [3.0, 1.0, 2.0, 2.5])
+    name = run.checkpoints / "best"
+    name.unlink()
+    if best == "dangling":
+        name.symlink_to("step-00000005")
+    elif best == "text":
+        name.write_text("step-00000005\n")
+    plan = slimming(read_run(run.path), 1)
+    assert [path.name for path in plan.kept] == ["step-00000020", "step-00000040"]
+    assert [path.name for path in plan.removed] == ["step-00000010", "step-00000030"]
+
+
+def test_where_the_best_checkpoint_is_damaged_the_best_sound_one_stays_as_well(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [3.0, 1.5, 1.0, 2.0, 2.5])
+    spoil(run.checkpoints / "step-00000030/model.safetensors")
+    plan = slimming(read_run(run.path), 1)
+    assert [path.name for path in plan.kept] == ["step-00000020", "step-00000030", "step-00000050"]
+    (run.checkpoints / "step-00000030/manifest.json").unlink()
+    plan = slimming(read_run(run.path), 1)
+    remove_checkpoints(plan)
+    assert [saved.step for saved in read_run(run.path).checkpoints] == [20, 30, 50]

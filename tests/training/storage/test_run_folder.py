@@ -52,6 +52,15 @@ def test_a_folder_with_a_run_inside_is_refused_with_both_ways_out() -> None:
     assert choose_run_folder("a", Path("mine"), resume=True).path == Path("mine")
 
 
+def test_a_copied_checkpoint_is_no_folder_for_a_run() -> None:
+    Path("copy").mkdir()
+    for name in ("config.yaml", "manifest.json"):
+        Path("copy", name).touch()
+    for resume in (False, True):
+        with pytest.raises(InputError, match="^--output_dir copy is a checkpoint, not a run's folder: choose another"):
+            choose_run_folder("a", Path("copy"), resume=resume)
+
+
 def test_an_empty_folder_serves_and_a_file_does_not() -> None:
     Path("empty").mkdir()
     assert choose_run_folder("a", Path("empty"), resume=False).path == Path("empty")

@@ -42,6 +42,6 @@ def test_the_first_quarter_of_a_run_is_not_judged() -> None:
 
 def test_runs_that_are_not_alike_at_equal_steps_are_not_compared() -> None:
     check_comparable(["optimizer.learning_rate", "model.d_model"])
-    for name in ("training.batch_size", "data.tokenizer", "schedule.name"):
+    for name in ("training.batch_size", "data.tokenizer", "schedule.name", "model.max_len", "training.eval_tokens"):
         with pytest.raises(InputError, match=f"not with a grid over {name}"):
             check_comparable([name])

@@ -13,6 +13,7 @@ import pytest
 
 from training.runtime.errors import InputError, StoppedBySignal
 from training.storage.run_folder import RunFolder
+from training.sweep.grid import run_name
 from training.sweep.record import Sweep, SweepRun, read_sweep
 from training.sweep.report import plot, show
 from training.sweep.running import Runner, make_slots
@@ -184,6 +185,47 @@ def test_a_run_that_runs_without_the_sweep_is_left_to_it(tmp_path: Path) -> None
         place.run()
     other.release()
     assert place.states == ["waiting"]
+
+
+def test_a_setting_is_one_in_any_order_and_a_name_that_is_taken_is_written_in_full() -> None:
+    sweep = Sweep("gpt", "val_loss", False)
+    for setting, seed in (
+        ({"model.dropout": "0.1", "model.d_ff": "32"}, 1),
+        ({"model.d_ff": "32", "model.dropout": "0.1"}, 1),
+        ({"model.d_ff": "32", "model.dropout": "0.1"}, 2),
+        ({"lora.dropout": "0.1", "model.d_ff": "32"}, 1),
+    ):
+        sweep.add(SweepRun(run_name(setting, seed), setting, seed))
+    names = ["dropout=0.1,d_ff=32,seed=1", "dropout=0.1,d_ff=32,seed=2", "lora.dropout=0.1,model.d_ff=32,seed=1"]
+    assert [run.name for run in sweep.runs] == names
+    assert [summary.of for summary in sweep.summaries()] == [2, 1]
+
+
+def test_a_loss_that_a_run_took_back_is_not_its_lowest(tmp_path: Path) -> None:
+    run = SweepRun("a", {}, 1)
+    for losses, lowest, step in (([3.0, 1.0], 1.0, 20), ([2.5, 2.6, 2.7], 2.5, 10)):
+        lines = (json.dumps({"step": 10 * number, "val_loss": loss}) for number, loss in enumerate(losses, 1))
+        (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        run.measure(tmp_path, "val_loss")
+        assert (run.loss, run.loss_step) == (lowest, step)
+
+
+def test_a_run_whose_metrics_are_damaged_is_left_out_of_the_picture(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.add("$a_{$", 1, [2.0])
+    place.add("b", 1, [3.0])
+    place.run()
+    (tmp_path / "b-1/metrics.jsonl").write_text("[1]\n[2]\n")
+    plot(place.sweep, tmp_path, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").exists()
+
+
+def test_losses_over_a_part_of_the_split_are_compared_to_the_end(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    lines = [{"step": 10, "val_loss_subset": 3.0}, {"step": 20, "val_loss_subset": 2.0, "val_loss": 2.5}]
+    (tmp_path / "a/metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    runner = Runner(Sweep("gpt", "val_loss", True), tmp_path, lambda run, place: [], [{}])
+    assert runner.curve(SweepRun("a", {}, 1)) == [(10, 3.0), (20, 2.0)]
 
 
 @pytest.mark.parametrize(

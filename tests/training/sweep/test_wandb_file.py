@@ -49,6 +49,7 @@ def test_a_file_is_the_command_line_of_a_sweep(tmp_path: Path) -> None:
         ({"parameters": {"a": {"parameters": {"b": {"value": 1}}}}}, r"parameters\.a: expected values"),
         ({"parameters": {"a": {"values": [None]}}}, r"parameters\.a: expected numbers, texts, true or false"),
         ({"parameters": {"seed": {"values": [1, 3]}}}, r"parameters\.seed: expected whole numbers in a row"),
+        ({"parameters": {"seed": {"values": []}}}, r"parameters\.seed: expected values"),
         ({"parameters": []}, "expected a sweep of Weights & Biases"),
     ],
     ids=str,

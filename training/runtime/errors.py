@@ -1,5 +1,6 @@
 """The ways a command can end other than well, each with its exit code."""
 
+import copyreg
 import math
 import os
 import re
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import Any
 
 from training.runtime.surroundings import flush_or_drop, mend_home, mend_streams
 
@@ -16,11 +18,17 @@ LAST_WORDS_SECONDS = 10.0
 
 
 class CommandError(Exception):
-    """An end that is reported in one line and by an exit code, without a traceback."""
+    """An end that is reported in one line and by an exit code, without a traceback.
+
+    It can be sent to other processes, whatever the constructor of its class takes.
+    """
 
     exit_code = 1
     shared = False
     """Whether all processes of a launch have agreed on it, so that the main one speaks for them."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copyreg.__newobj__, (type(self), *self.args), vars(self)  # type: ignore[attr-defined]
 
 
 class InputError(CommandError, ValueError):
@@ -121,6 +129,11 @@ def memory_asked(error: Exception) -> str:
 
 def _is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
+
+
+def is_main_machine() -> bool:
+    """Whether the main process of a launch is on this machine, as far as the launcher's variables tell."""
+    return os.environ.get("RANK") == os.environ.get("LOCAL_RANK")
 
 
 def _report(error: CommandError) -> None:

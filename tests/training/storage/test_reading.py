@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle  # noqa: TID251 by which torch sends an error to other processes
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
+from data.encodings import NoText
 from training.runtime.errors import InputError
 from training.storage import reading
 from training.storage.reading import (
@@ -203,3 +205,10 @@ def test_numbers_fit_their_kind() -> None:
         built(Count, 10**15 + 1, Path("a"), "step")
     with pytest.raises(MalformedFileError, match="^a: x: expected a number, got 'b'$"):
         built(dict[str, float] | None, {"x": "b"}, Path("a"))
+
+
+def test_an_error_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    errors = [MalformedFileError(tmp_path / "a.json", "not JSON"), NoText("a.txt", "is no text", "say which", " x")]
+    for error in errors:
+        found = pickle.loads(pickle.dumps(error))
+        assert (type(found), str(found), vars(found)) == (type(error), str(error), vars(error))

@@ -15,7 +15,8 @@ from training.config.command_line import Namespace
 from training.publishing.folder import new_folder, write_json
 from training.publishing.model_card import Card, card_file, model_rows, name_alone
 from training.publishing.numbers import run_figures
-from training.storage.run_folder import open_checkpoint
+from training.runtime.errors import InputError
+from training.storage.run_folder import find_checkpoint, open_checkpoint
 from training.storage.tensor_file import file_order, write_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,7 +33,9 @@ GGUF_USAGE = "It is a file for llama.cpp: `llama-completion -m {file} -p TEXT -n
 
 def export(options: Namespace) -> None:
     """Write the folder that the options of `launch/export.py` ask for."""
-    loaded = load_gpt(options.checkpoint, weights=options.weights, trust_code=options.trust_code)
+    # Of one that still trains, another checkpoint may be the best one by the time that the card is written.
+    checkpoint = find_checkpoint(Path(options.checkpoint)).resolve()
+    loaded = load_gpt(checkpoint, weights=options.weights, trust_code=options.trust_code)
     output = Path(options.output)
     name = options.push_to_hub or output.resolve().name
     length = max(loaded.config.model.max_len - 16, 1)
@@ -47,7 +50,7 @@ def export(options: Namespace) -> None:
             write_transformers(loaded, folder, DTYPES[options.dtype])
             prompt = loaded.tokenizer.decode([0]) if unit_of(loaded.tokenizer) == "character" else "The "
             usage, library = USAGE.format(name=name, prompt=prompt, length=length), "transformers"
-        card_file(folder, model_card(loaded, Path(options.checkpoint), name, usage, library, options.license))
+        card_file(folder, model_card(loaded, checkpoint, name, usage, library, options.license))
 
 
 def write_transformers(loaded: LoadedGPT, folder: Path, dtype: torch.dtype) -> None:
@@ -72,9 +75,17 @@ def write_transformers(loaded: LoadedGPT, folder: Path, dtype: torch.dtype) -> N
     write_json(folder / "tokenizer_config.json", _tokenizer_config(loaded))
     if loaded.chat is not None:
         (folder / TEMPLATE).write_text(loaded.chat.template, encoding="utf-8")
-    weights = {name: tensor.to(dtype).contiguous() for name, tensor in form_weights(model).items()}
+    weights = {name: _rounded(name, tensor, dtype) for name, tensor in form_weights(model).items()}
     values = (weights[name].cpu() for name in file_order(weights))
     write_tensors(folder / "model.safetensors", weights, values, {"format": "pt"})
+
+
+def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    rounded = tensor.to(dtype).contiguous()
+    if dtype != tensor.dtype and not rounded.isfinite().all():
+        largest = tensor.abs().max().item()
+        raise InputError(f"{name} has the weight {largest:g}, too large for {str(dtype)[6:]}: use --dtype fp32")
+    return rounded
 
 
 def _tokenizer_config(loaded: LoadedGPT) -> dict[str, Any]:
@@ -107,7 +118,7 @@ def model_card(loaded: LoadedGPT, checkpoint: Path, name: str, usage: str, libra
         datasets=_datasets(data),
         licence=licence,
         config=config,
-        figures=run_figures(open_checkpoint(checkpoint, in_part=True)),
+        figures=run_figures(open_checkpoint(checkpoint, in_part=True), loaded.weights),
     )
 
 

@@ -20,7 +20,7 @@ from training.publishing.model_card import Card, card_file, model_rows, name_alo
 from training.publishing.numbers import run_figures
 from training.publishing.parts import foreign_part
 from training.runtime.errors import InputError
-from training.storage.run_folder import open_checkpoint
+from training.storage.run_folder import find_checkpoint, open_checkpoint
 from training.storage.tensor_file import file_order, write_tensors
 
 LOADER = Path(__file__).with_name("standalone.py")
@@ -42,12 +42,14 @@ print(tokenizer.decode(write(tokenizer.encode("TEXT").ids)))
 
 def export(options: Namespace) -> None:
     """Write the folder that the options of `launch/export.py` ask for."""
-    loaded = load_seq2seq(options.checkpoint, weights=options.weights, trust_code=options.trust_code)
+    # Of one that still trains, another checkpoint may be the best one by the time that the card is written.
+    checkpoint = find_checkpoint(Path(options.checkpoint)).resolve()
+    loaded = load_seq2seq(checkpoint, weights=options.weights, trust_code=options.trust_code)
     output = Path(options.output)
     with new_folder(output) as folder:
         write_standalone(loaded, folder)
         name = options.push_to_hub or output.resolve().name
-        card_file(folder, model_card(loaded, Path(options.checkpoint), name, options.license))
+        card_file(folder, model_card(loaded, checkpoint, name, options.license))
 
 
 def write_standalone(loaded: LoadedSeq2Seq, folder: Path) -> None:
@@ -142,5 +144,5 @@ def model_card(loaded: LoadedSeq2Seq, checkpoint: Path, name: str, licence: str 
         datasets=() if hub is None else (hub,),
         licence=licence,
         config=config,
-        figures=run_figures(open_checkpoint(checkpoint, in_part=True)),
+        figures=run_figures(open_checkpoint(checkpoint, in_part=True), loaded.weights),
     )

@@ -25,6 +25,7 @@ def make_run(
     *,
     text: str = "text",
     more: Mapping[str, Any] | None = None,
+    tensors: Sequence[str] = ("model", "optimizer"),
 ) -> RunFolder:
     """A run that was evaluated and saved after every tenth step, its best checkpoint that of the lowest loss.
 
@@ -34,6 +35,7 @@ def make_run(
         config: Of the run.
         text: What stands for the SHA-256 of its data.
         more: What else its configuration file says.
+        tensors: The files of tensors in a checkpoint.
     """
     run, counters = RunFolder(path), Counters()
     text_of_config = dump_yaml(asdict(config) | dict(more or {}))
@@ -47,7 +49,7 @@ def make_run(
         state = SavedState(step, counters, {"model_type": "gpt", "data_sha256": text}, {"precision": "fp32"})
         store.save(
             step,
-            tensors={name: {"weight": torch.full((4,), float(step))} for name in ("model", "optimizer")},
+            tensors={name: {"weight": torch.full((4,), float(step))} for name in tensors},
             state=asdict(state),
             files={"config.yaml": text_of_config, "tokenizer.json": json.dumps({"symbols": "ab"})},
             best=counters.best_step == step,

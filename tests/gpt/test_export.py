@@ -10,19 +10,23 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from helpers import with_training
 
 from data.subwords import learn_subwords
 from data.tokenizer import Tokenizer, make_tokenizer
 from decoding.decoder import Decoder
 from decoding.sampling import GREEDY
 from decoding.writing import write
+from gpt import export
 from gpt.config import GPTConfig, ModelConfig
 from gpt.export import model_card, write_transformers
 from gpt.from_transformers import read_shape, read_weights
 from gpt.model import GPT
 from gpt.task import LoadedGPT, load_gpt, train_gpt
+from training.config.command_line import Namespace
 from training.config.sections import TrainingConfig
 from training.runtime.errors import InputError
+from training.storage.files import replace_link
 
 TEXT = "".join(f"{n} times {n % 7} is {n * (n % 7)} \u20ac, \u00e7a.\n" for n in range(60))
 SHAPE = ModelConfig(num_layers=2, d_model=32, num_heads=4, d_ff=48, max_len=256)
@@ -121,6 +125,31 @@ def test_what_has_no_form_is_refused_before_anything_is_written(tmp_path: Path) 
     with pytest.raises(InputError, match="no model like ours with sinusoidal positions"):
         write_transformers(loaded, tmp_path, torch.float32)
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_too_large_for_16_bits_are_refused(tmp_path: Path) -> None:
+    loaded = loaded_gpt(LLAMA, TOKENIZERS["bytes"])
+    with torch.no_grad():
+        loaded.model.blocks[1].feed_forward.up.weight[0, 0] = 1e5
+    fault = r"^model\.layers\.1\.mlp\.up_proj\.weight has the weight 100000, too large for float16: use --dtype fp32$"
+    with pytest.raises(InputError, match=fault):
+        write_transformers(loaded, tmp_path, torch.float16)
+
+
+def test_weights_and_card_are_of_one_checkpoint(
+    config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_gpt(with_training(config, max_steps=2, checkpoint_interval=1, eval_interval=0), output_dir=tmp_path / "run")
+
+    def write(*given: Any) -> None:
+        write_transformers(*given)
+        replace_link(tmp_path / "run/checkpoints/best", "step-00000001")  # As a run that goes on does it.
+
+    monkeypatch.setattr(export, "write_transformers", write)
+    given = {"checkpoint": str(tmp_path / "run"), "output": str(tmp_path / "out"), "format": "transformers"}
+    others = dict.fromkeys(("weights", "license", "push_to_hub")) | {"dtype": "fp32", "trust_code": False}
+    export.export(Namespace(**given, **others))
+    assert "| optimizer steps | 2 |" in (tmp_path / "out/README.md").read_text()
 
 
 def test_the_card_says_what_the_model_is_and_how_good(config: GPTConfig, tmp_path: Path) -> None:

@@ -7,11 +7,18 @@ from datetime import timedelta
 
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint
+from training.storage.loading import Weights
 from training.storage.run_folder import RunFolder
 from training.storage.state import saved_state
+from training.storage.tensor_file import SUFFIX
 
-PROGRESS = {"step", "epoch", "tokens", "seconds", "learning_rate", "grad_norm", "tokens_per_second", "train_loss"}
+PROGRESS = {
+    *("step", "epoch", "tokens", "seconds", "learning_rate", "grad_norm", "tokens_per_second", "train_loss"),
+    *("mfu", "gpu_memory_gib", "compile_seconds"),
+}
 """Keys of a line of metrics that measure the training and not the model."""
+RAW = "raw_"
+"""What the keys of the weights themselves begin with, where a line is of their average."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +36,24 @@ class RunFigures:
     losses: list[tuple[int, str, float]]
 
 
-def run_figures(checkpoint: Checkpoint) -> RunFigures:
-    """Read them; a checkpoint that has left its run has the loss that its counters know."""
+def run_figures(checkpoint: Checkpoint, weights: Weights) -> RunFigures:
+    """Read them; a checkpoint that has left its run has the loss that its counters know.
+
+    Args:
+        checkpoint: Of which run, and of which step.
+        weights: Which ones the measures are to be of. Where there is an average, a run measures that, and the weights
+            themselves only where it was asked to.
+    """
     state = saved_state(checkpoint)
     counters, setup, measures = state.counters, state.setup, {}
-    if counters.val_loss is not None and counters.val_step == state.step:
+    beside_average = weights == "raw" and f"ema{SUFFIX}" in checkpoint.files
+    if counters.val_loss is not None and counters.val_step == state.step and not beside_average:
         measures["val_loss"] = counters.val_loss
     lines: list[dict[str, float]] = []
     if checkpoint.folder.parent.name == "checkpoints":
         with suppress(InputError):  # What cannot be read is not told.
             metrics = RunFolder(checkpoint.folder.parents[1]).iterate_metrics()
-            lines = [line for line in metrics if line["step"] <= state.step]
+            lines = [_of_weights(line, raw=beside_average) for line in metrics if line["step"] <= state.step]
     for line in lines:
         if line["step"] == state.step:
             measures |= {name: value for name, value in line.items() if name not in PROGRESS}
@@ -51,6 +65,14 @@ def run_figures(checkpoint: Checkpoint) -> RunFigures:
         **({"device": str(setup["device"])} if "device" in setup else {"precision": str(setup.get("precision"))}),
     }
     return RunFigures(measures, training, _losses(lines))
+
+
+def _of_weights(line: Mapping[str, float], *, raw: bool) -> dict[str, float]:
+    """A line of metrics with the measures of the weights that a run goes by; or of the `raw` ones beside an average."""
+    if not raw:
+        return {name: value for name, value in line.items() if not name.startswith(RAW)}
+    own = {name.removeprefix(RAW): value for name, value in line.items() if name.startswith(RAW)}
+    return {name: value for name, value in line.items() if name in PROGRESS} | own
 
 
 def _losses(lines: list[dict[str, float]]) -> list[tuple[int, str, float]]:

@@ -1,6 +1,7 @@
 """The way of a folder to the Hugging Face hub, in one commit."""
 
 import re
+import shlex
 from pathlib import Path
 
 from training.runtime.errors import InputError
@@ -44,7 +45,9 @@ def push(folder: Path, repository: str, *, private: bool) -> str:
         api.create_commit(repository, additions, commit_message=f"Upload {folder.resolve().name}")
     except Exception as error:  # The client's errors have no common class.
         fault = _in_our_words(repository, error)
-        raise InputError(f"{fault}; {folder} is written: hf upload {repository} {folder} tries again") from error
+        # Without it the upload would make the repository for all to see.
+        again = shlex.join(["hf", "upload", repository, str(folder), *(["--private"] if private else [])])
+        raise InputError(f"{fault}; {folder} is written: {again} tries again") from error
     return str(url)
 
 

@@ -87,6 +87,13 @@ def test_no_network_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert fault.endswith("): check the network")
 
 
+def test_a_private_model_is_private_when_it_is_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    spaced = folder.rename(folder.with_name("my model"))
+    with pytest.raises(InputError, match=r"is written: hf upload me/mine '/\S+/my model' --private tries again$"):
+        push(spaced, "me/mine", private=True)
+
+
 def test_what_cannot_begin_is_told_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))

@@ -124,8 +124,12 @@ def _imported(name: str, file: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} is no Python file")
     module = sys.modules[own] = module_from_spec(spec)
-    with _as_import():
-        spec.loader.exec_module(module)
+    try:
+        with _as_import():
+            spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(own, None)  # Else the next import would find what there is of it.
+        raise
     return module
 
 

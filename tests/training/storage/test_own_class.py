@@ -201,3 +201,11 @@ def test_a_class_that_is_no_model_is_refused(trained: Path) -> None:
     written(trained.parent, "class SquaredGPT: pass")
     with pytest.raises(OwnClassError, match=r"mine:SquaredGPT, which made the model of .*, is no GPT"):
         load_gpt(trained, trust_code=True)
+
+
+def test_a_module_of_a_package_that_failed_is_read_anew(tmp_path: Path) -> None:
+    file = written(tmp_path, "import nothing_of_that_name", "package/mine.py")
+    with pytest.raises(OwnClassError, match="No module named 'nothing_of_that_name'"):
+        imported("package.mine:A", file)
+    file.write_text("class A:\n    n = 1")
+    assert imported("package.mine:A", file).n == 1

@@ -72,8 +72,6 @@ def write_gguf(loaded: LoadedGPT, file: Path, kind: Kind) -> None:
     writer.add_quantization_version(library.GGML_QUANT_VERSION)
     _add_shape(writer, model.config, model.vocab_size)
     _add_vocabulary(writer, gguf_vocabulary(loaded.tokenizer, model.vocab_size))
-    if loaded.chat is not None:
-        writer.add_chat_template(loaded.chat.template)
     for name, tensor in gguf_weights(model, form).items():
         dtype = library.GGMLQuantizationType[_stored_kind(name, tensor, kind)]
         writer.add_tensor(name, library.quants.quantize(tensor.numpy(), dtype), raw_dtype=dtype)

@@ -128,7 +128,9 @@ def chats(config: GPTConfig, tmp_path: Path) -> GPTConfig:
     return with_training(config, max_steps=3, eval_interval=3, checkpoint_interval=3, batch_size=4)
 
 
-def test_a_run_that_learns_conversations_keeps_their_template(chats: GPTConfig, tmp_path: Path) -> None:
+def test_a_run_that_learns_conversations_keeps_their_template(
+    chats: GPTConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     task = GPTTask(chats)
     train_gpt(chats, output_dir=tmp_path / "run")
     for file in (tmp_path / "tokenizer").iterdir():
@@ -153,6 +155,7 @@ def test_a_run_that_learns_conversations_keeps_their_template(chats: GPTConfig, 
     gguf = pytest.importorskip("gguf")
     write_gguf(loaded, tmp_path / "chat.gguf", "F32")
     assert gguf.GGUFReader(tmp_path / "chat.gguf").fields["tokenizer.chat_template"].contents() == CHATML
+    assert not caplog.records, "it is written once"
     options = ["--checkpoint", "run", "--prompt", "7?", "--max_new_tokens", "5", "--mode", "eager"]
     done = command(EVALUATE, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

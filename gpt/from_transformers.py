@@ -264,5 +264,7 @@ def _renamed(name: str, tensor: "Tensor", form: str, file: Path) -> "dict[str, T
         return {f"{ours[0]}.{kind}": value}
     if is_gpt2 and value.ndim == 2:  # Its matrices are (M, O), ours are (O, M).
         value = value.T
+    if value.ndim == 0 or len(value) % len(ours):
+        raise MalformedFileError(file, f"{shown(name)} has the shape {tuple(tensor.shape)}")
     parts = zip(ours, value.chunk(len(ours)), strict=True)
     return {f"blocks.{inside[1]}.{part}.{kind}": own.contiguous() for part, own in parts}

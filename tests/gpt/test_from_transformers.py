@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import torch
 from published_models import PUBLISHED, TOKENS, random_weights, write_published, write_tokenizer
 
 from gpt.config import GPTConfig, ModelConfig
-from gpt.from_transformers import DEFAULTS, read_shape, weight_files
+from gpt.from_transformers import DEFAULTS, _renamed, read_shape, weight_files
 from gpt.initial_weights import open_origin, read_base
 from gpt.model import GPT
 from training.config.sections import TrainingConfig
 from training.runtime.errors import InputError
+from training.storage.reading import MalformedFileError
 
 TINY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 LLAMA = {"model_type": "llama", "max_position_embeddings": 32, "vocab_size": 300, "num_key_value_heads": 2} | TINY
@@ -179,6 +181,9 @@ def test_what_is_no_model_folder_is_one_line(tmp_path: Path) -> None:
     write_folder(tmp_path, {"wte.weight": {"dtype": "F8_E4M3", "shape": [0], "data_offsets": [0, 0]}})
     with pytest.raises(InputError, match=r"model\.safetensors: 'wte\.weight' is of the type 'F8_E4M3'$"):
         from_folder(tmp_path)
+    for name, shape in (("h.0.attn.c_attn.bias", (4,)), ("h.0.ln_1.weight", ())):
+        with pytest.raises(MalformedFileError, match=rf"^f: '{name}' has the shape {re.escape(str(shape))}$"):
+            _renamed(name, torch.zeros(shape), "gpt2", Path("f"))
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(
         InputError, match=r"tokenizer\.json: there is no such file, and a model goes with its tokenizer$"

@@ -13,14 +13,17 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from data.characters import CharTokenizer
+from data.chat import Chat
 from data.listing import listed, shown_symbol
 from data.scan import scanned
+from data.subwords import SubwordTokenizer
 from data.text import Source
-from data.tokenizer import Tokenizer, read_tokenizer
+from data.tokenizer import Tokenizer, chat_of, read_tokenizer
 from gpt.config import GPTConfig
 from gpt.initial_weights import TABLES, TOKENIZER_FILE, Base, open_origin, read_base
+from training.config.command_line import parse_config_text
 from training.runtime.errors import CommandError, InputError
-from training.runtime.processes import once_per_machine
+from training.runtime.processes import from_main_process, once_per_machine
 from training.seeds import generator
 from training.storage.checkpoint import Checkpoint, CheckpointStore
 from training.storage.run_folder import RunFolder
@@ -29,23 +32,62 @@ from training.storage.state import saved_state
 MAX_LISTED = 16
 
 
+def agreed(config: GPTConfig) -> GPTConfig:
+    """A configuration with the beginning that the main process knows: another machine may have no run that goes on.
+
+    What is read on every machine is read where the main process has it, or where this machine's own command says.
+
+    Raises:
+        InputError: Some processes were told to begin with a model that exists, and some were not.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return config
+    configs = gather_object([config])
+    main = configs[0]
+    for rank, other in enumerate(configs):
+        if (other.init_from is None) != (main.init_from is None):
+            raise InputError(
+                f"init_from is {main.init_from!r} on rank 0, {other.init_from!r} on rank {rank}: start the same "
+                f"command on every machine"
+            )
+    if main.init_from is None:
+        return config
+    data = config.data if main.init_vocabulary == "shared" else replace(config.data, tokenizer=main.data.tokenizer)
+    return replace(
+        config,
+        model=replace(main.model, dropout=config.model.dropout),
+        data=data,
+        init_from=main.init_from if Path(main.init_from).exists() else config.init_from,
+        init_sha256=main.init_sha256,
+        init_vocabulary=main.init_vocabulary,
+    )
+
+
 def initial_tokenizer(config: GPTConfig, run: RunFolder | None) -> Tokenizer | None:
     """The tokenizer of a run that begins with another's: of its own checkpoint where it goes on, else of its source.
 
-    None where the run takes the one that its configuration names.
+    The main process reads it for all. None where the run takes the one that its configuration names.
     """
     if config.init_from is None or config.init_vocabulary == "shared":
         return None
     place = config.init_from
 
-    def read() -> tuple[str, Path]:
+    def find() -> tuple[str, Path]:
         for folder in [] if run is None else CheckpointStore(run.checkpoints).newest_first():
             with suppress(InputError, OSError):
                 return Checkpoint(folder, in_part=True).text(TOKENIZER_FILE), folder / TOKENIZER_FILE
         origin = open_origin(place)
         return origin.tokenizer_json, origin.tokenizer_file
 
-    return read_tokenizer(*once_per_machine(read))
+    def read() -> tuple[str, Path, Chat | None]:
+        content, file = find()
+        return content, file, chat_of(read_tokenizer(content, file))
+
+    content, file, chat = from_main_process(read)
+    tokenizer = read_tokenizer(content, file)
+    if isinstance(tokenizer, SubwordTokenizer):
+        tokenizer.chat = chat  # Other machines may not have what lies beside the file.
+    return tokenizer
 
 
 def check_covered(source: Source, config: GPTConfig, tokenizer: Tokenizer | None) -> None:
@@ -90,8 +132,10 @@ def begin(
     if checkpoint is not None:
         saved = str(saved_state(checkpoint).identity.get("init_sha256"))
         config = replace(config, init_sha256=config.init_sha256 or saved)
-        if not config.lora.rank:
-            return config, f"as of {place} when the run began (SHA-256 {saved[:12]})"
+        if not config.lora.rank:  # Another place that is asked for is not read, and is none that the run began with.
+            began = parse_config_text(type(config), checkpoint.text("config.yaml")).init_from
+            unread = "" if began == place else f"; {place} is not read"
+            return replace(config, init_from=began), f"as of {began} when the run began (SHA-256 {saved[:12]}){unread}"
     base = _agreed(config)
     weights, said = base.weights, ""
     if config.init_vocabulary == "shared":
@@ -103,7 +147,10 @@ def begin(
 
 
 def _agreed(config: GPTConfig) -> Base:
-    """The weights of the source, which all processes have read alike; an error of one is raised in all."""
+    """The weights of the source, which all processes have read alike; an error of one is raised in all, with its rank.
+
+    Where all have one, each raises its own.
+    """
     base: Base | None = None
     error: CommandError | None = None
     try:
@@ -113,7 +160,9 @@ def _agreed(config: GPTConfig) -> Base:
     outcomes = gather_object([(None if base is None else base.sha256, error)])
     for rank, (sha256, other) in enumerate(outcomes):
         if other is not None:
-            raise other
+            if all(fault is not None for _, fault in outcomes):
+                raise error or other
+            raise InputError(f"{other} (that is on rank {rank}: every machine needs the same files)") from other
         if sha256 != outcomes[0][0]:
             raise InputError(
                 f"init_from: the weights of {config.init_from} have the SHA-256 {outcomes[0][0]} on rank 0, {sha256} "

@@ -10,7 +10,7 @@ from gpt.initial_weights import Origin, open_origin
 from training.config.command_line import parse_config_text
 from training.config.fields import options_of
 from training.config.sections import shown
-from training.runtime.errors import InputError
+from training.runtime.errors import InputError, is_main_machine
 from training.storage.reading import FileError, MissingFileError, parse_json, read_text
 from training.storage.run_folder import RunFolder
 
@@ -22,7 +22,7 @@ BEGINNING = ("init_from", "init_sha256", "init_vocabulary")
 
 
 def completed(
-    config: GPTConfig, given: Collection[str], run: RunFolder | None = None
+    config: GPTConfig, given: Collection[str], run: RunFolder | None = None, resume: bool = False
 ) -> tuple[GPTConfig, tuple[str, ...]]:
     """A configuration with what its `init_from` decides, and what is to be said of that.
 
@@ -30,7 +30,9 @@ def completed(
         config: As it was asked for.
         given: The options that were asked for by name, and "config" where a file of them was: that one's shape gives
             way, but for dropout and a context that is shorter.
-        run: The run that goes on, which needs its source no more; None for one that starts.
+        run: The run that goes on, which needs its source no more; None for one that starts, or of which this machine
+            knows nothing.
+        resume: Whether to go on with a run where there is one.
 
     Raises:
         InputError: The source cannot be read, or an option disagrees with it.
@@ -39,7 +41,16 @@ def completed(
         return _as_begun(config, given, run), ()
     if config.init_from is None:
         return config, ()
-    origin = open_origin(config.init_from)
+    try:
+        return _with_origin(config, given, open_origin(config.init_from))
+    except InputError:
+        if resume and not is_main_machine():  # The main one may have a run; see `gpt.beginning.agreed`.
+            return config, ()
+        raise
+
+
+def _with_origin(config: GPTConfig, given: Collection[str], origin: Origin) -> tuple[GPTConfig, tuple[str, ...]]:
+    """A configuration with which a run starts, with the shape and the tokenizer of its source."""
     model, changed = _shape(config, given, origin)
     notes = []
     if "config" in given and changed:

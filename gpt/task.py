@@ -22,7 +22,7 @@ from decoding.decoder import Decoder
 from decoding.sampling import Sampling
 from decoding.writing import write
 from gpt.adapter import add_adapter, put_on_base
-from gpt.beginning import begin, check_covered, initial_tokenizer
+from gpt.beginning import agreed, begin, check_covered, initial_tokenizer
 from gpt.config import GPTConfig
 from gpt.initial_config import completed, given_in_code
 from gpt.model import GPT
@@ -169,12 +169,13 @@ def train_gpt(
 ) -> Result:
     """Train a GPT; see `training.run.train`."""
     run = begun_run(config.name, output_dir) if resume else None
-    config, notes = completed(config, given_in_code(config), run)
+    config, notes = completed(config, given_in_code(config), run, resume)
     return train(lambda: make_task(task, config, run), config, output_dir=output_dir, resume=resume, notes=notes)
 
 
 def make_task(task: type[GPTTask], config: GPTConfig, run: RunFolder | None) -> GPTTask:
-    """The task of a run, which one that began with a model that exists may go on with."""
+    """The task of a run, which one that began with a model that exists may go on with; all processes call this."""
+    config = agreed(config)
     return task(config) if run is None or config.init_from is None else task(config, run)
 
 

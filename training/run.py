@@ -109,7 +109,8 @@ def _explained(
 
 def _check_agreement(config: RunConfig, task: Task) -> None:
     """Raise an `InputError` in all processes unless they have the same options and the same data, wherever it lies."""
-    own = flattened(asdict(config)) | {"data.source": None, "init_from": None, "the data's SHA-256": task.data.sha256}
+    asked: RunConfig = getattr(task, "config", config)  # With what a task has found out.
+    own = flattened(asdict(asked)) | {"data.source": None, "init_from": None, "the data's SHA-256": task.data.sha256}
     first, *others = gather_object([own])
     for rank, other in enumerate(others, 1):
         for name in first:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from training.task import Task
 
 Config = TypeVar("Config", bound=RunConfig)
-Complete = Callable[[Config, Collection[str], RunFolder | None], tuple[Config, tuple[str, ...]]]
+Complete = Callable[[Config, Collection[str], RunFolder | None, bool], tuple[Config, tuple[str, ...]]]
 
 
 def train_command(
@@ -40,7 +40,8 @@ def train_command(
         make_task: Builds model and data of a configuration, for the run that goes on, or for None that starts.
         show: Prints what came out, in the main process.
         complete: Makes the configuration that is trained of the one that is asked for, of the names of the options that
-            were given and of the run that goes on, with notes for people; None for no change.
+            were given, of the run that goes on, and of whether to go on with one where there is one, with notes for
+            people; None for no change.
     """
     end_if_imported()
     parser = _parser(script, description, default_config, config_class)
@@ -49,7 +50,7 @@ def train_command(
     config = parser.build(config_class, values)
     output_dir = None if values.output_dir is None else Path(values.output_dir)
     run = begun_run(config.name, output_dir) if values.resume else None
-    config, notes = complete(config, given_options(sys.argv[1:]), run) if complete else (config, ())
+    config, notes = complete(config, given_options(sys.argv[1:]), run, values.resume) if complete else (config, ())
     from training.run import train  # With torch: what is wrong with the options was said before.
 
     result = train(lambda: make_task(config, run), config, output_dir=output_dir, resume=values.resume, notes=notes)

@@ -1,8 +1,10 @@
 """A run that begins with a model that exists: its weights, shape and tokenizer, and a resume without it."""
 
+import re
 import shutil
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ROOT, command, read_metrics, torchrun, with_training
+from helpers import ROOT, command, free_port, read_metrics, torchrun, with_training
 from published_models import write_published
 from torch import Tensor, nn
 
@@ -18,13 +20,14 @@ from data.characters import CharTokenizer
 from data.config import TextConfig
 from data.tokenizer import make_tokenizer
 from gpt import beginning
-from gpt.beginning import with_shared_rows
+from gpt.beginning import agreed, with_shared_rows
 from gpt.config import GPTConfig, ModelConfig
 from gpt.initial_config import DEFAULT_CONTEXT, completed, given_in_code
 from gpt.initial_weights import base_weights, open_origin
 from gpt.model import GPT
 from gpt.task import GPTTask, load_gpt, train_gpt
 from training.config.command_line import config_to_yaml
+from training.config.sections import TrainingConfig
 from training.loop import Trainer
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint, CheckpointStore, checkpoint_name
@@ -325,8 +328,44 @@ def test_processes_that_read_other_weights_do_not_start(
     with pytest.raises(InputError, match=r"have the SHA-256 [0-9a-f]{64} on rank 0, 0{64} on rank 1: copy the same "):
         train_gpt(tuned, output_dir=tmp_path / "run")
     monkeypatch.setattr(beginning, "gather_object", lambda said: [*said, (None, InputError("its disk is gone"))])
-    with pytest.raises(InputError, match=r"^its disk is gone$"):
+    fault = r"^its disk is gone \(that is on rank 1: every machine needs the same files\)$"
+    with pytest.raises(InputError, match=fault):
         train_gpt(tuned, output_dir=tmp_path / "run")
+
+
+def test_other_machines_take_the_beginning_of_the_main_one(
+    tuned: GPTConfig, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = replace(completed(tuned, set())[0], init_sha256="1" * 64)
+    own = replace(
+        tuned, init_from="elsewhere", model=ModelConfig(d_ff=8, dropout=0.3), training=TrainingConfig(max_steps=5)
+    )
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert completed(own, set(), None, resume=True) == (own, ()), "the main machine may have a run"
+    with pytest.raises(InputError, match=r"^init_from: elsewhere does not exist: "):
+        completed(own, set())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(beginning, "gather_object", lambda said: [main, *said])
+    expected = replace(main, model=replace(main.model, dropout=0.3), training=own.training)
+    assert agreed(own) == expected
+    source.rename(tmp_path / "elsewhere")
+    assert agreed(own) == replace(expected, init_from="elsewhere")
+    with pytest.raises(
+        InputError, match=r"^init_from is '\S+' on rank 0, None on rank 1: start the same command on ev"
+    ):
+        agreed(replace(own, init_from=None))
+
+
+def test_another_place_on_a_resume_is_none_that_the_run_began_with(
+    tuned: GPTConfig, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_gpt(with_training(tuned, max_steps=1), output_dir=tmp_path / "run")
+    began = read_yaml(tmp_path / "run/config.yaml")["init_from"]
+    other = replace(with_training(tuned, max_steps=2), init_from="another")
+    train_gpt(other, output_dir=tmp_path / "run", resume=True)
+    assert read_yaml(tmp_path / "run/config.yaml")["init_from"] == began
+    assert re.search(rf"weights     as of {began} when .*; another is not read\n", capsys.readouterr().out)
 
 
 def test_a_run_that_began_otherwise_does_not_go_on_with_a_source(
@@ -389,6 +428,38 @@ def test_two_processes_begin_alike_and_go_on_without_the_source(
     expected, found = (Checkpoint(tmp_path / name / "checkpoints/last").tensors("model") for name in ("one", "two"))
     for name, tensor in expected.items():
         assert (found[name] - tensor).abs().max() < 1e-8, name
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("rank", [0, 2])
+def test_two_machines_go_on_where_one_alone_has_the_run(tuned: GPTConfig, tmp_path: Path, rank: int) -> None:
+    """Of an adapter each machine has the base; otherwise the source is gone."""
+    tuned = with_training(tuned, max_steps=2, checkpoint_interval=1, eval_interval=0)
+    (tmp_path / "tuned.yaml").write_text(config_to_yaml(replace(tuned, init_from=None)))
+    given = ["--config", tmp_path / "tuned.yaml", "--init_from", "source", "--lora.rank", str(rank)]
+    machines = [tmp_path / "machine0", tmp_path / "machine1"]
+    for machine in machines:
+        shutil.copytree(tmp_path / "source", machine / "source", symlinks=True)
+
+    def launch(*options: str) -> None:
+        port = free_port()
+        with ThreadPoolExecutor(2) as pool:
+            world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+            world |= {"MASTER_PORT": port, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+            line = [TRAIN, *given, "--output_dir", "run", *options]
+            waits = [pool.submit(command, *line, cwd=m, RANK=str(n), **world) for n, m in enumerate(machines)]
+            for done in (wait.result() for wait in waits):
+                assert done.returncode == 0, done.stderr
+
+    launch()
+    shutil.copytree(machines[0] / "run", tmp_path / "whole", symlinks=True)
+    shutil.rmtree(machines[0] / "run/checkpoints" / checkpoint_name(2))
+    if not rank:
+        shutil.rmtree(machines[0] / "source")
+        shutil.rmtree(machines[1] / "source")
+    launch("--resume")
+    assert last_tensors(machines[0] / "run") == last_tensors(tmp_path / "whole")
+    assert not (machines[1] / "run").exists()
 
 
 def test_the_command_says_what_gives_way_and_resumes_by_itself(source: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -50,6 +50,25 @@ def in_main_process(accelerator: Accelerator, action: Callable[[], T]) -> T | No
     if errors[0] is not None:
         raise errors[0]
     return result
+
+
+def from_main_process(action: Callable[[], T]) -> T:
+    """Do something quick in the main process, and give its result to all; its errors are raised in all processes.
+
+    Raises:
+        CommandError: As `action` does.
+        InputError: The disk refused.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return action()
+    state = PartialState()
+    outcomes = [_attempted(action) if state.is_main_process else (None, None)]
+    with naming_lost_processes(state):
+        broadcast_object_list(outcomes)
+    result, error = outcomes[0]
+    if error is not None:
+        raise error
+    return cast(T, result)
 
 
 def once_per_machine(action: Callable[[], T]) -> T:

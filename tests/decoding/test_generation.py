@@ -3,6 +3,7 @@
 import gc
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from itertools import islice
 
 import psutil
@@ -90,14 +91,11 @@ def without_cache(model: GPT, prompt: Sequence[int], count: int, when_full: When
     return tokens[len(prompt) :]
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-@pytest.mark.parametrize("penalty", [1.0, 1.5])
-@pytest.mark.parametrize("context", [12, 7, 1])
-@FULL
-@MODES
-def test_greedy_texts_equal_those_of_the_whole_context_read_at_every_step(
-    mode: Mode, when_full: WhenFull, context: int, penalty: float, positions: str
-) -> None:
+@cache
+def greedy_texts(
+    context: int, positions: str, when_full: WhenFull, penalty: float
+) -> tuple[GPT, list[list[int]], list[list[int]]]:
+    """A model, prompts, and what follows them, from the whole context at every step."""
     model = random_model(context, positions=positions)
     prompts = [
         [2],
@@ -109,7 +107,18 @@ def test_greedy_texts_equal_those_of_the_whole_context_read_at_every_step(
     ]
     if when_full == "stop":
         prompts = [prompt for prompt in prompts if len(prompt) <= context]
-    expected = [without_cache(model, prompt, 30, when_full, penalty) for prompt in prompts]
+    return model, prompts, [without_cache(model, prompt, 30, when_full, penalty) for prompt in prompts]
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+@pytest.mark.parametrize("context", [12, 7, 1])
+@FULL
+@MODES
+def test_greedy_texts_equal_those_of_the_whole_context_read_at_every_step(
+    mode: Mode, when_full: WhenFull, context: int, penalty: float, positions: str
+) -> None:
+    model, prompts, expected = greedy_texts(context, positions, when_full, penalty)
     sampling = Sampling(temperature=0, repetition_penalty=penalty)
     options = {"sampling": sampling, "when_full": when_full}
     decoder = Decoder(model, mode)

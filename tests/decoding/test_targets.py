@@ -178,7 +178,7 @@ def test_a_wide_beam_finds_what_an_exhaustive_search_finds(length_penalty: float
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 @pytest.mark.parametrize("mode", ["eager", NATIVE])
 def test_one_beam_is_greedy(model: EncoderDecoder, mode: TargetMode, length_penalty: float) -> None:
-    for source in [*SOURCES, *([first, second, 3] for first in range(3, 9) for second in range(3, 9))]:
+    for source in [*SOURCES, *([first, 11 - first, 3] for first in range(3, 9))]:
         (greedy,) = decode(model, [source], mode=mode)
         (beam,) = search(model, source, width=1, length_penalty=length_penalty, mode=mode)
         assert tuple(token for token in beam.tokens if token != END) == greedy.tokens

@@ -11,6 +11,7 @@ from training.runs.listing import find_runs, read_run
 from training.runs.pruning import Choice, obstacle, remove_checkpoints, remove_run, slimming
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint, CheckpointStore
+from training.storage.files import replace_link
 from training.storage.manifest import verified_manifest
 from training.storage.run_folder import RunFolder
 
@@ -132,6 +133,14 @@ def test_the_best_and_the_newest_sound_checkpoint_stay(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.checkpoints.iterdir()) == names
     store = CheckpointStore(run.checkpoints)
     assert [Checkpoint(store.named(name) or Path()).step for name in ("best", "last")] == [20, 40]
+
+
+def test_what_is_called_the_best_stays_where_the_counters_name_another(tmp_path: Path) -> None:
+    """As where a run goes on by another part of the validation split, and chooses its best anew."""
+    run = make_run(tmp_path / "run", [3.0, 2.0, 1.0, 1.5])
+    replace_link(run.checkpoints / "best", "step-00000010")
+    steps = ["step-00000010", "step-00000030", "step-00000040"]
+    assert [path.name for path in slimming(read_run(run.path), 1).kept] == steps
 
 
 def test_checkpoints_without_a_sound_one_stay(tmp_path: Path) -> None:

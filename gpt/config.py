@@ -83,11 +83,14 @@ class GPTConfig(RunConfig):
             if self.init_from is None and getattr(self, name) != getattr(GPTConfig, name):
                 raise InputError(f"{name} is for a run with init_from, got init_from null")
         if self.lora.rank and self.init_from is None:
-            raise InputError("lora.rank is for a run with init_from, which says what is adapted: got init_from null")
+            raise InputError(
+                f"lora.rank is for a run with init_from, which says what is adapted: got {self.lora.rank}, and "
+                f"init_from null"
+            )
         if self.lora.rank and self.init_vocabulary != "same":
             raise InputError(
                 f"lora.rank is for --init_vocabulary same: an adapter trains no embeddings, and init_vocabulary "
-                f"{self.init_vocabulary} draws new ones"
+                f"{self.init_vocabulary} draws new ones; got {self.lora.rank}"
             )
 
     @property

@@ -58,6 +58,7 @@ def test_a_gigabyte_is_tokenised_and_trained_on_in_one_and_a_half(tmp_path: Path
         "output_dir": "run",
         "tracking": "none",
         "training.max_steps": 20,
+        "training.log_interval": 10,
         "training.eval_tokens": 10_000,
         "model.num_layers": 2,
         "model.d_model": 64,

@@ -27,14 +27,22 @@ def naming_lost_processes(accelerator: Accelerator | PartialState) -> Iterator[N
     try:
         yield
     except RuntimeError as error:
-        # gloo's errors have no class of their own; they name a file of its sources.
-        if accelerator.num_processes == 1 or "gloo" not in str(error):
+        reason = _lost(str(error)) if accelerator.num_processes > 1 else None
+        if reason is None:
             raise
-        silent = re.search(r"[Tt]imed out waiting (\d+)ms", str(error))
-        reason = f"silent after {int(silent[1]) // 1000} s" if silent else "its connection is closed"
         raise LostProcessError(
             f"lost touch with another process ({reason}): the launcher's report below, or that process, says why"
         ) from error
+
+
+def _lost(said: str) -> str | None:
+    """Why another process is lost, by an error of gloo's, which has no class of its own; None for other errors."""
+    if "Application timeout caused pair closure" in said:  # Another wait for the same process has ended before.
+        return "silent for too long"
+    if "gloo" not in said:  # It names a file of its sources.
+        return None
+    silent = re.search(r"[Tt]imed out waiting (\d+)ms", said)
+    return f"silent after {int(silent[1]) // 1000} s" if silent else "its connection is closed"
 
 
 def in_main_process(accelerator: Accelerator, action: Callable[[], T]) -> T | None:

@@ -20,8 +20,8 @@ from decoding.merging import merge_products
 from decoding.models import LanguageModel
 from decoding.native import NativeError, NativeStep
 from layers import KVCache
-from training.runtime.device import cpu_has_fast_bf16
 from training.runtime.errors import InputError
+from training.runtime.precision import cpu_has_fast_bf16
 
 CHUNK = 512
 """Tokens of a prompt that are read at once, which bounds the memory for it."""

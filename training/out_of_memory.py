@@ -14,8 +14,9 @@ from training.config.shape import TransformerConfig
 from training.loss import MAX_LOGITS_BYTES
 from training.planning.memory import expected_bytes
 from training.recompute import blocks_of
-from training.runtime.device import Runtime, has_fast_bf16
+from training.runtime.device import Runtime
 from training.runtime.errors import memory_asked
+from training.runtime.precision import has_fast_bf16
 from training.runtime.sizes import gigabytes
 from training.task import Task, tokens_at_once
 

@@ -232,8 +232,8 @@ def test_processes_on_unequal_devices_agree_on_a_precision(tmp_path: Path, fast_
     script = tmp_path / "unequal.py"
     script.write_text(
         "import os\n"
-        "from training.runtime import device\n"
-        f"device.cpu_has_fast_bf16 = lambda: os.environ['RANK'] == '{fast_rank}'\n"
+        "from training.runtime import device, precision\n"
+        f"precision.cpu_has_fast_bf16 = lambda: os.environ['RANK'] == '{fast_rank}'\n"
         "setup = device.make_accelerator('auto')\n"
         "accelerator = setup.accelerator\n"
         "said = f'{accelerator.mixed_precision} {setup.description} {setup.warnings}'\n"

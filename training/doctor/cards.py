@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import torch
 
 from training.doctor.findings import Finding
-from training.runtime.device import choose_precision, describe_device, unequal_devices_warning
+from training.runtime.device import unequal_devices_warning
 from training.runtime.gpus import install_torch, missing_code
+from training.runtime.precision import choose_precision, describe_device
 
 GIB = 2**30
 MIN_FREE = 1 * GIB

@@ -17,11 +17,12 @@ from training.planning.probe import Measured, probe
 from training.planning.speed import EFFICIENCY, HOST_SECONDS, MEMORY_EFFICIENCY, Speed, choose_precision, speed_of_card
 from training.planning.work import RunWork, optimizer_bytes, sent_bytes, work_of
 from training.recompute import blocks_of
-from training.runtime.device import choose_precision as choose_precision_here
-from training.runtime.device import describe_device, inference_device
+from training.runtime.device import inference_device
 from training.runtime.errors import InputError
 from training.runtime.hardware import CARDS, Card
 from training.runtime.machine import available_memory, describe_machine
+from training.runtime.precision import choose_precision as choose_precision_here
+from training.runtime.precision import describe_device
 from training.task import Task, tokens_at_once
 
 SHARE = 0.9

@@ -36,7 +36,7 @@ def look(
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(
-        "training.runtime.device.has_fast_bf16",
+        "training.runtime.precision.has_fast_bf16",
         lambda device: device.type == "cuda" and capabilities[device.index] >= (8, 0),
     )
     return {finding.name: finding for finding in cards.look_at_cards()}

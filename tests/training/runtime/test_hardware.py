@@ -2,9 +2,9 @@
 
 import pytest
 
-from training.runtime.device import Precision
 from training.runtime.errors import InputError
 from training.runtime.hardware import CARDS, find_card, peak_flops
+from training.runtime.precision import Precision
 
 
 @pytest.mark.parametrize(

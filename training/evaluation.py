@@ -42,18 +42,8 @@ def stride(data: Data, eval_tokens: int) -> int:
     return -(-data.validation_targets // eval_tokens) if eval_tokens else 1
 
 
-def evaluate(
-    accelerator: Accelerator,
-    task: Task,
-    parallel_model: nn.Module,
-    average: WeightAverage | None,
-    training: TrainingConfig,
-    *,
-    is_last: Callable[[float], bool],
-    sample_seed: int,
-    interrupted: Callable[[], bool],
-) -> tuple[dict[str, float], str | None]:
-    """Measure a model on its validation split, or on the part of it that `training.eval_tokens` asks for.
+class Evaluator:
+    """Measures the model of a run on its validation split, or on the part of it that `training.eval_tokens` asks for.
 
     Where there is an average of the weights it is the one to be measured and sampled from. With
     `training.eval_raw_weights` the weights themselves are measured too, under `raw_` and the same names.
@@ -62,40 +52,59 @@ def evaluate(
 
     Args:
         accelerator, task, parallel_model, average, training: Of the run.
-        is_last: Whether the run ends, by the loss that was measured: the end measures the whole split in any case.
-        sample_seed: Of the sample.
-        interrupted: Asked after every batch whether to give up.
-
-    Returns:
-        `val_loss`, or for a part of the split `val_loss_subset`, with `val_loss/NAME` of each part of data in parts,
-        and other measures for metrics.jsonl; and a sample, in the main process where the loss is finite.
-
-    Raises:
-        Interrupted: A process gave up.
     """
-    every = stride(task.data, training.eval_tokens)
-    strides = {SUBSET: every, WHOLE: 1}
 
-    def measured(name: str) -> dict[str, float]:
-        asked = accelerator, task, training.eval_batch_size, interrupted, strides[name]
-        return (
-            losses_by_part(name, *asked) if hasattr(task.data, "validation_parts") else {name: validation_loss(*asked)}
-        )
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        task: Task,
+        parallel_model: nn.Module,
+        average: WeightAverage | None,
+        training: TrainingConfig,
+    ) -> None:
+        self._accelerator, self._task, self._training = accelerator, task, training
+        self._parallel_model, self._average = parallel_model, average
 
-    others, sample = {}, None
-    with average.in_model() if average else nullcontext(), whole_weights(parallel_model):
-        judged = WHOLE if every == 1 else SUBSET
-        losses = measured(judged)
-        if every > 1 and is_last(losses[judged]):
-            losses |= measured(WHOLE)
-        if all(map(math.isfinite, losses.values())) and accelerator.is_main_process:
-            others = {name: float(value) for name, value in task.metrics(losses.get(WHOLE)).items()}
-            sample = task.sample(sample_seed)
-    if average is not None and training.eval_raw_weights:
-        with whole_weights(parallel_model):
-            raw = [measured(name) for name in strides if name in losses]
-            others |= {f"raw_{name}": loss for found in raw for name, loss in found.items()}
-    return losses | others, sample
+    def evaluate(
+        self, *, is_last: Callable[[float], bool], sample_seed: int, interrupted: Callable[[], bool]
+    ) -> tuple[dict[str, float], str | None]:
+        """Measure, and sample.
+
+        Args:
+            is_last: Whether the run ends, by the loss that was measured: the end measures the whole split in any case.
+            sample_seed: Of the sample.
+            interrupted: Asked after every batch whether to give up.
+
+        Returns:
+            `val_loss`, or for a part of the split `val_loss_subset`, with `val_loss/NAME` of each part of data in
+            parts, and other measures for metrics.jsonl; and a sample, in the main process where the loss is finite.
+
+        Raises:
+            Interrupted: A process gave up.
+        """
+        task, average = self._task, self._average
+        every = stride(task.data, self._training.eval_tokens)
+        strides = {SUBSET: every, WHOLE: 1}
+        others, sample = {}, None
+        with average.in_model() if average else nullcontext(), whole_weights(self._parallel_model):
+            judged = WHOLE if every == 1 else SUBSET
+            losses = self._losses(judged, every, interrupted)
+            if every > 1 and is_last(losses[judged]):
+                losses |= self._losses(WHOLE, 1, interrupted)
+            if all(map(math.isfinite, losses.values())) and self._accelerator.is_main_process:
+                others = {name: float(value) for name, value in task.metrics(losses.get(WHOLE)).items()}
+                sample = task.sample(sample_seed)
+        if average is not None and self._training.eval_raw_weights:
+            with whole_weights(self._parallel_model):
+                raw = [self._losses(name, strides[name], interrupted) for name in strides if name in losses]
+                others |= {f"raw_{name}": loss for found in raw for name, loss in found.items()}
+        return losses | others, sample
+
+    def _losses(self, name: str, every: int, interrupted: Callable[[], bool]) -> dict[str, float]:
+        asked = self._accelerator, self._task, self._training.eval_batch_size, interrupted, every
+        if hasattr(self._task.data, "validation_parts"):
+            return losses_by_part(name, *asked)
+        return {name: validation_loss(*asked)}
 
 
 def validation_loss(

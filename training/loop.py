@@ -23,14 +23,14 @@ from training.batches import Batches
 from training.compiling import STEPS_TO_COMPILE_FOR, Compiling
 from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig
-from training.evaluation import LOSSES, WHOLE, Interrupted, evaluate, in_words, stride
+from training.evaluation import LOSSES, WHOLE, Evaluator, Interrupted, in_words, stride
 from training.loss import LossModel
 from training.micro_batch import MicroBatching, Trial, estimated_size, free_bytes
 from training.nonfinite import NonFinitePolicy
 from training.optimizer import build_optimizer
 from training.recompute import recompute_in_training
 from training.replicas import check_replicas
-from training.reporting import Reporter
+from training.reporting import Reporter, Speed
 from training.runtime.device import Runtime
 from training.runtime.errors import StoppedBySignal
 from training.runtime.progress import Progress
@@ -60,26 +60,26 @@ class Trainer:
     def __init__(self, runtime: Runtime, task: Task, config: RunConfig, run: RunFolder) -> None:
         accelerator = runtime.accelerator
         self.accelerator, self.task, self.config, self.run = accelerator, task, config, run
-        self._peak_flops = runtime.peak_flops
         self.num_steps = count_steps(config, task)
         self.counters = Counters(eval_every=stride(task.data, config.training.eval_tokens))
         self.changes: list[str] = []
         task.model.to(torch.float64 if runtime.precision == "fp64" else torch.float32)
         recompute_in_training(task.model, config.training.recompute)
         loss_model = LossModel(task.model, config.training.label_smoothing)
-        self._parallel_model = parallelized(accelerator, loss_model, runtime.sharding, runtime.precision)
+        parallel_model = parallelized(accelerator, loss_model, runtime.sharding, runtime.precision)
         # What follows the weights is made after that: it is in shards where they are.
         optimizer = build_optimizer(task.model, config.optimizer, bf16=runtime.precision == "bf16")
         tokens = self.num_steps * config.training.batch_size * task.data.tokens_per_sample
         self.compiling = Compiling(loss_model, config.training, accelerator, work=task.flops_per_token * tokens)
         decay = config.training.ema_decay
-        self._average = WeightAverage(task.model, decay) if decay else None
-        self.device_step = DeviceStep(accelerator, self._parallel_model, task, config, optimizer, self._average)
-        self.saver = Saver(runtime, task, config, run, optimizer, self._average)
+        average = WeightAverage(task.model, decay) if decay else None
+        self.device_step = DeviceStep(accelerator, parallel_model, task, config, optimizer, average)
+        self._evaluator = Evaluator(accelerator, task, parallel_model, average, config.training)
+        self.saver = Saver(runtime, task, config, run, optimizer, average)
         self.micro_batching = MicroBatching(config.training, accelerator, tokens_at_once(task.data))
         self.saver.setup |= {"compile": self.compiling.mode} | self.micro_batching.record
         self._nonfinite = NonFinitePolicy(self.saver)
-        self._reported, self._clock = Counters(), 0.0
+        self._speed, self._clock = Speed(accelerator.device, task.flops_per_token, runtime.peak_flops), 0.0
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same run; what differs from the run that wrote it is then in `changes`."""
@@ -134,7 +134,7 @@ class Trainer:
         """
         progress = Progress(self.counters.step, self.num_steps, visible=self.accelerator.is_main_process)
         reporter = Reporter(self.run, progress, trackers)
-        self._reported = replace(self.counters)
+        self._speed.start(self.counters)
         with StopSignals() as signals, self.batches() as batches:
             try:
                 self._compile(batches, reporter)
@@ -159,7 +159,7 @@ class Trainer:
         and a thread that has yet to give a tensor back to Python waits for ever.
         """
         self.accelerator.free_memory()
-        del self.device_step, self._parallel_model
+        del self.device_step, self._evaluator
         self.accelerator.end_training()
         leave_group(self.task.model)
 
@@ -228,7 +228,7 @@ class Trainer:
         evaluating = self._is_due(self.config.training.eval_interval)
         logging = self._is_due(self.config.training.log_interval)
         if evaluating or logging:
-            metrics |= self._speed()
+            metrics |= self._speed.measures(self.counters)
         if evaluating:
             self.counters.pending_evaluation = metrics
         elif logging:
@@ -284,17 +284,12 @@ class Trainer:
             NonFiniteError: The validation loss is not finite.
             PartedReplicasError: The ranks' weights are not the same.
         """
-        counters, task = self.counters, self.task
+        counters, patience = self.counters, self.config.training.patience
         self.saver.settle(counters, reporter)
         check_replicas(self.saver, counters)
         reporter.progress.doing("evaluating …")
-        measures, sample = evaluate(
-            self.accelerator,
-            task,
-            self._parallel_model,
-            self._average,
-            self.config.training,
-            is_last=self._ends_with,
+        measures, sample = self._evaluator.evaluate(
+            is_last=lambda loss: self._is_over or 0 < patience <= counters.stale_with(loss),
             sample_seed=derive_seed(self.config.seed, counters.step, "sample"),
             interrupted=lambda: signals.received is not None,
         )
@@ -305,38 +300,12 @@ class Trainer:
                 self._report(metrics, None, reporter)
                 self._nonfinite.stop(f"at step {counters.step} the {name} is {loss}", counters, reporter)
         counters.val_loss = measures.get(WHOLE)
-        verdict = self._judge(next(iter(losses.values())))
-        reporter.say(f"step {counters.step}/{self.num_steps}  {in_words(measures)}  ({verdict})")
-        if sample is not None and task.shows_samples:
+        counters.judge(next(iter(losses.values())))
+        said = f"step {counters.step}/{self.num_steps}  {in_words(measures)}"
+        reporter.say(f"{said}  ({counters.verdict(patience)})")
+        if sample is not None and self.task.shows_samples:
             reporter.say(sample)
         self._report(metrics | measures, sample, reporter)
-
-    def _ends_with(self, loss: float) -> bool:
-        """Whether the run ends with an evaluation of this loss."""
-        return self._is_over or 0 < self.config.training.patience <= self.counters.stale_with(loss)
-
-    def _judge(self, loss: float) -> str:
-        """Note a new loss that the run goes by, and say in words how it compares."""
-        counters, patience = self.counters, self.config.training.patience
-        counters.judge(loss)
-        if counters.best_step == counters.step:
-            return "the best so far"
-        best = f"best {counters.best:.4f} at step {counters.best_step}"
-        if 0 < patience <= counters.stale_evaluations:
-            return f"{best}; stopping early, after {counters.stale_evaluations} evaluations without a better one"
-        return best
-
-    def _speed(self) -> dict[str, float]:
-        """The speed since the last report, and the most GPU memory that was taken so far."""
-        seconds, tokens = self.counters.seconds, self.counters.tokens
-        rate = (tokens - self._reported.tokens) / (seconds - self._reported.seconds)
-        self._reported = replace(self.counters)
-        measures = {"tokens_per_second": rate}
-        if self._peak_flops is not None:
-            measures["mfu"] = rate * self.task.flops_per_token / self._peak_flops
-        if self.accelerator.device.type == "cuda":
-            measures["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.accelerator.device) / 2**30
-        return measures
 
     def _report(self, metrics: dict[str, float], sample: str | None, reporter: Reporter) -> None:
         metrics |= self.compiling.take_measures()

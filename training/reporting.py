@@ -1,9 +1,13 @@
 """What a run says while it goes on: to the terminal, to its folder and to its trackers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
 
 from training.runtime.progress import Progress
 from training.storage.run_folder import RunFolder
+from training.storage.state import Counters
 from training.tracking import Tracker
 
 
@@ -54,3 +58,33 @@ class Reporter:
         name = tracker.description.partition(",")[0]
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
         self.say(f"warning     {name}: {reason}{ending}")
+
+
+class Speed:
+    """How fast a run trains from one report to the next.
+
+    Args:
+        device: Of this process.
+        flops_per_token: What a token takes.
+        peak_flops: FLOP/s that all devices do together at most; None where that is not known.
+    """
+
+    def __init__(self, device: torch.device, flops_per_token: float, peak_flops: float | None) -> None:
+        self._device, self._flops_per_token, self._peak_flops = device, flops_per_token, peak_flops
+        self._reported = Counters()
+
+    def start(self, counters: Counters) -> None:
+        """Measure from where a run stands."""
+        self._reported = replace(counters)
+
+    def measures(self, counters: Counters) -> dict[str, float]:
+        """The speed since the last report, and the most GPU memory that was taken so far."""
+        seconds = counters.seconds - self._reported.seconds
+        rate = (counters.tokens - self._reported.tokens) / seconds
+        self.start(counters)
+        measures = {"tokens_per_second": rate}
+        if self._peak_flops is not None:
+            measures["mfu"] = rate * self._flops_per_token / self._peak_flops
+        if self._device.type == "cuda":
+            measures["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
+        return measures

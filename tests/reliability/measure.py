@@ -7,10 +7,12 @@ Accelerate itself offers, where it offers the same.
 import argparse
 import datetime
 import json
+import os
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -242,7 +244,12 @@ def main() -> None:
     options = parser.parse_args()
     report = conditions()
     # Beside the project, because a folder for temporary files may be in memory.
-    with tempfile.TemporaryDirectory(dir=".", prefix=".reliability-") as folder:
+    # What trainings print goes nowhere: into a file, it would meet the limits that are set to others.
+    with (
+        tempfile.TemporaryDirectory(dir=".", prefix=".reliability-") as folder,
+        open(os.devnull, "w") as nowhere,
+        redirect_stdout(nowhere),
+    ):
         for part in tqdm(options.parts, unit="part"):
             report[part] = PARTS[part](Path(folder).resolve() / part)
             shutil.rmtree(Path(folder) / part)

@@ -83,6 +83,15 @@ class Counters:
             self.best_val_loss, self.best_val_loss_subset = (loss, None) if self.eval_every == 1 else (None, loss)
             self.best_step = self.step
 
+    def verdict(self, patience: int) -> str:
+        """In words, how the newest loss compares, and whether a run of such patience ends for it."""
+        if self.best_step == self.step:
+            return "the best so far"
+        best = f"best {self.best:.4f} at step {self.best_step}"
+        if 0 < patience <= self.stale_evaluations:
+            return f"{best}; stopping early, after {self.stale_evaluations} evaluations without a better one"
+        return best
+
     def go_by(self, every: int) -> str | None:
         """Evaluate every so many-th window from here on; losses over other parts of the split do not compare with it.
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.profiler import record_function
 
 from training.config.sections import RunConfig
 from training.seeds import derive_seed
@@ -67,6 +68,7 @@ class Batches:
     ) -> None:
         self._thread.shutdown(cancel_futures=True)
 
+    @record_function("data")  # As a profile names it.
     def take(self, step: int) -> StepBatches:
         """The batches of a step, while those of the next one are begun; errors of the thread are raised here."""
         made = self._ahead[1].result() if self._ahead and self._ahead[0] == step else self.make(step)

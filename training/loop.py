@@ -12,11 +12,8 @@ report it. Nothing is under way during an evaluation or a save.
 import math
 import time
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import replace
 
 import torch
-from torch.profiler import record_function
 
 from training.average import WeightAverage
 from training.batches import Batches
@@ -25,7 +22,7 @@ from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig
 from training.evaluation import LOSSES, WHOLE, Evaluator, Interrupted, in_words, stride
 from training.loss import LossModel
-from training.micro_batch import MicroBatching, Trial, estimated_size, free_bytes
+from training.micro_batch import MicroBatching
 from training.nonfinite import NonFinitePolicy
 from training.optimizer import build_optimizer
 from training.recompute import recompute_in_training
@@ -108,16 +105,10 @@ class Trainer:
         Raises:
             MemoryError: Not a single one fits.
         """
-        batching, device, in_shards = self.micro_batching, self.accelerator.device, self.device_step.in_shards
+        batching, step = self.micro_batching, self.device_step
         if batching.is_to_be_tried and not self._is_over:
-            free, shards = free_bytes(device), self.accelerator.num_processes if in_shards else 1
-            estimate = estimated_size(self.task, self.config, self.saver.setup["precision"], free, shards)
-            if in_shards:
-                batching.take_estimate(estimate)
-            else:
-                with closing(Progress(0, 1, visible=self.accelerator.is_main_process)) as progress:
-                    trial = Trial(self.task.data, device, self.device_step.pass_in_vain, batching.turns, progress)
-                    batching.try_sizes(estimate, trial, free)
+            precision = self.saver.setup["precision"]
+            batching.choose(self.task, self.config, precision, step.pass_in_vain, in_shards=step.in_shards)
         self.saver.setup |= batching.record
         self.changes += batching.changes
 
@@ -181,9 +172,7 @@ class Trainer:
             self._finish_step(signals, reporter, stopping=stopping)
 
     def _launch(self, step: int, batches: Batches, signals: StopSignals) -> Launched:
-        with record_function("data"):
-            taken = batches.take(step)
-        return self.device_step.launch(step, taken, stop=signals.received is not None)
+        return self.device_step.launch(step, batches.take(step), stop=signals.received is not None)
 
     def _pauses_after(self, step: int) -> bool:
         """Whether the last step is done, or an evaluation or a save may be due."""

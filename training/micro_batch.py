@@ -7,6 +7,7 @@ GPUs the one with the least room decides for all. On a CPU a fixed table says it
 import gc
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ ESTIMATED = 0.9
 """Share of what is left that is counted on where nothing can be tried."""
 LOOK_AHEAD = 1024
 """So many sequences are looked at for the longest, of whose length are those that sizes are tried with."""
+OnePass = Callable[[Batch, Tensor, int], None]
+"""Computes and drops the gradients of a batch, with the seeds of its masks, so many times before it drops them."""
 
 
 def check_split(training: TrainingConfig, num_processes: int, *, in_shards: bool = False) -> None:
@@ -88,7 +91,7 @@ class MicroBatching:
     """
 
     def __init__(self, training: TrainingConfig, accelerator: Accelerator, tokens_per_sample: float) -> None:
-        self._training, self._num_processes = training, accelerator.num_processes
+        self._training, self._accelerator, self._num_processes = training, accelerator, accelerator.num_processes
         self._on_cpu = accelerator.device.type == "cpu"
         self._before: int | None = None
         self._goes_on, self._tried = False, ""
@@ -101,7 +104,7 @@ class MicroBatching:
 
     @property
     def is_to_be_tried(self) -> bool:
-        """Whether `try_sizes` is to be called before the first step."""
+        """Whether `choose` is to be called before the first step."""
         return self.size == 0
 
     @property
@@ -142,6 +145,27 @@ class MicroBatching:
         self._goes_on = self._training.micro_batch_size == "auto" and before > 0 and (tried == "") is self._on_cpu
         if self._goes_on:
             self.size, self._tried, self._reason = before if self._on_cpu else 0, tried, "auto: as the run began"
+
+    def choose(
+        self, task: Task, config: RunConfig, precision: str, one_pass: OnePass, *, in_shards: bool = False
+    ) -> None:
+        """Settle what is to be tried, by trying, or in shards by an estimate; all processes call this.
+
+        Args:
+            task, config, precision: What is trained.
+            one_pass: As of `Trial`.
+            in_shards: Whether weights are spread over the processes.
+
+        Raises:
+            MemoryError: Not a single sequence fits.
+        """
+        device, shards = self._accelerator.device, self._num_processes if in_shards else 1
+        free = free_bytes(device)
+        estimate = estimated_size(task, config, precision, free, shards)
+        if in_shards:
+            return self.take_estimate(estimate)
+        with closing(Progress(0, 1, visible=self._accelerator.is_main_process)) as progress:
+            self.try_sizes(estimate, Trial(task.data, device, one_pass, self.turns, progress), free)
 
     def try_sizes(self, estimate: int, fits: Callable[[int], bool], free: int | None = None) -> None:
         """Choose the largest size that fits, of those that are worth a try; all processes call this.
@@ -235,7 +259,7 @@ class Trial:
     Args:
         data: Where sequences come from; sizes are tried with some as long as the longest of the first ones.
         device: What is computed on.
-        one_pass: Computes and drops the gradients of a batch, so many times, before it drops them.
+        one_pass: Computes a batch in vain.
         turns: How many micro-batches of a size make a step: gradients of those before it take room, too.
         progress: To show with what is tried.
     """
@@ -244,7 +268,7 @@ class Trial:
         self,
         data: Data,
         device: torch.device,
-        one_pass: Callable[[Batch, Tensor, int], None],
+        one_pass: OnePass,
         turns: Callable[[int], int],
         progress: Progress,
     ) -> None:

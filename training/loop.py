@@ -84,7 +84,8 @@ class Trainer:
         measured = counters.val_step == counters.step and counters.val_loss is not None
         if self._is_over and not measured and counters.pending_evaluation is None:
             # It was to go on for longer, and is now asked for no further step than this one.
-            counters.pending_evaluation = self.run.metrics_of(counters.step) or self._progress_metrics()
+            progress = counters.progress(self.task.data.samples_per_epoch)
+            counters.pending_evaluation = self.run.metrics_of(counters.step) or progress
         setup = saved_state(checkpoint).setup
         self.compiling.go_on(str(setup.get("compile", "off")))
         self.micro_batching.go_on(setup)
@@ -204,12 +205,9 @@ class Trainer:
         counters.seconds += outcome.time - self._clock
         self._clock = outcome.time
         reporter.progress.advance()
-        measures = {
-            "train_loss": loss / outcome.num_targets,
-            "learning_rate": launched.learning_rate,
-            "grad_norm": norm,
-        }
-        self._report_step(self._progress_metrics() | measures, reporter)
+        metrics = counters.progress(self.task.data.samples_per_epoch)
+        metrics |= {"train_loss": loss / outcome.num_targets, "learning_rate": launched.learning_rate}
+        self._report_step(metrics | {"grad_norm": norm}, reporter)
         return outcome
 
     def _report_step(self, metrics: dict[str, float], reporter: Reporter) -> None:
@@ -249,12 +247,6 @@ class Trainer:
 
     def _is_due(self, interval: int) -> bool:
         return self._is_over or (interval > 0 and self.counters.step % interval == 0)
-
-    def _progress_metrics(self) -> dict[str, float]:
-        """How far the run has come, as a line of metrics begins."""
-        counters = self.counters
-        epoch = counters.samples / self.task.data.samples_per_epoch
-        return {"step": counters.step, "epoch": epoch, "tokens": counters.tokens, "seconds": counters.seconds}
 
     def _compile(self, batches: Batches, reporter: Reporter) -> None:
         """Compile a step, if that is to be, and there are steps to come."""

@@ -28,6 +28,7 @@ from training.config.command_line import config_to_yaml, parse_config_text
 from training.config.fields import options_of
 from training.evaluation import validation_loss
 from training.optimizer import MuonAdamW
+from training.reporting import Speed
 from training.runtime.device import Runtime
 from training.runtime.errors import InputError, NonFiniteError, StoppedBySignal
 from training.schedule import count_steps, learning_rate_scale
@@ -470,13 +471,10 @@ def test_utilisation_is_the_share_of_the_peak(config: GPTConfig, tmp_path: Path)
 
 def test_gpu_memory_is_the_most_that_was_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
-    trainer = SimpleNamespace(
-        counters=loop.Counters(seconds=4.0, tokens=300),
-        accelerator=SimpleNamespace(device=torch.device("cuda", 0)),
-        _reported=loop.Counters(seconds=2.0, tokens=100),
-        _peak_flops=None,
-    )
-    assert loop.Trainer._speed(trainer) == {"tokens_per_second": 100.0, "gpu_memory_gib": 1.5}
+    speed = Speed(torch.device("cuda", 0), flops_per_token=1.0, peak_flops=None)
+    speed.start(loop.Counters(seconds=2.0, tokens=100))
+    counters = loop.Counters(seconds=4.0, tokens=300)
+    assert speed.measures(counters) == {"tokens_per_second": 100.0, "gpu_memory_gib": 1.5}
 
 
 def test_the_loss_scale_of_fp16_is_saved_and_restored(config: GPTConfig, tmp_path: Path) -> None:

@@ -248,13 +248,14 @@ def test_the_average_takes_in_each_step_by_its_number_unless_it_was_left_out(
     rank = Rank(loss_scale=8.0)
     rank.overflows = overflows
     trainer = trainer_of(with_training(config, ema_decay=0.9), rank, tmp_path)
-    assert trainer._average is not None
+    average = trainer._evaluator._average
+    assert average is not None
     name, weight = next(iter(trainer.task.model.named_parameters()))
-    before = trainer._average.tensors[name].clone()
+    before = average.tensors[name].clone()
     step(trainer, 3)
     kept = 1.0 if overflows else (1 + 3) / (10 + 3)
     expected = kept * before + (1 - kept) * weight.detach()
-    torch.testing.assert_close(trainer._average.tensors[name], expected)
+    torch.testing.assert_close(average.tensors[name], expected)
     assert trainer.counters.skipped_steps == overflows
 
 
@@ -264,7 +265,7 @@ def test_the_speed_after_a_resume_is_that_of_the_steps_since(config: GPTConfig, 
     trainer.fit([])
     trainer.counters.tokens += 600
     trainer.counters.seconds += 2.0
-    assert trainer._speed()["tokens_per_second"] == pytest.approx(300.0)
+    assert trainer._speed.measures(trainer.counters)["tokens_per_second"] == pytest.approx(300.0)
 
 
 def test_a_save_that_fails_after_a_resume_leaves_the_best_where_it_was(
@@ -280,7 +281,8 @@ def test_a_save_that_fails_after_a_resume_leaves_the_best_where_it_was(
     resumed = trainer_of(config, Rank(), tmp_path)
     resumed.restore(Checkpoint(tmp_path / "checkpoints/last"))
     resumed.counters.step = 8
-    assert resumed._judge(1.0) == "the best so far"
+    resumed.counters.judge(1.0)
+    assert resumed.counters.verdict(patience=0) == "the best so far"
     monkeypatch.setattr(CheckpointStore, "save", full)
     said: list[str] = []
     resumed.saver.save(resumed.counters, cast(Reporter, SimpleNamespace(say=said.append)), best=True)

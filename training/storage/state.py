@@ -70,6 +70,11 @@ class Counters:
         """The lowest loss of those that the run goes by."""
         return self.best_val_loss if self.eval_every == 1 else self.best_val_loss_subset
 
+    def progress(self, samples_per_epoch: float) -> dict[str, float]:
+        """How far the run has come, as a line of metrics begins."""
+        epoch = self.samples / samples_per_epoch
+        return {"step": self.step, "epoch": epoch, "tokens": self.tokens, "seconds": self.seconds}
+
     def stale_with(self, loss: float) -> int:
         """Evaluations since the best one, where another one comes out with this loss."""
         return 0 if self.best is None or loss < self.best else self.stale_evaluations + 1

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.arrow_rows import ArrowRows
 from data.chat import Chat, Message, Segment
 from data.config import TextConfig
 from data.corpora import text_of
 from data.files import list_files, look_into
-from data.hub import ArrowRows, Request, load_hub_rows
+from data.hub import Request, load_hub_rows
 from data.listing import listed
 from data.row_streams import is_row_file, stream_rows
 from data.rows import Row

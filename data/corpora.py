@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from data.arrow_rows import ArrowRows
 from data.config import OnBadRow
 from data.documents import CHUNK, Chunk, chunks
 from data.encodings import opened
 from data.files import FoundFile
-from data.hub import ArrowRows
 from data.listing import listed
 from data.row_streams import is_row_file, stream_rows
 from data.rows import Row

@@ -8,17 +8,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data.arrow_rows import ArrowRows
 from training.runtime.errors import InputError
 from training.runtime.packages import needed_package
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from pyarrow import Scalar
 
 PARQUET_REVISION = "refs/convert/parquet"
 """The branch on which the hub keeps a copy in Parquet of most data sets, one folder for each subset."""
@@ -26,8 +24,6 @@ PARQUET_REVISION = "refs/convert/parquet"
 MESSAGES = "data.messages_column"
 """The option of a column that holds lists."""
 SPLITS = ("train", "validation", "test")
-BATCH = 256
-"""Rows that are looked at at a time: views of the files."""
 SETTINGS = {
     "HF_HUB_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error",
@@ -54,32 +50,6 @@ class Request(NamedTuple):
     any_revision: bool = False
 
 
-@dataclass(frozen=True)
-class ArrowRows:
-    """Columns of text in Arrow files, which are mapped into memory and read anew each time: nothing is held.
-
-    A row holds the columns in the order in which they were asked for; a text may be null, and bytes if it is no UTF-8.
-    """
-
-    files: tuple[str, ...]
-    columns: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.table())
-
-    def __iter__(self) -> Iterator[tuple[str | bytes | None, ...]]:
-        table = self.table().select_columns(list(self.columns)).with_format("arrow")
-        for batch in table.iter(BATCH):
-            for row in zip(*(batch.column(name) for name in self.columns), strict=True):
-                yield tuple(map(_text, row))
-
-    def table(self) -> "Dataset":
-        """All columns, those in others as well: {"translation": {"en": "…"}} has a column translation.en."""
-        datasets = needed_package("datasets", "rows of the hub")
-        table = datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in self.files])
-        return table if set(self.columns) <= set(table.column_names) else table.flatten()
-
-
 class HubRows(NamedTuple):
     """Rows of the splits train, validation and test, as far as there are any, and the commit they are from."""
 
@@ -102,13 +72,6 @@ def load_hub_rows(request: Request) -> HubRows:
     for rows in splits.values():
         _check_columns(request, rows.table())
     return HubRows(splits, prepared["commit"])
-
-
-def _text(value: "Scalar") -> str | bytes | None:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError:
-        return value.as_buffer().to_pybytes()
 
 
 def _prepare(request: Request) -> dict[str, Any]:

@@ -58,19 +58,12 @@ def train(
         StoppedBySignal, NonFiniteError, SaveError: As `Trainer.fit`.
     """
     end_if_imported()
-    training = config.training
-    runtime = make_runtime(training)
+    runtime = _started(config)
     accelerator = runtime.accelerator
-    run: RunFolder | None = None
-    task: Task | None = None
-    trainer: Trainer | None = None
+    run, task, trainer = None, None, None
     try:
-        check_split(training, accelerator.num_processes, in_shards=runtime.sharding is not None)
-        if accelerator.is_main_process:  # At once: reading the data and loading what trains takes seconds.
-            _say({"device": runtime.description})
         with naming_lost_processes(accelerator):
-            task = make_task()
-            _check_agreement(config, task)
+            task = _agreed(config, make_task())
             run, checkpoint = _choose_start(accelerator, config, output_dir, resume=resume)
             config, origin = _begun(task, config, checkpoint)
             trainer = Trainer(runtime, task, config, run)
@@ -78,8 +71,7 @@ def train(
                 trainer.restore(checkpoint)
                 del checkpoint  # Its files are open: they would keep their space on the disk after they are pruned.
             trainer.choose_micro_batch()
-            trackers = in_main_process(accelerator, partial(_prepare, runtime, trainer, origin, notes))
-            trainer.fit(trackers or [])
+            trainer.fit(in_main_process(accelerator, partial(_prepare, runtime, trainer, origin, notes)) or [])
         trainer.shutdown()
     except CommandError as error:
         # Leaving the process group takes all processes: one that fails alone must not wait for the others.
@@ -96,6 +88,15 @@ def train(
     return Result(run=run, counters=trainer.counters, is_main_process=accelerator.is_main_process)
 
 
+def _started(config: RunConfig) -> Runtime:
+    """What a run computes on, which is said at once: reading the data and loading what trains takes seconds."""
+    runtime = make_runtime(config.training)
+    check_split(config.training, runtime.accelerator.num_processes, in_shards=runtime.sharding is not None)
+    if runtime.accelerator.is_main_process:
+        _say({"device": runtime.description})
+    return runtime
+
+
 def _explained(
     error: Exception, runtime: Runtime, config: RunConfig, task: Task | None, trainer: Trainer | None
 ) -> str:
@@ -107,8 +108,8 @@ def _explained(
     return explain(error, runtime, config, task, at_once, resumable=bool(trainer.saver.store.steps()))
 
 
-def _check_agreement(config: RunConfig, task: Task) -> None:
-    """Raise an `InputError` in all processes unless they have the same options and the same data, wherever it lies."""
+def _agreed(config: RunConfig, task: Task) -> Task:
+    """The task, or an `InputError` in all processes where they have other options or data, wherever that lies."""
     asked: RunConfig = getattr(task, "config", config)  # With what a task has found out.
     own = flattened(asdict(asked)) | {"data.source": None, "init_from": None, "the data's SHA-256": task.data.sha256}
     first, *others = gather_object([own])
@@ -119,6 +120,7 @@ def _check_agreement(config: RunConfig, task: Task) -> None:
                     f"{name} is {first[name]!r} on rank 0, {other[name]!r} on rank {rank}: start the same command on "
                     f"every machine, with the same code and data"
                 )
+    return task
 
 
 def _choose_start(

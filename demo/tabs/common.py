@@ -144,10 +144,7 @@ def wire(
 
     def turn(request: gr.Request, number: Any, *values: Any) -> Updates:
         if session.jobs.begin(owner_of(request), number):
-            try:
-                yield from work(owner_of(request), *values)
-            except InputError as error:
-                yield refused(message_html(str(error)))
+            yield from _or_why_not(work(owner_of(request), *values), refused)
 
     start.click(None, js=_scroll_to(outputs[0]), **UNSEEN)
     asked = start.click(ask, None, [number, stop], queue=False, trigger_mode="multiple", **UNSEEN)
@@ -158,6 +155,14 @@ def wire(
     running.success(rest, None, stop, queue=False, **UNSEEN)
     running.failure(failed, number, [stop, outputs[0]], queue=False, **UNSEEN)
     stop.click(end, None, stop, queue=False, cancels=[running], **UNSEEN)
+
+
+def _or_why_not(updates: Updates, refused: Callable[[str], Any]) -> Updates:
+    """The updates, and where an input does not serve what says so."""
+    try:
+        yield from updates
+    except InputError as error:
+        yield refused(message_html(str(error)))
 
 
 def _scroll_to(output: Any) -> str:

@@ -16,9 +16,9 @@ from small_hub import SmallHub, parquet, serving
 
 from data import text as data
 from data.answer_tokens import answer_tokens
+from data.arrow_rows import ArrowRows
 from data.config import TextConfig
 from data.documents import joined
-from data.hub import ArrowRows
 from data.plays import SHA256, build_text
 from data.text import Source, load_source
 from training.runtime.errors import InputError

@@ -15,7 +15,7 @@ from helpers import read_metrics, with_training
 
 from gpt.config import GPTConfig
 from gpt.task import train_gpt
-from training import loop
+from training.evaluation import Evaluator
 from training.reporting import Reporter
 from training.runtime.errors import NonFiniteError, SaveError, StoppedBySignal
 from training.storage.background import NICENESS, Background, Snapshot
@@ -124,7 +124,7 @@ def test_an_evaluation_and_the_next_save_wait_for_the_one_before(
     background: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events = list[str]()
-    saved, evaluate = CheckpointStore.save, loop.evaluate
+    saved, evaluate = CheckpointStore.save, Evaluator.evaluate
 
     def save(store: CheckpointStore, step: int, **content: Any) -> Path:
         events.append(f"begin {step}")
@@ -137,7 +137,7 @@ def test_an_evaluation_and_the_next_save_wait_for_the_one_before(
         return evaluate(*arguments, **options)
 
     monkeypatch.setattr(CheckpointStore, "save", save)
-    monkeypatch.setattr(loop, "evaluate", evaluating)
+    monkeypatch.setattr(Evaluator, "evaluate", evaluating)
     train_gpt(with_training(background, eval_interval=4, max_steps=8), output_dir=tmp_path / "run")
     assert events == ["evaluation", "begin 4", "end 4", "evaluation", "begin 8", "end 8"]
 
@@ -179,13 +179,13 @@ def test_a_run_goes_on_without_it_if_so_configured(
     """The best is again the one on the disk, before the next evaluation is judged by it."""
     background = with_training(background, on_save_error="continue", eval_interval=4)
     losses = {4: 2.0, 8: 3.0, 12: 4.0}
-    evaluate = loop.evaluate
+    evaluate = Evaluator.evaluate
 
     def evaluated(*arguments: Any, **options: Any) -> Any:
         measures, sample = evaluate(*arguments, **options)
         return measures | {"val_loss": losses.pop(min(losses))}, sample
 
-    monkeypatch.setattr(loop, "evaluate", evaluated)
+    monkeypatch.setattr(Evaluator, "evaluate", evaluated)
     on_save(monkeypatch, refuse(4))
     result = train_gpt(background, output_dir=tmp_path / "run")
     said = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]

@@ -21,7 +21,7 @@ from training.planning.memory import largest_micro_batch
 from training.runtime.errors import InputError, is_out_of_memory
 from training.runtime.progress import Progress
 from training.runtime.sizes import gigabytes
-from training.task import Batch, Data, Task, tokens_at_once
+from training.task import Batch, Data, Task, padded_length
 
 MICRO_BATCH_TOKENS = 2048
 """Targets of a micro-batch on a CPU: so few that what a block computes of them stays in its cache."""
@@ -226,7 +226,8 @@ def estimated_size(task: Task, config: RunConfig, precision: str, free: int | No
     if free is None or not isinstance(config.model, TransformerConfig):
         return config.training.batch_size
     room = free if shards == 1 else int(ESTIMATED * free)
-    return largest_micro_batch(task.model, config, precision, tokens_at_once(task.data), room, shards=shards)
+    length = padded_length(task.data, config.training.batch_size)
+    return largest_micro_batch(task.model, config, precision, length, room, shards=shards)
 
 
 def sizes_to_try(part: int) -> list[int]:

@@ -18,7 +18,7 @@ from training.runtime.device import Runtime
 from training.runtime.errors import memory_asked
 from training.runtime.precision import has_fast_bf16
 from training.runtime.sizes import gigabytes
-from training.task import Task, tokens_at_once
+from training.task import Task, batches_vary, padded_length
 
 STEP, EVALUATION = "in a training step", "in an evaluation"
 TRIED = "though a step was cut into single sequences"
@@ -97,9 +97,10 @@ def is_ours(file: str) -> bool:
 
 def needed(task: Task, use: Use, place: str) -> dict[str, int]:
     """What is kept at once at such a place, in bytes by part, by a formula."""
-    model, tokens = task.model, tokens_at_once(task.data)
-    targets = round(use.at_once * tokens)
-    kept = expected_bytes(model, use.config, use.precision, targets, length=tokens, shards=use.shards)
+    model, varying = task.model, batches_vary(task.data)
+    tokens = padded_length(task.data, use.at_once)
+    asked = model, use.config, use.precision, use.at_once * tokens
+    kept = expected_bytes(*asked, length=tokens, shards=use.shards, varying=varying)
     if place in (STEP, TRIED):
         return kept
     state: dict[str, int] = {name: kept[name] for name in STATE if name in kept}
@@ -107,7 +108,7 @@ def needed(task: Task, use: Use, place: str) -> dict[str, int]:
         del state["gradients"]
         if use.shards > 1:
             state["gathered"] = use.shards * state["weights"]
-        targets = round(use.config.training.eval_batch_size * tokens)
+        targets = use.config.training.eval_batch_size * tokens
         state["evaluated sequences"] = evaluated_bytes(model, use.precision, targets)
     return state
 

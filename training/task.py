@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """A target that does not count: padding."""
+LOOK_AHEAD = 256
+"""So many sequences are looked at for the longest, to whose length a batch is filled up."""
 
 
 class Batch(NamedTuple):
@@ -116,6 +118,18 @@ class Beginning(Protocol):
 def tokens_at_once(data: Data) -> float:
     """Tokens of a training sequence that go through the model: as many as targets, unless the data says otherwise."""
     return float(getattr(data, "context", data.tokens_per_sample))
+
+
+def batches_vary(data: Data) -> bool:
+    """Whether batches differ in size, as those of pairs do: they have no context that each sequence fills."""
+    return not hasattr(data, "context")
+
+
+def padded_length(data: Data, batch_size: int) -> int:
+    """Tokens of a training sequence with its padding: a batch is filled up to its longest one."""
+    if not batches_vary(data):
+        return int(tokens_at_once(data))
+    return data.training_batch(0, min(LOOK_AHEAD, batch_size)).targets_BT.size(1)
 
 
 class Task(Protocol):

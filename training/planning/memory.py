@@ -16,7 +16,7 @@ else w), in attention a (p, but 4 on a CPU that computes bf16's attention in fp3
 - gradients at work: those by the activations of one block.
 - logits: 3 w N V, for their softmax and the gradients of both; of a chunk, where the loss is computed in chunks.
 - gathered, over several shards: two blocks and what is outside of blocks, w for each weight and its gradient.
-- allocator, on a CPU: what it holds, about a third of all that comes and goes.
+- allocator, on a CPU: what it holds, about a third of all that comes and goes; more where batches differ in size.
 """
 
 from bisect import bisect_right
@@ -36,6 +36,9 @@ COMES_AND_GOES = ("gradients", "copies of weights", ACTIVATIONS, AT_WORK, "logit
 BY_ALLOCATOR = 0.35
 """What the C library's allocator holds of a CPU's memory, in pieces too small for what comes next, as a share of what
 comes and goes: 0.15 to 0.4 in trainings under Linux."""
+OF_MANY_SIZES = {2: 0.9, 4: 0.5, 8: 0.5}
+"""The same where batches differ in size, by the bytes of a number in products: 0.9 to 1.1 in bf16, where numbers of two
+widths stand side by side, 0.4 to 0.6 in fp32."""
 SIDE_BY_SIDE = ("query", "key", "value", "gate", "up")
 """Layers whose weights are laid side by side for one product (`layers/products.py`); gate and up where there are both.
 """
@@ -73,6 +76,7 @@ def expected_bytes(
     length: float | None = None,
     shards: int = 1,
     on_gpu: bool | None = None,
+    varying: bool = False,
 ) -> dict[str, int]:
     """What a step keeps at once on one device, by the parts that this file begins with.
 
@@ -86,6 +90,7 @@ def expected_bytes(
         length: Those of a sequence; None for a context.
         shards: How many devices share weights, gradients, optimizer and average (FSDP2).
         on_gpu: Whether it is for a GPU; None for what the model is on.
+        varying: Whether batches differ in size.
     """
     if on_gpu is None:
         on_gpu = next(model.parameters()).device.type != "cpu"
@@ -109,7 +114,9 @@ def expected_bytes(
         "gathered": 2 * how.w * gathered,
     }
     if not on_gpu:
-        found["allocator"] = BY_ALLOCATOR * sum(found[name] for name in COMES_AND_GOES)
+        found["allocator"] = (OF_MANY_SIZES[how.p] if varying else BY_ALLOCATOR) * sum(
+            found[name] for name in COMES_AND_GOES
+        )
     return {name: round(size) for name, size in found.items() if size}
 
 
@@ -122,11 +129,12 @@ def largest_micro_batch(
     *,
     shards: int = 1,
     on_gpu: bool | None = None,
+    varying: bool = False,
 ) -> int:
     """How many sequences go through the model at once at most, so that all of `expected_bytes` fits.
 
     Args:
-        model, config, precision, shards, on_gpu: As of `expected_bytes`.
+        model, config, precision, shards, on_gpu, varying: As of `expected_bytes`.
         tokens_per_sample: Targets of a sequence, padding included.
         free_bytes: What the training may take of the device, its weights and optimizer included. It is an estimate:
             leave some of the device free.
@@ -136,8 +144,8 @@ def largest_micro_batch(
     """
 
     def needed(sequences: int) -> int:
-        asked = model, config, precision, round(sequences * tokens_per_sample)
-        return sum(expected_bytes(*asked, length=tokens_per_sample, shards=shards, on_gpu=on_gpu).values())
+        asked, length = (model, config, precision, round(sequences * tokens_per_sample)), tokens_per_sample
+        return sum(expected_bytes(*asked, length=length, shards=shards, on_gpu=on_gpu, varying=varying).values())
 
     return bisect_right(range(1, config.training.batch_size + 1), free_bytes, key=needed)
 

@@ -23,15 +23,13 @@ from training.runtime.hardware import CARDS, Card
 from training.runtime.machine import available_memory, describe_machine
 from training.runtime.precision import choose_precision as choose_precision_here
 from training.runtime.precision import describe_device
-from training.task import Task, tokens_at_once
+from training.task import Task, batches_vary, padded_length, tokens_at_once
 
 SHARE = 0.9
 """How much of a device's memory is counted on: formulas are estimates, and free memory is in pieces."""
 CONTEXT_BYTES = 2**29
 """What CUDA takes of a card for itself, about."""
 COUNTS = (1, 2, 4, 8)
-LOOK_AHEAD = 256
-"""So many sequences are looked at for the longest, to whose length a batch is filled up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,13 +148,13 @@ def _memory(task: Task, config: RunConfig, target: Target, cards: int) -> dict[s
     training, tokens = config.training, tokens_at_once(task.data)
     limit, largest = cpu_micro_batch(tokens) if target.device.type == "cpu" else 0, None
     limit = limit if training.micro_batch_size == "auto" else training.micro_batch_size
-    length = task.data.training_batch(0, min(LOOK_AHEAD, training.batch_size)).targets_BT.size(1)
+    length, varying = padded_length(task.data, training.batch_size), batches_vary(task.data)
     asked, on_gpu = (task.model, config, target.precision), target.on_gpu
     if target.usable is not None:
-        largest = largest_micro_batch(*asked, length, target.usable, on_gpu=on_gpu)
+        largest = largest_micro_batch(*asked, length, target.usable, on_gpu=on_gpu, varying=varying)
     limit = limit or largest or 0
     sequences = sequences_at_once(training, cards, limit)
-    parts = expected_bytes(*asked, sequences * length, length=length, on_gpu=on_gpu)
+    parts = expected_bytes(*asked, sequences * length, length=length, on_gpu=on_gpu, varying=varying)
     found: dict[str, Any] = {"sequences": sequences, "limit": limit, "parts": parts, "usable": target.usable}
     found |= {"fits": None, "largest_micro_batch": largest, "fsdp2_cards": None}
     if target.usable is not None:

@@ -7,7 +7,7 @@ from training.planning.report import duration, flops
 from training.planning.work import work_of
 from training.runtime.sizes import gigabytes
 from training.storage.state import Counters
-from training.task import Task, tokens_at_once
+from training.task import Task, batches_vary, padded_length
 
 
 def work_line(task: Task, config: RunConfig, counters: Counters) -> str:
@@ -30,8 +30,9 @@ def memory_line(task: Task, config: RunConfig, precision: str, sequences: int, s
     """
     if not isinstance(config.model, TransformerConfig):
         return None
-    length = tokens_at_once(task.data)
-    parts = expected_bytes(task.model, config, precision, round(sequences * length), length=length, shards=shards)
+    length, varying = padded_length(task.data, sequences), batches_vary(task.data)
+    asked = task.model, config, precision, sequences * length
+    parts = expected_bytes(*asked, length=length, shards=shards, varying=varying)
     sizes = sorted(parts.items(), key=lambda part: part[1], reverse=True)
     shown = ", ".join(f"{name.partition(',')[0]} {gigabytes(size)}" for name, size in sizes[:3])
     return f"about {gigabytes(sum(parts.values()))} of each device by formula: {shown}, …"

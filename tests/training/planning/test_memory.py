@@ -8,14 +8,24 @@ import torch
 from helpers import OF_GPT2, with_training
 from torch import Tensor, nn
 
-from data.config import TextConfig
+from data.config import PairConfig, TextConfig
 from gpt.config import GPTConfig
 from gpt.model import GPT
 from seq2seq.config import ModelConfig as PairModel
 from seq2seq.config import Seq2SeqConfig
 from seq2seq.model import EncoderDecoder
+from seq2seq.task import Seq2SeqTask
+from training.config.sections import TrainingConfig
 from training.loss import LossModel
-from training.planning.memory import ACTIVATIONS, AT_WORK, BY_ALLOCATOR, expected_bytes, largest_micro_batch
+from training.planning.memory import (
+    ACTIVATIONS,
+    AT_WORK,
+    BY_ALLOCATOR,
+    COMES_AND_GOES,
+    expected_bytes,
+    largest_micro_batch,
+)
+from training.task import batches_vary, padded_length, tokens_at_once
 
 
 def test_what_weights_cost_is_the_formula_of_its_words(config: GPTConfig) -> None:
@@ -36,6 +46,20 @@ def test_what_weights_cost_is_the_formula_of_its_words(config: GPTConfig) -> Non
     assert expected_bytes(model, config, "fp64", 1)["gradients"] == 8 * weights
     large = GPT(config.model, 100_000)
     assert expected_bytes(large, config, "fp32", 10_000)["logits"] == 3 * 2**28, "the loss is computed in chunks"
+
+
+def test_batches_of_pairs_count_with_their_padding_and_leave_more_holes() -> None:
+    pairs = Seq2SeqConfig(data=PairConfig(max_length=40), training=TrainingConfig(batch_size=64))
+    data = Seq2SeqTask(pairs).data
+    assert batches_vary(data)
+    longest = data.training_batch(0, 64).targets_BT.size(1)
+    assert padded_length(data, 64) == longest > 1.5 * tokens_at_once(data)
+    model = EncoderDecoder(pairs.model, 30)
+    alike, varying = (expected_bytes(model, pairs, "fp32", 640, varying=varying) for varying in (False, True))
+    assert varying["allocator"] / alike["allocator"] == pytest.approx(0.5 / BY_ALLOCATOR, abs=0.001)
+    in_bf16 = expected_bytes(model, pairs, "bf16", 640, varying=True)
+    assert in_bf16["allocator"] == pytest.approx(0.9 * sum(in_bf16[name] for name in COMES_AND_GOES), abs=1)
+    assert expected_bytes(model, pairs, "bf16", 640, varying=True, on_gpu=True).keys().isdisjoint({"allocator"})
 
 
 def test_what_is_computed_twice_is_not_kept(config: GPTConfig) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Literal, NamedTuple
 
-from data.answer_tokens import answer_tokens
-from data.answer_windows import PackedRows
+from data.answers.tokens import answer_tokens
+from data.answers.windows import PackedRows
+from data.batches.windows import as_tensor, end_of_documents, side_by_side
+from data.cache.tokens import tokenized
 from data.config import TextConfig
 from data.text import Source
-from data.tokenizer import Tokenizer, unit_of
-from data.tokens import tokenized
-from data.windows import as_tensor, end_of_documents, side_by_side
+from data.tokenizers.tokenizer import Tokenizer, unit_of
 from training.task import Batch
 
 Split = Literal["train", "val"]

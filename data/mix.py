@@ -1,4 +1,4 @@
-"""What `--data.mix` says: sources and their weights. No torch: `data/mixed.py` makes batches of them."""
+"""What `--data.mix` says: sources and their weights. No torch: `data/batches/mixed.py` makes batches of them."""
 
 import hashlib
 import json

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.documents import Chunk, Documents
+from data.sources.documents import Chunk, Documents
 from data.text import Source
 
 MIN_DOCUMENTS = 1000

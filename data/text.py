@@ -1,4 +1,4 @@
-"""Text for the GPT: where it comes from, and the split. No torch: `data/windows.py` makes batches of it.
+"""Text for the GPT: where it comes from, and the split. No torch: `data/batches/windows.py` makes batches of it.
 
 `python -m data.text --output FILE` writes the text of a source.
 """
@@ -12,16 +12,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from data.answers import FoundRows, find_rows
+from data.answers.rows import FoundRows, find_rows
+from data.cache.remembered import remembered
 from data.config import ANSWER_COLUMNS, TINY_SHAKESPEARE, TextConfig
-from data.corpora import FileDocuments, HubDocuments, RowOptions
-from data.documents import Chained, Documents, InMemory
-from data.files import Found, ListedFile, list_files, look_into
-from data.hub import PARQUET_REVISION, SPLITS, HubRows, Request, load_hub_rows
 from data.mix import parse_mix
-from data.plays import SHA256, PlaysError, build_comedies, build_text
-from data.remembered import remembered
-from data.row_streams import is_row_file
+from data.sources.corpora import FileDocuments, HubDocuments, RowOptions
+from data.sources.documents import Chained, Documents, InMemory
+from data.sources.files import Found, ListedFile, list_files, look_into
+from data.sources.hub import PARQUET_REVISION, SPLITS, HubRows, Request, load_hub_rows
+from data.sources.plays import SHA256, PlaysError, build_comedies, build_text
+from data.sources.row_streams import is_row_file
 from training.config.command_line import StrictParser
 from training.runtime.errors import InputError, exit_code
 from training.runtime.packages import needed_package
@@ -52,7 +52,7 @@ def _sha256(text: str) -> str:
 
 
 def load_source(data: TextConfig) -> Source:
-    """Load the text that the configuration names; see `TextConfig`, and for the hub `data.hub.load_hub_rows`.
+    """Load the text that the configuration names; see `TextConfig`, and for the hub `data.sources.hub.load_hub_rows`.
 
     Raises:
         InputError: There is no such text, or it is empty or cannot be read; the message says what to do.

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data.cache.tokens import tokenized
 from data.config import TextConfig
 from data.text import Source
-from data.tokens import tokenized
 from training.runtime.packages import needed_package
 from training.runtime.threads import available_cores
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from data.tokenizer import Tokenizer, unit_of
+from data.tokenizers.tokenizer import Tokenizer, unit_of
 from decoding.benchmark import Variant, cache_rows
 from decoding.choices import ROWS, WhenFull
 from decoding.generation import context_used

@@ -12,8 +12,8 @@ from typing import Any, cast, get_args
 
 import torch
 
-from data.pair_batches import check_source
-from data.vocabulary import END
+from data.pairs.batches import check_source
+from data.tokenizers.vocabulary import END
 from decoding.benchmark import WARM_UP_TOKENS
 from decoding.choices import ROWS, WHEN_FULL, Mode, Precision, WhenFull
 from decoding.decoder import Decoder

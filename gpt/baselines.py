@@ -21,9 +21,9 @@ from decoding.models import LanguageModel
 from decoding.native import FLAGS, SOURCE
 from decoding.sampling import GREEDY, Chosen, Sampler, seen_tokens
 from gpt.config import GPTConfig
+from gpt.formats.to_transformers import to_transformers
 from gpt.model import GPT
 from gpt.task import load_gpt
-from gpt.to_transformers import to_transformers
 from layers.native.build import build, find_compiler
 from training.config.command_line import Namespace
 from training.runtime.device import inference_device

@@ -12,13 +12,13 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from data.characters import CharTokenizer
-from data.chat import Chat
+from data.cache.scan import scanned
 from data.listing import listed, shown_symbol
-from data.scan import scanned
-from data.subwords import SubwordTokenizer
 from data.text import Source
-from data.tokenizer import Tokenizer, chat_of, read_tokenizer
+from data.tokenizers.characters import CharTokenizer
+from data.tokenizers.chat import Chat
+from data.tokenizers.subwords import SubwordTokenizer
+from data.tokenizers.tokenizer import Tokenizer, chat_of, read_tokenizer
 from gpt.config import GPTConfig
 from gpt.initial_weights import TABLES, TOKENIZER_FILE, Base, open_origin, read_base
 from training.config.command_line import parse_config_text

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from data.config import TextConfig
-from data.encodings import decode_text, read_text
-from data.row_streams import ROW_FILES
-from data.tokenizer import Tokenizer, unit_of
+from data.sources.encodings import decode_text, read_text
+from data.sources.row_streams import ROW_FILES
+from data.tokenizers.tokenizer import Tokenizer, unit_of
 from decoding.decoder import Decoder, convert
 from decoding.generation import search
 from decoding.sampling import Sampling

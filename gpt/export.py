@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from data.chat import TEMPLATE
 from data.config import TINY_SHAKESPEARE, TextConfig
-from data.library_tokenizer import end_of_text_name, library_tokenizer
-from data.tokenizer import unit_of
+from data.tokenizers.chat import TEMPLATE
+from data.tokenizers.library_tokenizer import end_of_text_name, library_tokenizer
+from data.tokenizers.tokenizer import unit_of
+from gpt.formats.transformers_form import check_form, form_config, form_weights
 from gpt.task import LoadedGPT, load_gpt
-from gpt.transformers_form import check_form, form_config, form_weights
 from training.config.command_line import Namespace
 from training.publishing.folder import new_folder, write_json
 from training.publishing.model_card import Card, card_file, model_rows, name_alone
@@ -41,7 +41,7 @@ def export(options: Namespace) -> None:
     length = max(loaded.config.model.max_len - 16, 1)
     with new_folder(output) as folder:
         if options.format == "gguf":
-            from gpt.gguf import write_gguf
+            from gpt.formats.gguf import write_gguf
 
             file = folder / f"{output.resolve().name}-{options.gguf_type}.gguf"
             write_gguf(loaded, file, options.gguf_type)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from gpt.config import GPTConfig, ModelConfig
-from gpt.from_transformers import CONFIG, read_shape, read_weights
+from gpt.formats.from_transformers import CONFIG, read_shape, read_weights
 from training.config.command_line import parse_config_text
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint
@@ -26,7 +26,7 @@ from training.storage.tensor_file import SUFFIX
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from data.tokenizer import Tokenizer
+    from data.tokenizers.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 TABLES, POSITIONS = ("embedding.weight", "head.weight"), "positions.embedding.weight"
@@ -59,7 +59,7 @@ class Origin:
     @property
     def tokenizer(self) -> "Tokenizer":
         """Its tokenizer."""
-        from data.tokenizer import read_tokenizer
+        from data.tokenizers.tokenizer import read_tokenizer
 
         return read_tokenizer(self.tokenizer_json, self.tokenizer_file)
 

@@ -9,15 +9,15 @@ from typing import Literal, NamedTuple
 
 from accelerate import Accelerator
 
-from data.answer_windows import AnswerData
-from data.chat import Chat
+from data.answers.windows import AnswerData
+from data.batches.mixed import MixedData
+from data.batches.windows import TextData
+from data.cache.tokens import sha256
 from data.config import TextConfig, Unknown
 from data.measurable import measurable_answers, measurable_text
-from data.mixed import MixedData
 from data.text import Source, load_source
-from data.tokenizer import Tokenizer, chat_of, follow_chat, read_tokenizer, unit_of
-from data.tokens import sha256
-from data.windows import TextData
+from data.tokenizers.chat import Chat
+from data.tokenizers.tokenizer import Tokenizer, chat_of, follow_chat, read_tokenizer, unit_of
 from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, Mode
 from decoding.decoder import Decoder
 from decoding.sampling import Sampling

@@ -34,9 +34,9 @@ def parse() -> Namespace:
 def main() -> None:
     """Parse, measure, and print and write the figures."""
     options = parse()
+    from data.cache.tokens import held_out_documents
     from data.compressors import bits_per_byte
     from data.text import load_source
-    from data.tokens import held_out_documents
     from gpt.task import load_gpt, measure_split
     from training.runtime.device import inference_device, make_accelerator
     from training.runtime.machine import describe_machine

@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import get_args
 
-from data.strings import Task
+from data.pairs.strings import Task
 from seq2seq.choices import RECIPES
 from training.config.command_line import Namespace, StrictParser
 from training.plots import check_outputs, write_outputs

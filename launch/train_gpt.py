@@ -44,7 +44,7 @@ def make(task: "type[gpt.GPTTask] | None", config: gpt.GPTConfig, run: RunFolder
 
 def show(task: "type[gpt.GPTTask] | None", result: "Result", config: gpt.GPTConfig) -> None:
     """Print the losses, the best checkpoint, a sample from it, and what to type next."""
-    from data.tokenizer import unit_of
+    from data.tokenizers.tokenizer import unit_of
     from gpt.task import can_read, default_prompt, sample_text
 
     run, model_class = result.run.path, (task or gpt.GPTTask).model_class

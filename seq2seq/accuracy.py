@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from data.pair_batches import encode, make_batch
-from data.strings import Pair
-from data.vocabulary import Vocabulary
+from data.pairs.batches import encode, make_batch
+from data.pairs.strings import Pair
+from data.tokenizers.vocabulary import Vocabulary
 from decoding.targets import decode
 from seq2seq.model import EncoderDecoder
 from training.loss import LossModel

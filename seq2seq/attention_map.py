@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from data.pair_batches import frame_source
-from data.vocabulary import START, Vocabulary
+from data.pairs.batches import frame_source
+from data.tokenizers.vocabulary import START, Vocabulary
 from decoding.token_text import shown_token
 from layers import MultiHeadAttention
 from seq2seq.model import EncoderDecoder

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from data.config import FRAME, PairConfig, bpe_size
-from data.pair_batches import frame_source, padded
-from data.vocabulary import END, PAD, SPECIAL, START, Vocabulary
+from data.pairs.batches import frame_source, padded
+from data.tokenizers.vocabulary import END, PAD, SPECIAL, START, Vocabulary
 from decoding.baselines import transformers_variants
 from decoding.benchmark import Benchmark, Prompts, Seconds, Variant, random_tokens, timed
 from decoding.choices import TargetMode

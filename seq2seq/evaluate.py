@@ -9,10 +9,10 @@ from typing import Any
 
 from data.config import FRAME
 from data.listing import describe
-from data.pair_batches import by_length, check_source, load_pairs
-from data.pairs import FilePairs
-from data.strings import GeneratedPairs, Pair
-from data.vocabulary import END, Vocabulary
+from data.pairs.batches import by_length, check_source, load_pairs
+from data.pairs.files import FilePairs
+from data.pairs.strings import GeneratedPairs, Pair
+from data.tokenizers.vocabulary import END, Vocabulary
 from decoding.merging import merge_products
 from decoding.sampling import Sampling
 from decoding.targets import decode, search

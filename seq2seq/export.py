@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.byte_tokenizer import NUM_BYTES
-from data.characters import CharTokenizer
-from data.library_tokenizer import library_tokenizer
-from data.subwords import SubwordTokenizer
-from data.symbols import Symbols
-from data.vocabulary import Vocabulary
+from data.tokenizers.byte_tokenizer import NUM_BYTES
+from data.tokenizers.characters import CharTokenizer
+from data.tokenizers.library_tokenizer import library_tokenizer
+from data.tokenizers.subwords import SubwordTokenizer
+from data.tokenizers.symbols import Symbols
+from data.tokenizers.vocabulary import Vocabulary
 from seq2seq.model import EncoderDecoder
 from seq2seq.task import LoadedSeq2Seq, load_seq2seq
 from training.config.command_line import Namespace

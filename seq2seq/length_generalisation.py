@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from data.pair_batches import by_length
-from data.strings import GeneratedPairs, Task
+from data.pairs.batches import by_length
+from data.pairs.strings import GeneratedPairs, Task
 from seq2seq.accuracy import accuracy_by_length
 from seq2seq.choices import RECIPES
 from seq2seq.task import load_seq2seq

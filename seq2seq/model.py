@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from data.pair_batches import check_source, frame_source, padded
-from data.vocabulary import END, PAD, START
+from data.pairs.batches import check_source, frame_source, padded
+from data.tokenizers.vocabulary import END, PAD, START
 from layers import CachePositions, KVCache, Memory, MultiHeadAttention, RotaryAngles, Transformer
 from layers.norm import build_norm
 from seq2seq.config import ModelConfig

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from data.pair_batches import PairData
-from data.strings import Pair
-from data.vocabulary import Vocabulary
+from data.pairs.batches import PairData
+from data.pairs.strings import Pair
+from data.tokenizers.vocabulary import Vocabulary
 from seq2seq.accuracy import bits_per_byte, exact_match, predict, token_accuracy
 from seq2seq.config import Seq2SeqConfig
 from seq2seq.model import EncoderDecoder

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from gpt_models import random_model
 
-from data.byte_tokenizer import ByteTokenizer
-from data.tokenizer import Tokenizer
+from data.tokenizers.byte_tokenizer import ByteTokenizer
+from data.tokenizers.tokenizer import Tokenizer
 from gpt.config import GPTConfig, ModelConfig
-from gpt.gguf import Kind, write_gguf
+from gpt.formats.gguf import Kind, write_gguf
 from gpt.task import LoadedGPT
 from training.config.sections import TrainingConfig
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.subwords import BYTE_SYMBOLS, END_OF_TEXT
+from data.tokenizers.subwords import BYTE_SYMBOLS, END_OF_TEXT
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "SmolLM2-135M": {

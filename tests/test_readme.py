@@ -18,10 +18,10 @@ from accelerate.commands.launch import launch_command_parser
 from helpers import ROOT, command, read_metrics
 from torch.distributed.run import get_args_parser
 
-from data.tokenizer import make_tokenizer
+from data.tokenizers.tokenizer import make_tokenizer
 from gpt.config import GPTConfig, ModelConfig
+from gpt.formats.transformers_form import form_config, form_weights
 from gpt.model import GPT
-from gpt.transformers_form import form_config, form_weights
 from training.config.command_line import config_to_yaml, parse_config_text
 from training.storage.tensor_file import file_order, write_tensors
 from training.sweep.record import Sweep, SweepRun

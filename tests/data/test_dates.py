@@ -9,7 +9,7 @@ from helpers import ROOT, command
 
 from data.config import PairConfig
 from data.dates import generate, ways_to_write
-from data.pairs import FilePairs
+from data.pairs.files import FilePairs
 
 
 def test_a_date_in_several_forms() -> None:

@@ -8,12 +8,12 @@ import torch
 from accelerate import Accelerator
 from helpers import read_metrics, with_training
 
+from data.batches.mixed import MixedData
+from data.batches.windows import TextData
+from data.cache.tokens import sha256
 from data.config import TextConfig
 from data.mix import parse_mix
-from data.mixed import MixedData
 from data.text import load_source
-from data.tokens import sha256
-from data.windows import TextData
 from gpt.config import GPTConfig
 from gpt.task import GPTTask, load_gpt, measure_split, train_gpt
 from training.config.sections import ScheduleConfig

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from data import text as data
-from data.characters import CharTokenizer
+from data.batches.windows import TextData, side_by_side
+from data.cache.tokens import sha256
 from data.config import TEXT_SOURCES, TextConfig
-from data.documents import joined
+from data.sources.documents import joined
 from data.text import Source, load_source
-from data.tokens import sha256
-from data.windows import TextData, side_by_side
+from data.tokenizers.characters import CharTokenizer
 from training.runtime.errors import InputError
 from training.task import IGNORED, Batch
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import decoding.native.step
 import layers.native.build
-from data.pair_batches import frame_source, padded
-from data.vocabulary import PAD
+from data.pairs.batches import frame_source, padded
+from data.tokenizers.vocabulary import PAD
 from decoding.decoder import Decoder, Precision, convert
 from decoding.native import FLAGS, SOURCE, NativeError, NativeStep, library
 from gpt.config import ModelConfig

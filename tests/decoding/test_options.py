@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 
 from data.config import OnBadRow, Unknown
-from data.strings import Split
+from data.pairs.strings import Split
 from decoding.model_type import asked_model_type, checkpoint_model_type, config_model_type
 from decoding.options import BOTH, REQUIRED, TABLE, parse, rows_of
 from training.runtime.errors import InputError

@@ -9,8 +9,8 @@ import torch
 from seq2seq_models import OTHER_SHAPES, random_model
 
 import decoding.targets
-from data.pair_batches import frame_source, padded
-from data.vocabulary import END, PAD, START
+from data.pairs.batches import frame_source, padded
+from data.tokenizers.vocabulary import END, PAD, START
 from decoding.native import NativeError, library
 from decoding.sampling import Sampling
 from decoding.targets import Decoded, TargetMode, decode, decode_steps, search

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.byte_tokenizer import ByteTokenizer
-from data.tokenizer import make_tokenizer
+from data.tokenizers.byte_tokenizer import ByteTokenizer
+from data.tokenizers.tokenizer import make_tokenizer
 from decoding.token_text import TokenText, shown_token
 
 BYTES = ByteTokenizer()

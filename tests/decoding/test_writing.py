@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import decoding.writing
-from data.byte_tokenizer import ByteTokenizer
-from data.characters import CharTokenizer
+from data.tokenizers.byte_tokenizer import ByteTokenizer
+from data.tokenizers.characters import CharTokenizer
 from decoding.decoder import Decoder
 from decoding.sampling import Chosen, Sampling
 from decoding.writing import Piece, write

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from data.byte_tokenizer import ByteTokenizer
-from data.characters import CharTokenizer
-from data.pairs import Pair
-from data.symbols import Symbols
-from data.vocabulary import Vocabulary
+from data.pairs.files import Pair
+from data.tokenizers.byte_tokenizer import ByteTokenizer
+from data.tokenizers.characters import CharTokenizer
+from data.tokenizers.symbols import Symbols
+from data.tokenizers.vocabulary import Vocabulary
 from decoding.writing import Piece
 from demo import rendering as show
 from demo.catalogue import Catalogue

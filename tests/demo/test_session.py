@@ -18,9 +18,9 @@ from helpers import python_file
 
 import decoding.compiled
 import demo.jobs
-from data.byte_tokenizer import ByteTokenizer
-from data.symbols import Symbols
-from data.vocabulary import END, Vocabulary
+from data.tokenizers.byte_tokenizer import ByteTokenizer
+from data.tokenizers.symbols import Symbols
+from data.tokenizers.vocabulary import END, Vocabulary
 from decoding.decoder import Decoder
 from decoding.sampling import Sampler, Sampling
 from decoding.targets import decode, search

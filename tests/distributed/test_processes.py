@@ -491,7 +491,7 @@ def test_one_process_of_a_machine_makes_tokens_and_all_map_them(tmp_path: Path) 
     (tmp_path / "text.txt").write_text("a line of text\n" * 5000)
     script = tmp_path / "mapping.py"
     script.write_text(
-        "from data import tokens\n"
+        "from data.cache import tokens\n"
         "from data.config import TextConfig\n"
         "from data.text import load_source\n"
         "from training.runtime.device import make_accelerator\n"
@@ -587,7 +587,7 @@ def test_max_restarts_takes_a_run_past_a_killed_process(
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, signal\n"
-        "from data.windows import TextData\n"
+        "from data.batches.windows import TextData\n"
         "from gpt.task import GPTTask\n"
         "from launch.train_gpt import main\n"
         "rank, restart = os.environ['RANK'], os.environ['TORCHELASTIC_RESTART_COUNT']\n"

@@ -14,10 +14,10 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from data.config import TextConfig
-from data.subwords import learn_subwords
+from data.tokenizers.subwords import learn_subwords
 from gpt.config import GPTConfig
 from gpt.export import write_transformers
-from gpt.gguf import write_gguf
+from gpt.formats.gguf import write_gguf
 from gpt.task import GPTTask, load_gpt, measure_split, train_gpt
 from training.runtime.errors import InputError
 

@@ -12,15 +12,15 @@ import torch
 import yaml
 from helpers import with_training
 
-from data.subwords import learn_subwords
-from data.tokenizer import Tokenizer, make_tokenizer
+from data.tokenizers.subwords import learn_subwords
+from data.tokenizers.tokenizer import Tokenizer, make_tokenizer
 from decoding.decoder import Decoder
 from decoding.sampling import GREEDY
 from decoding.writing import write
 from gpt import export
 from gpt.config import GPTConfig, ModelConfig
 from gpt.export import model_card, write_transformers
-from gpt.from_transformers import read_shape, read_weights
+from gpt.formats.from_transformers import read_shape, read_weights
 from gpt.model import GPT
 from gpt.task import LoadedGPT, load_gpt, train_gpt
 from training.config.command_line import Namespace

@@ -16,9 +16,9 @@ from helpers import ROOT, command, free_port, read_metrics, torchrun, with_train
 from published_models import write_published
 from torch import Tensor, nn
 
-from data.characters import CharTokenizer
 from data.config import TextConfig
-from data.tokenizer import make_tokenizer
+from data.tokenizers.characters import CharTokenizer
+from data.tokenizers.tokenizer import make_tokenizer
 from gpt import beginning
 from gpt.beginning import agreed, with_shared_rows
 from gpt.config import GPTConfig, ModelConfig

@@ -7,8 +7,8 @@ import torch
 from gpt_models import random_model
 from torch import Tensor
 
-from data.answer_tokens import RowTokens
-from data.answer_windows import PackedRows
+from data.answers.tokens import RowTokens
+from data.answers.windows import PackedRows
 from gpt.config import ModelConfig
 from gpt.model import GPT
 from training import loss

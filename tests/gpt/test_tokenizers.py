@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from helpers import command, read_metrics, with_training
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from data.tokenizer import make_tokenizer
+from data.tokenizers.tokenizer import make_tokenizer
 from gpt.config import GPTConfig
 from gpt.task import GPTTask, default_prompt, load_gpt, measure_split, train_gpt
 from training.runtime.errors import InputError

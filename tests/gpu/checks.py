@@ -26,8 +26,8 @@ from training.config.sections import OptimizerConfig, RunConfig, ScheduleConfig,
 # isort: split
 import torch
 
+from data.batches.windows import TextData
 from data.config import PairConfig, TextConfig
-from data.windows import TextData
 from decoding.decoder import Decoder, convert
 from decoding.generation import generate
 from decoding.machine import with_random_weights

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from data.characters import CharTokenizer
+from data.tokenizers.characters import CharTokenizer
 from decoding.decoder import Decoder, convert
 from decoding.generation import search
 from decoding.sampling import Sampler, Sampling, seen_tokens

@@ -8,11 +8,11 @@ import datasets
 import pytest
 import tokenizers
 
+from data.cache.tokens import tokenized
 from data.config import TextConfig
-from data.documents import InMemory
+from data.sources.documents import InMemory
 from data.text import load_source
 from data.tokenisation_speed import map_documents
-from data.tokens import tokenized
 from launch.bench_tokenisation import main
 from training.runtime.errors import InputError
 

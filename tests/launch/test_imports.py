@@ -13,7 +13,10 @@ HEAVY = {"torch", "accelerate", "datasets", "gradio", "transformers", "matplotli
 PACKAGES = ("layers", "training", "data", "decoding", "gpt", "seq2seq", "launch", "demo")
 FILES = [path.relative_to(ROOT) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 MAINS = [path for path in FILES if '__name__ == "__main__"' in (ROOT / path).read_text()]
-INTERNAL = {Path("data/hub_process.py"), *(Path("training/doctor", name) for name in ("launched.py", "rank.py"))}
+INTERNAL = {
+    Path("data/sources/hub_process.py"),
+    *(Path("training/doctor", name) for name in ("launched.py", "rank.py")),
+}
 """Started by ourselves."""
 SCRIPTS = [str(path) for path in MAINS if path.parts[0] in ("launch", "demo")]
 MODULES = [".".join(path.with_suffix("").parts) for path in MAINS if str(path) not in SCRIPTS and path not in INTERNAL]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import seq2seq.evaluate
-from data.strings import Pair
+from data.pairs.strings import Pair
 from decoding.decoder import Decoder
 from decoding.native import NativeError, library
 from demo.session import Session

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from data.pair_batches import PairData
-from data.windows import TextData
+from data.batches.windows import TextData
+from data.pairs.batches import PairData
 from decoding.model_type import asked_model_type
 from gpt.task import GPTTask
 from launch import train_gpt, train_seq2seq

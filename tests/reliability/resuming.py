@@ -10,8 +10,8 @@ from reliability.accelerate_own import digest
 from reliability.isolated import isolated
 from reliability.killing import CONFIG, TEXT
 
+from data.batches.windows import TextData
 from data.config import TextConfig
-from data.windows import TextData
 from gpt.task import GPTTask, train_gpt
 from training.storage.checkpoint import checkpoint_name
 from training.task import Batch

@@ -52,7 +52,7 @@ def test_a_signal_saves_and_says_how_to_go_on(config: GPTConfig, tmp_path: Path,
 
 SLOW = """
 import sys, time
-from data.windows import TextData
+from data.batches.windows import TextData
 from gpt.task import GPTTask
 from launch.train_gpt import main
 from training.runtime.errors import exit_code

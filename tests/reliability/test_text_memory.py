@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from helpers import ROOT, read_metrics
 from reliability.text_memory import growth_of, in_a_fork, peak_of, write_text
 
+from data.batches.windows import TextData, side_by_side
 from data.config import TextConfig
 from data.text import load_source
-from data.windows import TextData, side_by_side
 from gpt.config import ModelConfig
 from gpt.model import GPT
 from training.evaluation import mean_loss

@@ -6,8 +6,8 @@ import pytest
 import torch
 from seq2seq_models import random_model
 
-from data.symbols import Symbols
-from data.vocabulary import Vocabulary
+from data.tokenizers.symbols import Symbols
+from data.tokenizers.vocabulary import Vocabulary
 from layers import MultiHeadAttention
 from seq2seq.attention_map import cross_attention, plot_attention
 from seq2seq.model import EncoderDecoder

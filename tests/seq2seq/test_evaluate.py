@@ -7,10 +7,10 @@ import pytest
 from seq2seq_models import random_model, small_config
 
 from data.config import PairConfig
-from data.pairs import FilePairs
-from data.strings import split_of
-from data.symbols import Symbols
-from data.vocabulary import Vocabulary
+from data.pairs.files import FilePairs
+from data.pairs.strings import split_of
+from data.tokenizers.symbols import Symbols
+from data.tokenizers.vocabulary import Vocabulary
 from decoding.options import parse
 from decoding.sampling import Sampling
 from seq2seq.evaluate import held_out_pairs, write

@@ -12,9 +12,9 @@ import torch
 from seq2seq_models import POSITIONS, random_model, small_config
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from data.symbols import Symbols
-from data.tokenizer import make_tokenizer
-from data.vocabulary import END, START, Vocabulary
+from data.tokenizers.symbols import Symbols
+from data.tokenizers.tokenizer import make_tokenizer
+from data.tokenizers.vocabulary import END, START, Vocabulary
 from decoding.targets import decode
 from seq2seq.export import LOADER, write_standalone
 from seq2seq.model import EncoderDecoder

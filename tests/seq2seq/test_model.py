@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.pair_batches import frame_source, padded
-from data.vocabulary import PAD, START
+from data.pairs.batches import frame_source, padded
+from data.tokenizers.vocabulary import PAD, START
 from seq2seq.config import ModelConfig, Seq2SeqConfig
 from seq2seq.model import EncoderDecoder
 from training.config.sections import TrainingConfig

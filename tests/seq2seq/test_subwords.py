@@ -10,9 +10,9 @@ from helpers import read_metrics
 from seq2seq_models import random_model, small_config
 
 from data.config import PairConfig
-from data.pair_batches import PairData
-from data.strings import GeneratedPairs, Pair
-from data.vocabulary import END, SPECIAL, Vocabulary
+from data.pairs.batches import PairData
+from data.pairs.strings import GeneratedPairs, Pair
+from data.tokenizers.vocabulary import END, SPECIAL, Vocabulary
 from decoding.options import parse
 from decoding.sampling import Sampling
 from decoding.targets import search
@@ -71,7 +71,7 @@ def test_a_runs_own_pairs_are_measured_by_characters_with_the_tokenizer_of_its_c
     run: Path, loaded: LoadedSeq2Seq, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths = {len(pair.source) for pair in PairData(loaded.config.data, 32, loaded.config.seed).validation}
-    monkeypatch.setattr("data.vocabulary.make_tokenizer", None)
+    monkeypatch.setattr("data.tokenizers.vocabulary.make_tokenizer", None)
     measure(parse(["--checkpoint", str(run), "--split", "val"]), loaded)
     _, _, loss, bits, _, *rows = capsys.readouterr().out.splitlines()
     best = best_line(run)

@@ -12,10 +12,10 @@ from seq2seq_models import small_config
 from torch import Tensor, nn
 
 from data.config import PairConfig
-from data.pair_batches import PairData, make_batch
-from data.strings import GeneratedPairs, Pair
-from data.symbols import Symbols
-from data.vocabulary import END, PAD, START, Vocabulary
+from data.pairs.batches import PairData, make_batch
+from data.pairs.strings import GeneratedPairs, Pair
+from data.tokenizers.symbols import Symbols
+from data.tokenizers.vocabulary import END, PAD, START, Vocabulary
 from decoding.targets import Decoded
 from gpt.config import GPTConfig
 from gpt.task import train_gpt

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from helpers import read_metrics, with_training
 from torch import nn
 
-from data.windows import TextData
+from data.batches.windows import TextData
 from gpt.config import GPTConfig
 from gpt.task import GPTTask, load_gpt, train_gpt
 from training.average import WeightAverage

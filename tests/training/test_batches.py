@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from helpers import with_training
 
-from data.windows import TextData
+from data.batches.windows import TextData
 from gpt.config import GPTConfig
 from gpt.task import GPTTask, train_gpt
 from training.batches import Batches, StepBatches

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from helpers import read_metrics, with_training
 
-from data.windows import TextData
+from data.batches.windows import TextData
 from gpt.config import GPTConfig
 from gpt.task import GPTTask, load_gpt, train_gpt
 from training import evaluation

@@ -10,7 +10,7 @@ from seq2seq_models import small_config
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from data.vocabulary import PAD
+from data.tokenizers.vocabulary import PAD
 from gpt.config import GPTConfig
 from gpt.model import GPT
 from seq2seq.model import EncoderDecoder

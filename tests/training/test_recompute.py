@@ -11,7 +11,7 @@ from helpers import OF_GPT2
 from seq2seq_models import small_config
 from torch import Tensor, nn
 
-from data.vocabulary import PAD
+from data.tokenizers.vocabulary import PAD
 from gpt.config import GPTConfig
 from gpt.model import GPT
 from layers import MultiHeadAttention

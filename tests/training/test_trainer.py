@@ -17,7 +17,7 @@ from helpers import with_training
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from data.windows import TextData
+from data.batches.windows import TextData
 from gpt.config import GPTConfig
 from gpt.task import GPTTask
 from training import loop

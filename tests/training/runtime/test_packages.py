@@ -10,7 +10,7 @@ import pytest
 from helpers import read_metrics, with_training
 
 from data.config import PairConfig, TextConfig
-from data.pairs import FilePairs
+from data.pairs.files import FilePairs
 from data.text import load_source
 from demo import app
 from gpt.config import GPTConfig

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
-from data.encodings import NoText
+from data.sources.encodings import NoText
 from training.runtime.errors import InputError
 from training.storage import reading
 from training.storage.reading import (

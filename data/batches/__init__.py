@@ -1,0 +1,1 @@
+"""Which windows of a text make a batch, and in which order they come."""

@@ -1,0 +1,1 @@
+"""Pairs of texts, from files or generated, and batches of them."""

@@ -1,0 +1,1 @@
+"""What tokens are: characters, bytes, subwords, and the vocabulary of pairs."""

@@ -138,7 +138,7 @@ class Benchmark:
         if tabled := self.tabled():
             found["rows"] = cache_rows(tabled, self.rows)
             found["seconds"] = {v.name: [[passed[n - 1] for n in self.rows] for passed in v.passes] for v in tabled}
-        for key, variants in (("decode", self.variants), ("peers", self.baselines)):
+        for key, variants in (("decode", self.variants), ("baselines", self.baselines)):
             found[key] = [self._row(variant, found) for variant in variants]
         if self.long_prompt:
             found["first_token_seconds"] = min(row["first_token_seconds"] for row in found["decode"])

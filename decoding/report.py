@@ -32,7 +32,7 @@ def show(figures: dict[str, Any]) -> None:
     print(f"measured   medians of {figures['repeats']}, up to {figures['new_tokens']} new tokens {figures['task']}\n")
     if "rows" in figures:
         print_table([_cache_cells(row) for row in figures["rows"]])
-    everyone = [*figures["decode"], *figures["peers"]]
+    everyone = [*figures["decode"], *figures["baselines"]]
     print_table([{name: _cell(form, row) for name, form in COLUMNS.items()} for row in everyone])
     if "computed" in figures:
         print("* computed from the model's shape, not measured; the shares with the measured rates and speeds")

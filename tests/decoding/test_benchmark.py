@@ -53,7 +53,7 @@ def test_variants_take_turns_and_figures_follow_from_their_seconds(monkeypatch: 
     a, b = [("fp32 a", 1, 21), ("fp32 a", 4, 21)], [("fp32 b", 1, 21)]
     assert [entry for entry in log if entry[2] == 21] == [*a, *b, *b, *a[::-1]]
     figures = bench.figures()
-    rows = [*figures["decode"], *figures["peers"]]
+    rows = [*figures["decode"], *figures["baselines"]]
     # The first token, which reads the prompt, is timed by itself.
     assert [(row["mode"], row["batch"], row["tokens_per_second"]) for row in rows] == [
         ("fp32 a", 1, 2.0),

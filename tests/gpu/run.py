@@ -82,7 +82,7 @@ def nanogpt(folder: str | None, shape: str) -> str:
         return ""
     prepare = "test -f data/shakespeare_char/train.bin || python data/shakespeare_char/prepare.py"
     run = f"{shlex.quote(sys.executable)} train.py config/train_shakespeare_char.py {NANOGPT} {shape} --max_iters=150"
-    return f"--turns 1 --peer {shlex.quote(f'nanoGPT=cd {shlex.quote(folder)} && ({prepare}) && {run}')}"
+    return f"--turns 1 --baseline {shlex.quote(f'nanoGPT=cd {shlex.quote(folder)} && ({prepare}) && {run}')}"
 
 
 def parts(options: argparse.Namespace) -> list[Part]:
@@ -93,16 +93,16 @@ def parts(options: argparse.Namespace) -> list[Part]:
         "shakespeare": "--n_layer=6 --n_head=6 --n_embd=384 --block_size=256 --batch_size=64 --dropout=0.2",
         "quick": "--n_layer=4 --n_head=4 --n_embd=128 --block_size=128 --batch_size=12 --dropout=0.0",
     }
-    peers = {name: nanogpt(options.nanogpt, shape) for name, shape in shapes.items()}
+    baselines = {name: nanogpt(options.nanogpt, shape) for name, shape in shapes.items()}
     compiled = f"--training.compile {'off' if tiny else 'model'}"
     until = "--until 9 --training.max_steps 4" if tiny else "--until 1.4697 --training.eval_interval 50 --rounds 1"
     checks = ["--device", options.device, *(["--tiny"] if tiny else [])]
     found = [
         Part(name="checks", words=["tests/gpu/checks.py", "--json", "{json}", *checks], limit=600 if tiny else 150),
-        training("seed", "seed", f"{compiled} {peers['seed']} --profile {{output}}", options, limit=100 + theirs),
-        training("shakespeare", "shakespeare", f"{compiled} {peers['shakespeare']}", options, limit=75 + theirs),
+        training("seed", "seed", f"{compiled} {baselines['seed']} --profile {{output}}", options, limit=100 + theirs),
+        training("shakespeare", "shakespeare", f"{compiled} {baselines['shakespeare']}", options, limit=75 + theirs),
         training("shakespeare_until", "shakespeare", f"{compiled} {until}", options, limit=75),
-        training("quick", "quick", f"{compiled} {peers['quick']}", options, limit=60 + theirs),
+        training("quick", "quick", f"{compiled} {baselines['quick']}", options, limit=60 + theirs),
         training("seed_recompute_blocks", "seed", f"{compiled} --training.recompute blocks", options, limit=90),
         decoding("decode_bf16", "bf16", options, limit=80),
     ]

@@ -180,15 +180,15 @@ def test_a_persons_own_pairs_are_learnt_and_measured(tmp_path: Path) -> None:
     assert found.stdout == measured.stdout.replace("words.csv", "other.csv"), found.stderr
 
 
-def test_the_benchmark_times_both_ways_and_the_peer(trained: Path) -> None:
-    options = ["--batch", "8", "--length", "5", "--repeats", "2", "--peer", "transformers", "--json", "bench.json"]
+def test_the_benchmark_times_both_ways_and_the_baseline(trained: Path) -> None:
+    options = ["--batch", "8", "--length", "5", "--repeats", "2", "--baseline", "transformers", "--json", "bench.json"]
     done = command(BENCH, "--checkpoint", "runs/seq2seq-copy-1", *options, cwd=trained)
     assert done.returncode == 0, done.stderr
     figures = json.loads((trained / "bench.json").read_text())
     modes = [row["mode"] for row in figures["decode"]]
     assert modes[:2] == ["fp32 eager, without cache", "fp32 eager"]
     assert modes[2:] in ([], ["fp32 native"]), "native where there is a compiler"
-    assert figures["peers"][0]["mode"].endswith(", BART")
+    assert figures["baselines"][0]["mode"].endswith(", BART")
     (row,) = figures["rows"]
     assert row["new_tokens"] == 6
     assert row["speedup"] == pytest.approx(row["arms"]["fp32 eager, without cache"] / row["arms"]["fp32 eager"])

@@ -22,9 +22,11 @@ def show(figures: dict[str, Any]) -> None:
     print(f"compile    {figures['compile']}{seconds}")
     print(f"measured   medians of {len(figures['rounds'])} rounds\n")
     ours = figures | {"card_bytes": figures["reserved_bytes"]}
-    print_table([_speed("ours", ours), *(_speed(peer["name"], peer) for peer in figures["peers"])])
-    if figures["peers"] and figures["reserved_bytes"]:
-        print("memory: what torch's allocator took of the card; of a peer all that it took, with its CUDA context\n")
+    print_table([_speed("ours", ours), *(_speed(baseline["name"], baseline) for baseline in figures["baselines"])])
+    if figures["baselines"] and figures["reserved_bytes"]:
+        print(
+            "memory: what torch's allocator took of the card; of a baseline all that it took, with its CUDA context\n"
+        )
     _show_shares(figures)
     if figures.get("parts"):
         print_table(_part_rows(figures["parts"]))
@@ -89,15 +91,15 @@ def _until(until: Mapping[str, Any]) -> str:
 
 
 def plot(figures: Mapping[str, Any], output: Path) -> None:
-    """Draw the speed of each round and peer, the parts of a step, and the memory by formula beside the measured one."""
+    """Draw the speed of each round and baseline, the parts of a step, and the memory by formula beside the measured one."""
     from training.plots import new_figure
 
     figure = new_figure(11, 3.8)
     figure.suptitle(f"{figures['source']} on {figures['device']}, {figures['precision']}", fontsize=10)
     speed, parts, memory = figure.subplots(1, 3)
-    names = ["ours", *(peer["name"][:24] for peer in figures["peers"])]
-    everyone = [figures["rounds"], *(peer["turns"] for peer in figures["peers"])]
-    medians = [figures["tokens_per_second"], *(peer["tokens_per_second"] for peer in figures["peers"])]
+    names = ["ours", *(baseline["name"][:24] for baseline in figures["baselines"])]
+    everyone = [figures["rounds"], *(baseline["turns"] for baseline in figures["baselines"])]
+    medians = [figures["tokens_per_second"], *(baseline["tokens_per_second"] for baseline in figures["baselines"])]
     speed.bar(names, medians, color="C0", alpha=0.6)
     for place, rates in enumerate(everyone):
         speed.plot([place] * len(rates), rates, "k_", markersize=12)

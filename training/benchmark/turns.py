@@ -1,12 +1,12 @@
-"""A whole benchmark: ours and its peers in turn, each alone on the machine, and all that is told of them."""
+"""A whole benchmark: ours and its baselines in turn, each alone on the machine, and all that is told of them."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.benchmark.baselines import PATTERN, Baseline
 from training.benchmark.measure import Plan, measure, measure_until
-from training.benchmark.peers import PATTERN, Peer
 from training.benchmark.profile import StepProfiler
 from training.config.command_line import Namespace
 from training.config.sections import RunConfig
@@ -27,26 +27,28 @@ def benchmark(make_task: Callable[[], Task], config: RunConfig, options: Namespa
         What its JSON file holds; nothing but in the main process.
 
     Raises:
-        InputError: Configuration, data or a peer do not serve.
+        InputError: Configuration, data or a baseline do not serve.
     """
-    pattern = options.peer_pattern or PATTERN
-    peers = [Peer.parse(text, pattern, options.peer_tokens) for text in options.peer]
-    if peers and local_processes() > 1:
-        raise InputError("peer: other trainers run in turn with one process of ours: start this without a launcher")
+    pattern = options.baseline_pattern or PATTERN
+    baselines = [Baseline.parse(text, pattern, options.baseline_tokens) for text in options.baseline]
+    if baselines and local_processes() > 1:
+        raise InputError("baseline: other trainers run in turn with one process of ours: start this without a launcher")
     plan = Plan(warm_up=options.warm_up, steps=options.steps, rounds=options.rounds)
     profiler = StepProfiler(Path(options.profile) if options.profile else None)
     turns: list[dict[str, Any]] = []
-    for turn in range(options.turns if peers else 1):
+    for turn in range(options.turns if baselines else 1):
         turns.append(measure(make_task, config, plan, profiler=None if turn else profiler))
-        for peer in peers:
-            print(f"peer        {peer.name}", flush=True)
-            peer.run(turns[-1]["tokens_per_step"], lambda line: print(line, flush=True))
+        for baseline in baselines:
+            print(f"baseline    {baseline.name}", flush=True)
+            baseline.run(turns[-1]["tokens_per_step"], lambda line: print(line, flush=True))
     until = None if options.until is None else measure_until(make_task, config, options.until)
     if not turns[0]:
         return {}
     figures = {"source": options.config[0], "profile": profiler.trace} | turns[0]
     figures |= speeds([rate for turn in turns for rate in turn["rounds"]], turns[0])
-    figures["peers"] = [peer.figures([statistics.median(turn["rounds"]) for turn in turns]) for peer in peers]
+    figures["baselines"] = [
+        baseline.figures([statistics.median(turn["rounds"]) for turn in turns]) for baseline in baselines
+    ]
     return figures | ({} if until is None else {"until": until})
 
 

@@ -35,7 +35,7 @@ MEASURED: dict[str, Any] = {
     },
     "expensive": [{"name": "gemm", "milliseconds": 60.0, "share": 0.5, "calls": 300}],
     "profile": "trace.json.gz",
-    "peers": [
+    "baselines": [
         {
             "name": "nanoGPT",
             "tokens_per_second": 4e5,
@@ -90,5 +90,5 @@ def test_a_loss_that_was_not_reached(capsys: pytest.CaptureFixture[str]) -> None
 def test_it_is_drawn(tmp_path: Path) -> None:
     plot(FIGURES, tmp_path / "figures.png")
     assert (tmp_path / "figures.png").stat().st_size > 10_000
-    plot(FIGURES | {"parts": {}, "peak_bytes": None, "peers": []}, tmp_path / "less.pdf")
+    plot(FIGURES | {"parts": {}, "peak_bytes": None, "baselines": []}, tmp_path / "less.pdf")
     assert (tmp_path / "less.pdf").stat().st_size > 1000

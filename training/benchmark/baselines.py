@@ -20,7 +20,7 @@ LINES_KEPT = 4
 
 
 @dataclass(kw_only=True)
-class Peer:
+class Baseline:
     """A command that trains.
 
     Attributes:
@@ -42,7 +42,7 @@ class Peer:
     card_bytes: int | None = None
 
     @classmethod
-    def parse(cls, text: str, pattern: str, tokens: float | None) -> "Peer":
+    def parse(cls, text: str, pattern: str, tokens: float | None) -> "Baseline":
         """Read `NAME=COMMAND`, or a command that is its own name.
 
         Raises:
@@ -51,13 +51,13 @@ class Peer:
         named = re.fullmatch(r"([\w.+-]+)=(.+)", text, re.DOTALL)
         name, command = named.groups() if named else (text, text)
         if not command.strip():
-            raise InputError("peer: expected 'COMMAND' or 'NAME=COMMAND', got nothing")
+            raise InputError("baseline: expected 'COMMAND' or 'NAME=COMMAND', got nothing")
         try:
             compiled = re.compile(pattern)
         except re.error as error:
-            raise InputError(f"peer_pattern is not a regular expression: {error}") from error
+            raise InputError(f"baseline_pattern is not a regular expression: {error}") from error
         if not {"milliseconds", "tokens_per_second"} & compiled.groupindex.keys():
-            raise InputError("peer_pattern must have a group (?P<milliseconds>…) or (?P<tokens_per_second>…)")
+            raise InputError("baseline_pattern must have a group (?P<milliseconds>…) or (?P<tokens_per_second>…)")
         return cls(name=name, command=command, pattern=compiled, tokens=tokens)
 
     def run(self, tokens: float, say: Callable[[str], None]) -> None:
@@ -90,9 +90,11 @@ class Peer:
                 os.killpg(process.pid, signal.SIGKILL)
         said = next((line for line in reversed(last) if line), "nothing")
         if code != 0:
-            raise InputError(f"the peer {self.name} ended with code {code}; its last line: {said}")
+            raise InputError(f"the baseline {self.name} ended with code {code}; its last line: {said}")
         if not rates:
-            raise InputError(f"the peer {self.name} wrote no line like {self.pattern.pattern}; its last line: {said}")
+            raise InputError(
+                f"the baseline {self.name} wrote no line like {self.pattern.pattern}; its last line: {said}"
+            )
         self.turns.append(statistics.median(rates[len(rates) // 2 :]))
 
     def _rate(self, found: dict[str, Any], tokens: float) -> float:
@@ -104,7 +106,7 @@ class Peer:
 
     def figures(self, ours: list[float]) -> dict[str, Any]:
         """What it did, beside our tokens per second of each turn."""
-        ratios = [rate / peer for rate, peer in zip(ours, self.turns, strict=True)]
+        ratios = [rate / baseline for rate, baseline in zip(ours, self.turns, strict=True)]
         return {
             "name": self.name,
             "command": self.command,

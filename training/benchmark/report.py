@@ -91,7 +91,7 @@ def _until(until: Mapping[str, Any]) -> str:
 
 
 def plot(figures: Mapping[str, Any], output: Path) -> None:
-    """Draw the speed of each round and baseline, the parts of a step, and the memory by formula beside the measured one."""
+    """Draw the speed of each round and baseline, the parts of a step, and memory by formula beside the measured one."""
     from training.plots import new_figure
 
     figure = new_figure(11, 3.8)

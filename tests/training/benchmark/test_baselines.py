@@ -44,7 +44,7 @@ def test_a_baselines_own_tokens_and_a_pattern_of_ones_own() -> None:
         (
             "x=echo a; echo; echo no memory; exit 3",
             PATTERN,
-            "the baseline x ended with code 3; its last line: no memory$",
+            "baseline x ended with code 3; its last line: no memory$",
         ),
         ("x=echo hello", PATTERN, "the baseline x wrote no line like iter .*; its last line: hello$"),
         ("x=true", PATTERN, "its last line: nothing$"),

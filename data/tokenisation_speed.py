@@ -97,11 +97,11 @@ def _parallelism_kept() -> Iterator[None]:
 
 @contextmanager
 def _fresh(folder: str) -> Iterator[Path]:
-    place = Path(tempfile.mkdtemp(dir=folder))
+    scratch = Path(tempfile.mkdtemp(dir=folder))
     try:
-        yield place
+        yield scratch
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def map_documents(source: Source, library: Any, datasets: Any, cache: Path, processes: int | None) -> Any:

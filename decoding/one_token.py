@@ -90,8 +90,8 @@ def _project(
     shape = -1, len(keys_PNE), attention.head_size // len(keys_PNE)
 
     def parts(layer: nn.Module) -> Parts:
-        places = range(len(keys_PNE))
-        return [_normed_product(block.attention_norm, layer, x_M, shape, (slice(None), place)) for place in places]
+        indices = range(len(keys_PNE))
+        return [_normed_product(block.attention_norm, layer, x_M, shape, (slice(None), index)) for index in indices]
 
     keys, queries = parts(attention.key), parts(attention.query)
     squares = [part.square() for part in queries] if isinstance(attention.query_norm, RMSNorm) else []

@@ -40,10 +40,10 @@ class Page(gr.Blocks):
             error.print_exception = False
             raise
         except Exception as error:
-            place = error.__traceback__
-            while place is not None and place.tb_next is not None:
-                place = place.tb_next
-            where = f"{Path(place.tb_frame.f_code.co_filename).name}:{place.tb_lineno}" if place is not None else ""
+            trace = error.__traceback__
+            while trace is not None and trace.tb_next is not None:
+                trace = trace.tb_next
+            where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace is not None else ""
             log.warning("an event failed: %s at %s: %.200r", type(error).__name__, where, str(error))
             raise gr.Error("this request cannot be answered", print_exception=False) from error
 

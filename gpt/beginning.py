@@ -70,13 +70,13 @@ def initial_tokenizer(config: GPTConfig, run: RunFolder | None) -> Tokenizer | N
     """
     if config.init_from is None or config.init_vocabulary == "shared":
         return None
-    place = config.init_from
+    source = config.init_from
 
     def find() -> tuple[str, Path]:
         for folder in [] if run is None else CheckpointStore(run.checkpoints).newest_first():
             with suppress(InputError, OSError):
                 return Checkpoint(folder, in_part=True).text(TOKENIZER_FILE), folder / TOKENIZER_FILE
-        origin = open_origin(place)
+        origin = open_origin(source)
         return origin.tokenizer_json, origin.tokenizer_file
 
     def read() -> tuple[str, Path, Chat | None]:
@@ -126,24 +126,24 @@ def begin(
         InputError: The source is gone or is not what it was, its weights are not those of such a model, or processes
             have read different ones.
     """
-    place = config.init_from
-    if place is None:
+    source = config.init_from
+    if source is None:
         return config, None
     if checkpoint is not None:
         saved = str(saved_state(checkpoint).identity.get("init_sha256"))
         config = replace(config, init_sha256=config.init_sha256 or saved)
         if not config.lora.rank:  # Another place that is asked for is not read, and is none that the run began with.
             began = parse_config_text(type(config), checkpoint.text("config.yaml")).init_from
-            unread = "" if began == place else f"; {place} is not read"
+            unread = "" if began == source else f"; {source} is not read"
             return replace(config, init_from=began), f"as of {began} when the run began (SHA-256 {saved[:12]}){unread}"
     base = _agreed(config)
     weights, said = base.weights, ""
     if config.init_vocabulary == "shared":
         weights, kept = with_shared_rows(weights, base.origin.tokenizer, tokenizer, generator(config.seed, "new rows"))
         said = f", rows of {kept:,} of {len(tokenizer):,} tokens"
-    fill(model, weights, place)
+    fill(model, weights, source)
     origin = f"{base.origin.description}, SHA-256 {base.sha256[:12]}{said}"
-    return replace(config, init_from=str(base.origin.place), init_sha256=base.sha256), origin
+    return replace(config, init_from=str(base.origin.path), init_sha256=base.sha256), origin
 
 
 def _agreed(config: GPTConfig) -> Base:
@@ -172,7 +172,7 @@ def _agreed(config: GPTConfig) -> Base:
     return base
 
 
-def fill(model: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
+def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Copy weights into a model that has the same, by name and shape; its adapter, if it has one, stays as it is."""
     adapter = getattr(model, "adapter", ())
     own = {name: tensor for name, tensor in model.state_dict().items() if name not in adapter}
@@ -184,7 +184,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], place: str) -> None:
     if faults:
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise InputError(
-            f"init_from: the weights of {place} are not those of a {type(model).__name__}: {min(faults)}{more}"
+            f"init_from: the weights of {source} are not those of a {type(model).__name__}: {min(faults)}{more}"
         )
     for name, tensor in own.items():
         tensor.copy_(weights[name])
@@ -206,8 +206,8 @@ def with_shared_rows(
     Returns:
         The weights, and how many rows are kept.
     """
-    places = {_known_by(old, token): token for token in reversed(range(len(old)))}
-    kept = [(token, places[_known_by(new, token)]) for token in range(len(new)) if _known_by(new, token) in places]
+    tokens = {_known_by(old, token): token for token in reversed(range(len(old)))}
+    kept = [(token, tokens[_known_by(new, token)]) for token in range(len(new)) if _known_by(new, token) in tokens]
     to, of = torch.tensor(kept, dtype=torch.long).reshape(-1, 2).unbind(1)
     changed = dict(weights)
     for name in TABLES:

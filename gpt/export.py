@@ -124,8 +124,8 @@ def model_card(loaded: LoadedGPT, checkpoint: Path, name: str, usage: str, libra
 
 def _origin(init_from: str) -> str:
     """What weights are called that a model began with: a folder, or of a run also which checkpoint."""
-    place = Path(init_from)
-    return f"{place.parents[1].name}, {place.name}" if place.parent.name == "checkpoints" else place.name
+    path = Path(init_from)
+    return f"{path.parents[1].name}, {path.name}" if path.parent.name == "checkpoints" else path.name
 
 
 def _shown_source(data: TextConfig) -> str:

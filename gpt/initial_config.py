@@ -67,7 +67,7 @@ def _with_origin(config: GPTConfig, given: Collection[str], origin: Origin) -> t
         if "config" in given:
             notes.append(f"the tokenizer is that of {config.init_from}: data.tokenizer {data.tokenizer} gives way")
         data = replace(data, tokenizer=origin.tokenizer_name)
-    return replace(config, model=model, data=data, init_from=str(origin.place)), tuple(notes)
+    return replace(config, model=model, data=data, init_from=str(origin.path)), tuple(notes)
 
 
 def given_in_code(config: GPTConfig) -> set[str]:

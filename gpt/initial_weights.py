@@ -38,7 +38,7 @@ class Origin:
     """What a run begins with.
 
     Attributes:
-        place: The folder that it is in.
+        path: The folder that it is in.
         description: What it is, for people to read.
         model: Its shape.
         tokenizer_name: What `data.tokenizer` calls the tokenizer.
@@ -47,7 +47,7 @@ class Origin:
         form: What transformers calls such a model, of one of theirs.
     """
 
-    place: Path
+    path: Path
     description: str
     model: ModelConfig
     tokenizer_name: str
@@ -76,7 +76,7 @@ class Origin:
                 weights = with_base(weights, config)
             return weights, sha256
         assert self.form is not None
-        found, sha256 = read_weights(self.place, self.form)
+        found, sha256 = read_weights(self.path, self.form)
         if self.model.tie_embeddings:  # Some files have the embedding twice.
             found.pop("head.weight", None)
         return found, sha256
@@ -87,16 +87,16 @@ def weights_file(checkpoint: Checkpoint) -> str:
     return "ema" if f"ema{SUFFIX}" in checkpoint.files else "model"
 
 
-def open_origin(place: str) -> Origin:
+def open_origin(source: str) -> Origin:
     """What `init_from` names.
 
     Raises:
         InputError: It is nothing that a GPT can begin with.
     """
-    path = Path(place).expanduser()
+    path = Path(source).expanduser()
     if not path.exists() and not path.is_symlink():
         raise InputError(
-            f"init_from: {place} does not exist: expected the folder of a run, of a checkpoint, or of a model of "
+            f"init_from: {source} does not exist: expected the folder of a run, of a checkpoint, or of a model of "
             f"transformers (one of the hub: hf download OWNER/NAME --local-dir FOLDER)"
         )
     if (path / CONFIG).exists():

@@ -113,8 +113,8 @@ class Block(nn.Module):
         )
         x_BTM = x_BTM + self.dropout(attended_BTM)
         if memory is not None:
-            x_BTM = x_BTM + self.dropout(self._attend_to_memory(x_BTM, rotary, memory, memory_cache), place=1)
-        return x_BTM + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTM)), place=2)
+            x_BTM = x_BTM + self.dropout(self._attend_to_memory(x_BTM, rotary, memory, memory_cache), site=1)
+        return x_BTM + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTM)), site=2)
 
     def _attend_to_memory(
         self, x_BTM: Tensor, rotary: RotaryAngles | None, memory: Memory, cache: LayerCache | None

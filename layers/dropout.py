@@ -1,6 +1,6 @@
 """Dropout whose masks are a pure function of a sample's own seed.
 
-Each element is kept by a hash of the sample's key, of the place in the model where it is dropped and of its index in
+Each element is kept by a hash of the sample's key, of the site in the model where it is dropped and of its index in
 the sample: however a batch is split into parts, over processes too, a sample's masks are the same. Where no seeds are
 set, and for attention on a GPU, whose fused kernels draw their own masks, torch's generator decides.
 
@@ -37,16 +37,16 @@ class Dropout(nn.Module):
         """Whether anything is dropped."""
         return self.training and self.p > 0
 
-    def forward(self, x: Tensor, place: int = 0) -> Tensor:
-        """Drop elements of `x`, whose first dimension is B; each call in a forward pass has another `place`."""
+    def forward(self, x: Tensor, site: int = 0) -> Tensor:
+        """Drop elements of `x`, whose first dimension is B; each call in a forward pass has another `site`."""
         if not self.is_active:
             return x
         if self.keys_B is None:
             return F.dropout(x, self.p)
         keys_B = self.keys_of(x)
         if kernels.serve(x):
-            return kernels.dropout(x, keys_B, place, self.p)
-        return torch.where(keep_mask(keys_B, x.shape, place, self.p), x / (1 - self.p), 0)
+            return kernels.dropout(x, keys_B, site, self.p)
+        return torch.where(keep_mask(keys_B, x.shape, site, self.p), x / (1 - self.p), 0)
 
     def keys_of(self, x: Tensor) -> Tensor:
         """The keys, of the samples that `x` holds.
@@ -77,14 +77,14 @@ def set_sample_seeds(model: nn.Module, seeds_B: Tensor | None) -> None:
         module.keys_B = keys_B
 
 
-def keep_mask(keys_B: Tensor, shape: torch.Size, place: int, p: float) -> Tensor:
+def keep_mask(keys_B: Tensor, shape: torch.Size, site: int, p: float) -> Tensor:
     """True for what is kept, of a shape that begins with B.
 
     Two multiplications between shifts (after C. Wellons, "Prospecting for hash functions", 2018), with half of the key
     before each; `layers/native/kernels.cpp` has the same.
     """
     index_N = torch.arange(shape[1:].numel(), dtype=torch.int32, device=keys_B.device)
-    first_B1, second_B1 = keys_B.to(torch.int32)[:, None], (keys_B >> 32).to(torch.int32)[:, None] + place
+    first_B1, second_B1 = keys_B.to(torch.int32)[:, None], (keys_B >> 32).to(torch.int32)[:, None] + site
     x_BN = index_N ^ first_B1
     x_BN = (x_BN ^ ((x_BN >> 16) & 0xFFFF)) * 0x7FEB352D
     x_BN = (x_BN ^ ((x_BN >> 15) & 0x1FFFF)) + second_B1

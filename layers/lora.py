@@ -80,9 +80,9 @@ def add_lora(
         raise ValueError(f"expected {ALL!r} or names out of {', '.join(known) or '(there are none)'}, got {targets!r}")
     model.requires_grad_(False)
     for name, layer in layers.items():
-        place, _, own = name.rpartition(".")
+        parent, _, own = name.rpartition(".")
         if own in wanted:
-            setattr(model.get_submodule(place), own, LoRALinear(layer, rank, alpha, dropout, generator))
+            setattr(model.get_submodule(parent), own, LoRALinear(layer, rank, alpha, dropout, generator))
     vars(model)["adapter"] = frozenset(name for name, tensor in model.named_parameters() if tensor.requires_grad)
 
 

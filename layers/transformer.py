@@ -92,11 +92,11 @@ class Transformer(nn.Module):
         set_sample_seeds(self, seeds_B)
 
     def embed(
-        self, tokens_BT: Tensor, positions_BT: Tensor | None, place: int = 0
+        self, tokens_BT: Tensor, positions_BT: Tensor | None, site: int = 0
     ) -> tuple[Tensor, RotaryAngles | None]:
         """What the first block takes: embeddings, (B, T, M), and the rotary angles, at `positions_BT` or from 0 on.
 
-        What is dropped of several inputs of a model differs by their `place`.
+        What is dropped of several inputs of a model differs by their `site`.
 
         Raises:
             ValueError: The sequences are longer than `max_len`.
@@ -107,7 +107,7 @@ class Transformer(nn.Module):
         x_BTM = self.embedding(tokens_BT) * self.embedding_scale
         if self.positions is not None:
             x_BTM = self.positions(x_BTM, positions_BT)
-        return self.dropout(x_BTM, place), None if self.rotary is None else self.rotary(length, positions_BT)
+        return self.dropout(x_BTM, site), None if self.rotary is None else self.rotary(length, positions_BT)
 
     @property
     def head_weight(self) -> Tensor | None:

@@ -177,7 +177,7 @@ def _known(pairs: list[Pair], vocabulary: Vocabulary, unknown: str) -> list[Pair
     symbols = vocabulary.unknown(text for pair in strange for text in pair[:2])
     said = (
         f"{len(strange):,} of {len(pairs):,} pairs have {vocabulary.unit} that are not in the vocabulary, the first is "
-        f"{strange[0].place}: {describe(symbols)}"
+        f"{strange[0].location}: {describe(symbols)}"
     )
     if unknown == "error" or len(strange) == len(pairs):
         raise InputError(said + (" (--data.unknown skip leaves them out)" if len(strange) < len(pairs) else ""))

@@ -114,13 +114,13 @@ def _weights(model: EncoderDecoder) -> dict[str, Tensor]:
         if f"norm.{kind}" in weights:
             weights[f"decoder_norm.{kind}"] = weights.pop(f"norm.{kind}")
     config = model.config
-    places = torch.arange(config.max_len)
+    positions = torch.arange(config.max_len)
     added = embedding.new_zeros(1, config.max_len, config.d_model)
     weights["positions"] = (added if model.positions is None else model.positions(added))[0]
     weights.pop("positions.embedding.weight", None)
     cos, sin = torch.ones(config.max_len, config.head_size), torch.zeros(config.max_len, config.head_size)
     if model.rotary is not None:
-        cos, sin = (table.clone() for table in model.rotary(config.max_len, places[None])[:2])
+        cos, sin = (table.clone() for table in model.rotary(config.max_len, positions[None])[:2])
         cos, sin = cos[0, 0], sin[0, 0]
         sin[:, : config.head_size // 2] *= -1  # So that the halves of a head have but to change places.
     return weights | {"cos": cos, "sin": sin}

@@ -70,7 +70,7 @@ class EncoderDecoder(Transformer):
     def encode(self, source_BS: Tensor, positions_BP: Tensor | None = None) -> Memory:
         """Read sources, padded with `PAD`, whose tokens stand at the first of `positions_BP`, or from 0 on."""
         mask_BS = source_BS != PAD
-        x_BSM, rotary = self.embed(source_BS, _first(positions_BP, source_BS.size(1)), place=1)
+        x_BSM, rotary = self.embed(source_BS, _first(positions_BP, source_BS.size(1)), site=1)
         for block in self.encoder_blocks:
             x_BSM = block(x_BSM, rotary, mask_BTS=mask_BS[:, None])
         return Memory(

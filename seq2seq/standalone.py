@@ -26,10 +26,10 @@ def layer(x: Tensor, name: str) -> Tensor:  # A product with a matrix, or a norm
 def attention(x: Tensor, name: str, at: Tensor, memory: Tensor | None, seen: Tensor, causal: bool) -> Tensor:
     normed, heads = layer(x, f"{name}_norm"), dict[str, Tensor]()
     memory = normed if memory is None else memory
-    for part, y, places in (("query", normed, at), ("key", memory, seen), ("value", memory, 0 * seen)):
+    for part, y, positions in (("query", normed, at), ("key", memory, seen), ("value", memory, 0 * seen)):
         y = layer(y, f"{name}.{part}").view(len(y), -1, C["head_size"]).transpose(0, 1)
         y = layer(y, f"{name}.{part}_norm") if f"{name}.{part}_norm.weight" in W else y
-        heads[part] = (y * W["cos"][places] + y.roll(C["head_size"] // 2, -1) * W["sin"][places])[None]
+        heads[part] = (y * W["cos"][positions] + y.roll(C["head_size"] // 2, -1) * W["sin"][positions])[None]
     y = F.scaled_dot_product_attention(**heads, is_causal=causal, enable_gqa=True)[0]  # type: ignore[arg-type]
     return x + layer(y.transpose(0, 1).flatten(1), f"{name}.out")
 

@@ -244,12 +244,12 @@ def largest_that_fits(sizes: Sequence[int], estimate: int, fits: Callable[[int],
         estimate: Begin with the largest that is no larger than this.
         fits: Whether a size does.
     """
-    place = max(0, bisect_right(sizes, estimate) - 1)
-    if not fits(sizes[place]):
-        return next((size for size in reversed(sizes[:place]) if fits(size)), 0)
-    while place + 1 < len(sizes) and fits(sizes[place + 1]):
-        place += 1
-    return sizes[place]
+    index = max(0, bisect_right(sizes, estimate) - 1)
+    if not fits(sizes[index]):
+        return next((size for size in reversed(sizes[:index]) if fits(size)), 0)
+    while index + 1 < len(sizes) and fits(sizes[index + 1]):
+        index += 1
+    return sizes[index]
 
 
 class Trial:

@@ -114,13 +114,13 @@ class MuonAdamW(torch.optim.Optimizer):
         torch._foreach_mul_(rows, _either(skip, 1.0, 1 - group["lr"] * group["weight_decay"], dtype))
         counts = _either(skip, 0.0, 1.0, dtype).reshape(1)  # Of one axis: a product with it is of its dtype.
 
-        def directions(places: Sequence[int]) -> Sequence[Tensor]:
-            return torch._foreach_add([gradients[i] for i in places], [momenta[i] for i in places], alpha=momentum)
+        def directions(indices: Sequence[int]) -> Sequence[Tensor]:
+            return torch._foreach_add([gradients[i] for i in indices], [momenta[i] for i in indices], alpha=momentum)
 
-        for places, updates in spread(directions, shapes, self._muon_dtype, params[0].device):
-            shape = shapes[places[0]]
+        for indices, updates in spread(directions, shapes, self._muon_dtype, params[0].device):
+            shape = shapes[indices[0]]
             scale = max(1.0, shape[0] / shape[1]) ** 0.5
-            torch._foreach_add_([rows[i] for i in places], (counts * updates).unbind(), alpha=-group["lr"] * scale)
+            torch._foreach_add_([rows[i] for i in indices], (counts * updates).unbind(), alpha=-group["lr"] * scale)
 
 
 def _locals(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -15,7 +15,7 @@ ORTHOGONAL_STEPS = 5
 QUINTIC = 3.4445, -4.7750, 2.0315
 
 Shares = list[list[int]]
-"""For each rank, the places of its matrices."""
+"""For each rank, the indices of its matrices."""
 
 
 def orthogonalize(matrices_NRC: Tensor, dtype: torch.dtype) -> Tensor:
@@ -77,15 +77,15 @@ def deal(shapes: tuple[tuple[int, int], ...], num_ranks: int) -> list[tuple[tupl
     to those that have the least to do so far.
 
     Returns:
-        For each shape, the costliest first, the places in `shapes` of what each rank takes.
+        For each shape, the costliest first, the indices in `shapes` of what each rank takes.
     """
-    places: dict[tuple[int, int], list[int]] = {}
-    for place, shape in enumerate(shapes):
-        places.setdefault(shape, []).append(place)
+    indices: dict[tuple[int, int], list[int]] = {}
+    for index, shape in enumerate(shapes):
+        indices.setdefault(shape, []).append(index)
     dealt, costs = [], [0] * num_ranks
-    for shape in sorted(places, key=_cost, reverse=True):
+    for shape in sorted(indices, key=_cost, reverse=True):
         idlest_first = sorted(range(num_ranks), key=costs.__getitem__)
-        shares = [places[shape][idlest_first.index(rank) :: num_ranks] for rank in range(num_ranks)]
+        shares = [indices[shape][idlest_first.index(rank) :: num_ranks] for rank in range(num_ranks)]
         costs = [cost + len(share) * _cost(shape) for cost, share in zip(costs, shares, strict=True)]
         dealt.append((shape, shares))
     return dealt
@@ -108,13 +108,13 @@ def orthogonalized(
     While those of one shape are on their way, the next are computed.
 
     Args:
-        matrices: Gives those at some places; this rank asks for its own alone.
-        shapes: Those of all matrices, in the order of their places.
+        matrices: Gives those at some indices; this rank asks for its own alone.
+        shapes: Those of all matrices, in the order of their indices.
         dtype: What to compute and send in.
         device: Where the matrices are.
 
     Yields:
-        For each shape, the places of its matrices, and the orthogonal N of R x C there.
+        For each shape, the indices of its matrices, and the orthogonal N of R x C there.
     """
     rank, num_ranks = _rank_and_number()
     under_way = []
@@ -128,7 +128,7 @@ def orthogonalized(
             sending.wait()
             by_rank = all_NRC.chunk(num_ranks)
             all_NRC = torch.cat([part[: len(share)] for part, share in zip(by_rank, shares, strict=True)])
-        yield [place for share in shares for place in share], all_NRC
+        yield [index for share in shares for index in share], all_NRC
 
 
 def orthogonalized_shards(
@@ -143,11 +143,11 @@ def orthogonalized_shards(
     rank holds its share of whole matrices.
 
     Args:
-        rows: Gives this rank's rows of the matrices at some places.
+        rows: Gives this rank's rows of the matrices at some indices.
         shapes, dtype, device: As of `orthogonalized`.
 
     Yields:
-        For each shape, the places of its matrices, and this rank's rows of the orthogonal ones, N of L x C.
+        For each shape, the indices of its matrices, and this rank's rows of the orthogonal ones, N of L x C.
     """
     rank, num_ranks = _rank_and_number()
     arriving, leaving = [], []
@@ -165,7 +165,7 @@ def orthogonalized_shards(
         leaving.append((shares, _swap(torch.split(done_ORC, held, dim=1), back)))
     for shares, (parts_OLC, arrival) in leaving:
         arrival.wait()
-        yield [place for share in shares for place in share], torch.cat(parts_OLC)
+        yield [index for share in shares for index in share], torch.cat(parts_OLC)
 
 
 def rows_of_ranks(count: int, num_ranks: int) -> list[int]:

@@ -22,7 +22,7 @@ from training.task import Task, batches_vary, padded_length
 
 STEP, EVALUATION = "in a training step", "in an evaluation"
 TRIED = "though a step was cut into single sequences"
-PLACES = {
+STAGES = {
     ("loop.py", "_evaluate"): EVALUATION,
     ("saving.py", "save"): "while a checkpoint was saved",
     ("saving.py", "restore"): "while a checkpoint was loaded",
@@ -67,27 +67,27 @@ def explain(
         at_once: Sequences of a micro-batch.
         resumable: Whether there is a checkpoint, so that only settings count that a run can go on with.
     """
-    place = place_of(error)
-    at_work = f" of {at_once} sequences at once" if place == STEP else ""
-    start = f"{memory_asked(error)} {place}{at_work}{_rank(runtime)}"
+    stage = stage_of(error)
+    at_work = f" of {at_once} sequences at once" if stage == STEP else ""
+    start = f"{memory_asked(error)} {stage}{at_work}{_rank(runtime)}"
     if task is None:
         return f"{start}: take a smaller model, or less data"
     if not isinstance(config.model, TransformerConfig):
         return f"{start}: take less at once (--training.micro_batch_size), or a smaller model"
     shards = 1 if runtime.sharding is None else runtime.accelerator.num_processes
-    use = Use(config, runtime.precision, 1 if place == TRIED else at_once, shards)
-    sizes = {name.partition(",")[0]: gigabytes(size) for name, size in needed(task, use, place).items()}
+    use = Use(config, runtime.precision, 1 if stage == TRIED else at_once, shards)
+    sizes = {name.partition(",")[0]: gigabytes(size) for name, size in needed(task, use, stage).items()}
     parts = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    helps = [f"{setting} saves {gigabytes(saved)}" for setting, saved in settings(task, use, place, runtime, resumable)]
+    helps = [f"{setting} saves {gigabytes(saved)}" for setting, saved in settings(task, use, stage, runtime, resumable)]
     helps += ["a smaller model"] if len(helps) < MAX_SETTINGS else []
     return f"{start}: by formula it takes {parts}{_allocated(runtime)}. What helps most: {', '.join(helps)}"
 
 
-def place_of(error: Exception) -> str:
+def stage_of(error: Exception) -> str:
     """Where a run was as an error came, in words."""
     code = [frame.f_code for frame, _ in walk_tb(error.__traceback__)]
     here = {(Path(each.co_filename).name, each.co_name) for each in code if is_ours(each.co_filename)}
-    return next((words for place, words in PLACES.items() if place in here), AT_THE_START)
+    return next((words for stage, words in STAGES.items() if stage in here), AT_THE_START)
 
 
 def is_ours(file: str) -> bool:
@@ -95,16 +95,16 @@ def is_ours(file: str) -> bool:
     return Path(file).parent == Path(__file__).parent
 
 
-def needed(task: Task, use: Use, place: str) -> dict[str, int]:
-    """What is kept at once at such a place, in bytes by part, by a formula."""
+def needed(task: Task, use: Use, stage: str) -> dict[str, int]:
+    """What is kept at once at such a stage, in bytes by part, by a formula."""
     model, varying = task.model, batches_vary(task.data)
     tokens = padded_length(task.data, use.at_once)
     asked = model, use.config, use.precision, use.at_once * tokens
     kept = expected_bytes(*asked, length=tokens, shards=use.shards, varying=varying)
-    if place in (STEP, TRIED):
+    if stage in (STEP, TRIED):
         return kept
     state: dict[str, int] = {name: kept[name] for name in STATE if name in kept}
-    if place == EVALUATION:
+    if stage == EVALUATION:
         del state["gradients"]
         if use.shards > 1:
             state["gathered"] = use.shards * state["weights"]
@@ -128,16 +128,16 @@ def _features(block: nn.Module) -> int:
     return sum(layer.in_features + layer.out_features for layer in layers)
 
 
-def settings(task: Task, use: Use, place: str, runtime: Runtime, resumable: bool) -> list[tuple[str, int]]:
+def settings(task: Task, use: Use, stage: str, runtime: Runtime, resumable: bool) -> list[tuple[str, int]]:
     """The options that save most there, the best first, each with how many bytes."""
-    total = sum(needed(task, use, place).values())
+    total = sum(needed(task, use, stage).values())
     bf16 = use.precision == "fp32" and has_fast_bf16(runtime.accelerator.device)
     processes = runtime.accelerator.num_processes
     others = [*_smaller(use), *_in_shards(use, processes), *([] if resumable else _other_state(use))]
     others += _bf16(use) if bf16 else ()
     if not any(blocks_of(task.model)):
         others = [(option, other) for option, other in others if "recompute" not in option]
-    saved = [(option, total - sum(needed(task, other, place).values())) for option, other in others]
+    saved = [(option, total - sum(needed(task, other, stage).values())) for option, other in others]
     return sorted((each for each in saved if each[1] > 0), key=lambda each: -each[1])[:MAX_SETTINGS]
 
 

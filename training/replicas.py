@@ -28,9 +28,9 @@ def weights_hash(parameters: Iterable[Tensor]) -> Tensor:
     always shows. Sums of integers are the same on every kind of device.
     """
     parameters = list(parameters)
-    places = torch.arange(1, 2 * CHUNK, 2, device=parameters[0].device) * ODD
-    odd_numbers = (places ^ (places >> 32)) | 1
-    result = torch.zeros((), dtype=torch.int64, device=places.device)
+    multipliers = torch.arange(1, 2 * CHUNK, 2, device=parameters[0].device) * ODD
+    odd_numbers = (multipliers ^ (multipliers >> 32)) | 1
+    result = torch.zeros((), dtype=torch.int64, device=multipliers.device)
     for parameter in parameters:
         bits = parameter.detach().flatten().view(torch.int16 if parameter.element_size() == 2 else torch.int32)
         for chunk in torch.split(bits, CHUNK):

@@ -40,11 +40,11 @@ class SplitRows:
     """Rows of a split of a data set of the hub, by numbers from 0 on, as the hub shows them."""
 
     content: ArrowRows
-    place: str
+    location: str
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
         for number, values in enumerate(self.content):
-            yield f"{self.place}, row {number}", dict(zip(self.content.columns, values, strict=True))
+            yield f"{self.location}, row {number}", dict(zip(self.content.columns, values, strict=True))
 
 
 class FoundRows(NamedTuple):
@@ -98,16 +98,16 @@ class LeftOut:
     rows: list[str] = field(default_factory=list)
     count: int = 0
 
-    def add(self, place: str, reason: object) -> None:
+    def add(self, location: str, reason: object) -> None:
         """A bad row.
 
         Raises:
             InputError: It ends the run.
         """
         if not self.skip:
-            raise InputError(f"{place}: {reason} {HINT}")
+            raise InputError(f"{location}: {reason} {HINT}")
         self.count += 1
-        self.rows += [f"{place} ({reason})"] * (self.count <= MAX_LISTED)
+        self.rows += [f"{location} ({reason})"] * (self.count <= MAX_LISTED)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -128,13 +128,13 @@ def answered(
         chat: How conversations are written.
         left_out: Takes those that are bad.
     """
-    for place, row in rows:
+    for location, row in rows:
         try:
             found = _conversation(row, data.messages_column, chat) if chat else _pair(row, data)
         except ValueError as error:
-            left_out.add(place, error)
+            left_out.add(location, error)
         else:
-            yield place, found
+            yield location, found
 
 
 def _pair(row: Row, data: TextConfig) -> Answered:

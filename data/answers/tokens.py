@@ -227,9 +227,9 @@ class _Maker:
         """Take rows, each with its place and split."""
         segments = [self._ended(row.segments) for _, row in named]
         encoded = iter(
-            self._encode([(place, s.text) for (place, _), own in zip(named, segments, strict=True) for s in own])
+            self._encode([(location, s.text) for (location, _), own in zip(named, segments, strict=True) for s in own])
         )
-        for (place, row), own, is_held_out in zip(named, segments, held_out, strict=True):
+        for (location, row), own, is_held_out in zip(named, segments, held_out, strict=True):
             pieces = [next(encoded) for _ in own]
             tokens = np.concatenate(pieces)
             counts = np.repeat([segment.counts for segment in own], [len(piece) for piece in pieces])
@@ -238,7 +238,7 @@ class _Maker:
                 tokens, counts = np.append(tokens, np.int32(end)), np.append(counts, True)
             counts[:1] = False  # Nothing stands before it.
             if reason := self._fault(tokens, counts):
-                self._left_out.add(place, reason)
+                self._left_out.add(location, reason)
             else:
                 self._rows[is_held_out].append((tokens, counts))
                 if is_held_out and not self.prompt:
@@ -261,7 +261,7 @@ class _Maker:
         if isinstance(self._tokenizer, CharTokenizer):
             rows = "with --init_from, --init_vocabulary shared gives them rows of their own"
             way_on, skip = f"--data.unknown skip leaves them out; {rows}", self._skips_unknown
-            return [self._tokenizer.encode(text, place, way_on, skip=skip) for place, text in texts]
+            return [self._tokenizer.encode(text, location, way_on, skip=skip) for location, text in texts]
         if self._is_chat:
             return self._tokenizer.encode_marked([text for _, text in texts])  # type: ignore[attr-defined]
         return self._tokenizer.encode_batch([text for _, text in texts])

@@ -35,15 +35,15 @@ def packed(lengths_R: NDArray[np.integer], size: int) -> list[list[int]]:
     windows_with: dict[int, list[int]] = {}
     for row in np.argsort(-lengths_R.astype(np.int64), kind="stable").tolist():
         length = int(lengths_R[row])
-        place = bisect_left(rooms, length)
-        if place == len(rooms):
+        index = bisect_left(rooms, length)
+        if index == len(rooms):
             number, room = len(windows), size
             windows.append([])
         else:
-            room = rooms[place]
+            room = rooms[index]
             number = windows_with[room].pop()
             if not windows_with[room]:
-                del rooms[place]
+                del rooms[index]
         windows[number].append(row)
         left = room - length
         if left and not windows_with.setdefault(left, []):

@@ -42,9 +42,9 @@ def remembered(files: Sequence[ListedFile], options: Sequence[str | None], look:
     if size < LARGE:
         return look()
     key = hashlib.sha256(json.dumps([os.getcwd(), *options]).encode()).hexdigest()[:32]
-    place = cache_folder() / "sources" / f"{key}-files.json"
+    file = cache_folder() / "sources" / f"{key}-files.json"
     with suppress(FileError):
-        saved = built(_Saved, read_json(place), place)
+        saved = built(_Saved, read_json(file), file)
         if saved.stamp == stamp:
             return Found(tuple(_files(saved)), saved.origin, tuple(saved.notes))
     found = look()
@@ -56,8 +56,8 @@ def remembered(files: Sequence[ListedFile], options: Sequence[str | None], look:
     paths = [str(file.path) for file in found.files]
     about = {"stamp": stamp, "files": paths, "others": others, "origin": found.origin, "notes": found.notes}
     with suppress(OSError):  # It only saves the next start a pass.
-        place.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(place, json.dumps(about))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(file, json.dumps(about))
     return found
 
 

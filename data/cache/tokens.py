@@ -129,11 +129,11 @@ def _prepare(
     def make(folder: Path) -> None:
         _make(folder, source, data, scan, tokenizer, parts)
 
-    folder, place = find_cached(key(PARTS), is_whole), ""
+    folder, moved = find_cached(key(PARTS), is_whole), ""
     if folder is None:
-        folder, place = cached(key(parts), make, is_whole, scan.num_bytes)
+        folder, moved = cached(key(parts), make, is_whole, scan.num_bytes)
     changed = "the text has changed since it was last read" if scan.changed else ""
-    return scan, folder, tuple(note for note in (changed, *tokenizer.notes, place) if note)
+    return scan, folder, tuple(note for note in (changed, *tokenizer.notes, moved) if note)
 
 
 def _make(

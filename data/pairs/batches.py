@@ -123,7 +123,7 @@ class PairData:
 
     def describe_samples(self, first: int, count: int) -> str:
         """Which pairs stand at `first` to `first + count` of the stream."""
-        return listed([pair.place for pair in self.pairs.stream("train", first, count)], MAX_LISTED)
+        return listed([pair.location for pair in self.pairs.stream("train", first, count)], MAX_LISTED)
 
 
 def by_length(pairs: Sequence[Pair], vocabulary: Vocabulary) -> list[Pair]:
@@ -140,8 +140,8 @@ def encode(pairs: Sequence[Pair], vocabulary: Vocabulary) -> list[tuple[list[int
     """
     encoded = []
     for pair in pairs:
-        source = vocabulary.encode(pair.source, f"the source of {pair.place}")
-        target = vocabulary.encode(pair.target, f"the target of {pair.place}")
+        source = vocabulary.encode(pair.source, f"the source of {pair.location}")
+        target = vocabulary.encode(pair.target, f"the target of {pair.location}")
         encoded.append((frame_source(source), [*target, END]))
     return encoded
 

@@ -60,24 +60,24 @@ class FilePairs:
         found = load_hub_rows(Request(name, columns, data.revision, data.subset))
         self._file, self.origin = f"hub:{name}", f"{name}, from the hub (commit {found.commit[:7]})"
         for split, rows in found.splits.items():
-            places = (f"hub:{name}, split {split}, row {number}" for number in range(len(rows)))
+            locations = (f"hub:{name}, split {split}, row {number}" for number in range(len(rows)))
             dicts = (dict(zip(columns.values(), row, strict=True)) for row in rows)
-            own[HUB_SPLITS[split]] = self._pairs(zip(places, dicts, strict=True))
+            own[HUB_SPLITS[split]] = self._pairs(zip(locations, dicts, strict=True))
         return own
 
     def _pairs(self, rows: Iterable[tuple[str, Row]]) -> list[Pair]:
         pairs = []
-        for place, row in rows:
+        for location, row in rows:
             try:
-                pairs.append(Pair(_text(row, self.data.source_column), _text(row, self.data.target_column), place))
+                pairs.append(Pair(_text(row, self.data.source_column), _text(row, self.data.target_column), location))
             except ValueError as error:
-                self._leave_out(place, str(error))
+                self._leave_out(location, str(error))
         return pairs
 
-    def _leave_out(self, place: str, reason: str) -> None:
+    def _leave_out(self, location: str, reason: str) -> None:
         if self.data.on_bad_row == "stop":
-            raise InputError(f"{place}: {reason} (--data.on_bad_row skip leaves such rows out)")
-        self.left_out.append(f"{place.removeprefix(f'{self._file}, ')} ({reason})")
+            raise InputError(f"{location}: {reason} (--data.on_bad_row skip leaves such rows out)")
+        self.left_out.append(f"{location.removeprefix(f'{self._file}, ')} ({reason})")
 
     def _check_splits(self) -> None:
         for split, pairs in self.splits.items():
@@ -124,15 +124,15 @@ class FilePairs:
         for split, pairs in self.splits.items():
             lengths = zip(*(self.tokens.counts([pair[side] for pair in pairs]) for side in (0, 1)), strict=True)
             self.splits[split] = [
-                pair for pair, counts in zip(pairs, lengths, strict=True) if self._fits(pair.place, counts, max_len)
+                pair for pair, counts in zip(pairs, lengths, strict=True) if self._fits(pair.location, counts, max_len)
             ]
         self._check_splits()
 
-    def _fits(self, place: str, lengths: tuple[int, ...], max_len: int) -> bool:
+    def _fits(self, location: str, lengths: tuple[int, ...], max_len: int) -> bool:
         for name, length, frame in zip(("source", "target"), lengths, (FRAME, 1), strict=True):
             if length + frame > max_len:
                 self._leave_out(
-                    place,
+                    location,
                     f"the {name} has {length:,} {self.tokens.unit}, at most {max_len - frame:,} fit into model.max_len "
                     f"{max_len:,} beside the special tokens",
                 )

@@ -23,7 +23,7 @@ class Pair(NamedTuple):
 
     source: str
     target: str
-    place: str = ""
+    location: str = ""
 
 
 def split_of(text: str) -> Split:

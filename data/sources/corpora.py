@@ -41,13 +41,13 @@ class RowOptions(NamedTuple):
         Raises:
             InputError: A row is bad, and is not to be skipped.
         """
-        for place, row in rows:
+        for location, row in rows:
             try:
                 text = text_of(row, self.column)
             except ValueError as error:
                 if self.on_bad_row == "skip":
                     continue
-                raise InputError(f"{place}: {error} (--data.on_bad_row skip leaves such rows out)") from error
+                raise InputError(f"{location}: {error} (--data.on_bad_row skip leaves such rows out)") from error
             if text is not None and (text or self.end_lines):
                 end = "\n" if self.end_lines and not text.endswith("\n") else ""
                 yield from chunks([text, end])
@@ -57,12 +57,12 @@ class RowOptions(NamedTuple):
         if self.on_bad_row != "skip":
             return ()
         shown, count = list[str](), 0
-        for place, row in rows:
+        for location, row in rows:
             try:
                 text_of(row, self.column)
             except ValueError as error:
                 count += 1
-                shown += [f"{place} ({error})"] * (count <= MAX_LISTED)
+                shown += [f"{location} ({error})"] * (count <= MAX_LISTED)
         more = f" and {count - MAX_LISTED:,} more" if count > MAX_LISTED else ""
         return (f"{count:,} row{'s' * (count > 1)} left out: {', '.join(shown)}{more}",) if count else ()
 
@@ -109,7 +109,7 @@ class HubDocuments:
     """Each row of a split of a data set of the hub is a document; `place` names the split, `version` its content."""
 
     content: ArrowRows
-    place: str
+    location: str
     version: str
     options: RowOptions
 
@@ -119,11 +119,11 @@ class HubDocuments:
     def rows(self) -> Iterator[tuple[str, Row]]:
         """All rows, each with its place, by numbers from 0 on, as the hub shows them."""
         for number, (text,) in enumerate(self.content):
-            yield f"{self.place}, row {number}", {self.options.column: text}
+            yield f"{self.location}, row {number}", {self.options.column: text}
 
     def fingerprint(self) -> str:
         """Of the commit and the split, and of how its rows are read."""
-        about = [VERSION, self.place, self.version, *self.options]
+        about = [VERSION, self.location, self.version, *self.options]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 

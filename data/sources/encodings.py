@@ -191,7 +191,7 @@ def _marked(blocks: Blocks, mark: bytes, name: Path | str) -> Encoding:
     return Encoding(encoding, len(mark), MARK_DROPPED if encoding == "UTF-8" else f"read as {encoding}")
 
 
-def _refuse_damaged(blocks: Blocks, place: int, byte: int, name: Path | str) -> None:
+def _refuse_damaged(blocks: Blocks, offset: int, byte: int, name: Path | str) -> None:
     """Raise a `NoText` where most of what is beyond ASCII is UTF-8: a guess would take all of it for something else."""
     decoder, bad, beyond = codecs.getincrementaldecoder("utf-8")("replace"), 0, 0
     for block in chain(blocks(), [b""]):
@@ -201,7 +201,7 @@ def _refuse_damaged(blocks: Blocks, place: int, byte: int, name: Path | str) -> 
     if beyond > 5 * bad:
         line, before = 1, 0
         for block in blocks():
-            line += block.count(b"\n", 0, max(place - before, 0))
+            line += block.count(b"\n", 0, max(offset - before, 0))
             before += len(block)
         advice = f"{bad:,} wrong bytes, the first in line {line:,} (0x{byte:02x}); leave them out with "
         raise NoText(name, "is damaged UTF-8", advice, _iconv("UTF-8", name, "-c "))

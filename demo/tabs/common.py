@@ -80,8 +80,8 @@ def offer_examples(
         kept = text if text and text not in offered else next(iter(texts), "")
         return kept, gr.Dataset(samples=[[each] for each in texts], visible=bool(texts)), texts
 
-    def take(place: Any, offered: Any) -> Any:
-        return offered[place] if isinstance(place, int) and 0 <= place < len(offered) else gr.skip()
+    def take(index: Any, offered: Any) -> Any:
+        return offered[index] if isinstance(index, int) and 0 <= index < len(offered) else gr.skip()
 
     texts = found(run.value)
     box.value = next(iter(texts), "")

@@ -220,8 +220,8 @@ def weight_files(folder: Path) -> list[Path]:
         pickled = any(folder.glob("*.bin"))
         why = "; what .bin files hold is code, which is not run" if pickled else ""
         raise MissingFileError(folder, f"no weights: expected {WEIGHTS}, or several files and {INDEX}{why}") from error
-    places = saved.get("weight_map") if isinstance(saved, dict) else None
-    names: set[str] = set(built(dict[str, str], places, file, "weight_map").values())
+    weight_map = saved.get("weight_map") if isinstance(saved, dict) else None
+    names: set[str] = set(built(dict[str, str], weight_map, file, "weight_map").values())
     odd = next((name for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", name)), None)
     if odd is not None:
         raise MalformedFileError(file, f"{shown(odd)} is no name of a file of weights")

@@ -212,8 +212,8 @@ def swiglu(x: Tensor) -> Tensor:
 
 class _Dropped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, keys_B: Tensor, place: int, p: float) -> Tensor:
-        ctx.asked = keys_B, place, p
+    def forward(ctx: Any, x: Tensor, keys_B: Tensor, site: int, p: float) -> Tensor:
+        ctx.asked = keys_B, site, p
         return _Dropped._drop(x, *ctx.asked)
 
     @staticmethod
@@ -222,20 +222,20 @@ class _Dropped(torch.autograd.Function):
         return _Dropped._drop(dy, *ctx.asked), None, None, None
 
     @staticmethod
-    def _drop(x: Tensor, keys_B: Tensor, place: int, p: float) -> Tensor:
+    def _drop(x: Tensor, keys_B: Tensor, site: int, p: float) -> Tensor:
         x = x.contiguous()
-        y, how = torch.empty_like(x), _dropout(keys_B, place, p)
+        y, how = torch.empty_like(x), _dropout(keys_B, site, p)
         _call("dropped", x, y, x.size(0), x.numel() // x.size(0), ctypes.byref(how), _is_bf16(x))
         return y
 
 
-def dropout(x: Tensor, keys_B: Tensor, place: int, p: float) -> Tensor:
-    """`torch.where(keep_mask(keys_B, x.shape, place, p), x / (1 - p), 0)`; see `layers/dropout.py`."""
-    return _applied(_Dropped, x, keys_B, place, p)
+def dropout(x: Tensor, keys_B: Tensor, site: int, p: float) -> Tensor:
+    """`torch.where(keep_mask(keys_B, x.shape, site, p), x / (1 - p), 0)`; see `layers/dropout.py`."""
+    return _applied(_Dropped, x, keys_B, site, p)
 
 
-def _dropout(keys_B: Tensor, place: int, p: float) -> _Dropout:
-    return _Dropout(keys_B.data_ptr(), place, threshold(p), 1 / (1 - p))
+def _dropout(keys_B: Tensor, site: int, p: float) -> _Dropout:
+    return _Dropout(keys_B.data_ptr(), site, threshold(p), 1 / (1 - p))
 
 
 class _DroppedAttention(torch.autograd.Function):

@@ -43,7 +43,7 @@ def test_a_sample_has_its_mask_in_whatever_batch() -> None:
     whole = dropout(x_BN)
     set_sample_seeds(dropout, SEEDS_B[[2, 0]])
     assert torch.equal(dropout(x_BN[:2]), whole[[2, 0]])
-    assert not torch.equal(dropout(x_BN[:2], place=1), whole[[2, 0]])
+    assert not torch.equal(dropout(x_BN[:2], site=1), whole[[2, 0]])
     with pytest.raises(ValueError, match=r"as many sequences as there are seeds \(2\), got 3"):
         dropout(x_BN)
     dropout.eval()
@@ -71,7 +71,7 @@ def attention(*, dropout: float = 0.3, num_kv_heads: int | None = None, qk_norm:
 ROTARY = RotaryPositions(40, 16)
 MEMORY_BSM = torch.randn(3, 30, 64, generator=torch.Generator().manual_seed(1))
 MASK_B1S = torch.arange(40) < torch.tensor([40, 17, 1])[:, None, None]
-PLACES_BT = torch.arange(40).expand(3, -1).flip(1)
+POSITIONS_BT = torch.arange(40).expand(3, -1).flip(1)
 BLOCK = Block(ModelConfig(d_model=64, num_heads=4, num_kv_heads=2, d_ff=96, dropout=0.2))
 AS_GPT2 = Block(
     ModelConfig(
@@ -83,10 +83,10 @@ AS_GPT2.attention.key.bias.requires_grad_(False)  # It changes all scores of a q
 CASES = {
     "norm": Case(RMSNorm(64), lambda layer, x: layer(x)),
     "swiglu": Case(SwiGLU(64, 48), lambda layer, x: layer(x)),
-    "dropout": Case(Dropout(0.3), lambda layer, x: layer(x, place=2)),
+    "dropout": Case(Dropout(0.3), lambda layer, x: layer(x, site=2)),
     "causal": Case(attention(), lambda layer, x: layer(x, causal=True, rotary=ROTARY(40))),
     "grouped, own places": Case(
-        attention(num_kv_heads=2), lambda layer, x: layer(x, causal=True, rotary=ROTARY(40, PLACES_BT))
+        attention(num_kv_heads=2), lambda layer, x: layer(x, causal=True, rotary=ROTARY(40, POSITIONS_BT))
     ),
     "padding": Case(attention(qk_norm=False), lambda layer, x: layer(x, mask_BTS=MASK_B1S)),
     "causal padding": Case(attention(num_kv_heads=1), lambda layer, x: layer(x, causal=True, mask_BTS=MASK_B1S)),

@@ -101,8 +101,8 @@ def plot(figures: Mapping[str, Any], output: Path) -> None:
     everyone = [figures["rounds"], *(baseline["turns"] for baseline in figures["baselines"])]
     medians = [figures["tokens_per_second"], *(baseline["tokens_per_second"] for baseline in figures["baselines"])]
     speed.bar(names, medians, color="C0", alpha=0.6)
-    for place, rates in enumerate(everyone):
-        speed.plot([place] * len(rates), rates, "k_", markersize=12)
+    for index, rates in enumerate(everyone):
+        speed.plot([index] * len(rates), rates, "k_", markersize=12)
     speed.set(title="tokens per second", ylim=(0, None))
     if figures.get("parts"):
         _bars(parts, figures["parts"]["milliseconds"], "milliseconds of a step")

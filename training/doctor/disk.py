@@ -37,13 +37,13 @@ def scratch(output_dir: Path) -> Iterator[Path]:
     Raises:
         InputError: None can be made there.
     """
-    place = output_dir.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    nearest = output_dir.absolute()
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
     try:
-        folder = tempfile.mkdtemp(prefix=".doctor-", dir=place)
+        folder = tempfile.mkdtemp(prefix=".doctor-", dir=nearest)
     except OSError as error:
-        raise InputError(f"cannot write to {place}: {error.strerror}: choose another --output_dir") from error
+        raise InputError(f"cannot write to {nearest}: {error.strerror}: choose another --output_dir") from error
     try:
         yield Path(folder)
     finally:

@@ -88,11 +88,11 @@ def show(words: Sequence[str], scripts: Path) -> None:
 
 def _verify(run: Run) -> None:
     for saved in run.checkpoints:
-        place = run.path / "checkpoints" / checkpoint_name(saved.step)
+        path = run.path / "checkpoints" / checkpoint_name(saved.step)
         try:
-            Checkpoint(place)
+            Checkpoint(path)
         except InputError as error:
-            if saved.fault is None and place.exists():  # A running run removes its older ones.
+            if saved.fault is None and path.exists():  # A running run removes its older ones.
                 saved.fault = str(error)
                 run.state, run.faults = "damaged", [*run.faults, saved.fault]
 
@@ -172,9 +172,9 @@ def _all_runs(options: Namespace, *, around: bool = False) -> list[Run]:
     folder, named = Path(options.runs), [path for path in map(Path, options.names) if not path.is_symlink()]
     found = find_runs(folder, links=around) if folder.is_dir() or not options.names else []
     known = {run.path.resolve() for run in found}
-    elsewhere = {place: path for path in named if (place := path.resolve()) not in known}
+    elsewhere = {resolved: path for path in named if (resolved := path.resolve()) not in known}
     found += map(read_run, elsewhere.values())
-    for beside in {place.parent for place in elsewhere} if around else ():
+    for beside in {resolved.parent for resolved in elsewhere} if around else ():
         found += find_runs(beside, depth=1)
     return sorted(found, key=lambda run: -run.changed)
 

@@ -152,19 +152,19 @@ def _copy_checkpoints(store: CheckpointStore, destination: Path, left_out: list[
     named = {name: found for name in NAMES if (found := store.named(name)) is not None}
     # A copy of a checkpoint, where a tool has followed links.
     copies = [found for name, found in named.items() if found == store.folder / name]
-    places = [*(store.folder / checkpoint_name(step) for step in store.steps()), *copies]
-    for place in places:
+    checkpoints = [*(store.folder / checkpoint_name(step) for step in store.steps()), *copies]
+    for checkpoint in checkpoints:
         try:
-            _copy_files(place, destination / place.name)
+            _copy_files(checkpoint, destination / checkpoint.name)
         except DamagedCheckpointError as error:
             left_out.append(str(error))
-            shutil.rmtree(destination / place.name, ignore_errors=True)
+            shutil.rmtree(destination / checkpoint.name, ignore_errors=True)
     for name, found in named.items():
         if found not in copies and (destination / found.name).is_dir():
             replace_link(destination / name, found.name)
     if store.steps() and not CheckpointStore(destination).steps():
         raise CheckpointError(f"{store.folder} holds no sound checkpoint: {left_out[-1]}")
-    known = {path.name for path in places} | set(NAMES)
+    known = {path.name for path in checkpoints} | set(NAMES)
     left_out += [f"{path}: no checkpoint" for path in sorted(store.folder.iterdir()) if path.name not in known]
 
 

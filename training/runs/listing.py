@@ -147,9 +147,9 @@ def walk_runs(folder: Path, depth: int = DEPTH, *, links: bool = False) -> Itera
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a folder is a checkpoint, which has a configuration as a run has: in a run, or a copy of one."""
-    place = path.absolute()
-    in_a_run = place.parent.name == "checkpoints" and _IN_A_RUN.fullmatch(place.name) is not None
-    return in_a_run or (place / MANIFEST).exists()
+    absolute = path.absolute()
+    in_a_run = absolute.parent.name == "checkpoints" and _IN_A_RUN.fullmatch(absolute.name) is not None
+    return in_a_run or (absolute / MANIFEST).exists()
 
 
 def read_run(path: Path) -> Run:
@@ -220,16 +220,16 @@ def _read_checkpoints(run: Run, folder: RunFolder) -> None:
         with _noting(run):
             named[name] = store.named(name)
     for step in store.steps():
-        place, fault = folder.checkpoints / checkpoint_name(step), None
+        path, fault = folder.checkpoints / checkpoint_name(step), None
         try:
-            checkpoint = Checkpoint(place, in_part=True)
+            checkpoint = Checkpoint(path, in_part=True)
             newest = saved_state(checkpoint), checkpoint.folder
         except (InputError, OSError) as error:
             fault = _fault(error)
             run.faults.append(fault)
-        names = [name for name, found in named.items() if found is not None and found.name == place.name]
+        names = [name for name, found in named.items() if found is not None and found.name == path.name]
         with suppress(FileNotFoundError):
-            run.checkpoints.append(Saved(step, measured(place)[0], names, fault))
+            run.checkpoints.append(Saved(step, measured(path)[0], names, fault))
     if newest is not None:
         _take_counters(run, newest[0])
         if not run.config:

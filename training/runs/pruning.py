@@ -113,9 +113,9 @@ def _needs(other: Run, run: Run) -> bool:
     own = run.path.resolve()
     # A place that is not absolute was meant from where the training was started, which nothing tells.
     starts = (Path.cwd(), *other.path.resolve().parents)
-    places = [place for start in starts if os.path.exists(place := start / os.path.expanduser(source))]
-    if places:
-        return any(place.resolve().is_relative_to(own) for place in places)
+    all_found = [found for start in starts if os.path.exists(found := start / os.path.expanduser(source))]
+    if all_found:
+        return any(found.resolve().is_relative_to(own) for found in all_found)
     return other.config.get("init_sha256") in _weights(run)  # One of the two has been moved.
 
 
@@ -143,14 +143,14 @@ def remove_run(path: Path, size: int | None = None) -> None:
         raise InputError(f"{path} is a link: remove it yourself, and what it leads to")
     if not path.is_dir():
         raise InputError(f"{path} is gone: nothing of it was removed")
-    place = path.resolve()
-    run, hidden = RunFolder(path), place.with_name(f".pruned-{place.name}")
+    resolved = path.resolve()
+    run, hidden = RunFolder(path), resolved.with_name(f".pruned-{resolved.name}")
     run.claim()
     try:
         _check_unchanged(path, size)
         if hidden.exists():
             shutil.rmtree(hidden)
-        os.rename(place, hidden)  # First, so that no half of it is left under its name.
+        os.rename(resolved, hidden)  # First, so that no half of it is left under its name.
         run.release()
         shutil.rmtree(hidden)
     except OSError as error:
@@ -218,10 +218,10 @@ def slimming(run: Run, keep: int) -> Slimming:
     return Slimming(run, stay, [*going, *run.left_over], sound)
 
 
-def _is_sound(place: Path) -> bool:
+def _is_sound(path: Path) -> bool:
     """Whether a checkpoint is what was written, to the last byte."""
     try:
-        Checkpoint(place)
+        Checkpoint(path)
     except DamagedCheckpointError:
         return False
     return True

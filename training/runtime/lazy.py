@@ -5,18 +5,18 @@ from importlib import import_module
 from typing import Any
 
 
-def lazy_names(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
     """The `__getattr__` of a package.
 
     Args:
         package: Its name.
-        places: The module of each name, with `.NAME` where it is called otherwise there.
+        modules: The module of each name, with `.NAME` where it is called otherwise there.
     """
 
     def find(name: str) -> Any:
-        if name not in places:
+        if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module, _, own_name = places[name].partition(".")
+        module, _, own_name = modules[name].partition(".")
         return getattr(import_module(f"{package}.{module}"), own_name or name)
 
     return find

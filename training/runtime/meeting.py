@@ -49,12 +49,12 @@ def _call(store: "Store", world_size: int, timeout: float) -> int:
     """Open a meeting as its main process, and wait for the others; its number."""
     number, deadline = store.add("meetings", 1), time.monotonic() + timeout
     store.set("meeting", str(number))
-    places = [f"{number}/{rank}" for rank in range(1, world_size)]
-    while places and not _stands(store, places):
+    keys = [f"{number}/{rank}" for rank in range(1, world_size)]
+    while keys and not _stands(store, keys):
         if time.monotonic() > deadline:
-            missing = ", ".join(place.partition("/")[2] for place in places if not store.check([place]))
+            missing = ", ".join(key.partition("/")[2] for key in keys if not store.check([key]))
             raise _missing(f"rank {missing} of {world_size}", timeout)
-    store.set(f"{number}/names", " ".join(store.get(place).decode() for place in places))
+    store.set(f"{number}/names", " ".join(store.get(key).decode() for key in keys))
     return number
 
 

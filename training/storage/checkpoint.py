@@ -68,8 +68,8 @@ class Checkpoint:
         self._sealed = SealedFiles(self.folder)
         self.state: dict[str, Any] = parse_json(self.text(STATE), self.folder / STATE)
         self.step = saved_step(self.state, self.folder / STATE)
-        place = _NAME.fullmatch(self.folder.name)
-        if place and int(place[1]) != self.step:  # A whole checkpoint in the place of another one is damage as well.
+        named = _NAME.fullmatch(self.folder.name)
+        if named and int(named[1]) != self.step:  # A whole checkpoint in the place of another one is damage as well.
             raise DamagedCheckpointError(f"checkpoint {self.folder} is damaged: {STATE} is of step {self.step}")
         if not in_part:
             self._sealed.verify()
@@ -106,18 +106,18 @@ class Checkpoint:
         return name
 
 
-def named_checkpoint(place: Path) -> Path:
+def named_checkpoint(path: Path) -> Path:
     """The checkpoint beside `best` or `last` that it names, as a link or in a text file; it may be gone.
 
     Raises:
         CheckpointError: It names something else, or something outside the run.
         FileError: It cannot be read.
     """
-    target = os.readlink(place) if place.is_symlink() else read_text(place, max_bytes=200).strip()
-    found = place.parent / target
-    if not _NAME.fullmatch(found.name) or found.resolve().parent != place.parent.resolve():
+    target = os.readlink(path) if path.is_symlink() else read_text(path, max_bytes=200).strip()
+    found = path.parent / target
+    if not _NAME.fullmatch(found.name) or found.resolve().parent != path.parent.resolve():
         raise CheckpointError(
-            f"{place} names {shown(target)}, which is no checkpoint beside it: remove {place}, and the run does without"
+            f"{path} names {shown(target)}, which is no checkpoint beside it: remove {path}, and the run does without"
         )
     return found
 
@@ -134,7 +134,7 @@ class CheckpointStore:
         self.folder = folder
         self.keep = max(keep, 2)
 
-    def _place(self, step: int) -> Path:
+    def _path(self, step: int) -> Path:
         return self.folder / checkpoint_name(step)
 
     def steps(self) -> list[int]:
@@ -146,7 +146,7 @@ class CheckpointStore:
 
     def newest_first(self) -> list[Path]:
         """The folders of these checkpoints."""
-        return [self._place(step) for step in reversed(self.steps())]
+        return [self._path(step) for step in reversed(self.steps())]
 
     def named(self, name: str) -> Path | None:
         """The checkpoint that `best` or `last` stands for; None where it does not.
@@ -156,10 +156,10 @@ class CheckpointStore:
         Raises:
             CheckpointError, FileError: As `named_checkpoint`.
         """
-        place = self.folder / name
-        if place.is_dir() and not place.is_symlink():
-            return place
-        found = named_checkpoint(place) if os.path.lexists(place) else None
+        path = self.folder / name
+        if path.is_dir() and not path.is_symlink():
+            return path
+        found = named_checkpoint(path) if os.path.lexists(path) else None
         return found if found is not None and found.is_dir() else None
 
     def best(self) -> Path | None:
@@ -171,13 +171,13 @@ class CheckpointStore:
             if (found := self.named(name)) is not None:
                 return found
         for step in reversed(self.steps()):
-            newest = self._place(step)
+            newest = self._path(step)
             with suppress(InputError, OSError):
                 entries = verified_manifest(newest).items()
                 if all((newest / name).stat().st_size == entry.size for name, entry in entries):
                     counters = read_json(newest / STATE).get("counters")
                     best = counters.get("best_step") if isinstance(counters, dict) else None
-                    return self._place(best) if best in self.steps() else newest
+                    return self._path(best) if best in self.steps() else newest
         return None
 
     def adopt_copies(self) -> None:
@@ -193,26 +193,26 @@ class CheckpointStore:
             if self.named(name) != copy:
                 continue
             try:
-                place = self._place(Checkpoint(copy).step)
+                path = self._path(Checkpoint(copy).step)
             except DamagedCheckpointError:
                 self._quarantine(copy)
                 continue
             sound = None
             with suppress(DamagedCheckpointError):
-                sound = Checkpoint(place) if place.exists() else None
+                sound = Checkpoint(path) if path.exists() else None
             if sound is None:
-                self._quarantine(place)
-                os.rename(copy, place)
+                self._quarantine(path)
+                os.rename(copy, path)
             else:
                 shutil.rmtree(copy)
-            replace_link(copy, place.name)
+            replace_link(copy, path.name)
 
-    def _quarantine(self, place: Path) -> None:
+    def _quarantine(self, path: Path) -> None:
         """Rename what is damaged, or of a run that goes back: it is kept, and not read again."""
-        if place.exists():
-            quarantined = place.with_name(f"damaged-{place.name}")
+        if path.exists():
+            quarantined = path.with_name(f"damaged-{path.name}")
             shutil.rmtree(quarantined, ignore_errors=True)
-            os.rename(place, quarantined)
+            os.rename(path, quarantined)
 
     def check_space(self, size: int) -> tuple[str, str | None]:
         """Compare the size of a checkpoint with the free space.
@@ -226,12 +226,12 @@ class CheckpointStore:
         Raises:
             CheckpointError: Not even one fits.
         """
-        place = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
-        free = shutil.disk_usage(place).free
+        path = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
+        free = shutil.disk_usage(path).free
         line = f"{_gigabytes(size)} each, {_gigabytes(free)} free"
         if free < size:
             raise CheckpointError(
-                f"no space for a checkpoint in {place}: {line}; free some, or choose another --output_dir"
+                f"no space for a checkpoint in {path}: {line}; free some, or choose another --output_dir"
             )
         max_folders = self.keep + 2  # The best one, and one that is being written.
         if free < (max_folders - len(self.steps())) * size:
@@ -247,7 +247,7 @@ class CheckpointStore:
         damage: list[str] = []
         for step in reversed(self.steps()):
             try:
-                return Checkpoint(self._place(step)), damage
+                return Checkpoint(self._path(step)), damage
             except DamagedCheckpointError as error:
                 damage.append(str(error))
         return None, damage
@@ -276,30 +276,30 @@ class CheckpointStore:
             CheckpointError: The disk refused; earlier checkpoints stand as they were.
         """
         texts = {STATE: json.dumps(state, indent=1), **files}
-        place = self._place(step)
-        beside = place.with_name(f".{place.name}.new")
+        path = self._path(step)
+        beside = path.with_name(f".{path.name}.new")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not place.exists():
+            if not path.exists():
                 self.clean()
                 write_sealed(beside, tensors, values, texts)
-                os.rename(beside, place)
+                os.rename(beside, path)
                 sync(self.folder)
-            replace_link(self.folder / "last", place.name)
+            replace_link(self.folder / "last", path.name)
             if best:
-                replace_link(self.folder / "best", place.name)
+                replace_link(self.folder / "best", path.name)
         except OSError as error:
             shutil.rmtree(beside, ignore_errors=True)
-            raise CheckpointError(f"cannot write checkpoint {place}: {error.strerror or error}") from error
+            raise CheckpointError(f"cannot write checkpoint {path}: {error.strerror or error}") from error
         with suppress(OSError, InputError):  # What cannot be removed now is tried again next time.
             self._prune()
-        return place
+        return path
 
     def go_back_to(self, step: int, best_step: int | None) -> None:
         """Quarantine what is newer than a step (renamed, not removed), and point `last` and `best` to what stays."""
         for newer in self.steps():
             if newer > step:
-                self._quarantine(self._place(newer))
+                self._quarantine(self._path(newer))
         for name, target in (("last", step), ("best", best_step)):
             if target is not None and target in self.steps():
                 replace_link(self.folder / name, checkpoint_name(target))
@@ -317,8 +317,8 @@ class CheckpointStore:
         for step in self.steps():
             if checkpoint_name(step) not in kept:
                 # Unsealed first: a removal that is cut short must not leave what looks whole.
-                (self._place(step) / MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(self._place(step))
+                (self._path(step) / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(self._path(step))
 
 
 def _gigabytes(size: int) -> str:

@@ -28,12 +28,12 @@ _said: set[Ability] = set()
 
 
 @contextmanager
-def doing_without(ability: Ability, place: Path) -> Iterator[None]:
+def doing_without(ability: Ability, path: Path) -> Iterator[None]:
     """While entered, let go by that a file system cannot do something; say once what that costs.
 
     Args:
         ability: What is tried.
-        place: Where.
+        path: Where.
 
     Raises:
         OSError: It fails for another reason.
@@ -48,7 +48,7 @@ def doing_without(ability: Ability, place: Path) -> Iterator[None]:
 
             _said.add(ability)
             # Above the bar, where there is one.
-            tqdm.write(f"warning     the file system of {place} {PROMISES[ability]} ({error.strerror})")
+            tqdm.write(f"warning     the file system of {path} {PROMISES[ability]} ({error.strerror})")
             sys.stdout.flush()
 
 

@@ -200,9 +200,9 @@ def read_json_lines(
     with open_file(path) as file, naming(path):
         lines = _backward(file) if newest_first else _forward(file)
         for number, (line, ended) in enumerate(lines, start=1):
-            place = f"line {number:,}{' from the end' if newest_first else ''}"
+            where = f"line {number:,}{' from the end' if newest_first else ''}"
             if len(line) > MAX_LINE:
-                raise MalformedFileError(path, f"{place}: longer than {MAX_LINE:,} bytes")
+                raise MalformedFileError(path, f"{where}: longer than {MAX_LINE:,} bytes")
             if not line.strip():
                 continue
             try:
@@ -211,7 +211,7 @@ def read_json_lines(
             except MalformedFileError as error:
                 if not ended and isinstance(error.__cause__, json.JSONDecodeError):
                     continue
-                raise MalformedFileError(path, f"{place}: {error.fault}") from error
+                raise MalformedFileError(path, f"{where}: {error.fault}") from error
             yield line, value
 
 
@@ -223,10 +223,10 @@ def _forward(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
 
 def _backward(file: BinaryIO) -> Iterator[tuple[bytes, bool]]:
     """The same from the last line to the first."""
-    place, rest, ended = file.seek(0, os.SEEK_END), b"", False
-    while place and len(rest) <= MAX_LINE:
-        size = min(_BLOCK, place)
-        place = file.seek(place - size)
+    position, rest, ended = file.seek(0, os.SEEK_END), b"", False
+    while position and len(rest) <= MAX_LINE:
+        size = min(_BLOCK, position)
+        position = file.seek(position - size)
         rest, *lines = (file.read(size) + rest).split(b"\n")
         for line in reversed(lines):
             yield line, ended
@@ -262,12 +262,12 @@ def built(annotation: Any, value: Any, path: Path, name: str = "") -> Any:
     """
     kind, inner = get_origin(annotation) or annotation, get_args(annotation)
     if not _is_of(value, annotation):
-        place = f"{name}: " if name else ""
-        raise MalformedFileError(path, f"{place}expected {_described(annotation)}, got {shown(value)}")
+        prefix = f"{name}: " if name else ""
+        raise MalformedFileError(path, f"{prefix}expected {_described(annotation)}, got {shown(value)}")
     if kind in (Union, UnionType):
         return built(next(choice for choice in inner if _is_of(value, choice)), value, path, name)
     if kind is list:
-        return [built(inner[0], part, path, f"{name}[{place}]") for place, part in enumerate(value)]
+        return [built(inner[0], part, path, f"{name}[{index}]") for index, part in enumerate(value)]
     has_fields = is_dataclass(kind)
     if kind is not dict and not has_fields:
         return value

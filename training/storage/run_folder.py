@@ -280,13 +280,13 @@ def _is_name(path: Path) -> bool:
     return (path.name in NAMES and own) or (path.is_symlink() and not path.exists())
 
 
-def _named(place: Path) -> Path:
+def _named(path: Path) -> Path:
     """The checkpoint that a name stands for, which must be there."""
-    found = named_checkpoint(place)
+    found = named_checkpoint(path)
     if not found.is_dir():
-        quoted = shlex.quote(str(place))
+        quoted = shlex.quote(str(path))
         raise CheckpointError(
-            f"{place} is only the name of {found.name}, which is not beside it: a link was copied, not the checkpoint. "
+            f"{path} is only the name of {found.name}, which is not beside it: a link was copied, not the checkpoint. "
             f"With the run's folder for RUN, type: rm {quoted} && cp -r RUN/checkpoints/{found.name} {quoted}"
         )
     return found

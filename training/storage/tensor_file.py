@@ -78,8 +78,8 @@ def header(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None =
     for name in file_order(tensors):
         tensor = tensors[name]
         begin, end = end, end + tensor.numel() * tensor.element_size()
-        place = {"dtype": DTYPES[_type_name(tensor)], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-        entries[name] = place
+        entry = {"dtype": DTYPES[_type_name(tensor)], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        entries[name] = entry
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -68,10 +68,10 @@ def _added(sweep: Sweep, options: Namespace, chosen: Sequence[tuple[Setting, int
     return [(setting, seed) for setting in own for _, seed in chosen] if options.seeds else []
 
 
-def command_of(script: Path, base: Path, run: SweepRun, place: Path) -> list[str]:
+def command_of(script: Path, base: Path, run: SweepRun, folder: Path) -> list[str]:
     """Python's arguments for a run: it goes on where it was."""
     setting = words_of(run.setting, run.seed)
-    return [str(script), "--config", str(base), *setting, "--output_dir", str(place), "--resume"]
+    return [str(script), "--config", str(base), *setting, "--output_dir", str(folder), "--resume"]
 
 
 def show_plan(sweep: Sweep, folder: Path, command: Callable[[SweepRun, Path], list[str]]) -> None:

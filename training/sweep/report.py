@@ -59,7 +59,7 @@ def plot(sweep: Sweep, folder: Path, output: Path) -> None:
         output: The picture.
     """
     best = [summary for summary in sweep.summaries() if summary.mean is not None][:_NAMED]
-    colours = {_name(summary.setting): f"C{place}" for place, summary in enumerate(best)}
+    colours = {_name(summary.setting): f"C{index}" for index, summary in enumerate(best)}
     figure = new_figure(12, 5)
     curves, ends = figure.subplots(1, 2)
     for run in sweep.runs:
@@ -77,11 +77,11 @@ def plot(sweep: Sweep, folder: Path, output: Path) -> None:
 
 def _draw_ends(axes: Any, sweep: Sweep, best: Sequence[Summary], colours: Mapping[str, str]) -> None:
     """The lowest loss of each run as a dot, in a line for each setting, and mean and deviation as a bar."""
-    for place, summary in enumerate(best):
+    for index, summary in enumerate(best):
         name = _name(summary.setting)
         losses = [run.loss for run in sweep.runs if run.setting == summary.setting and run.state == "done"]
-        axes.plot(losses, [place] * len(losses), "o", color=colours[name], alpha=0.4, markersize=5)
-        axes.errorbar(summary.mean, place, xerr=summary.deviation, fmt="|", color=colours[name], capsize=4)
+        axes.plot(losses, [index] * len(losses), "o", color=colours[name], alpha=0.4, markersize=5)
+        axes.errorbar(summary.mean, index, xerr=summary.deviation, fmt="|", color=colours[name], capsize=4)
     leaves = ([f"{name.rpartition('.')[2]}={value}" for name, value in each.setting.items()] for each in best)
     labels = ["\n".join(words).replace("$", r"\$") or "as configured" for words in leaves]  # Two would be a formula.
     axes.set_yticks(range(len(best)), labels)

@@ -123,13 +123,13 @@ class Runner:
             raise StoppedBySignal(f"{done} of {len(self._sweep.runs)} runs are done")
 
     def _start(self, run: SweepRun, slot: int) -> None:
-        place = self._folder / run.name
+        folder = self._folder / run.name
         log = self._log(run)
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as output:
             # A group of its own: Ctrl-C reaches this process alone, which then stops the runs in order.
             process = subprocess.Popen(
-                [sys.executable, *self._command(run, place)],
+                [sys.executable, *self._command(run, folder)],
                 env=os.environ | dict(self._slots[slot]),
                 stdin=subprocess.DEVNULL,
                 stdout=output,

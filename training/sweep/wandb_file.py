@@ -72,7 +72,7 @@ def _listed(values: list[str]) -> str:
 
 def _seeds(file: Path, values: list[str]) -> list[str]:
     if not all(value.isdecimal() for value in values) or [int(v) for v in values] != [
-        int(values[0]) + place for place in range(len(values))
+        int(values[0]) + index for index in range(len(values))
     ]:
         raise InputError(f"{file}: parameters.seed: expected whole numbers in a row, such as [1, 2, 3]")
     return ["--seed", values[0], "--seeds", str(len(values))]

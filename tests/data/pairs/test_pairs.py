@@ -42,7 +42,7 @@ def test_json_lines_and_csv_give_the_same_pairs(tmp_path: Path) -> None:
     from_csv = load(write(tmp_path / "a.csv", rows))
     assert all_pairs(from_json) == all_pairs(from_csv) == {(row["source"], row["target"]) for row in NUMBERS}
     assert from_json.sha256 == from_csv.sha256
-    assert from_csv.splits["train"][0].place == f"{tmp_path / 'a.csv'}, line 2"
+    assert from_csv.splits["train"][0].location == f"{tmp_path / 'a.csv'}, line 2"
 
 
 def test_a_spreadsheets_mark_and_line_ends_and_quotes_do_no_harm(tmp_path: Path) -> None:

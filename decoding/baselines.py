@@ -56,6 +56,6 @@ def transformers_variants(
             costs=costs and costs(streams),
         )
         for way, asked in ways.items()
-        for use_cache in ((True, False) if options.baseline_uncached else (True,))
+        for use_cache in ((True, False) if options.peer_uncached else (True,))
         for streams in options.batch
     ]

@@ -61,7 +61,7 @@ def prepare(options: Namespace, config: GPTConfig | None) -> Benchmark:
     return Benchmark(
         about=about | {"task": f"after a prompt of {PROMPT_TOKENS} tokens"},
         variants=variants(decoders, options.batch, ("eager", "compiled") if uncached else ()),
-        baselines=_baselines(model, options, compiled="compiled" in modes) if options.baseline else [],
+        baselines=_baselines(model, options, compiled="compiled" in modes) if options.peer else [],
         prompts=lambda streams: random_prompts(model.vocab_size, streams),
         rows=ROWS,
         long_prompt=random_tokens(model.vocab_size, min(LONG_PROMPT, model.config.max_len), "prompt", 1),

@@ -91,8 +91,8 @@ def _parser(of_pairs: bool) -> StrictParser:
         default="yes",
         help="Whether to measure without the cache too: the table, for the first number of --batch.",
     )
-    add("--baseline", choices=["transformers"], help=f"Also time this library's {theirs}.")
-    add("--baseline_uncached", action="store_true", help="Also time it without its cache.")
+    add("--peer", choices=["transformers"], help=f"Also time this library's {theirs}.")
+    add("--peer_uncached", action="store_true", help="Also time it without its cache.")
     add("--json", type=str, help="Write the figures to this file, a .json.")
     add("--plot", type=str, help="Draw the curves into this file: a .png, .svg or .pdf.")
     return parser

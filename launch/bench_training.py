@@ -27,8 +27,8 @@ def parse(of_pairs: bool) -> tuple[Namespace, GPTConfig | Seq2SeqConfig]:
     for name in ("warm_up", "steps", "rounds", "turns"):
         if options[name] < 1:
             raise InputError(f"{name} must be at least 1, got {options[name]}")
-    if options.baseline_tokens is not None and options.baseline_tokens < 1:
-        raise InputError(f"baseline_tokens must be at least 1, got {options.baseline_tokens}")
+    if options.peer_tokens is not None and options.peer_tokens < 1:
+        raise InputError(f"peer_tokens must be at least 1, got {options.peer_tokens}")
     if options.until is not None and options["training.eval_tokens"]:
         raise InputError("--until goes by the whole validation split: leave training.eval_tokens at 0")
     check_outputs(options)
@@ -53,7 +53,7 @@ def _parser() -> StrictParser:
     add("--rounds", type=int, default=5, help="Rounds, of which the median is shown.")
     add("--until", type=float, help="Then train as configured, from new weights, to this validation loss.")
     add(
-        "--baseline",
+        "--peer",
         type=str,
         action="append",
         default=[],
@@ -61,9 +61,9 @@ def _parser() -> StrictParser:
         help="Another trainer, which runs in turn with ours and prints lines that tell its speed; may come again.",
     )
     pattern = "A regular expression that finds <milliseconds> or <tokens_per_second> in such a line, and maybe <loss>."
-    add("--baseline_pattern", type=str, help=f"{pattern} Default: nanoGPT's lines.")
-    add("--baseline_tokens", type=int, help="Tokens in a step of the baselines. Default: as many as in ours.")
-    add("--turns", type=int, default=2, help="How often all run in turn; without --baseline once.")
+    add("--peer_pattern", type=str, help=f"{pattern} Default: nanoGPT's lines.")
+    add("--peer_tokens", type=int, help="Tokens in a step of the baselines. Default: as many as in ours.")
+    add("--turns", type=int, default=2, help="How often all run in turn; without --peer once.")
     profile = "Leave a trace that Perfetto opens in this folder, and print what is expensive."
     add("--profile", type=str, metavar="DIR", help=profile)
     add("--json", type=str, help="Write the figures to this file, a .json.")

@@ -52,7 +52,7 @@ def prepare(options: Namespace, config: Seq2SeqConfig | None) -> Benchmark:
     return Benchmark(
         about=describe(model, source) | {"precision": "fp32", "task": f"for sources of {length} symbols, read anew"},
         variants=variants(model, modes, options.batch, uncached=options.uncached == "yes"),
-        baselines=_bart(model, options) if options.baseline else [],
+        baselines=_bart(model, options) if options.peer else [],
         prompts=lambda n: [random_tokens(model.vocab_size, length, "source", i, lowest=SPECIAL) for i in range(n)],
         rows=[length + 1],
     )
@@ -102,7 +102,7 @@ def _bart(model: EncoderDecoder, options: Namespace) -> list[Variant]:
     try:
         import transformers
     except ImportError as error:
-        raise InputError("--baseline transformers needs the package transformers: pip install transformers") from error
+        raise InputError("--peer transformers needs the package transformers: pip install transformers") from error
     shape, device = model.config, model.embedding.weight.device
     hidden = shape.d_ff * 3 // 2 if shape.activation == "swiglu" else shape.d_ff
     of_both = {"layers": shape.num_layers, "attention_heads": shape.num_heads, "ffn_dim": hidden}

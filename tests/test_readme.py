@@ -248,7 +248,7 @@ def test_a_benchmark_runs_with_a_small_model(each: Typed, folder: Path) -> None:
     [
         pytest.param(each, id=name(each), marks=pytest.mark.nightly if "compile" in name(each) else pytest.mark.ci)
         for each in OF_TRAINING
-        if "--baseline" not in each.arguments
+        if "--peer" not in each.arguments
     ],
 )
 def test_a_benchmark_of_training_runs_with_a_small_model(each: Typed, folder: Path) -> None:

@@ -82,7 +82,7 @@ def nanogpt(folder: str | None, shape: str) -> str:
         return ""
     prepare = "test -f data/shakespeare_char/train.bin || python data/shakespeare_char/prepare.py"
     run = f"{shlex.quote(sys.executable)} train.py config/train_shakespeare_char.py {NANOGPT} {shape} --max_iters=150"
-    return f"--turns 1 --baseline {shlex.quote(f'nanoGPT=cd {shlex.quote(folder)} && ({prepare}) && {run}')}"
+    return f"--turns 1 --peer {shlex.quote(f'nanoGPT=cd {shlex.quote(folder)} && ({prepare}) && {run}')}"
 
 
 def parts(options: argparse.Namespace) -> list[Part]:

@@ -42,10 +42,7 @@ def test_a_gpt_is_timed_in_turn_with_a_baseline(
     files = ["--json", "b.json", "--plot", "b.png", "--profile", "traces"]
     own = ["--data.source", text_file, "--model.max_len", "16", "--training.precision", "fp32"]
     until = ["--until", "50", "--training.eval_interval", "3"]
-    assert (
-        bench("--config", GPT, *SMALL, *SHORT, *own, *files, *until, "--baseline", baseline, "--baseline_tokens", "10")
-        == 0
-    )
+    assert bench("--config", GPT, *SMALL, *SHORT, *own, *files, *until, "--peer", baseline, "--peer_tokens", "10") == 0
     figures = json.loads((tmp_path / "b.json").read_text())
     assert len(figures["rounds"]) == 2 * 2
     assert figures["slowest"] <= figures["tokens_per_second"] <= figures["fastest"]
@@ -134,12 +131,12 @@ def test_the_length_of_the_run_is_its_own_where_it_is_long_enough(
     ("options", "message"),
     [
         (["--rounds", "0"], "rounds must be at least 1, got 0"),
-        (["--baseline_tokens", "0", "--baseline", "true"], "baseline_tokens must be at least 1, got 0"),
+        (["--peer_tokens", "0", "--peer", "true"], "peer_tokens must be at least 1, got 0"),
         (["--json", "b.txt"], "cannot write b.txt: expected a name that ends in .json"),
         (["--until", "2", "--training.eval_tokens", "999"], "--until goes by the whole validation split: leave"),
         (["--profile", "/dev/null/x"], "/dev/null/x: Not a directory"),
         (["--model.layers", "2"], "unknown option model.layers: did you mean"),
-        (["--baseline", "x=echo 1", "--baseline_pattern", "1"], "baseline_pattern must have a group"),
+        (["--peer", "x=echo 1", "--peer_pattern", "1"], "peer_pattern must have a group"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
@@ -155,5 +152,5 @@ def test_a_baseline_that_fails_says_its_last_line(
     bench: Any, text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = [*SMALL, *SHORT, "--data.source", text_file, "--model.max_len", "16"]
-    assert bench("--config", GPT, *small, "--baseline", "them=echo no such GPU; false") == 2
+    assert bench("--config", GPT, *small, "--peer", "them=echo no such GPU; false") == 2
     assert capsys.readouterr().err == "error: the baseline them ended with code 1; its last line: no such GPU\n"

@@ -181,7 +181,7 @@ def test_a_persons_own_pairs_are_learnt_and_measured(tmp_path: Path) -> None:
 
 
 def test_the_benchmark_times_both_ways_and_the_baseline(trained: Path) -> None:
-    options = ["--batch", "8", "--length", "5", "--repeats", "2", "--baseline", "transformers", "--json", "bench.json"]
+    options = ["--batch", "8", "--length", "5", "--repeats", "2", "--peer", "transformers", "--json", "bench.json"]
     done = command(BENCH, "--checkpoint", "runs/seq2seq-copy-1", *options, cwd=trained)
     assert done.returncode == 0, done.stderr
     figures = json.loads((trained / "bench.json").read_text())

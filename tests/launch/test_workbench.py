@@ -217,14 +217,14 @@ def test_the_benchmark_times_transformers_with_the_same_weights(folder: Path) ->
     model = ["--model.num_layers", "1", "--model.d_model", "16", "--model.num_heads", "2", "--model.d_ff", "16"]
     context = ["--model.max_len", "512", "--uncached", "no", "--repeats", "1", "--batch", "2", "--precision", "fp32"]
     config = ["--config", ROOT / "configs/gpt/quick.yaml", *model, *context, "--mode", "eager"]
-    done = command(BENCH, *config, "--baseline", "transformers", "--json", "baselines.json", cwd=folder)
+    done = command(BENCH, *config, "--peer", "transformers", "--json", "baselines.json", cwd=folder)
     assert done.returncode == 0, done.stderr
     figures = json.loads((folder / "baselines.json").read_text())
     assert "rows" not in figures
     assert "without cache" not in done.stdout
     assert [row["mode"].rsplit(" ", 1)[0] for row in figures["baselines"]] == ["fp32 transformers", "bf16 transformers"]
     assert all(row["tokens_per_second"] > 0 and row["batch"] == 2 for row in figures["baselines"])
-    refused = command(BENCH, *config, "--model.positions", "learned", "--baseline", "transformers", cwd=folder)
+    refused = command(BENCH, *config, "--model.positions", "learned", "--peer", "transformers", cwd=folder)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "expected --model.norm layer" in refused.stderr
 

@@ -46,7 +46,7 @@ def test_bart_has_the_same_size_and_writes_exactly_as_many_tokens(monkeypatch: p
     import transformers
 
     model = random_model(d_model=64, d_ff=192, vocab_size=29)
-    with_cache, without = _bart(model, Namespace(batch=[3], baseline_uncached=True))
+    with_cache, without = _bart(model, Namespace(batch=[3], peer_uncached=True))
     assert with_cache.name == f"fp32 transformers {transformers.__version__}, BART"
     assert without.name == f"{with_cache.name}, without cache"
     ours = sum(parameter.numel() for parameter in model.parameters())

@@ -51,13 +51,13 @@ class Baseline:
         named = re.fullmatch(r"([\w.+-]+)=(.+)", text, re.DOTALL)
         name, command = named.groups() if named else (text, text)
         if not command.strip():
-            raise InputError("baseline: expected 'COMMAND' or 'NAME=COMMAND', got nothing")
+            raise InputError("peer: expected 'COMMAND' or 'NAME=COMMAND', got nothing")
         try:
             compiled = re.compile(pattern)
         except re.error as error:
-            raise InputError(f"baseline_pattern is not a regular expression: {error}") from error
+            raise InputError(f"peer_pattern is not a regular expression: {error}") from error
         if not {"milliseconds", "tokens_per_second"} & compiled.groupindex.keys():
-            raise InputError("baseline_pattern must have a group (?P<milliseconds>…) or (?P<tokens_per_second>…)")
+            raise InputError("peer_pattern must have a group (?P<milliseconds>…) or (?P<tokens_per_second>…)")
         return cls(name=name, command=command, pattern=compiled, tokens=tokens)
 
     def run(self, tokens: float, say: Callable[[str], None]) -> None:

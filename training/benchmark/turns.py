@@ -29,10 +29,10 @@ def benchmark(make_task: Callable[[], Task], config: RunConfig, options: Namespa
     Raises:
         InputError: Configuration, data or a baseline do not serve.
     """
-    pattern = options.baseline_pattern or PATTERN
-    baselines = [Baseline.parse(text, pattern, options.baseline_tokens) for text in options.baseline]
+    pattern = options.peer_pattern or PATTERN
+    baselines = [Baseline.parse(text, pattern, options.peer_tokens) for text in options.peer]
     if baselines and local_processes() > 1:
-        raise InputError("baseline: other trainers run in turn with one process of ours: start this without a launcher")
+        raise InputError("peer: other trainers run in turn with one process of ours: start this without a launcher")
     plan = Plan(warm_up=options.warm_up, steps=options.steps, rounds=options.rounds)
     profiler = StepProfiler(Path(options.profile) if options.profile else None)
     turns: list[dict[str, Any]] = []

@@ -39,7 +39,7 @@ def test_a_baselines_own_tokens_and_a_pattern_of_ones_own() -> None:
     ("text", "pattern", "message"),
     [
         ("  ", PATTERN, "expected 'COMMAND' or 'NAME=COMMAND'"),
-        ("echo", "(", "baseline_pattern is not a regular expression"),
+        ("echo", "(", "peer_pattern is not a regular expression"),
         ("echo", "iter", r"must have a group \(\?P<milliseconds>…\)"),
         (
             "x=echo a; echo; echo no memory; exit 3",

@@ -194,11 +194,6 @@ class KVCache:
         """Repeat what belongs to a token for its heads: from (B, T) to (B H T,)."""
         return values_BT[:, None].expand(-1, self._num_kv_heads, -1).flatten()
 
-    def filled_mask(self) -> Tensor:
-        """Which of the first `max(lengths)` slots of each sequence hold a token, of shape (B, 1, S)."""
-        slots_S = torch.arange(max(self.lengths), device=self.lengths_B.device)
-        return (slots_S < self.lengths_B[:, None])[:, None]
-
     def rewind(self, tokens: int) -> None:
         """Forget the last tokens of each sequence.
 

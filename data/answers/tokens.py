@@ -132,7 +132,7 @@ def _prepared(rows: FoundRows, data: TextConfig, tokenizer: Tokenizer | None) ->
         )
     share, found = data.validation_share, [each for each in (rows.training, rows.validation) if each is not None]
     scans = [_scan(each, data, chat, share if rows.validation is None else float(n)) for n, each in enumerate(found)]
-    return tokenizer or _learnt(rows, data, scans[0], all_known=rows.validation is None), scans
+    return tokenizer or _learnt(rows, data, scans[0]), scans
 
 
 def _chat(tokenizer: Tokenizer, data: TextConfig) -> Chat | None:
@@ -168,10 +168,10 @@ def _content(row: Answered) -> bytes:
     return json.dumps(row.segments).encode() + b"\n"
 
 
-def _learnt(rows: FoundRows, data: TextConfig, scan: _Scan, *, all_known: bool) -> Tokenizer:
+def _learnt(rows: FoundRows, data: TextConfig, scan: _Scan) -> Tokenizer:
     """A tokenizer that is learnt, by one process of each machine: bpe:N from what is trained on.
 
-    With `all_known`, the characters of what is held out are known as well; else only those of the training rows.
+    Characters are those of all rows that were looked through, held out or not.
     """
     from training.runtime.processes import once_per_machine
 

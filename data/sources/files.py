@@ -49,11 +49,6 @@ class Found(NamedTuple):
     notes: tuple[str, ...]
 
 
-def find_files(source: str, include: str | None = None) -> Found:
-    """The files of a source, by `list_files` and `look_into`."""
-    return look_into(list_files(source, include), source, include)
-
-
 def list_files(source: str, include: str | None = None) -> list[ListedFile]:
     """The files of a source: a file, a folder, a pattern such as `texts/*.txt`, or several of these with commas.
 

@@ -12,7 +12,7 @@ from data import text as data
 from data.cache.tokens import sha256
 from data.config import TextConfig
 from data.sources.documents import joined
-from data.sources.files import find_files
+from data.sources.files import Found, list_files, look_into
 from data.text import load_source
 from gpt.config import GPTConfig, ModelConfig
 from gpt.task import GPTTask
@@ -32,6 +32,10 @@ FRENCH = (
 def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+def find_files(source: str) -> Found:
+    return look_into(list_files(source), source)
 
 
 def put(files: dict[str, bytes | str]) -> None:

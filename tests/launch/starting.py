@@ -25,6 +25,8 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 TORCH = "import torch"
+OTHERS = ("bench_tokenisation", "bench_training", "compare_compression", "doctor", "export", "length_generalisation")
+OTHERS += ("plan", "plot_runs", "runs", "sweep")
 ROWS: dict[str, list[str]] = {
     TORCH: ["-c", TORCH],
     "import gpt.model": ["-c", "import gpt.model"],
@@ -38,8 +40,7 @@ ROWS: dict[str, list[str]] = {
     "bench_kv_cache.py --config copy.yaml --help": [
         *("launch/bench_kv_cache.py", "--config", str(ROOT / "configs/seq2seq/copy.yaml"), "--help")
     ],
-    "length_generalisation.py --help": ["launch/length_generalisation.py", "--help"],
-    "plot_runs.py --help": ["launch/plot_runs.py", "--help"],
+    **{f"{name}.py --help": [f"launch/{name}.py", "--help"] for name in OTHERS},
     "-m data.text --help": ["-m", "data.text", "--help"],
     "-m data.dates --help": ["-m", "data.dates", "--help"],
     "train_seq2seq.py --print_config": ["launch/train_seq2seq.py", "--print_config"],

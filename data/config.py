@@ -69,7 +69,7 @@ class TextConfig(Section):
         source: auto (Tiny Shakespeare from the packaged plays, else from the hub), comedies (those of Shakespeare that
             Tiny Shakespeare leaves out, from the same package), hub (Tiny Shakespeare from the
             Hugging Face hub), hub:OWNER/NAME (a data set of the hub: trains on its split train, validates on
-            validation, else test, else the last 10 % of train), python (the Python sources of this environment: the
+            validation, else test, else a part of train), python (the Python sources of this environment: the
             standard library and the installed packages), a text file, a .jsonl or .parquet file with a column of text,
             a folder of such files, a pattern such as 'texts/*.txt', or several of these with commas; files are joined,
             those of a folder in sorted order.

@@ -8,7 +8,7 @@ a kernel or two:
   Weights are read as they are stored, int8 as well, and summed in fp32.
 - A norm before a product is applied behind it: each output sums the squares of the inputs beside its own products, so
   that no kernel has to come first; for LayerNorm also the inputs, and its own weights.
-- With rotary positions a head is computed in two parts, its halves, so that the numbers that turn each other meet.
+- With rotary positions a head is computed in two parts, its halves, so that the numbers that are rotated together meet.
 - Attention takes the maximum and the sum of its weights anew for each output, in the kernel of the sum of the values.
 
 Nothing but weights and cache is rounded to fewer bits than fp32.
@@ -38,7 +38,7 @@ Parts = Sequence[Tensor]
 
 
 def can_read_one_token(model: LanguageModel) -> bool:
-    """Whether `OneTokenStep` knows all parts of a model, and is as exact as its numbers."""
+    """Whether `OneTokenStep` knows all parts of a model, and is as exact as its dtype."""
     return not unknown_parts(model) and model.embedding.weight.dtype != torch.float64
 
 
@@ -83,7 +83,7 @@ def _project(
     """Store the token's key and value.
 
     Returns:
-        Its query, turned, in parts of (H G, E), and its squares before that. Where there is a norm, its division is
+        Its query, rotated, in parts of (H G, E), and its squares before that. Where there is a norm, its division is
         left to attention: it would be a kernel of its own.
     """
     attention, rows_H = block.attention, cache.next_positions(1, None).slot_mapping_N
@@ -96,11 +96,11 @@ def _project(
     keys, queries = parts(attention.key), parts(attention.query)
     squares = [part.square() for part in queries] if isinstance(attention.query_norm, RMSNorm) else []
     scale_H1 = _inverse_size(attention.key_norm, sum(part.square().mean(-1, keepdim=True) for part in keys) / len(keys))
-    keys = [part * scale_H1 for part in _turned(attention.key_norm, keys, rotary, cache)]
+    keys = [part * scale_H1 for part in _rotated(attention.key_norm, keys, rotary, cache)]
     for rows_PNE, new_PHE in ((keys_PNE, keys), (values_PNE, parts(attention.value))):
         for rows_NE, new_HE in zip(rows_PNE, new_PHE, strict=True):
             rows_NE.index_copy_(0, rows_H, new_HE.to(rows_NE.dtype))
-    return _turned(attention.query_norm, queries, rotary, cache), squares
+    return _rotated(attention.query_norm, queries, rotary, cache), squares
 
 
 def _attend(
@@ -183,8 +183,8 @@ def _inverse_size(norm: nn.Module, squares: Any) -> Tensor | float:
     return (squares + norm.eps).rsqrt() if isinstance(norm, RMSNorm | LayerNorm) else 1.0
 
 
-def _turned(norm: nn.Module, parts: Parts, rotary: RotaryPositions | None, cache: KVCache) -> Parts:
-    """The parts of heads, (H, E), times the weights of their norm, and turned to the token's position."""
+def _rotated(norm: nn.Module, parts: Parts, rotary: RotaryPositions | None, cache: KVCache) -> Parts:
+    """The parts of heads, (H, E), times the weights of their norm, and rotated to the token's position."""
     if isinstance(norm, RMSNorm):
         parts = [part * weight for part, weight in zip(parts, norm.weight.float().chunk(len(parts)), strict=True)]
     if rotary is None:

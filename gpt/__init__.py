@@ -13,6 +13,6 @@ if TYPE_CHECKING:
     from gpt.task import train_gpt as train
 
 __all__ = ["GPT", "GPTConfig", "GPTTask", "LoadedGPT", "ModelConfig", "load", "train"]
-_PLACES = {"GPT": "model", "GPTConfig": "config", "GPTTask": "task", "LoadedGPT": "task", "ModelConfig": "config"}
-__getattr__ = lazy_names(__name__, _PLACES | {"load": "task.load_gpt", "train": "task.train_gpt"})
+_MODULES = {"GPT": "model", "GPTConfig": "config", "GPTTask": "task", "LoadedGPT": "task", "ModelConfig": "config"}
+__getattr__ = lazy_names(__name__, _MODULES | {"load": "task.load_gpt", "train": "task.train_gpt"})
 let_waiting_threads_sleep()

@@ -99,7 +99,7 @@ def mask_of_documents(positions_BT: Tensor) -> Tensor:
     """What tokens see where documents stand side by side, (B, T, T): those of their own document until themselves.
 
     Args:
-        positions_BT: The place of each token in its document, which begins at 0.
+        positions_BT: The position of each token in its document, which begins at 0.
     """
     documents_BT = (positions_BT == 0).cumsum(1)
     return (documents_BT[:, :, None] == documents_BT[:, None]).tril()
@@ -187,7 +187,7 @@ class MultiHeadAttention(nn.Module):
             cache: Keys and values of earlier tokens of the same sequences; see `cache_positions`.
             cache_positions: Where the new tokens stand in the cache, which stores their keys and values, and what they
                 see. None for a cache that is only read: its first S tokens, as `mask_BTS` says, in cross-attention
-                over what `cache_memory` stored.
+                over what `cache_cross_attention` stored.
 
         Returns:
             A tensor of shape (B, T, M).
@@ -228,7 +228,7 @@ class MultiHeadAttention(nn.Module):
             enable_gqa=self.grouped,
         )
 
-    def cache_memory(
+    def cache_cross_attention(
         self,
         memory_BSM: Tensor,
         cache: LayerCache,

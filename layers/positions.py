@@ -28,7 +28,7 @@ def _scaled(frequencies: Tensor, scaling: str | None) -> Tensor:
     if kind == "linear":
         return frequencies / factor
     low, high, length = bounds
-    turns = frequencies * length / (2 * torch.pi)  # How often each turns in that context.
+    turns = frequencies * length / (2 * torch.pi)  # Rotations of each in that context.
     kept = ((turns - low) / (high - low)).clamp(0, 1)
     return (1 - kept) * frequencies / factor + kept * frequencies
 
@@ -105,8 +105,8 @@ class RotaryPositions(nn.Module):
         base: Longest wavelength divided by 2 pi, in tokens.
         scaling: "linear:FACTOR" divides all angles (Chen et al. 2023, "Position Interpolation"). With
             "llama3:FACTOR:LOW:HIGH:LENGTH" (Grattafiori et al. 2024, "The Llama 3 Herd of Models"; the formula is that
-            of Llama 3.1's published code) those that turn less than LOW times in LENGTH tokens are divided, those that
-            turn more than HIGH times are kept, and what lies between is a mean of both.
+            of Llama 3.1's published code) those of less than LOW rotations in LENGTH tokens are divided, those of
+            more than HIGH rotations are kept, and what lies between is a mean of both.
     """
 
     cos_TD: Tensor

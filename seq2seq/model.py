@@ -154,7 +154,7 @@ class EncoderDecoder(Transformer):
         for block, layer in zip(self.decoder_blocks, cache.layers, strict=True):
             crossing = block.get_submodule("cross_attention")
             assert isinstance(crossing, MultiHeadAttention)
-            crossing.cache_memory(states_BSM, layer, cache_positions, memory.rotary)
+            crossing.cache_cross_attention(states_BSM, layer, cache_positions, memory.rotary)
         return Memory(states_BSM=states_BSM, mask_B1S=memory.mask_B1S, rotary=memory.rotary, cache=cache)
 
     def flops_per_token(self, source_per_target: float) -> float:

@@ -109,7 +109,7 @@ class Trainer:
         batching, step = self.micro_batching, self.device_step
         if batching.is_to_be_tried and not self._is_over:
             precision = self.saver.setup["precision"]
-            batching.choose(self.task, self.config, precision, step.pass_in_vain, in_shards=step.in_shards)
+            batching.choose(self.task, self.config, precision, step.discarded_pass, in_shards=step.in_shards)
         self.saver.setup |= batching.record
         self.changes += batching.changes
 
@@ -199,7 +199,7 @@ class Trainer:
         else:
             cause = f"gradient norm is {norm}" if math.isfinite(loss) else f"loss is {loss}"
             self._nonfinite.skip_step(counters, reporter, cause, launched.losses, launched.shares)
-            self.device_step.guard.leave_out()
+            self.device_step.guard.skip()
         counters.step, counters.samples = launched.step, counters.samples + self.config.training.batch_size
         counters.tokens += outcome.num_targets
         counters.seconds += outcome.time - self._clock
@@ -254,7 +254,7 @@ class Trainer:
             return
         first = [batches.make(step) for step in range(1, 1 + STEPS_TO_COMPILE_FOR)]
         parts = [(batch.to(self.accelerator.device), seeds_B) for made in first for batch, seeds_B in made.parts]
-        self.compiling.compile(parts, self.device_step.pass_in_vain, reporter)
+        self.compiling.compile(parts, self.device_step.discarded_pass, reporter)
         self.saver.setup["compile"] = self.compiling.mode
 
     def _evaluate(self, metrics: dict[str, float], signals: StopSignals, reporter: Reporter) -> None:
@@ -263,7 +263,7 @@ class Trainer:
         Raises:
             Interrupted: A stop request came; nothing is noted, and the evaluation is still pending.
             NonFiniteError: The validation loss is not finite.
-            PartedReplicasError: The ranks' weights are not the same.
+            DivergedReplicasError: The ranks' weights are not the same.
         """
         counters, patience = self.counters, self.config.training.patience
         self.saver.settle(counters, reporter)

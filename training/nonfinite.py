@@ -53,7 +53,7 @@ class Guard:
             for now, then in zip(_tensors(self._scaler), before, strict=True):
                 now.copy_(torch.where(self.closed > 0, then, now))
 
-    def leave_out(self) -> None:
+    def skip(self) -> None:
         """Go on behind the step that closed it: the next one counts again, at a lower loss scale."""
         self.closed = torch.zeros_like(self.closed)
         if self._scaler is not None:
@@ -81,7 +81,7 @@ class NonFinitePolicy:
     def skip_step(
         self, counters: Counters, reporter: Reporter, cause: str, losses: Tensor, shares: Sequence[tuple[int, int]]
     ) -> None:
-        """Count the step after `counters.step` as left out; its losses here are those of these shares of its batch.
+        """Count the step after `counters.step` as skipped; its losses here are those of these shares of its batch.
 
         Raises:
             NonFiniteError: It is one too many in a row.
@@ -92,9 +92,7 @@ class NonFinitePolicy:
             self.stop(cause, counters, reporter)
         counters.nonfinite_streak += 1
         counters.skipped_steps += 1
-        reporter.say(
-            f"warning     {cause}; the step is left out ({counters.nonfinite_streak} of {max_streak} in a row)"
-        )
+        reporter.say(f"warning     {cause}; the step is skipped ({counters.nonfinite_streak} of {max_streak} in a row)")
 
     def stop(self, cause: str, counters: Counters, reporter: Reporter) -> NoReturn:
         """Save what there is, and raise a `NonFiniteError`."""

@@ -31,7 +31,7 @@ STAGES = {
     ("average.py", "update"): "in the moving average",
     ("step.py", "launch"): STEP,
     ("step.py", "backward"): STEP,
-    ("step.py", "pass_in_vain"): STEP,
+    ("step.py", "discarded_pass"): STEP,
 }
 """Files and functions of this package that tell where a run is, what lies inside of others first."""
 AT_THE_START = "as the run began"

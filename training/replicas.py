@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from training.runtime.errors import PartedReplicasError
+from training.runtime.errors import DivergedReplicasError
 from training.saving import Saver
 from training.sharding import is_sharded
 from training.storage.checkpoint import checkpoint_name
@@ -46,7 +46,7 @@ def check_replicas(saver: Saver, counters: Counters) -> None:
         counters: Where it stands; at its last evaluation the weights were the same.
 
     Raises:
-        PartedReplicasError: They are not.
+        DivergedReplicasError: They are not.
     """
     accelerator = saver.accelerator
     if accelerator.num_processes == 1 or is_sharded(saver.task.model):
@@ -55,16 +55,16 @@ def check_replicas(saver: Saver, counters: Counters) -> None:
     by_rank = own.new_zeros(accelerator.num_processes)
     by_rank[accelerator.process_index] = own
     first, *others = accelerator.reduce(by_rank, "sum").tolist()
-    parted = [str(rank) for rank, other in enumerate(others, 1) if other != first]
-    if parted:
-        ranks = f"rank {parted[0]}" if len(parted) == 1 else f"ranks {', '.join(parted)}"
-        raise PartedReplicasError(
+    diverged = [str(rank) for rank, other in enumerate(others, 1) if other != first]
+    if diverged:
+        ranks = f"rank {diverged[0]}" if len(diverged) == 1 else f"ranks {', '.join(diverged)}"
+        raise DivergedReplicasError(
             f"at step {counters.step} the weights of {ranks} are not those of rank 0: a card or its memory miscounts, "
-            f"or the ranks compute by different code. {_way_back(saver, counters.val_step)}"
+            f"or the ranks compute by different code. {_recovery_advice(saver, counters.val_step)}"
         )
 
 
-def _way_back(saver: Saver, last_equal: int | None) -> str:
+def _recovery_advice(saver: Saver, last_equal: int | None) -> str:
     """What to do about weights that were equal at a step, and are not any more."""
     steps, run = saver.store.steps(), saver.run
     good = [step for step in steps if last_equal is not None and step <= last_equal]

@@ -176,7 +176,7 @@ class DeviceStep:
             losses.append(loss.detach())
         return torch.stack(losses), num_targets
 
-    def pass_in_vain(self, batch: Batch, seeds_B: Tensor, times: int = 1) -> None:
+    def discarded_pass(self, batch: Batch, seeds_B: Tensor, times: int = 1) -> None:
         """Compute gradients and throw them away: what is compiled is, then.
 
         Without a word to other processes, unless the model is in shards: they must all do so as often.

@@ -23,7 +23,7 @@ MAX_LISTED = 16
 class PackedRows:
     """Rows in windows of T = `context` tokens.
 
-    A batch's inputs are its tokens and the place of each in its row. A target is a token that a model is to write;
+    A batch's inputs are its tokens and the position of each in its row. A target is a token that a model is to write;
     others, and what fills a window up, are IGNORED.
     """
 
@@ -35,7 +35,7 @@ class PackedRows:
     def batch(self, windows: Sequence[int]) -> Batch:
         """Some windows."""
         shape = len(windows), self._context
-        tokens_BT, places_BT = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        tokens_BT, positions_BT = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         targets_BT = np.full(shape, IGNORED)
         for line, window in enumerate(windows):
             begin = 0
@@ -43,11 +43,11 @@ class PackedRows:
                 first, last = self._rows.starts_R[row], self._rows.starts_R[row + 1] - 1
                 here = slice(begin, begin + last - first)
                 tokens_BT[line, here] = self._rows.tokens_N[first:last]
-                places_BT[line, here] = np.arange(last - first)
+                positions_BT[line, here] = np.arange(last - first)
                 following = self._rows.tokens_N[first + 1 : last + 1]
                 targets_BT[line, here] = np.where(self._rows.counts_N[first + 1 : last + 1], following, IGNORED)
                 begin = here.stop
-        return Batch((torch.from_numpy(tokens_BT), torch.from_numpy(places_BT)), torch.from_numpy(targets_BT))
+        return Batch((torch.from_numpy(tokens_BT), torch.from_numpy(positions_BT)), torch.from_numpy(targets_BT))
 
     def batches(self, batch_size: int, rank: int = 0, num_ranks: int = 1, every: int = 1) -> Iterator[Batch]:
         """A rank's share of all windows, or of the first of every so many."""

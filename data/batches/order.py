@@ -3,7 +3,7 @@
 The order of an epoch is a keyed bijection, not a list: where a sample stands is computed when it is asked for, so that
 10^10 samples take no more memory or time than ten.
 
-Shapes: N places, or what stands there.
+Shapes: N indices, or what stands there.
 """
 
 import hashlib
@@ -40,8 +40,8 @@ def epoch_samples(first: int, count: int, *, num_samples: int, seed: int) -> Ite
     while first < end:
         epoch, position = divmod(first, num_samples)
         length = min(end - first, num_samples - position)
-        places_N = np.arange(position, position + length, dtype=np.uint64)
-        yield epoch, torch.from_numpy(permuted(places_N, num_samples, _hashed(seed, epoch, "permutation")))
+        indices_N = np.arange(position, position + length, dtype=np.uint64)
+        yield epoch, torch.from_numpy(permuted(indices_N, num_samples, _hashed(seed, epoch, "permutation")))
         first += length
 
 
@@ -50,8 +50,8 @@ def drawn(below: int, seed: int, epoch: int, purpose: str) -> int:
     return int.from_bytes(_hashed(seed, epoch, purpose), "little") % below
 
 
-def permuted(places_N: NDArray[np.uint64], size: int, key: bytes) -> NDArray[np.int64]:
-    """Where the permutation of 0 to `size` - 1 that belongs to a key of 8 ROUNDS bytes sends places, each on its own.
+def permuted(indices_N: NDArray[np.uint64], size: int, key: bytes) -> NDArray[np.int64]:
+    """Where the permutation of 0 to `size` - 1 that belongs to a key of 8 ROUNDS bytes sends indices, each on its own.
 
     A Feistel network over the cells of a rectangle of at least `size` cells, as small as it gets; a cell beyond `size`
     is sent on until it is within (Black and Rogaway 2002, "Ciphers with arbitrary finite domains", sections 3 and 4).
@@ -60,7 +60,7 @@ def permuted(places_N: NDArray[np.uint64], size: int, key: bytes) -> NDArray[np.
     rows = 2 * (isqrt(size - 1) // 2 + 1)
     shape = np.uint64(rows), np.uint64(-(-size // rows))
     round_keys = np.frombuffer(key, dtype="<u8")
-    cells_N = _network(places_N, shape, round_keys)
+    cells_N = _network(indices_N, shape, round_keys)
     while (beyond_N := cells_N >= size).any():
         cells_N[beyond_N] = _network(cells_N[beyond_N], shape, round_keys)
     return cells_N.astype(np.int64)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def positions_of_documents(tokens_BT: Tensor, end: int) -> Tensor:
-    """The place of each token in its document, from 0 on: one begins with each window, and behind each token `end`."""
+    """The position of each token in its document, from 0 on; one begins with each window, and behind each `end`."""
     index_T = torch.arange(tokens_BT.size(1), device=tokens_BT.device)
     begins_BT = torch.ones_like(tokens_BT, dtype=torch.bool)
     begins_BT[:, 1:] = tokens_BT[:, :-1] == end

@@ -211,7 +211,7 @@ struct Tokens {
     int64_t batch, count;       // B, T
     int64_t slots, cache_kind;
     const int64_t *memory_lengths;       // of what cross-attention looks at, the same
-    int64_t memory_slots, cross_rotary;  // cross_rotary: whether its queries turn
+    int64_t memory_slots, cross_rotary;  // cross_rotary: whether its queries are rotated
     float *logits;                       // N x vocabulary
     int64_t threads;
 };
@@ -333,7 +333,7 @@ inline void normalise(const float *from, const Norm &norm, int64_t size, float *
     for (int64_t i = 0; i < size; ++i) to[i] = to[i] * scale * norm.weight[i] + (norm.bias ? norm.bias[i] : 0.0f);
 }
 
-inline void turn(float *head, const float *cos, const float *sin, int64_t size) {
+inline void rotate(float *head, const float *cos, const float *sin, int64_t size) {
     for (int64_t i = 0; i < size / 2; ++i) {
         const float first = head[i], second = head[i + size / 2];
         head[i] = first * cos[i] - second * sin[i];
@@ -370,7 +370,7 @@ void attend(const Model &model, const Attention &attention, const Stored &stored
         const float *cos = model.cos + position * size, *sin = model.sin + position * size;
         const auto prepare = [&](float *head, const Norm &norm) {
             if (norm.weight) normalise(head, norm, size, head);
-            if (model.cos && (key || tokens.cross_rotary)) turn(head, cos, sin, size);
+            if (model.cos && (key || tokens.cross_rotary)) rotate(head, cos, sin, size);
         };
         if (key) {
             const int64_t own = (token * model.kv_heads + kv_head) * size;

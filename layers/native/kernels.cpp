@@ -1,4 +1,4 @@
-// What stands between the matrix products of a training step, forward and backward: norms, the turn of queries and keys,
+// What stands between the matrix products of a training step, forward and backward: norms, rotary queries and keys,
 // SwiGLU, dropout and the softmax of attention. torch takes a pass over memory for each operation of these; here each is
 // one pass, and the loops are left to the compiler, which makes vector instructions of them.
 //
@@ -135,8 +135,8 @@ void heads_forward(const T *x, T *y, const Heads &h, int64_t threads) {
 #pragma omp simd
                     for (int64_t i = 0; i < size; ++i) n[i] = number(from[i]);
                 if (h.cos) {
-                    const int64_t place = batch * h.angle_batch + head * h.angle_head + token * size;
-                    const float *cos = h.cos + place, *sin = h.sin + place;
+                    const int64_t offset = batch * h.angle_batch + head * h.angle_head + token * size;
+                    const float *cos = h.cos + offset, *sin = h.sin + offset;
 #pragma omp simd
                     for (int64_t i = 0; i < half; ++i) {
                         put(to[i], n[i] * cos[i] - n[i + half] * sin[i]);
@@ -159,9 +159,9 @@ void heads_backward(const T *dy, const T *x, T *dx, float *dweights, const Heads
         for (int64_t batch = 0; batch < h.batch; ++batch)
             for (int64_t token = 0; token < h.tokens; ++token)
                 for (int64_t head = 0; head < h.heads; ++head) {
-                    const int64_t place = (batch * h.tokens + token) * h.row_stride + head * size;
-                    const T *from = x + place, *change = dy + ((batch * h.heads + head) * h.tokens + token) * size;
-                    T *to = dx + place;
+                    const int64_t offset = (batch * h.tokens + token) * h.row_stride + head * size;
+                    const T *from = x + offset, *change = dy + ((batch * h.heads + head) * h.tokens + token) * size;
+                    T *to = dx + offset;
                     float g[MAX_HEAD];
                     if (h.cos) {
                         const int64_t angle = batch * h.angle_batch + head * h.angle_head + token * size;
@@ -229,13 +229,13 @@ void swiglu_backward(const T *dy, const T *x, T *dx, int64_t rows, int64_t size,
 
 struct Dropout {
     const int64_t *keys;  // of each sample
-    int32_t place, threshold;
+    int32_t site, threshold;
     float scale;
 };
 
 struct Key {
     uint32_t first, second;
-    Key(int64_t key, int32_t place) : first(uint32_t(key)), second(uint32_t(uint64_t(key) >> 32) + uint32_t(place)) {}
+    Key(int64_t key, int32_t site) : first(uint32_t(key)), second(uint32_t(uint64_t(key) >> 32) + uint32_t(site)) {}
 };
 
 // layers/dropout.py has the same in torch's operations.
@@ -255,7 +255,7 @@ void drop(const T *x, T *y, int64_t samples, int64_t size, const Dropout &dropou
 #pragma omp parallel for num_threads(threads) collapse(2)
     for (int64_t sample = 0; sample < samples; ++sample)
         for (int64_t part = 0; part < parts; ++part) {
-            const Key key(dropout.keys[sample], dropout.place);
+            const Key key(dropout.keys[sample], dropout.site);
             const int64_t begin = part * PART;
             const int32_t count = std::min(size - begin, PART), threshold = dropout.threshold;
             const float scale = dropout.scale;
@@ -305,7 +305,7 @@ void softmax_forward(T *scores, T *dropped, const Scores &s, const Dropout &drop
                     power[i] = exponential((number(weights[i]) - largest) * scale);
                     sum += power[i];
                 }
-                const Key key(dropout.keys[batch], dropout.place);
+                const Key key(dropout.keys[batch], dropout.site);
                 const uint32_t first = uint32_t(((row % s.heads) * s.queries + query) * s.keys);
                 const float inverse = 1.0f / sum, kept_scale = inverse * dropout.scale;
                 const int32_t count = seen, threshold = dropout.threshold;

@@ -42,7 +42,7 @@ class _Heads(ctypes.Structure):
 
 
 class _Dropout(ctypes.Structure):
-    _fields_ = [("keys", _ADDRESS), ("place", ctypes.c_int32), ("threshold", ctypes.c_int32), ("scale", _FLOAT)]
+    _fields_ = [("keys", _ADDRESS), ("site", ctypes.c_int32), ("threshold", ctypes.c_int32), ("scale", _FLOAT)]
 
 
 class _Scores(ctypes.Structure):

@@ -298,7 +298,7 @@ def test_cross_attention_over_a_remembered_memory_equals_that_over_each_memory_a
     memories = [torch.randn(length, D_MODEL) for length in (5, 2, 3)]
     cache = KVCache(num_layers=1, batch_size=3, num_kv_heads=num_kv_heads, max_len=7, head_size=HEAD_SIZE)
     poison(cache)
-    layer.cache_memory(padded(memories, 6), cache.layers[0], cache.extend(6, [5, 2, 3]))
+    layer.cache_cross_attention(padded(memories, 6), cache.layers[0], cache.extend(6, [5, 2, 3]))
     mask_B1S = torch.tensor([[[True] * 5], [[True] * 2 + [False] * 3], [[True] * 3 + [False] * 2]])
     for size in (1, 4, 5, 9):  # Reading changes nothing, however many queries there are.
         x_BTM = torch.randn(3, size, D_MODEL)

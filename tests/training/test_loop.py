@@ -398,9 +398,7 @@ def test_steps_that_are_not_finite_are_left_out_up_to_so_many_in_a_row(
     poison_steps(monkeypatch, {3, 4, 6})
     train_gpt(config, output_dir=tmp_path / "run")
     printed = capsys.readouterr().out
-    told = re.findall(
-        r"warning     at step (\d+) the loss is nan .*; the step is left out \((.) of 2 in a row", printed
-    )
+    told = re.findall(r"warning     at step (\d+) the loss is nan .*; the step is skipped \((.) of 2 in a row", printed)
     assert told == [("3", "1"), ("4", "2"), ("6", "1")]
     at = [weights(tmp_path / "run", f"step-{step:08d}") for step in range(1, 13)]
     same = [step for step in range(2, 13) if equal(at[step - 1], at[step - 2])]
@@ -765,7 +763,7 @@ def test_a_step_left_out_under_fp16_does_not_disturb_the_next(
 def test_numbers_read_late_change_no_step(
     config: GPTConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: Any, loss_scale: float | None
 ) -> None:
-    """With steps that are left out, each run is the one that settles every step before it launches the next."""
+    """With steps that are skipped, each run is the one that settles every step before it launches the next."""
     config = with_training(config, max_nonfinite_steps=2, ema_decay=0.9, eval_interval=0, checkpoint_interval=0)
     config = replace(config, optimizer=replace(config.optimizer, name=optimizer))
     poison_steps(monkeypatch, {2, 3, 6}, overflows=9)

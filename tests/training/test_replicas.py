@@ -1,4 +1,4 @@
-"""Whether ranks have the same weights: the number that they compare, and what they say where they have parted."""
+"""Whether ranks have the same weights: the number that they compare, and what they say where they have diverged."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from training import replicas
 from training.replicas import check_replicas, weights_hash
-from training.runtime.errors import PartedReplicasError
+from training.runtime.errors import DivergedReplicasError
 from training.saving import Saver
 from training.storage.run_folder import RunFolder
 from training.storage.state import Counters
@@ -78,12 +78,12 @@ def saver_of(folder: Path, differing: list[int], steps: list[int], num_processes
     return cast(Any, SimpleNamespace(accelerator=accelerator, task=task, store=store, run=RunFolder(folder)))
 
 
-def test_ranks_that_have_parted_end_the_run_with_the_way_back(tmp_path: Path) -> None:
+def test_replicas_that_have_diverged_end_the_run_with_what_to_do(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     counters = Counters(step=40, val_step=20)
     check_replicas(saver_of(tmp_path, [], [10, 20], 1), counters)
     check_replicas(saver_of(tmp_path, [], [10, 20], 3), counters)
-    with pytest.raises(PartedReplicasError) as caught:
+    with pytest.raises(DivergedReplicasError) as caught:
         check_replicas(saver_of(tmp_path, [1, 3], [10, 20, 30, 35], 4), counters)
     assert str(caught.value) == (
         "at step 40 the weights of ranks 1, 3 are not those of rank 0: a card or its memory miscounts, or the ranks "
@@ -91,8 +91,8 @@ def test_ranks_that_have_parted_end_the_run_with_the_way_back(tmp_path: Path) ->
         f"remove step-00000030, step-00000035 beside it, and go on with: {run.resume_command}"
     )
     assert (caught.value.exit_code, caught.value.shared) == (1, True)
-    with pytest.raises(PartedReplicasError, match="the weights of rank 1 are .* test the cards, and go on with: "):
+    with pytest.raises(DivergedReplicasError, match="the weights of rank 1 are .* test the cards, and go on with: "):
         check_replicas(saver_of(tmp_path, [1], [10, 20], 2), counters)
     for never in (Counters(step=40), Counters(step=40, val_step=5)):
-        with pytest.raises(PartedReplicasError, match="No checkpoint is known to be good: test the cards, and start"):
+        with pytest.raises(DivergedReplicasError, match="No checkpoint is known to be good: test the cards, and start"):
             check_replicas(saver_of(tmp_path, [1], [10], 2), never)

@@ -82,7 +82,7 @@ def test_a_step_that_is_not_finite_holds_back_those_behind_it(
     assert guard.judge(torch.tensor(loss), torch.tensor(norm)).tolist() == unchanged
     assert guard.closed.tolist() == closed
     assert guard.judge(torch.tensor(1.0), torch.tensor(1.0)).tolist() == closed
-    guard.leave_out()
+    guard.skip()
     assert guard.judge(torch.tensor(1.0), torch.tensor(1.0)).tolist() == guard.closed.tolist() == 0
     assert scaler is None or scaler.get_scale() == scale / 2
 

@@ -111,7 +111,7 @@ class TrainingConfig(Section):
             one of them. The next save or evaluation waits until it is written; the run's last one is written at once.
         on_save_error: What a run does that cannot write a checkpoint, on a full disk say: stop, or continue to the
             next one. The last one of a run must be written.
-        max_nonfinite_steps: How many steps in a row may be left out because their loss or gradient is infinite or not
+        max_nonfinite_steps: How many steps in a row may be skipped because their loss or gradient is infinite or not
             a number; the next one stops the run. 0 stops it at the first.
         deterministic: Let a GPU use only operations that give the same bits in every run, which may be slower. A CPU's
             always do.

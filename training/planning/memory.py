@@ -37,8 +37,8 @@ BY_ALLOCATOR = 0.35
 """What the C library's allocator holds of a CPU's memory, in pieces too small for what comes next, as a share of what
 comes and goes: 0.15 to 0.4 in trainings under Linux."""
 OF_MANY_SIZES = {2: 0.9, 4: 0.5, 8: 0.5}
-"""The same where batches differ in size, by the bytes of a number in products: 0.9 to 1.1 in bf16, where numbers of two
-widths stand side by side, 0.4 to 0.6 in fp32."""
+"""The same where batches differ in size, by the bytes of a product's dtype: 0.9 to 1.1 in bf16, where tensors of two
+dtypes stand side by side, 0.4 to 0.6 in fp32."""
 SIDE_BY_SIDE = ("query", "key", "value", "gate", "up")
 """Layers whose weights are laid side by side for one product (`layers/products.py`); gate and up where there are both.
 """
@@ -114,9 +114,8 @@ def expected_bytes(
         "gathered": 2 * how.w * gathered,
     }
     if not on_gpu:
-        found["allocator"] = (OF_MANY_SIZES[how.p] if varying else BY_ALLOCATOR) * sum(
-            found[name] for name in COMES_AND_GOES
-        )
+        share = OF_MANY_SIZES[how.p] if varying else BY_ALLOCATOR
+        found["allocator"] = share * sum(found[name] for name in COMES_AND_GOES)
     return {name: round(size) for name, size in found.items() if size}
 
 
@@ -185,12 +184,12 @@ def _attention(shape: TransformerConfig, how: _How) -> float:
     product = how.p * (width + pairs)
     if shape.dropout and not how.on_gpu:  # Keys and values for each head; the weights, before and after dropout.
         return product + how.a * (3 * width + 2 * shape.num_heads * how.length) + how.p * width
-    turned = shape.positions == "rotary" or shape.qk_norm
+    rotated = shape.positions == "rotary" or shape.qk_norm
     heads: float = width + pairs
     if how.plain:  # Values are a part of the product, as are queries and keys that are neither normed nor rotated.
-        heads = width + pairs // 2 if turned else 0
+        heads = width + pairs // 2 if rotated else 0
     if how.masked and how.on_gpu and pairs < 2 * width:
-        heads = (width if turned else 0) + 2 * width
+        heads = (width if rotated else 0) + 2 * width
     mask = how.a * how.length if how.masked else 0
     if how.on_gpu and how.length % 16:
         mask *= shape.num_heads

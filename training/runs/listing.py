@@ -67,7 +67,7 @@ class Run:
         eval_every: It goes by the loss over every so many-th window of the validation split.
         bits_per_byte: The newest.
         checkpoints: In rising order.
-        left_over: Folders of damaged checkpoints that were put aside, and of saves that were cut short.
+        left_over: Folders of quarantined checkpoints, and of saves that were cut short.
     """
 
     path: Path

@@ -55,7 +55,7 @@ class LostProcessError(CommandError):
     """Another process of the launch has ended, or did not answer in time."""
 
 
-class PartedReplicasError(CommandError):
+class DivergedReplicasError(CommandError):
     """The weights are not the same on all ranks any more."""
 
     shared = True

@@ -1,10 +1,10 @@
-"""Checkpoints that exist whole or not at all.
+"""Atomic checkpoints: they exist whole or not at all.
 
     checkpoints/step-00000500/    model.safetensors, optimizer.safetensors, state.json, … and manifest.json
     checkpoints/last, best        relative links, or text files with a name where there are no links
 
-A checkpoint is written beside its place, flushed, sealed by a manifest of sizes and SHA-256 that is written last and
-seals itself, and renamed into place. Only then are old ones pruned. Readers check the manifest first. Nothing in a
+A checkpoint is written beside its final name, flushed, sealed by a manifest of sizes and SHA-256 that is written last
+and seals itself, and renamed into place. Only then are old ones pruned. Readers check the manifest first. Nothing in a
 checkpoint is unpickled.
 """
 
@@ -239,7 +239,7 @@ class CheckpointStore:
         return line, None
 
     def newest_sound(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that is whole, and what was wrong with each newer one.
+        """The newest sound checkpoint, and what was wrong with each newer one.
 
         Raises:
             CheckpointError: One cannot be read, though it may be whole.

@@ -154,8 +154,8 @@ TABLE = (
     Option("lengths", PAIRS, int, None, MEASURE,
            "With --split, of copy and reverse: the shortest and longest strings to try.", 2),
     Option("data.source", BOTH, str, None, MEASURE,
-           "With --split: other data than the run's, as in training: val is what one would hold out, of a text that has no "
-           "validation split; a file of pairs is split by the same hash, which keeps out what was trained on."),
+           "With --split: other data than the run's, as in training: val is what one would hold out, of a text without "
+           "a validation split; a file of pairs is split by the same hash, which keeps out what was trained on."),
     Option("data.include", GPT, str, None, OTHER, "With --data.source: which files of its folders. Default: all text."),
     Option("data.column", GPT, str, None, MEASURE,
            "With --data.source of rows (hub:OWNER/NAME, .jsonl, .parquet): their column with the text. Default: text."),

@@ -29,10 +29,10 @@ RESERVE = 1 / 32
 """Share of a GPU's memory that is kept free while sizes are tried: for what a step takes besides, and for holes."""
 ESTIMATED = 0.9
 """Share of what is left that is counted on where nothing can be tried."""
-LOOK_AHEAD = 1024
+TRIED_AHEAD = 1024
 """So many sequences are looked at for the longest, of whose length are those that sizes are tried with."""
 OnePass = Callable[[Batch, Tensor, int], None]
-"""Computes and drops the gradients of a batch, with the seeds of its masks, so many times before it drops them."""
+"""Computes the gradients of a batch, with the seeds of its masks, so many times, adds them up, and drops them."""
 
 
 def check_split(training: TrainingConfig, num_processes: int, *, in_shards: bool = False) -> None:
@@ -260,7 +260,7 @@ class Trial:
     Args:
         data: Where sequences come from; sizes are tried with some as long as the longest of the first ones.
         device: What is computed on.
-        one_pass: Computes a batch in vain.
+        one_pass: Computes gradients, and drops them.
         turns: How many micro-batches of a size make a step: gradients of those before it take room, too.
         progress: To show with what is tried.
     """
@@ -287,7 +287,7 @@ class Trial:
         return fitted
 
     def _is_computed(self, size: int) -> bool:
-        inputs, targets = self._data.training_batch(0, max(size, LOOK_AHEAD))
+        inputs, targets = self._data.training_batch(0, max(size, TRIED_AHEAD))
         try:
             spare = spare_bytes(self._device)
             kept_free = torch.empty(spare, dtype=torch.uint8, device=self._device) if spare else None

@@ -98,7 +98,7 @@ def is_ours(file: str) -> bool:
 def needed(task: Task, use: Use, stage: str) -> dict[str, int]:
     """What is kept at once at such a stage, in bytes by part, by a formula."""
     model, varying = task.model, batches_vary(task.data)
-    tokens = padded_length(task.data, use.at_once)
+    tokens = padded_length(task.data, use.config.training.batch_size)
     asked = model, use.config, use.precision, use.at_once * tokens
     kept = expected_bytes(*asked, length=tokens, shards=use.shards, varying=varying)
     if stage in (STEP, TRIED):

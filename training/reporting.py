@@ -1,4 +1,4 @@
-"""What a run says while it goes on: to the terminal, to its folder and to its trackers."""
+"""What a run says while it goes on, to the terminal, to its folder and to its trackers; and how fast it trains."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -121,7 +121,7 @@ def tokens_at_once(data: Data) -> float:
 
 
 def batches_vary(data: Data) -> bool:
-    """Whether batches differ in size, as those of pairs do: they have no context that each sequence fills."""
+    """Whether batches differ in size, as those of pairs do: such data has no `context` that each sequence fills."""
     return not hasattr(data, "context")
 
 

@@ -51,6 +51,7 @@ class MixedData:
         make: Callable[..., TextData] = TextData,
         tokenizer: Tokenizer | None = None,
     ) -> None:
+        self.context = context
         self._counts, self._seed = tuple(parse_mix(data.mix or "").values()), derive_seed(seed, "mix")
         self.tokenizer: Tokenizer = tokenizer or shared_tokenizer(source, data)
         self.parts = {

@@ -106,7 +106,7 @@ class FileDocuments:
 
 @dataclass(frozen=True)
 class HubDocuments:
-    """Each row of a split of a data set of the hub is a document; `place` names the split, `version` its content."""
+    """Each row of a split of a data set of the hub is a document; `location` names the split, `version` its content."""
 
     content: ArrowRows
     location: str

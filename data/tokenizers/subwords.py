@@ -95,7 +95,7 @@ class SubwordTokenizer:
         return len(self._bytes)
 
     def encode(self, text: str, name: str = "the text", way_on: str = "", *, skip: bool = False) -> NDArray[np.int32]:
-        """The tokens of a text; see `data.byte_tokenizer.utf8`. There is nothing to skip."""
+        """The tokens of a text; see `data.tokenizers.byte_tokenizer.utf8`. There is nothing to skip."""
         utf8(text, name)
         return self.encode_batch([text])[0]
 

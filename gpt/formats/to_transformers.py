@@ -1,7 +1,7 @@
 """Our GPT as a model of Hugging Face transformers, for whoever wants its tools, or wants to compare.
 
-Which one it is says `gpt.transformers_form`. The two differ by rounding alone: with 6 layers in fp32, over 2,048
-tokens, by less than 1e-6 of the largest logit.
+`gpt.formats.transformers_form` says which one it is. The two differ by rounding alone: with 6 layers in fp32, over
+2,048 tokens, by less than 1e-6 of the largest logit.
 """
 
 from typing import TYPE_CHECKING, Any

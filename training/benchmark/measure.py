@@ -29,7 +29,7 @@ from training.runtime.hardware import peak_flops
 from training.runtime.machine import describe_machine
 from training.schedule import count_steps
 from training.storage.run_folder import RunFolder
-from training.task import Task
+from training.task import Task, batches_vary, padded_length
 from training.tracking import Tracker
 
 INTERVAL = 4
@@ -276,7 +276,9 @@ def _figures(trainer: Trainer, rounds: Rounds, products_before: float) -> dict[s
     tokens = training.batch_size * task.data.tokens_per_sample
     products = (products_before + products_per_second(device, precision)) / 2
     printed = peak_flops(torch.cuda.get_device_name(device), precision) if device.type == "cuda" else None
-    at_once = sequences_at_once(training, processes, setup["micro_batch"]) * task.data.tokens_per_sample
+    length = padded_length(task.data, training.batch_size)
+    at_once = length * sequences_at_once(training, processes, setup["micro_batch"])
+    asked = task.model, trainer.config, precision, at_once
     figures = describe_machine(device) | {
         "processes": processes,
         "precision": precision,
@@ -293,7 +295,7 @@ def _figures(trainer: Trainer, rounds: Rounds, products_before: float) -> dict[s
         "compile_seconds": rounds.compile_seconds,
         "peak_bytes": rounds.peak_bytes,
         "reserved_bytes": rounds.reserved_bytes,
-        "expected_bytes": expected_bytes(task.model, trainer.config, precision, round(at_once)),
+        "expected_bytes": expected_bytes(*asked, length=length, varying=batches_vary(task.data)),
     }
     if rounds.profiler is not None:
         figures |= {"parts": rounds.profiler.parts, "expensive": rounds.profiler.expensive}

@@ -30,7 +30,7 @@ def memory_line(task: Task, config: RunConfig, precision: str, sequences: int, s
     """
     if not isinstance(config.model, TransformerConfig):
         return None
-    length, varying = padded_length(task.data, sequences), batches_vary(task.data)
+    length, varying = padded_length(task.data, config.training.batch_size), batches_vary(task.data)
     asked = task.model, config, precision, sequences * length
     parts = expected_bytes(*asked, length=length, shards=shards, varying=varying)
     sizes = sorted(parts.items(), key=lambda part: part[1], reverse=True)

@@ -8,8 +8,13 @@ from helpers import with_training
 
 from gpt.config import GPTConfig
 from gpt.task import GPTTask
+from seq2seq.config import Seq2SeqConfig
+from seq2seq.task import Seq2SeqTask
+from training.config.sections import TrainingConfig
+from training.planning.memory import expected_bytes
 from training.planning.start import memory_line, work_line
 from training.planning.work import orthogonal_flops, sent_bytes, work_of
+from training.runtime.sizes import gigabytes
 from training.storage.state import Counters
 
 
@@ -64,5 +69,12 @@ def test_the_lines_of_a_run_at_its_start(config: GPTConfig) -> None:
     assert line is not None
     assert line.startswith("about ")
     assert " MB of each device by formula: activations " in line
+    pairs = Seq2SeqConfig(training=TrainingConfig(max_steps=1, batch_size=64))
+    task_of_pairs = Seq2SeqTask(pairs)
+    longest = task_of_pairs.data.training_batch(0, 64).targets_BT.size(1)
+    parts = expected_bytes(task_of_pairs.model, pairs, "fp32", 8 * longest, length=longest, varying=True)
+    line = memory_line(task_of_pairs, pairs, "fp32", 8)
+    assert line is not None
+    assert line.startswith(f"about {gigabytes(sum(parts.values()))} of "), "with their padding"
     other: Any = SimpleNamespace(model=None)
     assert memory_line(task, other, "fp32", 8) is None, "a model of another kind"

@@ -18,6 +18,7 @@ from gpt.config import GPTConfig
 from gpt.task import GPTTask, load_gpt, measure_split, train_gpt
 from training.config.sections import ScheduleConfig
 from training.runtime.errors import InputError
+from training.task import batches_vary
 from training.tracking import curves
 
 CONTEXT = 9
@@ -102,6 +103,7 @@ def test_a_block_has_of_each_source_exactly_its_share_in_an_order_of_its_own(fol
         assert 15 <= int(of_b[:100].sum()) <= 45, "spread over the block"
     assert len({tuple(of_b.tolist()) for of_b in blocks}) == 3
     assert not torch.equal(source_of(mixed(seed=2), 0, 1000), blocks[0])
+    assert not batches_vary(data), "windows are alike"
 
 
 def test_a_batch_depends_on_its_place_alone(folder: Path) -> None:

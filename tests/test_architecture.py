@@ -1,6 +1,7 @@
-"""Imports go one way, and heavy packages are imported where they are used."""
+"""Imports go one way, heavy packages are imported where they are used, files and functions are short."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,22 @@ def test_imports_go_one_way(path: Path) -> None:
 def test_layers_import_torch_only(path: Path) -> None:
     allowed = {"torch", "layers", "collections", "dataclasses", "math", "os", "typing"}
     assert imported(list(ast.walk(ast.parse(path.read_text())))) <= allowed
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= (119 if path.parent.name == "launch" else 350)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 50, node.name
+
+
+def test_every_package_is_installed() -> None:
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES if path.name == "__init__.py"}
+    assert set(stated) == found
 
 
 def test_waiting_threads_are_told_to_sleep_before_torch_is_loaded() -> None:

@@ -1,11 +1,4 @@
-"""A GPT with a low-rank adapter: what a run trains, and a checkpoint holds, beside the base that it was put on.
-
-Shapes: I inputs, R rank.
-"""
-
-from collections.abc import Mapping
-
-from torch import Tensor
+"""A GPT with a low-rank adapter: what a run trains, and a checkpoint holds, beside the base that it was put on."""
 
 from gpt.beginning import fill
 from gpt.config import GPTConfig
@@ -47,21 +40,3 @@ def put_on_base(model: GPT, config: GPTConfig) -> None:
     if config.lora.rank and config.init_from is not None:
         fill(model, base_weights(config), config.init_from)
     add_adapter(model, config)
-
-
-def with_base(adapter: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """The weights of a whole model: those of a run's base, with what the run has learnt added to them.
-
-    Args:
-        adapter: What a checkpoint of the run holds.
-        config: Of the run.
-
-    Raises:
-        InputError: As `put_on_base`.
-    """
-    weights, scale = dict(base_weights(config)), config.lora.alpha / max(config.lora.rank, 1)
-    for name, low_RI in adapter.items():
-        layer, _, part = name.rpartition(".")
-        if part == "lora_a":
-            weights[f"{layer}.weight"] = weights[f"{layer}.weight"] + scale * (adapter[f"{layer}.lora_b"] @ low_RI)
-    return weights

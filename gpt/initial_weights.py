@@ -71,9 +71,9 @@ class Origin:
             weights = {key: tensor.float() for key, tensor in self.checkpoint.read(name)}
             config = parse_config_text(GPTConfig, self.checkpoint.text("config.yaml"))
             if config.lora.rank:
-                from gpt.adapter import with_base  # With torch.
+                from layers.lora import with_adapter  # With torch.
 
-                weights = with_base(weights, config)
+                weights = with_adapter(base_weights(config), weights, config.lora.alpha / config.lora.rank)
             return weights, sha256
         assert self.form is not None
         found, sha256 = read_weights(self.path, self.form)

@@ -3,6 +3,8 @@
 Shapes: B batch, T tokens, I inputs, O outputs, R rank.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -105,3 +107,19 @@ def merge_lora(model: nn.Module) -> None:
             if isinstance(layer, LoRALinear):
                 setattr(parent, name, layer.merged())
     model.requires_grad_(True)
+
+
+def with_adapter(weights: Mapping[str, Tensor], adapter: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Weights of a model, with those of an adapter added to the layers that it was put on.
+
+    Args:
+        weights: By name, without the adapter.
+        adapter: Its two matrices for each such layer, by name.
+        scale: What their product is multiplied by.
+    """
+    whole = dict(weights)
+    for name, low_RI in adapter.items():
+        layer, _, part = name.rpartition(".")
+        if part == "lora_a":
+            whole[f"{layer}.weight"] = weights[f"{layer}.weight"] + scale * (adapter[f"{layer}.lora_b"] @ low_RI)
+    return whole

@@ -2,6 +2,7 @@
 
 import ast
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,20 @@ def test_imports_go_one_way(path: Path) -> None:
     of_page = path.is_relative_to(ROOT / "demo") and (path.name in files or path.parent.name == "tabs")
     heavy = HEAVY - {"gradio"} if of_page else HEAVY
     assert not imported(tree.body) & heavy, "import it inside the function that uses it"
+
+
+def test_no_files_need_each_other() -> None:
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    needs: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        tree = ast.parse(path.read_text())
+        for node in [node for node in ast.walk(tree) if isinstance(node, ast.If)]:
+            if ast.unparse(node.test) == "TYPE_CHECKING":
+                node.body = []
+        froms = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        found = {name for node in froms for name in (node.module, *(f"{node.module}.{a.name}" for a in node.names))}
+        needs[name] = found & modules.keys()
+    assert list(TopologicalSorter(needs).static_order())  # A CycleError names them.
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "layers").glob("*.py")), ids=lambda path: path.name)

@@ -1,4 +1,4 @@
-"""How fast a model writes: without its key-value cache and with it, by each way to take a step, and by other libraries.
+"""How fast a model writes: without its key-value cache and with it, in each mode, and by other libraries.
 
 What is timed is a `Variant`. All write the same number of tokens, greedily, and each token is looked at on the host, as
 who reads a stream would. They take turns pass by pass, so that a machine that others use as well is equally fast or
@@ -38,7 +38,7 @@ class Variant:
     """One way to write: a model in a precision and a mode, with its cache or without, for a number of streams."""
 
     precision: str
-    mode: str  # How a step is taken; of a baseline, by which library.
+    mode: str  # How a decode step is computed; of a baseline, by which library.
     use_cache: bool = True
     streams: int
     write: Write

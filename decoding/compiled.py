@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from decoding.models import LanguageModel
-from decoding.one_token import OneTokenStep, can_read_one_token
+from decoding.one_token import OneTokenStep, supports_one_token_step
 from layers import CachePositions, KVCache, LayerCache, RotaryAngles
 
 
@@ -30,7 +30,7 @@ def missing_for_compiling(device: torch.device) -> str | None:
 
 
 class CompiledStep:
-    """Reads a token of each sequence; compiles for the first number of sequences that it sees, and once more for any.
+    """Decodes a token of each sequence; compiles for the first number of sequences that it sees, and once more for any.
 
     Several threads may, each with caches of its own: a graph belongs to one cache.
 
@@ -46,7 +46,7 @@ class CompiledStep:
         self._embed = torch.compile(_embed, fullgraph=True, **options)
         self._block = torch.compile(_block, fullgraph=True, **options)
         self._head = torch.compile(_head, fullgraph=True, **options)
-        few_kernels = self._on_gpu and can_read_one_token(model)
+        few_kernels = self._on_gpu and supports_one_token_step(model)
         self._one_token = OneTokenStep(model, options["options"]) if few_kernels else None
         self._graphs: dict[KVCache, _Graph] = {}
         self._recording = Lock()

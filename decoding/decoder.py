@@ -1,4 +1,4 @@
-"""Three ways to read one more token, for the same logits up to rounding.
+"""Three modes of a decode step, for the same logits up to rounding.
 
 `eager` runs the model as it stands. `compiled` runs what torch.compile makes of it, on a GPU as a CUDA graph
 (`decoding/compiled.py`). `native` runs on a CPU in C++ (`decoding/native`).

@@ -37,16 +37,16 @@ LONG_CONTEXT = 2048
 Parts = Sequence[Tensor]
 
 
-def can_read_one_token(model: LanguageModel) -> bool:
+def supports_one_token_step(model: LanguageModel) -> bool:
     """Whether `OneTokenStep` knows all parts of a model, and is as exact as its dtype."""
     return not unknown_parts(model) and model.embedding.weight.dtype != torch.float64
 
 
 class OneTokenStep:
-    """Reads a token of one sequence; its functions are compiled once, for all blocks.
+    """Decodes a token of one sequence; its functions are compiled once, for all blocks.
 
     Args:
-        model: In evaluation mode, one for which `can_read_one_token` says yes.
+        model: In evaluation mode, one for which `supports_one_token_step` says yes.
         options: Of torch.compile.
     """
 

@@ -64,15 +64,15 @@ def decode_steps(
         seeds: Of the targets, for sampling; None for 0, 1, 2, …
         alternatives: How many likeliest tokens to report at each step.
         use_cache: Without it every token costs a pass over all before it, for the same logits.
-        mode: How a token is read with the cache: eager by the model as it stands, native in C++ on a CPU, auto by the
-            faster of them that can be had.
+        mode: How a decode step is computed with the cache: eager by the model as it stands, native in C++ on a CPU,
+            auto by the faster of them that can be had.
 
     Raises:
         InputError: An option is out of range, a source is empty or too long, or the mode cannot be had.
     """
     limit = _limit(model, max_new_tokens)
     memory = model.encode_sources(sources)
-    read = _reader(model, memory, model.new_cache(len(sources), limit), mode) if use_cache else None
+    read = _stepper(model, memory, model.new_cache(len(sources), limit), mode) if use_cache else None
     device = model.embedding.weight.device
     tokens_BT = torch.full((len(sources), 1), model.start_token, device=device)
     noise = noise_blocks(range(len(sources)) if seeds is None else seeds, NOISE_BLOCK)
@@ -95,7 +95,7 @@ def native_step(model: TranslationModel) -> NativeStep:
     return NativeStep(model)
 
 
-def _reader(model: TranslationModel, memory: Memory, cache: KVCache, mode: TargetMode) -> Callable[[Tensor], Tensor]:
+def _stepper(model: TranslationModel, memory: Memory, cache: KVCache, mode: TargetMode) -> Callable[[Tensor], Tensor]:
     """What reads one more token of each target, (B, 1), for the logits after it, (B, V)."""
     if mode not in get_args(TargetMode):
         raise InputError(f"mode must be one of {', '.join(get_args(TargetMode))}, got {mode}")
@@ -195,7 +195,7 @@ def search(
     if not 0 <= length_penalty <= 10:
         raise InputError(f"length_penalty must be at least 0 and at most 10, got {length_penalty}")
     cache = model.new_cache(width, limit)
-    read_next = _reader(model, model.encode_sources([source] * width), cache, mode)
+    read_next = _stepper(model, model.encode_sources([source] * width), cache, mode)
     device = model.embedding.weight.device
     beams: list[tuple[int, ...]] = [()] * width
 

@@ -42,7 +42,7 @@ HEADERS = {
 log = logging.getLogger(__name__)
 
 
-class Door:
+class RequestFilter:
     """Lets through what the page needs, if it is small and comes from the page itself; Gradio sees nothing else.
 
     Args:

@@ -1,4 +1,4 @@
-"""From a page to a server: Gradio's app behind our own door, on a socket of our own."""
+"""From a page to a server: Gradio's app behind our own filter, on a socket of our own."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from gradio_client.utils import is_file_obj_with_meta, traverse
 from starlette.middleware import Middleware
 
-from demo.middleware import LOOPBACK, Door, FewerFrames
+from demo.middleware import LOOPBACK, FewerFrames, RequestFilter
 from demo.visitors import Places
 from training.runtime.errors import InputError
 
@@ -109,7 +109,7 @@ def serve(
     app, gradio = _mounted(page, host, port, auth)
     hosts = {name.lower() for name in (*allowed_hosts, *LOOPBACK, socket.gethostname(), host)} - ANYWHERE
     config = uvicorn.Config(
-        Door(app, gradio, Places(page._queue, places), gradio.root_path, hosts),
+        RequestFilter(app, gradio, Places(page._queue, places), gradio.root_path, hosts),
         log_level="warning",
         ws="none",
         server_header=False,

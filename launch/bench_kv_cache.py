@@ -70,7 +70,7 @@ def _parser(of_pairs: bool) -> StrictParser:
     add("--repeats", type=int, default=5 if of_pairs else 3, help="Passes of each, of which the median is shown.")
     modes = [mode for mode in get_args(TargetMode if of_pairs else Mode) if mode != "auto"]
     what = "Default: eager, and native on a CPU with a compiler" + ("." if of_pairs else ", or compiled on a GPU.")
-    add("--mode", nargs="+", choices=modes, help=f"Ways to read a token. {what}")
+    add("--mode", nargs="+", choices=modes, help=f"How a decode step is computed. {what}")
     if of_pairs:
         add("--batch", type=int, nargs="+", default=[256], help="Sources to decode at once, or several numbers.")
         add("--length", type=int, default=20, help="Symbols of each source; a target has one token more.")

@@ -89,7 +89,7 @@ class Trainer:
         setup = saved_state(checkpoint).setup
         self.compiling.go_on(str(setup.get("compile", "off")))
         self.micro_batching.go_on(setup)
-        own = self.micro_batching.record  # What it does otherwise is said when that is settled.
+        own = self.micro_batching.record  # What it does otherwise is said when that is chosen.
         self.saver.setup |= {"compile": self.compiling.mode} | own
         compared = {name: value for name, value in self.saver.setup.items() if name not in own}
         self.changes = changes(checkpoint, self.config, compared)
@@ -101,7 +101,7 @@ class Trainer:
         self.changes += [self.saver.forgotten] if self.saver.forgotten else []
 
     def choose_micro_batch(self) -> None:
-        """Settle how many sequences go through the model at once; all processes call this before `fit`.
+        """Choose how many sequences go through the model at once; all processes call this before `fit`.
 
         Raises:
             MemoryError: Not a single one fits.
@@ -266,7 +266,7 @@ class Trainer:
             DivergedReplicasError: The ranks' weights are not the same.
         """
         counters, patience = self.counters, self.config.training.patience
-        self.saver.settle(counters, reporter)
+        self.saver.wait(counters, reporter)
         check_replicas(self.saver, counters)
         reporter.progress.doing("evaluating …")
         measures, sample = self._evaluator.evaluate(

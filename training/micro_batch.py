@@ -149,7 +149,7 @@ class MicroBatching:
     def choose(
         self, task: Task, config: RunConfig, precision: str, one_pass: OnePass, *, in_shards: bool = False
     ) -> None:
-        """Settle what is to be tried, by trying, or in shards by an estimate; all processes call this.
+        """Choose what is to be tried, by trying, or in shards by an estimate; all processes call this.
 
         Args:
             task, config, precision: What is trained.

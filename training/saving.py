@@ -107,7 +107,7 @@ class Saver:
         Raises:
             SaveError: It, or the one before, could not be written, and the run is not to go on without.
         """
-        self.settle(counters, reporter)
+        self.wait(counters, reporter)
         beside = self.config.training.background_saves and not last and self._failure is None
         if not self.accelerator.is_main_process:
             take_part(self.tensors())  # Of all of them, whatever becomes of the checkpoint.
@@ -124,7 +124,7 @@ class Saver:
                 f"{self._failure}; {self._newest}. When that is mended, go on with: {self.run.resume_command}"
             ) from self._failure
 
-    def settle(self, counters: Counters, reporter: Reporter) -> None:
+    def wait(self, counters: Counters, reporter: Reporter) -> None:
         """Wait for a checkpoint that is under way, and note how it ended; all processes call this.
 
         An evaluation comes after this, too: it is judged by the best that is on the disk.

@@ -23,7 +23,7 @@ from torch import Tensor
 import decoding.one_token
 from decoding.choices import Precision
 from decoding.decoder import Decoder, convert
-from decoding.one_token import LONG_CONTEXT, OneTokenStep, can_read_one_token
+from decoding.one_token import LONG_CONTEXT, OneTokenStep, supports_one_token_step
 from gpt.config import ModelConfig
 from gpt.model import GPT
 
@@ -73,7 +73,7 @@ def test_it_says_what_the_model_says_and_stores_what_it_stores(
 @pytest.mark.parametrize("shape", OTHER_SHAPES.values(), ids=OTHER_SHAPES)
 def test_it_reads_the_shapes_of_other_models(shape: ModelConfig, merge: bool) -> None:
     model = random_model(shape)
-    assert can_read_one_token(model)
+    assert supports_one_token_step(model)
     tokens_T = torch.randint(model.vocab_size, (12,), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected_TV = model(tokens_T[None])[0]
@@ -125,14 +125,14 @@ def test_only_parts_that_it_knows_are_read_by_it() -> None:
     class Other(GPT):
         has_native_step = False
 
-    assert can_read_one_token(random_model(NARROW))
-    assert not can_read_one_token(random_model(NARROW).double())
+    assert supports_one_token_step(random_model(NARROW))
+    assert not supports_one_token_step(random_model(NARROW).double())
     model = random_model(NARROW)
     model.__class__ = Other
-    assert not can_read_one_token(model)
+    assert not supports_one_token_step(model)
     model = random_model(NARROW)
     model.blocks[1].attention.out = torch.nn.Sequential(model.blocks[1].attention.out)
-    assert not can_read_one_token(model)
+    assert not supports_one_token_step(model)
 
 
 @pytest.mark.parametrize(("max_len", "split"), [(LONG_CONTEXT, False), (LONG_CONTEXT + 1, True)])

@@ -69,7 +69,7 @@ def assert_steps_give_the_logits_of(model: EncoderDecoder, mode: TargetMode) -> 
     source_BS = padded([frame_source(source) for source in SOURCES], PAD)
     target_BT = torch.randint(3, 9, (len(SOURCES), 12), generator=torch.Generator().manual_seed(2))
     expected_BTV = model(source_BS, target_BT)
-    read = decoding.targets._reader(model, model.encode(source_BS), model.new_cache(len(SOURCES), 12), mode)
+    read = decoding.targets._stepper(model, model.encode(source_BS), model.new_cache(len(SOURCES), 12), mode)
     read_BTV = torch.stack([read(token_B1) for token_B1 in target_BT.split(1, 1)], 1)
     torch.testing.assert_close(read_BTV, expected_BTV, rtol=0, atol=1e-5 * float(expected_BTV.abs().max()))
 

@@ -12,7 +12,7 @@ import pytest
 from demo import visitors
 from demo.jobs import Job, Jobs
 from demo.limits import MAX_SEED, Limits
-from demo.middleware import MAX_BODY, Door
+from demo.middleware import MAX_BODY, RequestFilter
 from demo.results import Growing
 from demo.session import _asked
 from demo.tabs.common import start_and_stop, wire
@@ -112,7 +112,7 @@ def test_a_visitor_with_ipv6_has_a_network_of_addresses() -> None:
 
 
 def status(path: str, body: Sequence[bytes] = (b"",), host: str = "192.0.2.1", waiting: Sequence[str] = ()) -> int:
-    """What the door answers to a POST; behind it all is well, and one request runs and others wait, by addresses."""
+    """What the filter answers to a POST; behind it all is well, and one request runs and others wait, by addresses."""
     events = [SimpleNamespace(request=SimpleNamespace(scope={"client": (name, 1)})) for name in waiting]
     line = SimpleNamespace(queue=events[1:])
     queue = SimpleNamespace(event_queue_per_concurrency_id={"model": line}, active_jobs=[None, events[:1]])
@@ -133,10 +133,10 @@ def status(path: str, body: Sequence[bytes] = (b"",), host: str = "192.0.2.1", w
         answers.extend([message["status"]] if "status" in message else [])
 
     gradio = SimpleNamespace(cookie_id="x", auth=None, tokens={})
-    door = Door(page, gradio, Places(queue, max_places=2), "", {"my.site"})
+    filter = RequestFilter(page, gradio, Places(queue, max_places=2), "", {"my.site"})
     headers = [(b"host", b"my.site"), (b"x-gradio-server", b"http://elsewhere")]
     scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
-    asyncio.run(door({**scope, "client": (host, 1)}, receive, send))
+    asyncio.run(filter({**scope, "client": (host, 1)}, receive, send))
     return answers[0]
 
 

@@ -31,8 +31,8 @@ from training.runtime.launch_settings import (
     own_plugins,
     without_fsdp,
 )
-from training.runtime.meeting import meeting_place
 from training.runtime.precision import AsWritten, Precision, ProcessDevice, choose_precision, describe_device, set_tf32
+from training.runtime.rendezvous import rendezvous_store
 from training.runtime.threads import local_processes, set_cpu_threads
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _meet(timeout: float) -> tuple[bool, torch.device]:
     # What Accelerate keeps for a whole process: an earlier training here may have had another precision.
     AcceleratorState._reset_state(reset_partial_state=True)
     with naming_refusals(), without_fsdp():
-        return cpu, PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), **meeting_place(timeout)).device
+        return cpu, PartialState(cpu=cpu, timeout=timedelta(seconds=timeout), **rendezvous_store(timeout)).device
 
 
 def _sharding(compression: Compression) -> Sharding | None:

@@ -117,7 +117,7 @@ class Runner:
                 elif self._sweep.early_stop:
                     self._end_hopeless()
                 time.sleep(_POLL_SECONDS)
-                self._settle()
+                self._collect_ended()
         if signals.received is not None and any(run.state not in FINISHED for run in self._sweep.runs):
             done = sum(run.state in FINISHED for run in self._sweep.runs)
             raise StoppedBySignal(f"{done} of {len(self._sweep.runs)} runs are done")
@@ -142,7 +142,7 @@ class Runner:
     def _log(self, run: SweepRun) -> Path:
         return self._folder / LOGS / f"{run.name}.txt"
 
-    def _settle(self) -> None:
+    def _collect_ended(self) -> None:
         """Note how the runs ended that have."""
         for job in [job for job in self._jobs if job.process.poll() is not None]:
             self._jobs.remove(job)

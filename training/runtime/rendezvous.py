@@ -4,10 +4,10 @@ Launchers of torch hold one store for all of their restarts, and for all trainin
 be of processes that are gone, whose addresses lead nowhere; and over several machines the launchers' counts of restarts
 may differ. So the processes agree on a number of their own, under which they then meet:
 
-    rank 0 opens the next meeting, waits until each other rank has put its name there, and reads the names out
-    the others put their names to the newest meeting, and wait to hear them; who does not, waits for the next one
+    rank 0 opens the next rendezvous, waits until each other rank has put its name there, and reads the names out
+    the others put their names to the newest one, and wait to hear them; who does not, waits for the next
 
-A name is drawn at random by each process, so that one whose place was taken before its death is not taken for it.
+A name is drawn at random by each process, so that what replaces a dead process is not taken for it.
 """
 
 import os
@@ -25,7 +25,7 @@ MOMENT = 0.5
 """Seconds after which a process looks again."""
 
 
-def meeting_place(timeout: float) -> dict[str, Any]:
+def rendezvous_store(timeout: float) -> dict[str, Any]:
     """The store of a launch, as `init_process_group` takes it; nothing where no launcher of torch's started this.
 
     Args:
@@ -41,14 +41,14 @@ def meeting_place(timeout: float) -> dict[str, Any]:
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
-    number = _call(store, world_size, timeout) if rank == 0 else _come(store, rank, timeout)
-    return {"store": PrefixStore(f"meeting-{number}", store), "rank": rank, "world_size": world_size}
+    number = _open(store, world_size, timeout) if rank == 0 else _join(store, rank, timeout)
+    return {"store": PrefixStore(f"rendezvous-{number}", store), "rank": rank, "world_size": world_size}
 
 
-def _call(store: "Store", world_size: int, timeout: float) -> int:
-    """Open a meeting as its main process, and wait for the others; its number."""
-    number, deadline = store.add("meetings", 1), time.monotonic() + timeout
-    store.set("meeting", str(number))
+def _open(store: "Store", world_size: int, timeout: float) -> int:
+    """Open a rendezvous as its main process, and wait for the others; its number."""
+    number, deadline = store.add("rendezvous count", 1), time.monotonic() + timeout
+    store.set("rendezvous", str(number))
     keys = [f"{number}/{rank}" for rank in range(1, world_size)]
     while keys and not _stands(store, keys):
         if time.monotonic() > deadline:
@@ -58,13 +58,13 @@ def _call(store: "Store", world_size: int, timeout: float) -> int:
     return number
 
 
-def _come(store: "Store", rank: int, timeout: float) -> int:
-    """Come to the newest meeting, or to the next where that was held without this process; its number."""
+def _join(store: "Store", rank: int, timeout: float) -> int:
+    """Join the newest rendezvous, or the next where that was held without this process; its number."""
     name, deadline = secrets.token_hex(8), time.monotonic() + timeout
     while time.monotonic() < deadline:
-        if not _stands(store, ["meeting"]):
+        if not _stands(store, ["rendezvous"]):
             continue
-        number = int(store.get("meeting"))
+        number = int(store.get("rendezvous"))
         store.set(f"{number}/{rank}", name)
         if _stands(store, [f"{number}/names"]):
             if name in store.get(f"{number}/names").decode().split():

@@ -136,11 +136,11 @@ TABLE = (
            "With --beams: 0 ranks what was found by its probability, 1 by that per token."),
     Option("mode", GPT, get_args(Mode), "auto", WRITE,
            "How a decode step is computed: eager; compiled, by torch.compile, on a GPU as a CUDA graph; native, on a "
-           "CPU by a kernel in C++ that is built once; auto for native where it can be had on a CPU, on a GPU for compiled from "
-           "5,000 tokens on, else eager."),
+           "CPU by a kernel in C++ that is built once; auto for native where it can be had on a CPU, on a GPU for "
+           "compiled from 5,000 tokens on, else eager."),
     Option("mode", PAIRS, get_args(TargetMode), "auto", WRITE,
-           "How a decode step is computed: by the model as it stands (eager), or in C++ on a CPU (native); auto for the "
-           "faster of them."),
+           "How a decode step is computed: by the model as it stands (eager), or in C++ on a CPU (native); auto for "
+           "the faster of them."),
     Option("precision", GPT, ("auto", "bf16", "fp16", "fp32", "fp64", "int8"), None, (TO_MEASURE_OR_USUAL,),
            "The dtype to compute in: fp32, bf16, fp16, or int8 for weights of one byte, the rest in bf16 (default: "
            "fp32); with --split also auto and fp64 (default: that of the run)."),

@@ -1,5 +1,6 @@
 """How much memory a training takes at most."""
 
+import ctypes
 import re
 import threading
 from contextlib import suppress
@@ -15,7 +16,8 @@ class MemoryPeak:
 
     Of a GPU: what torch has allocated at most. Of a CPU: the peak of the process's resident memory over what it was as
     this was made, with the training's state, which was there already; Linux alone tells it, and what torch's allocator
-    keeps for later counts too. Code that is first used meanwhile, a part of the resident memory, does not.
+    keeps for later counts too. Code that is first used meanwhile, a part of the resident memory, does not. Memory that
+    was freed before goes back to the system first: what is taken of it again would look as if it had cost nothing.
 
     Args:
         device: What is trained on.
@@ -24,6 +26,8 @@ class MemoryPeak:
 
     def __init__(self, device: torch.device, state_bytes: int) -> None:
         self._device = device
+        if device.type == "cpu":
+            _release_freed()
         self._before = (_resident("RssAnon") or 0) - state_bytes
 
     def forget(self) -> None:
@@ -72,6 +76,12 @@ class CardMemory:
         before, self.bytes = torch.cuda.mem_get_info()[0], 0
         while not self._over.wait(WATCH_SECONDS):
             self.bytes = max(self.bytes, before - torch.cuda.mem_get_info()[0])
+
+
+def _release_freed() -> None:
+    """Give the system what this process has freed and its C library keeps; only glibc does it when asked."""
+    with suppress(OSError, TypeError, AttributeError):  # TypeError: Windows names no library by None.
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _resident(name: str) -> int | None:

@@ -1,6 +1,7 @@
 """Memory as it is watched."""
 
 import time
+from mmap import mmap
 
 import pytest
 import torch
@@ -9,9 +10,13 @@ from training.benchmark.memory import CardMemory, MemoryPeak
 
 
 def test_a_cpus_peak_is_what_was_taken_at_once() -> None:
+    torch.ones(2**22)  # 16 MiB: once one of that size was freed, glibc takes the next ones from its heap,
+    pieces = [torch.ones(2**22) for _ in range(16)]
+    del pieces[:-1]  # which keeps what lies below the last one.
     peak = MemoryPeak(torch.device("cpu"), 0)
-    large = torch.ones(2**26)  # 256 MiB
-    del large
+    large = mmap(-1, 2**28)
+    torch.frombuffer(large, dtype=torch.uint8).fill_(1)
+    large.close()
     peak.forget()
     middle = torch.ones(2**25)
     found = peak.bytes()

@@ -354,17 +354,58 @@ inline void weigh(const float *weights, const Number *values, int64_t slots, int
     for (int i = 0; i < C; ++i) store(result + i * LANES, chains[i]);
 }
 
+// Scaled dot products of a query with the first `seen` keys, less the largest, as powers of e; returns 1 / their sum.
+// Scores have room for whole registers: what stands behind the last key becomes e^-87, which weighs nothing in fp32.
+template <class Number>
+inline float score(const float *query, const Number *keys, int64_t seen, int64_t size, float *scores) {
+    const int64_t padded = (seen + LANES - 1) / LANES * LANES;
+    const float scale = 1.0f / std::sqrt(float(size));
+    float largest = -INFINITY, products[4][1];
+    for (int64_t slot = 0; slot < seen; slot += 4) {
+        const int several = std::min<int64_t>(4, seen - slot);
+        if (several == 4) dots<4, 1>(keys + slot * size, query, size, {}, products);
+        else for (int i = 0; i < several; ++i) dots<1, 1>(keys + (slot + i) * size, query, size, {}, products + i);
+        for (int i = 0; i < several; ++i) {
+            scores[slot + i] = products[i][0] * scale;
+            largest = std::max(largest, scores[slot + i]);
+        }
+    }
+    for (int64_t slot = seen; slot < padded; ++slot) scores[slot] = -INFINITY;
+    Lanes sums = {};
+    for (int64_t slot = 0; slot < padded; slot += LANES) {
+        const Lanes powers = exponential(load(scores + slot) - largest);
+        store(scores + slot, powers);
+        sums += powers;
+    }
+    return 1.0f / sum(sums);
+}
+
+// The sum of the first `seen` values, each times its weight, and all of it times `share`.
+template <class Number>
+inline void weigh_all(const float *weights, float share, const Number *values, int64_t seen, int64_t size,
+                      float *result) {
+    int64_t column = 0;
+    for (; column + WEIGHED * LANES <= size; column += WEIGHED * LANES)
+        weigh<WEIGHED>(weights, values + column, seen, size, result + column);
+    for (; column + LANES <= size; column += LANES) weigh<1>(weights, values + column, seen, size, result + column);
+    for (; column < size; ++column) {
+        result[column] = 0;
+        for (int64_t slot = 0; slot < seen; ++slot)
+            result[column] += weights[slot] * number(values[slot * size + column]);
+    }
+    for (int64_t i = 0; i < size; ++i) result[i] *= share;
+}
+
 // One key-value head of one sequence, for all of its new tokens and all query heads that share it. Keys and values of
 // the new tokens join the cache, unless there are none: in cross-attention.
 template <class Number>
 void attend(const Model &model, const Attention &attention, const Stored &stored, const Tokens &tokens,
             int64_t sequence, int64_t kv_head, float *query, float *key, const float *value, float *result,
-            std::vector<float> &scores) {
+            float *scores) {
     const int64_t size = model.head_size, group = model.heads / model.kv_heads;
     const int64_t first = (sequence * model.kv_heads + kv_head) * (key ? tokens.slots : tokens.memory_slots) * size;
     Number *keys = static_cast<Number *>(stored.keys) + first;
     Number *values = static_cast<Number *>(stored.values) + first;
-    const float scale = 1.0f / std::sqrt(float(size));
     for (int64_t t = 0; t < tokens.count; ++t) {
         const int64_t token = sequence * tokens.count + t, position = tokens.lengths[sequence] + t;
         const float *cos = model.cos + position * size, *sin = model.sin + position * size;
@@ -380,39 +421,12 @@ void attend(const Model &model, const Attention &attention, const Stored &stored
                 store(values + position * size + i, value[own + i]);
             }
         }
+        const int64_t seen = key ? position + 1 : tokens.memory_lengths[sequence];
         for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-            float *q = query + (token * model.heads + head) * size, *y = result + (token * model.heads + head) * size;
-            prepare(q, attention.query_norm);
-            const int64_t seen = key ? position + 1 : tokens.memory_lengths[sequence];
-            const int64_t padded = (seen + LANES - 1) / LANES * LANES;
-            float largest = -INFINITY, products[4][1];
-            for (int64_t slot = 0; slot < seen; slot += 4) {
-                const int several = std::min<int64_t>(4, seen - slot);
-                if (several == 4) dots<4, 1>(keys + slot * size, q, size, {}, products);
-                else for (int i = 0; i < several; ++i) dots<1, 1>(keys + (slot + i) * size, q, size, {}, products + i);
-                for (int i = 0; i < several; ++i) {
-                    scores[slot + i] = products[i][0] * scale;
-                    largest = std::max(largest, scores[slot + i]);
-                }
-            }
-            for (int64_t slot = seen; slot < padded; ++slot) scores[slot] = -INFINITY;
-            Lanes sums = {};
-            for (int64_t slot = 0; slot < padded; slot += LANES) {
-                Lanes &lanes = *reinterpret_cast<Lanes *>(&scores[slot]);
-                sums += lanes = exponential(lanes - largest);
-            }
-            // What stands behind the last slot has become e^-87, and weighs nothing in fp32.
-            const float share = 1.0f / sum(sums);
-            int64_t column = 0;
-            for (; column + WEIGHED * LANES <= size; column += WEIGHED * LANES)
-                weigh<WEIGHED>(scores.data(), values + column, seen, size, y + column);
-            for (; column + LANES <= size; column += LANES)
-                weigh<1>(scores.data(), values + column, seen, size, y + column);
-            for (; column < size; ++column) {
-                y[column] = 0;
-                for (int64_t slot = 0; slot < seen; ++slot) y[column] += scores[slot] * number(values[slot * size + column]);
-            }
-            for (int64_t i = 0; i < size; ++i) y[i] *= share;
+            const int64_t start = (token * model.heads + head) * size;
+            prepare(query + start, attention.query_norm);
+            const float share = score(query + start, keys, seen, size, scores);
+            weigh_all(scores, share, values, seen, size, result + start);
         }
     }
 }
@@ -443,84 +457,129 @@ inline float weight_at(const Matrix &matrix, int64_t index) {
     return static_cast<const float *>(matrix.weights)[index];
 }
 
+// What the layers of a call hand on: rows of tokens.
+struct Activations {
+    std::vector<float> memory;
+    float *x, *normed, *query, *attended, *key, *value, *gate, *up;
+
+    Activations(const Model &model, int64_t count) {
+        const int64_t query_width = model.heads * model.head_size, key_width = model.kv_heads * model.head_size;
+        memory.resize(LANES + count * (2 * model.width + 2 * query_width + 2 * key_width + 2 * model.hidden));
+        const uintptr_t line = 4 * LANES;  // loads that lie in two cache lines take twice as long
+        x = reinterpret_cast<float *>((reinterpret_cast<uintptr_t>(memory.data()) + line - 1) / line * line);
+        normed = x + count * model.width;
+        query = normed + count * model.width;
+        attended = query + count * query_width;
+        key = attended + count * query_width;
+        value = key + count * key_width;
+        gate = value + count * key_width;
+        up = gate + count * model.hidden;
+    }
+};
+
+// One thread's part of a call. Where it needs what others compute, it waits for them.
+struct Worker {
+    const Model &model;
+    const Tokens &tokens;
+    const Activations &at;
+    const Share share;
+    const int64_t count;  // N
+    std::vector<float> scores;
+
+    static auto into(float *to, int64_t stride) {
+        return [=](int64_t token, int64_t row, float result) { to[token * stride + row] = result; };
+    }
+
+    auto add() const {
+        return [to = at.x, stride = model.width](int64_t token, int64_t row, float result) {
+            to[token * stride + row] += result;
+        };
+    }
+
+    void embed() const {
+        int64_t token, end;
+        const int64_t width = model.width;
+        share.of(count, 1, token, end);
+        for (; token < end; ++token) {
+            const int64_t position = tokens.lengths[token / tokens.count] + token % tokens.count;
+            float *x = at.x + token * width;
+            for (int64_t i = 0; i < width; ++i) {
+                x[i] = weight_at(model.embedding, tokens.ids[token] * width + i) * model.embedding_scale;
+                if (model.positions) x[i] += model.positions[position * width + i];
+            }
+        }
+    }
+
+    void normalise_all(const Norm &norm) const {
+        int64_t token, end;
+        share.of(count, 1, token, end);
+        for (; token < end; ++token) {
+            const int64_t start = token * model.width;
+            normalise(at.x + start, norm, model.width, at.normed + start);
+        }
+#pragma omp barrier
+    }
+
+    void add_attention(const Attention &attention, const Stored &stored, float *key) {
+        const int64_t query_width = model.heads * model.head_size, key_width = model.kv_heads * model.head_size;
+        normalise_all(attention.norm);
+        product(attention.query, at.normed, count, share, into(at.query, query_width));
+        if (key) {
+            product(attention.key, at.normed, count, share, into(key, key_width));
+            product(attention.value, at.normed, count, share, into(at.value, key_width));
+        }
+#pragma omp barrier
+        int64_t head, end;
+        share.of(tokens.batch * model.kv_heads, 1, head, end);
+        const auto attend_in = tokens.cache_kind == BF16 ? attend<BFloat16> : attend<float>;
+        for (; head < end; ++head)
+            attend_in(model, attention, stored, tokens, head / model.kv_heads, head % model.kv_heads, at.query, key,
+                      at.value, at.attended, scores.data());
+#pragma omp barrier
+        product(attention.out, at.attended, count, share, add());
+#pragma omp barrier
+    }
+
+    void add_feed_forward(const Block &block) const {
+        const int64_t hidden = block.up.rows;
+        normalise_all(block.feed_forward_norm);
+        if (block.activation == SWIGLU) product(block.gate, at.normed, count, share, into(at.gate, hidden));
+        product(block.up, at.normed, count, share, into(at.up, hidden));
+        int64_t begin, end;
+        share.of(hidden, ROWS, begin, end);  // the rows that this thread has just computed
+        for (int64_t token = 0; token < count; ++token)
+            activate(block.activation, at.up + token * hidden, at.gate + token * hidden, begin, end);
+#pragma omp barrier
+        product(block.down, at.up, count, share, add());
+#pragma omp barrier
+    }
+
+    void work() {
+        embed();
+        for (int64_t layer = 0; layer < model.layers; ++layer) {
+            const Block &block = model.blocks[layer];
+            add_attention(block.own, tokens.own[layer], at.key);
+            if (block.cross.norm.weight) add_attention(block.cross, tokens.cross[layer], nullptr);
+            add_feed_forward(block);
+        }
+        normalise_all(model.norm);
+        product(model.head, at.normed, count, share, into(tokens.logits, model.head.rows));
+    }
+};
+
 }  // namespace
 
 // False if a token is not of the vocabulary; nothing is read then.
-extern "C" bool read_tokens(const Model *the_model, const Tokens *the_tokens) {
-    const Model &model = *the_model;
-    const Tokens &tokens = *the_tokens;
-    for (int64_t i = 0; i < tokens.batch * tokens.count; ++i)
-        if (tokens.ids[i] < 0 || tokens.ids[i] >= model.embedding.rows) return false;
-    const int64_t count = tokens.batch * tokens.count, width = model.width;
-    const int64_t query_width = model.heads * model.head_size, key_width = model.kv_heads * model.head_size;
-    std::vector<float> memory(LANES + count * (2 * width + 2 * query_width + 2 * key_width + 2 * model.hidden));
-    const uintptr_t line = 4 * LANES;  // loads that lie in two cache lines take twice as long
-    float *x = reinterpret_cast<float *>((reinterpret_cast<uintptr_t>(memory.data()) + line - 1) / line * line);
-    float *normed = x + count * width, *query = normed + count * width;
-    float *attended = query + count * query_width, *key = attended + count * query_width;
-    float *value = key + count * key_width, *gate = value + count * key_width, *up = gate + count * model.hidden;
-
-#pragma omp parallel num_threads(tokens.threads)
+extern "C" bool read_tokens(const Model *model, const Tokens *tokens) {
+    const int64_t count = tokens->batch * tokens->count;
+    for (int64_t i = 0; i < count; ++i)
+        if (tokens->ids[i] < 0 || tokens->ids[i] >= model->embedding.rows) return false;
+    const Activations activations(*model, count);
+#pragma omp parallel num_threads(tokens->threads)
     {
         const Share share{omp_get_thread_num(), omp_get_num_threads()};
-        std::vector<float> scores(std::max(tokens.slots, tokens.memory_slots) + LANES);
-        int64_t begin, end;
-
-        const auto into = [&](float *to, int64_t stride) {
-            return [=](int64_t token, int64_t row, float result) { to[token * stride + row] = result; };
-        };
-        const auto add = [&](int64_t token, int64_t row, float result) { x[token * width + row] += result; };
-        const auto normalise_all = [&](const Norm &norm) {
-            share.of(count, 1, begin, end);
-            for (; begin < end; ++begin) normalise(x + begin * width, norm, width, normed + begin * width);
-        };
-
-        share.of(count, 1, begin, end);
-        for (int64_t token = begin; token < end; ++token) {
-            const int64_t position = tokens.lengths[token / tokens.count] + token % tokens.count;
-            for (int64_t i = 0; i < width; ++i) {
-                x[token * width + i] = weight_at(model.embedding, tokens.ids[token] * width + i) * model.embedding_scale;
-                if (model.positions) x[token * width + i] += model.positions[position * width + i];
-            }
-        }
-        const auto attend_all = [&](const Attention &attention, const Stored &stored, float *own_key) {
-            normalise_all(attention.norm);
-#pragma omp barrier
-            product(attention.query, normed, count, share, into(query, query_width));
-            if (own_key) {
-                product(attention.key, normed, count, share, into(own_key, key_width));
-                product(attention.value, normed, count, share, into(value, key_width));
-            }
-#pragma omp barrier
-            share.of(tokens.batch * model.kv_heads, 1, begin, end);
-            for (; begin < end; ++begin) {
-                const auto attend_in = tokens.cache_kind == BF16 ? attend<BFloat16> : attend<float>;
-                attend_in(model, attention, stored, tokens, begin / model.kv_heads, begin % model.kv_heads, query,
-                          own_key, value, attended, scores);
-            }
-#pragma omp barrier
-            product(attention.out, attended, count, share, add);
-#pragma omp barrier
-        };
-        for (int64_t layer = 0; layer < model.layers; ++layer) {
-            const Block *block = model.blocks + layer;
-            attend_all(block->own, tokens.own[layer], key);
-            if (block->cross.norm.weight) attend_all(block->cross, tokens.cross[layer], nullptr);
-            normalise_all(block->feed_forward_norm);
-#pragma omp barrier
-            const int64_t hidden = block->up.rows;
-            if (block->activation == SWIGLU) product(block->gate, normed, count, share, into(gate, hidden));
-            product(block->up, normed, count, share, into(up, hidden));
-            share.of(hidden, ROWS, begin, end);  // the rows that this thread has just computed
-            for (int64_t token = 0; token < count; ++token)
-                activate(block->activation, up + token * hidden, gate + token * hidden, begin, end);
-#pragma omp barrier
-            product(block->down, up, count, share, add);
-#pragma omp barrier
-        }
-        normalise_all(model.norm);
-#pragma omp barrier
-        product(model.head, normed, count, share, into(tokens.logits, model.head.rows));
+        const size_t slots = std::max(tokens->slots, tokens->memory_slots) + LANES;
+        Worker{*model, *tokens, activations, share, count, std::vector<float>(slots)}.work();
     }
     return true;
 }

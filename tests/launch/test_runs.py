@@ -181,6 +181,26 @@ def test_a_run_is_left_alone_that_is_needed_by_the_time_of_the_answer(
     assert base.config_file.exists()
 
 
+def test_what_a_removal_has_left_that_was_interrupted_goes_with_the_next(
+    said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, other = make_run(Path("runs/group/one")), make_run(Path("runs/other"))
+
+    def interrupted(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", interrupted)
+        assert said("prune", str(run.path), "--yes")[0] == 130
+    hidden = Path("runs/group/.pruned-one")
+    line = f"{hidden}: left of a removal that was interrupted; it goes\n"
+    assert said("prune", "--older_than", "1", "--dry_run") == (0, f"{line}nothing to remove\n")
+    assert hidden.exists()
+    assert said("prune", "--older_than", "1") == (0, f"{line}nothing to remove\n")
+    assert not hidden.exists()
+    assert other.config_file.exists()
+
+
 def test_a_run_that_is_named_twice_is_one(said: Said) -> None:
     make_run(Path("elsewhere/one"))
     code, text = said("prune", "elsewhere/one", "elsewhere/../elsewhere/one", "--yes")

@@ -12,7 +12,16 @@ from training.config.command_line import Namespace, StrictParser
 from training.plots import check_output
 from training.runs.copying import copy_checkpoint, copy_run, needs
 from training.runs.listing import Run, State, age, find_runs, read_run, table_row
-from training.runs.pruning import LINK, Choice, Slimming, obstacle, remove_checkpoints, remove_run, slimming
+from training.runs.pruning import (
+    LINK,
+    Choice,
+    Slimming,
+    obstacle,
+    remove_checkpoints,
+    remove_hidden,
+    remove_run,
+    slimming,
+)
 from training.runtime.errors import CommandError, InputError
 from training.runtime.sizes import gigabytes
 from training.runtime.tables import print_table
@@ -136,6 +145,8 @@ def prune(words: Sequence[str]) -> None:
     options = _prune_options(words)
     for link in (path for path in map(Path, options.names) if path.is_symlink()):
         _leave(link, LINK)
+    for hidden in remove_hidden(Path(options.runs), dry_run=options.dry_run):
+        print(f"{hidden}: left of a removal that was interrupted; it goes")
     free = _free(_choice(options).of(_all_runs(options)), options)
     if options.checkpoints:
         _prune_checkpoints([plan for run in free if (plan := _plan(run, options.keep or 1)).removed], options)

@@ -21,6 +21,7 @@ from training.storage.run_folder import RunFolder
 from training.storage.state import saved_state
 from training.sweep.record import FILE as SWEEP
 
+HIDDEN = ".pruned-"
 LINK = "it is a link, and what it leads to lies elsewhere"
 
 
@@ -144,7 +145,7 @@ def remove_run(path: Path, size: int | None = None) -> None:
     if not path.is_dir():
         raise InputError(f"{path} is gone: nothing of it was removed")
     resolved = path.resolve()
-    run, hidden = RunFolder(path), resolved.with_name(f".pruned-{resolved.name}")
+    run, hidden = RunFolder(path), resolved.with_name(f"{HIDDEN}{resolved.name}")
     run.claim()
     try:
         _check_unchanged(path, size)
@@ -157,6 +158,22 @@ def remove_run(path: Path, size: int | None = None) -> None:
         raise InputError(f"cannot remove {path}: {refusal(error)}") from error
     finally:
         run.release()
+
+
+def remove_hidden(folder: Path, *, dry_run: bool) -> Iterator[Path]:
+    """Go on with removals below a folder that were interrupted, each of which is told before.
+
+    Raises:
+        InputError: One cannot be removed.
+    """
+    for hidden in sorted(folder.rglob(f"{HIDDEN}*")):
+        if hidden.is_dir() and not hidden.is_symlink():
+            yield hidden
+            if not dry_run:
+                try:
+                    shutil.rmtree(hidden)
+                except OSError as error:
+                    raise InputError(f"cannot remove {hidden}: {refusal(error)}") from error
 
 
 def _check_unchanged(path: Path, size: int | None) -> None:

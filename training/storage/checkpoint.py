@@ -165,20 +165,19 @@ class CheckpointStore:
     def best(self) -> Path | None:
         """The best checkpoint, or the last where none is best yet.
 
-        Where a tool has dropped both names, the newest one with all its files says which one was best.
+        Where a tool has dropped a name, the newest one with all its files says which one was best.
         """
-        for name in NAMES:
-            if (found := self.named(name)) is not None:
-                return found
-        for step in reversed(self.steps()):
-            newest = self._path(step)
+        if (best := self.named("best")) is not None:
+            return best
+        last = self.named("last")
+        for newest in self.newest_first() if last is None else [last]:
             with suppress(InputError, OSError):
                 entries = verified_manifest(newest).items()
                 if all((newest / name).stat().st_size == entry.size for name, entry in entries):
                     counters = read_json(newest / STATE).get("counters")
-                    best = counters.get("best_step") if isinstance(counters, dict) else None
-                    return self._path(best) if best in self.steps() else newest
-        return None
+                    step = counters.get("best_step") if isinstance(counters, dict) else None
+                    return self._path(step) if step in self.steps() else newest
+        return last
 
     def adopt_copies(self) -> None:
         """Make names again of `best` and `last` where a tool that follows links has made copies of checkpoints.

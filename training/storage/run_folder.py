@@ -84,6 +84,8 @@ class RunFolder:
             self._lock = regular(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666), lock, "w")
             with doing_without("locks", self.path):
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(self._lock.fileno()), os.stat(lock)):
+                raise BlockingIOError  # The folder was removed and made again meanwhile: this is no lock of it.
         except BlockingIOError as error:
             raise InputError(f"another process is writing to {self.path}: wait for its end, or stop it") from error
         except OSError as error:

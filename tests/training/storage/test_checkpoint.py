@@ -444,6 +444,19 @@ def test_a_run_opens_as_its_best_then_its_last(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "run/checkpoints/last").state["step"] == 3
 
 
+@pytest.mark.parametrize("lost", [["best"], ["best", "last"], []])
+def test_where_the_name_is_lost_the_newest_one_says_which_was_best(tmp_path: Path, lost: list[str]) -> None:
+    store = CheckpointStore(tmp_path / "run/checkpoints")
+    for step in (1, 2):
+        state = {"step": step, "counters": {"best_step": 1}}
+        store.save(step, tensors={"model": {"w": torch.ones(1)}}, state=state, files={}, best=step == 1)
+    for name in lost:
+        (store.folder / name).unlink()
+    assert open_checkpoint(tmp_path / "run").step == 1
+    shutil.rmtree(store.folder / "step-00000001")
+    assert open_checkpoint(tmp_path / "run").step == 2
+
+
 def test_what_is_no_checkpoint_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing does not exist: expected a run's folder or a checkpoint's"):
         open_checkpoint(tmp_path / "nothing")
@@ -522,7 +535,7 @@ def test_a_damaged_copy_is_quarantined(run: CheckpointStore) -> None:
     (run.folder / "best/state.json").write_bytes(b"")
     run.adopt_copies()
     assert names(run) == ["damaged-best", "last", *map(checkpoint_name, (2, 3, 4))]
-    assert open_checkpoint(run.folder.parent).state["step"] == 4
+    assert open_checkpoint(run.folder.parent).state["step"] == 2
 
 
 def test_without_names_a_checkpoint_that_was_half_copied_is_passed_over(run: CheckpointStore) -> None:
@@ -549,7 +562,7 @@ def test_names_that_lead_outside_the_run_are_refused(run: CheckpointStore, how: 
         ):
             refused()
     best.unlink()
-    assert open_checkpoint(run.folder.parent).state["step"] == 4
+    assert open_checkpoint(run.folder.parent).state["step"] == 2
 
 
 def test_a_step_that_leads_outside_is_refused_as_the_best(run: CheckpointStore) -> None:

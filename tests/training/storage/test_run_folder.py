@@ -1,6 +1,7 @@
 """A run is never overwritten."""
 
 import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -82,6 +83,30 @@ def test_a_run_has_one_writer_at_a_time() -> None:
         second.claim()
     first.release()
     second.claim()
+
+
+@pytest.mark.parametrize(
+    ("made_again", "message"),
+    [
+        (True, "another process is writing to run: wait for its end, or stop it"),
+        (False, "cannot write to the run's folder run: No such file or directory"),
+    ],
+)
+def test_a_folder_that_is_removed_while_it_is_claimed_is_not_claimed(
+    monkeypatch: pytest.MonkeyPatch, made_again: bool, message: str
+) -> None:
+    lock = fcntl.flock
+
+    def removed_first(file: Any, operation: int) -> None:
+        Path("run").rename("gone")
+        if made_again:
+            Path("run").mkdir()
+            Path("run/.lock").write_text("")
+        lock(file, operation)
+
+    monkeypatch.setattr("fcntl.flock", removed_first)
+    with pytest.raises(InputError, match=message):
+        RunFolder(Path("run")).claim()
 
 
 def test_what_is_not_finite_is_absent_from_the_metrics() -> None:

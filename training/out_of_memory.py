@@ -109,18 +109,26 @@ def needed(task: Task, use: Use, stage: str) -> dict[str, int]:
         if use.shards > 1:
             state["gathered"] = use.shards * state["weights"]
         targets = use.config.training.eval_batch_size * tokens
-        state["evaluated sequences"] = evaluated_bytes(model, use.precision, targets)
+        seen = tokens if use.config.is_masked else 0
+        state["evaluated sequences"] = evaluated_bytes(model, use.precision, targets, seen)
     return state
 
 
-def evaluated_bytes(model: nn.Module, precision: str, targets: int) -> int:
-    """What an evaluation holds of so many targets: its logits twice, or a chunk's, and one block at work."""
+def evaluated_bytes(model: nn.Module, precision: str, targets: int, masked_tokens: int = 0) -> int:
+    """What an evaluation holds: its logits twice, or a chunk's, one block at work, and a mask.
+
+    Args:
+        model: What is evaluated.
+        precision: The dtype of products.
+        targets: Those that are evaluated at once.
+        masked_tokens: Tokens of a sequence of which a mask says who sees whom: a byte, and as attention takes it.
+    """
     width = 8 if precision == "fp64" else 4
     product_width = 2 if precision in ("bf16", "fp16") else width
     embeddings = (module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding))
     at_work = max((_features(block) for block in blocks_of(model)), default=0)
     logits = min(width * targets * next(embeddings, 0), MAX_LOGITS_BYTES)
-    return 2 * logits + product_width * targets * at_work
+    return 2 * logits + product_width * targets * at_work + (1 + product_width) * targets * masked_tokens
 
 
 def _features(block: nn.Module) -> int:

@@ -207,3 +207,16 @@ def test_of_weights_in_shards_a_process_has_its_share_and_gathers_them_to_evalua
     assert shares["weights"] == whole["weights"] / 2
     assert shares["gathered"] == whole["weights"]
     assert "gathered" not in whole
+
+
+def test_an_evaluation_of_documents_side_by_side_holds_their_mask(config: GPTConfig) -> None:
+    task = GPTTask(config)
+    apart = replace(config, data=replace(config.data, packing="documents"))
+    assert apart.is_masked
+    alone, masked = (
+        out_of_memory.needed(task, out_of_memory.Use(each, "fp32", 1), out_of_memory.EVALUATION)["evaluated sequences"]
+        for each in (config, apart)
+    )
+    length = config.model.max_len
+    # A byte of each pair of tokens, and four of what torch's attention adds to the products.
+    assert masked - alone == 5 * config.training.eval_batch_size * length**2

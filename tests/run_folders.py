@@ -26,6 +26,7 @@ def make_run(
     text: str = "text",
     more: Mapping[str, Any] | None = None,
     tensors: Sequence[str] = ("model", "optimizer"),
+    num_steps: int | None = None,
 ) -> RunFolder:
     """A run that was evaluated and saved after every tenth step, its best checkpoint that of the lowest loss.
 
@@ -36,6 +37,7 @@ def make_run(
         text: What stands for the SHA-256 of its data.
         more: What else its configuration file says.
         tensors: The files of tensors in a checkpoint.
+        num_steps: Of the whole run, as its checkpoints say.
     """
     run, counters = RunFolder(path), Counters()
     text_of_config = dump_yaml(asdict(config) | dict(more or {}))
@@ -46,7 +48,7 @@ def make_run(
         counters.val_loss = loss
         counters.judge(loss)
         run.append_metrics({"step": step, "epoch": step / 40, "tokens": counters.tokens, "val_loss": loss})
-        state = SavedState(step, counters, {"model_type": "gpt", "data_sha256": text}, {"precision": "fp32"})
+        state = SavedState(step, counters, {"model_type": "gpt", "data_sha256": text}, {"precision": "fp32"}, num_steps)
         store.save(
             step,
             tensors={name: {"weight": torch.full((4,), float(step))} for name in tensors},

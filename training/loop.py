@@ -38,7 +38,7 @@ from training.seeds import derive_seed
 from training.sharding import leave_group, parallelized
 from training.step import DeviceStep, Launched, Outcome
 from training.storage.checkpoint import Checkpoint
-from training.storage.run_folder import RunFolder
+from training.storage.run_folder import PROGRESS, RunFolder
 from training.storage.state import Counters, changes, saved_state
 from training.task import Task, tokens_at_once
 from training.tracking import Tracker
@@ -84,8 +84,8 @@ class Trainer:
         measured = counters.val_step == counters.step and counters.val_loss is not None
         if self._is_over and not measured and counters.pending_evaluation is None:
             # It was to go on for longer, and is now asked for no further step than this one.
-            progress = counters.progress(self.task.data.samples_per_epoch)
-            counters.pending_evaluation = self.run.metrics_of(counters.step) or progress
+            line = self.run.metrics_of(counters.step) or counters.progress(self.task.data.samples_per_epoch)
+            counters.pending_evaluation = {name: value for name, value in line.items() if name in PROGRESS}
         setup = saved_state(checkpoint).setup
         self.compiling.go_on(str(setup.get("compile", "off")))
         self.micro_batching.go_on(setup)

@@ -15,6 +15,7 @@ from training.reporting import Reporter
 from training.runtime.device import Runtime
 from training.runtime.errors import CommandError, InputError, SaveError
 from training.runtime.processes import in_main_process
+from training.schedule import count_steps
 from training.storage.background import Background, Snapshot
 from training.storage.checkpoint import Checkpoint, CheckpointStore
 from training.storage.loading import read_into
@@ -54,6 +55,7 @@ class Saver:
         self.setup: dict[str, Any] = {"processes": runtime.accelerator.num_processes, "precision": runtime.precision}
         self.setup["device"] = runtime.description
         self._identity, self._config_text = run_identity(config, task), config_to_yaml(config)
+        self._num_steps = count_steps(config, task)
         self._every = stride(task.data, config.training.eval_tokens)
         self._background, self._snapshot = Background(), Snapshot()
         self._best_on_disk = _best(Counters())
@@ -169,7 +171,7 @@ class Saver:
                 counters.loss_scale, counters.loss_scale_streak = scale["scale"], scale["_growth_tracker"]
             self.run.sync_metrics()
             files = {"config.yaml": self._config_text} | dict(self.task.checkpoint_files())
-            state = asdict(SavedState(counters.step, counters, self._identity, self.setup))
+            state = asdict(SavedState(counters.step, counters, self._identity, self.setup, self._num_steps))
             save = partial(self.store.save, counters.step, state=state, files=files, best=best)
             if beside:
                 self._background.start(partial(save, tensors=self._snapshot.take(tensors, values or wholes(tensors))))

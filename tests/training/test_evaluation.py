@@ -20,8 +20,10 @@ from training import evaluation
 from training.config.sections import TrainingConfig
 from training.evaluation import SUBSET, WHOLE, stride, validation_loss
 from training.plots import plot_runs
+from training.runs.listing import read_run
 from training.runtime.errors import InputError, NonFiniteError, StoppedBySignal
-from training.storage.state import Counters
+from training.storage.checkpoint import Checkpoint
+from training.storage.state import Counters, saved_state
 from training.task import Batch
 from training.train_command import show_losses
 
@@ -130,9 +132,15 @@ def test_a_run_stopped_in_its_last_evaluation_goes_on_as_if_left_alone(
     with pytest.raises(StoppedBySignal):
         train_gpt(part, output_dir=tmp_path / "stopped")
     monkeypatch.undo()
+    assert (read_run(tmp_path / "stopped").state, read_run(tmp_path / "stopped").best_step) == ("stopped", 10)
     whole, stopped = (train_gpt(part, output_dir=tmp_path / run, resume=True).counters for run in ("whole", "stopped"))
     assert replace(stopped, seconds=0.0) == replace(whole, seconds=0.0)
     assert losses(tmp_path / "stopped", "perplexity") == losses(tmp_path / "whole", "perplexity")
+    # The checkpoint was written before the evaluation, and says what came of it.
+    saved = saved_state(Checkpoint(tmp_path / "stopped/checkpoints/last"))
+    assert saved.counters == stopped
+    found = read_run(tmp_path / "stopped")
+    assert (found.state, found.best_step, found.val_loss) == ("done", 12, stopped.val_loss)
 
 
 def test_a_run_that_is_asked_to_end_where_it_stands_measures_the_whole_and_judges_once(

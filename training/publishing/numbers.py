@@ -8,15 +8,10 @@ from datetime import timedelta
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint
 from training.storage.loading import Weights
-from training.storage.run_folder import RunFolder
+from training.storage.run_folder import PROGRESS, RunFolder
 from training.storage.state import saved_state
 from training.storage.tensor_file import SUFFIX
 
-PROGRESS = {
-    *("step", "epoch", "tokens", "seconds", "learning_rate", "grad_norm", "tokens_per_second", "train_loss"),
-    *("mfu", "gpu_memory_gib", "compile_seconds"),
-}
-"""Keys of a line of metrics that measure the training and not the model."""
 RAW = "raw_"
 """What the keys of the weights themselves begin with, where a line is of their average."""
 

@@ -1,10 +1,9 @@
 """Copies of checkpoints and runs that serve elsewhere: links are resolved, and each file is what was written."""
 
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from training.runs.listing import base_of, measured, read_run
 from training.runtime.errors import InputError, refusal
 from training.storage.checkpoint import NAMES, Checkpoint, CheckpointError, CheckpointStore, checkpoint_name
 from training.storage.files import replace_link, sync, write_synced
-from training.storage.manifest import FORMAT, MANIFEST, DamagedCheckpointError, Entry, seal, verified_manifest
+from training.storage.manifest import MANIFEST, DamagedCheckpointError, manifest_of, verified_manifest
 from training.storage.reading import open_file, read_yaml
 from training.storage.run_folder import RunFolder, find_checkpoint
 
@@ -107,7 +106,7 @@ def _copy_files(source: Path, destination: Path, *, weights_only: bool = False) 
                     f"checkpoint {checkpoint.folder} is damaged: {name} does not match its SHA-256"
                 )
     sync(destination)
-    write_synced(destination / MANIFEST, json.dumps(_manifest(entries), indent=1).encode())
+    write_synced(destination / MANIFEST, manifest_of(entries).encode())
 
 
 def _copied(file: Any, destination: Path) -> str:
@@ -120,11 +119,6 @@ def _copied(file: Any, destination: Path) -> str:
         copy.flush()
         os.fsync(copy.fileno())
     return digest.hexdigest()
-
-
-def _manifest(entries: Mapping[str, Entry]) -> dict[str, Any]:
-    files = {name: {"size": entry.size, "sha256": entry.sha256} for name, entry in sorted(entries.items())}
-    return {"format": FORMAT, "files": files, "seal": seal(FORMAT, files)}
 
 
 def _copy_run(run: RunFolder, destination: Path, left_out: list[str]) -> None:

@@ -24,6 +24,8 @@ DEPTH = 4
 """Folders between the one that is searched and a run, at most: runs/sweeps/NAME-1/RUN has two."""
 _IN_A_RUN = re.compile(r"[.]?(damaged-)?step-\d+([.]new)?|best|last")
 """Folders of checkpoints, whole or not."""
+LIMITS = ("max_steps", "epochs", "max_tokens", "batch_size")
+"""Options of a training that say how many steps it takes."""
 _LINES = 10_000
 """Lines of metrics, from the end, in which the newest validation loss is looked for."""
 
@@ -64,6 +66,7 @@ class Run:
         steps: How many it is to do; None where that is not known.
         val_loss: The newest, or over a part of the validation split; None before the first.
         best: The lowest one of those that it goes by.
+        unevaluated: Its newest checkpoint waits for the evaluation that is due there.
         eval_every: It goes by the loss over every so many-th window of the validation split.
         bits_per_byte: The newest.
         checkpoints: In rising order.
@@ -86,6 +89,7 @@ class Run:
     val_loss: float | None = None
     best: float | None = None
     best_step: int | None = None
+    unevaluated: bool = False
     eval_every: int = 1
     bits_per_byte: float | None = None
     checkpoints: list[Saved] = field(default_factory=list)
@@ -175,7 +179,7 @@ def read_run(path: Path) -> Run:
         run.state, run.faults = "running", []  # What is being written need not be whole.
     elif running is None or run.faults:
         run.state = "damaged" if run.faults else "unknown"
-    elif run.steps is not None and run.checkpoints and run.checkpoints[-1].step >= run.steps:
+    elif run.steps is not None and run.checkpoints and run.checkpoints[-1].step >= run.steps and not run.unevaluated:
         run.state = "done"
     return run
 
@@ -231,36 +235,42 @@ def _read_checkpoints(run: Run, folder: RunFolder) -> None:
         with suppress(FileNotFoundError):
             run.checkpoints.append(Saved(step, measured(path)[0], names, fault))
     if newest is not None:
-        _take_counters(run, newest[0])
-        if not run.config:
-            run.config = _config(newest[1] / "config.yaml")
+        config = _config(newest[1] / "config.yaml")
+        run.config = run.config or config
+        _take_counters(run, newest[0], config.get("training"))
 
 
-def _take_counters(run: Run, saved: SavedState) -> None:
+def _take_counters(run: Run, saved: SavedState, before: Any) -> None:
     counters = saved.counters
     run.step, run.tokens, run.seconds = counters.reported_step, counters.tokens, counters.seconds
     run.val_loss, run.best, run.best_step = counters.val_loss, counters.best, counters.best_step
     run.eval_every = counters.eval_every
     run.model, run.data_sha256 = (_text(saved.identity.get(name)) for name in ("model_type", "data_sha256"))
     run.setup = dict(saved.setup)
-    lines = RunFolder(run.path).iterate_metrics(newest_first=True)
-    run.steps = _steps(run.config.get("training"), counters, next(lines, {}))
+    run.unevaluated = counters.pending_evaluation is not None
+    training = run.config.get("training")
+    if isinstance(training, dict):
+        unchanged = isinstance(before, dict) and all(before.get(name) == training.get(name) for name in LIMITS)
+        lines = RunFolder(run.path).iterate_metrics(newest_first=True)
+        run.steps = (saved.num_steps if unchanged else None) or _steps(training, counters, next(lines, {}))
+        if 0 < _number(training.get("patience")) <= counters.stale_evaluations:
+            run.steps = counters.step  # Which is where patience has ended it.
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, int | float) else 0.0
 
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _steps(training: Any, counters: Counters, line: Mapping[str, float]) -> int | None:
-    """How many steps a run takes in all, by the options that end it; one that patience has ended is at its end."""
-    if not isinstance(training, Mapping):
-        return None
-    patience, steps, epochs, tokens = (
+def _steps(training: Mapping[str, Any], counters: Counters, line: Mapping[str, float]) -> int | None:
+    """How many steps a run takes in all, by the options that end it: what its newest checkpoint does not say."""
+    steps, epochs, tokens = (
         value if isinstance(value := training.get(name), int | float) else None
-        for name in ("patience", "max_steps", "epochs", "max_tokens")
+        for name in ("max_steps", "epochs", "max_tokens")
     )
-    if patience and counters.stale_evaluations >= patience:
-        return counters.step
     limits = [] if steps is None else [steps]
     # Rounded, or the last bits of a quotient would make it a step more or less.
     if epochs is not None and line.get("epoch"):

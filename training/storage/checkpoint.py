@@ -1,6 +1,7 @@
 """Atomic checkpoints: they exist whole or not at all.
 
     checkpoints/step-00000500/    model.safetensors, optimizer.safetensors, state.json, … and manifest.json
+                                  state-1.json in its place where the step was evaluated by a later resume
     checkpoints/last, best        relative links, or text files with a name where there are no links
 
 A checkpoint is written beside its final name, flushed, sealed by a manifest of sizes and SHA-256 that is written last
@@ -12,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from training.config.sections import shown
 from training.runtime.errors import InputError
 from training.storage.files import replace_link, sync
-from training.storage.manifest import MANIFEST, SealedFiles, verified_manifest, write_sealed
+from training.storage.manifest import MANIFEST, SealedFiles, add_sealed, verified_manifest, write_sealed
 from training.storage.manifest import CheckpointError as CheckpointError
 from training.storage.manifest import DamagedCheckpointError as DamagedCheckpointError
 from training.storage.reading import Count, built, decoded, parse_json, read_json, read_text
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 STATE = "state.json"
 NAMES = ("best", "last")
 _NAME = re.compile(r"step-([0-9]{8,18})")
+_STATES = re.compile(r"state-([0-9]{1,9})[.]json")
 
 
 def checkpoint_name(step: int) -> str:
@@ -51,6 +53,12 @@ def saved_step(state: Any, file: Path) -> int:
     return saved.step
 
 
+def newest_state(names: Iterable[str]) -> str:
+    """Of the files of a checkpoint, the one that says where the run stood when it last wrote one."""
+    later = [(int(match[1]), name) for name in names if (match := _STATES.fullmatch(name))]
+    return max(later, default=(0, STATE))[1]
+
+
 class Checkpoint:
     """One checkpoint, whose content is what was written.
 
@@ -66,11 +74,12 @@ class Checkpoint:
     def __init__(self, folder: Path, *, in_part: bool = False) -> None:
         self.folder = folder.resolve()
         self._sealed = SealedFiles(self.folder)
-        self.state: dict[str, Any] = parse_json(self.text(STATE), self.folder / STATE)
-        self.step = saved_step(self.state, self.folder / STATE)
+        state = newest_state(self.files)
+        self.state: dict[str, Any] = parse_json(self.text(state), self.folder / state)
+        self.step = saved_step(self.state, self.folder / state)
         named = _NAME.fullmatch(self.folder.name)
         if named and int(named[1]) != self.step:  # A whole checkpoint in the place of another one is damage as well.
-            raise DamagedCheckpointError(f"checkpoint {self.folder} is damaged: {STATE} is of step {self.step}")
+            raise DamagedCheckpointError(f"checkpoint {self.folder} is damaged: {state} is of step {self.step}")
         if not in_part:
             self._sealed.verify()
 
@@ -172,9 +181,9 @@ class CheckpointStore:
         last = self.named("last")
         for newest in self.newest_first() if last is None else [last]:
             with suppress(InputError, OSError):
-                entries = verified_manifest(newest).items()
-                if all((newest / name).stat().st_size == entry.size for name, entry in entries):
-                    counters = read_json(newest / STATE).get("counters")
+                entries = verified_manifest(newest)
+                if all((newest / name).stat().st_size == entry.size for name, entry in entries.items()):
+                    counters = read_json(newest / newest_state(entries)).get("counters")
                     step = counters.get("best_step") if isinstance(counters, dict) else None
                     return self._path(step) if step in self.steps() else newest
         return last
@@ -264,7 +273,7 @@ class CheckpointStore:
         """Write the checkpoint of a step, point `last` (and `best`) to it, and prune old ones.
 
         Args:
-            step: The step that was just finished. A checkpoint that it has already is kept as it is.
+            step: The step that was just finished. Of a checkpoint that it has already, the counters are replaced.
             tensors: For each safetensors file, its tensors.
             state: Counters, for state.json.
             files: Other text files.
@@ -284,6 +293,8 @@ class CheckpointStore:
                 write_sealed(beside, tensors, values, texts)
                 os.rename(beside, path)
                 sync(self.folder)
+            else:
+                _replace_counters(path, state)
             replace_link(self.folder / "last", path.name)
             if best:
                 replace_link(self.folder / "best", path.name)
@@ -318,6 +329,18 @@ class CheckpointStore:
                 # Unsealed first: a removal that is cut short must not leave what looks whole.
                 (self._path(step) / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(self._path(step))
+
+
+def _replace_counters(path: Path, state: Mapping[str, Any]) -> None:
+    """Let a checkpoint say what its run has come to know of that step since: a resume may have evaluated it."""
+    saved = Checkpoint(path, in_part=True)
+    counters = json.loads(json.dumps(state.get("counters")))
+    if counters == saved.state.get("counters"):
+        return
+    newest = newest_state(saved.files)
+    number = 1 if newest == STATE else 1 + int(newest.removeprefix("state-").removesuffix(".json"))
+    text = json.dumps(saved.state | {"counters": counters}, indent=1)
+    add_sealed(path, f"state-{number}.json", text, instead_of=None if newest == STATE else newest)
 
 
 def _gigabytes(size: int) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.config.sections import shown
 from training.runtime.errors import InputError
-from training.storage.files import sync, write_synced
+from training.storage.files import replace_text, sync, write_synced
 from training.storage.hashing import HashedReading
 from training.storage.reading import (
     Count,
@@ -218,14 +218,44 @@ def write_sealed(
 
     folder.mkdir()
     with ThreadPoolExecutor(len(tensors) or 1) as pool:  # A core hashes less in a second than most disks write.
-        entries = (pool.map if values is None else map)(write, tensors)
-        written = dict(zip((f"{name}{SUFFIX}" for name in tensors), entries, strict=True))
-    for name, text in texts.items():
-        content = text.encode()
-        write_synced(folder / name, content)
-        written[name] = len(content), hashlib.sha256(content).hexdigest()
+        sizes = (pool.map if values is None else map)(write, tensors)
+        written = dict(zip((f"{name}{SUFFIX}" for name in tensors), sizes, strict=True))
+    entries = {name: Entry(size, sha256) for name, (size, sha256) in written.items()}
+    entries |= {name: _write_text(folder / name, text) for name, text in texts.items()}
     sync(folder)
-    files = {name: {"size": size, "sha256": sha256} for name, (size, sha256) in sorted(written.items())}
-    manifest = {"format": FORMAT, "files": files, "seal": seal(FORMAT, files)}
-    write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    write_synced(folder / MANIFEST, manifest_of(entries).encode())
     sync(folder)
+
+
+def add_sealed(folder: Path, name: str, text: str, instead_of: str | None) -> None:
+    """Add a text to a checkpoint in one move, which is that of its manifest: before it, nothing has changed.
+
+    Args:
+        folder: Of the checkpoint.
+        name: A file that is not of it yet.
+        text: Its content.
+        instead_of: A file that it takes the place of.
+
+    Raises:
+        OSError: The disk refused.
+        CheckpointError: The manifest cannot be read.
+    """
+    entries = verified_manifest(folder) | {name: _write_text(folder / name, text)}
+    if instead_of is not None:
+        del entries[instead_of]
+    sync(folder)
+    replace_text(folder / MANIFEST, manifest_of(entries))
+    if instead_of is not None:
+        (folder / instead_of).unlink()
+
+
+def _write_text(path: Path, text: str) -> Entry:
+    content = text.encode()
+    write_synced(path, content)
+    return Entry(len(content), hashlib.sha256(content).hexdigest())
+
+
+def manifest_of(entries: Mapping[str, Entry]) -> str:
+    """The content of the manifest of such files."""
+    files = {name: {"size": entry.size, "sha256": entry.sha256} for name, entry in sorted(entries.items())}
+    return json.dumps({"format": FORMAT, "files": files, "seal": seal(FORMAT, files)}, indent=1)

@@ -30,6 +30,11 @@ from training.storage.reading import (
 )
 
 RUNS = Path("runs")
+PROGRESS = {
+    *("step", "epoch", "tokens", "seconds", "learning_rate", "grad_norm", "tokens_per_second", "train_loss"),
+    *("mfu", "gpu_memory_gib", "compile_seconds"),
+}
+"""Keys of a line of metrics that measure the training and not the model."""
 
 
 class RunFolder:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from training.config.fields import options_of
 from training.config.sections import OnResume, RunConfig
 from training.runtime.errors import InputError
-from training.storage.checkpoint import STATE, Checkpoint
+from training.storage.checkpoint import Checkpoint, newest_state
 from training.storage.own_class import class_record
 from training.storage.reading import Amount, Count, MalformedFileError, Scalar, built, parse_yaml
 
@@ -122,12 +122,14 @@ class SavedState:
         counters: Where the run stood.
         identity: What must not change when it goes on.
         setup: What it computed on.
+        num_steps: Of the whole run; None of runs that did not say it.
     """
 
     step: Count
     counters: Counters
     identity: dict[str, Scalar]
     setup: dict[str, Scalar] = field(default_factory=dict)
+    num_steps: Count | None = None
 
 
 def saved_state(checkpoint: Checkpoint) -> SavedState:
@@ -136,7 +138,7 @@ def saved_state(checkpoint: Checkpoint) -> SavedState:
     Raises:
         MalformedFileError: Something is missing, of another type or out of range.
     """
-    file = checkpoint.folder / STATE
+    file = checkpoint.folder / newest_state(checkpoint.files)
     counters = checkpoint.state.get("counters")
     if isinstance(counters, dict) and "unreported" in counters:  # As older checkpoints call it.
         counters["pending_evaluation"] = counters.pop("unreported")

@@ -2,13 +2,14 @@
 
 import errno
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from run_folders import PLAIN, make_run
 
+from training.config.plain_yaml import dump_yaml
 from training.config.sections import TrainingConfig
 from training.runs.copying import copy_checkpoint
 from training.runs.listing import age, find_runs, read_run, table_row
@@ -69,6 +70,15 @@ def test_a_running_run_is_further_than_its_newest_checkpoint_and_what_it_writes_
 def test_whatever_ends_a_run_is_its_end(ends: dict[str, Any], state: str, tmp_path: Path) -> None:
     config = replace(PLAIN, training=TrainingConfig(**ends))
     assert read_run(make_run(tmp_path / "run", [1.0, 2.0], config).path).state == state
+
+
+def test_a_run_says_how_many_steps_it_takes_until_it_is_to_end_elsewhere(tmp_path: Path) -> None:
+    """What a number of tokens comes to is a mean: the tokens of the steps that were done tell it roughly."""
+    config = replace(PLAIN, training=TrainingConfig(max_tokens=700))
+    run = make_run(tmp_path / "run", config=config, num_steps=20)
+    assert (read_run(run.path).state, read_run(run.path).steps) == ("done", 20)
+    run.create(dump_yaml(asdict(replace(config, training=TrainingConfig(max_tokens=960)))))
+    assert (read_run(run.path).state, read_run(run.path).steps) == ("stopped", 30)
 
 
 def test_damage_of_any_file_of_a_run_is_named(tmp_path: Path) -> None:

@@ -85,6 +85,35 @@ def test_a_step_keeps_the_checkpoint_it_has_and_can_become_the_best(store: Check
     assert names(store) == ["best", "last", "step-00000003"]
 
 
+def test_counters_of_a_step_that_was_saved_are_replaced_in_one_move(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(**counters: int) -> None:
+        state = {"step": 3, "counters": counters, "setup": counters}
+        store.save(3, tensors={"model": {"w": torch.ones(1)}}, state=state, files={})
+
+    def state() -> Any:
+        return Checkpoint(store.folder / "last").state
+
+    def killed(*path: Any) -> None:
+        raise KeyboardInterrupt
+
+    save(best_step=1)
+    first = {"manifest.json", "model.safetensors", "state.json"}
+    save(best_step=1)
+    assert set(os.listdir(store.folder / "step-00000003")) == first, "nothing has changed"
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(best_step=2)
+    assert state()["counters"] == {"best_step": 1}
+    for best_step in (2, 3):
+        save(best_step=best_step)
+        assert state() == {"step": 3, "counters": {"best_step": best_step}, "setup": {"best_step": 1}}
+    files = Checkpoint(store.folder / "last").files | {"manifest.json"}
+    assert set(os.listdir(store.folder / "step-00000003")) - {".manifest.json.new"} == files == first | {"state-2.json"}
+
+
 @pytest.fixture
 def two_files(store: CheckpointStore) -> Path:
     """A checkpoint with two files of tensors."""

@@ -16,9 +16,9 @@ from training.config.fields import options_of
 from training.config.sections import RunConfig
 from training.runtime.errors import InputError, exit_code
 from training.storage.run_folder import RUNS
-from training.sweep.command import carry_out, command_of, free_folder, prepare, show_plan
+from training.sweep.command import carry_out, check_distinct, command_of, free_folder, prepare, show_plan
 from training.sweep.grid import Setting, parse_grid, settings, words_of
-from training.sweep.record import BASE, Metric
+from training.sweep.record import BASE, Metric, read_sweep
 from training.sweep.wandb_file import read_words
 
 
@@ -78,13 +78,12 @@ def parse(
     if foreign := own & grid.keys() - {option.name for option in options_of(config_class)}:
         raise InputError(f"grid: {min(foreign)} is an option of the sweep, not of a run")
     chosen = [(setting, seed) for setting in settings(grid) for seed in seeds]
-    known: dict[RunConfig, Setting] = {}
-    for setting, seed in chosen:
-        built = parser.build(config_class, parser.parse_only([*words, *words_of(setting, seed)]))
-        if built in known:
-            texts = (", ".join(f"{name}={value}" for name, value in each.items()) for each in (known[built], setting))
-            raise InputError(f"grid: {' and '.join(texts)} are the same run")
-        known[built] = setting
+    runs = read_sweep(Path(options.output_dir)).runs if options.resume and grid else []
+    check_distinct(
+        lambda setting, seed: parser.build(config_class, parser.parse_only([*words, *words_of(setting, seed)])),
+        [(run.setting, run.seed) for run in runs],
+        chosen,
+    )
     return options, config, chosen
 
 

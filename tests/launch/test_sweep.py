@@ -69,6 +69,10 @@ def test_a_dry_run_shows_the_commands_and_makes_nothing(said: Said) -> None:
             "--config small.yaml --grid optimizer.learning_rate=1e-3,0.001",
             "grid: optimizer.learning_rate=1e-3 and optimizer.learning_rate=0.001 are the same run",
         ),
+        (
+            "--config small.yaml --early_stop --metric bits_per_byte --training.eval_tokens 64",
+            "early_stop: over a part of the validation split (training.eval_tokens) there are no bits per byte",
+        ),
         ("--resume", "--resume goes on with the sweep in --output_dir: name that, and no --sweep"),
         ("--resume --output_dir x --sweep y", "--resume goes on with the sweep in --output_dir: name that, and no"),
         ("--resume --output_dir none", "none/base.yaml: there is no such file"),
@@ -98,6 +102,11 @@ def test_a_folder_in_use_is_never_another_sweep(said: Said, monkeypatch: pytest.
     assert "mine, 2 of 2 runs" in said("--output_dir", "mine", "--resume")[1]
     more = ["--grid", "optimizer.learning_rate=3e-3,1e-2", "--seeds", "2"]
     assert "mine, 5 of 5 runs" in said("--output_dir", "mine", "--resume", *more)[1]
+    same = ["--grid", "optimizer.learning_rate=0.003"]
+    assert (
+        "learning_rate=3e-3 and optimizer.learning_rate=0.003 are the same run"
+        in (said("--output_dir", "mine", "--resume", *same)[1])
+    )
     names = [run["name"] for run in json.loads(Path("mine/sweep.json").read_text())["runs"]]
     assert names == [
         *("learning_rate=1e-3,seed=1", "learning_rate=3e-3,seed=1", "learning_rate=3e-3,seed=2"),

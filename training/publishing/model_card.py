@@ -19,6 +19,8 @@ from training.publishing.numbers import RunFigures
 if TYPE_CHECKING:
     from training.storage.loading import Loaded
 
+NO_PATHS = {"symbols", "include", "revision", "subset"}
+"""Options that may hold a slash and no path, besides those of columns; a configuration of one's own may have others."""
 NAMES = {
     "val_loss": "validation loss, nats per token",
     "val_loss_subset": "loss over a part of the validation split, nats per token",
@@ -124,11 +126,13 @@ def _in_cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def without_folders(value: Any) -> Any:
-    """A configuration whose paths, and what else has folders, are names alone: whose they are is nobody's business."""
+def without_folders(value: Any, name: str = "") -> Any:
+    """A configuration whose paths are names alone: whose folders they lie in is nobody's business."""
     if isinstance(value, dict):
-        return {name: without_folders(inner) for name, inner in value.items()}
-    return ",".join(map(name_alone, value.split(","))) if isinstance(value, str) else value
+        return {key: without_folders(inner, key) for key, inner in value.items()}
+    if not isinstance(value, str) or name in NO_PATHS or name.endswith("column"):
+        return value
+    return ",".join(map(name_alone, value.split(",")))
 
 
 def name_alone(source: str) -> str:

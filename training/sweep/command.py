@@ -30,6 +30,26 @@ def free_folder(name: str) -> Path:
     return folder
 
 
+def check_distinct(
+    build: Callable[[Setting, int], RunConfig],
+    known: Sequence[tuple[Setting, int]],
+    chosen: Sequence[tuple[Setting, int]],
+) -> None:
+    """Raise an `InputError` where two settings make the same run.
+
+    Args:
+        build: The configuration of a setting and a seed.
+        known: Settings and seeds of the runs that are there.
+        chosen: Those that are to be; one that is there may come again.
+    """
+    seen = {build(setting, seed): setting for setting, seed in known}
+    for setting, seed in chosen:
+        other = seen.setdefault(build(setting, seed), setting)
+        if other != setting:
+            texts = (", ".join(f"{name}={value}" for name, value in each.items()) for each in (other, setting))
+            raise InputError(f"grid: {' and '.join(texts)} are the same run")
+
+
 def prepare(
     folder: Path,
     model: Literal["gpt", "seq2seq"],
@@ -57,6 +77,11 @@ def prepare(
         sweep.add(SweepRun(run_name(setting, seed), setting, seed))
     if sweep.early_stop:
         check_comparable(name for run in sweep.runs for name in run.setting)
+        if sweep.metric == "bits_per_byte" and config.training.eval_tokens:
+            raise InputError(
+                "early_stop: over a part of the validation split (training.eval_tokens) there are no bits per byte; "
+                "compare by val_loss, or evaluate all of it"
+            )
     return sweep
 
 

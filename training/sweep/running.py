@@ -18,6 +18,8 @@ from training.sweep.early_stop import Curve, is_hopeless
 from training.sweep.record import FINISHED, Sweep, SweepRun
 
 LOGS = "logs"
+STOPPED_CODES = (StoppedBySignal.exit_code, -signal.SIGTERM)
+"""Of a run that was stopped; the latter before its first step, or after its last."""
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 2.0
 """Between two looks at the losses of the runs that are under way."""
@@ -107,20 +109,30 @@ class Runner:
                     f"{self._folder / run.name} is running without this sweep: stop it, or wait for its end"
                 )
         with StopSignals() as signals:
-            while (waiting and signals.received is None) or self._jobs:
-                free = [slot for slot in range(len(self._slots)) if slot not in {job.slot for job in self._jobs}]
-                while free and waiting and signals.received is None:
-                    self._start(waiting.popleft(), free.pop(0))
-                if signals.received is not None:
-                    for job in self._jobs:
-                        job.stop()
-                elif self._sweep.early_stop:
-                    self._end_hopeless()
-                time.sleep(_POLL_SECONDS)
-                self._collect_ended()
+            try:
+                self._run_to_their_ends(waiting, signals)
+            except BaseException:  # Nothing goes on that this sweep has started and does not see to.
+                for job in self._jobs:
+                    job.stop()
+                for job in self._jobs:
+                    job.process.wait()
+                raise
         if signals.received is not None and any(run.state not in FINISHED for run in self._sweep.runs):
             done = sum(run.state in FINISHED for run in self._sweep.runs)
             raise StoppedBySignal(f"{done} of {len(self._sweep.runs)} runs are done")
+
+    def _run_to_their_ends(self, waiting: deque[SweepRun], signals: StopSignals) -> None:
+        while (waiting and signals.received is None) or self._jobs:
+            free = [slot for slot in range(len(self._slots)) if slot not in {job.slot for job in self._jobs}]
+            while free and waiting and signals.received is None:
+                self._start(waiting.popleft(), free.pop(0))
+            if signals.received is not None:
+                for job in self._jobs:
+                    job.stop()
+            elif self._sweep.early_stop:
+                self._end_hopeless()
+            time.sleep(_POLL_SECONDS)
+            self._collect_ended()
 
     def _start(self, run: SweepRun, slot: int) -> None:
         folder = self._folder / run.name
@@ -156,10 +168,7 @@ class Runner:
         run.state, run.fault = "failed", None
         if code == 0:
             run.state = "done"
-        elif code in (
-            StoppedBySignal.exit_code,
-            -signal.SIGTERM,
-        ):  # The latter before its first step, or after its last.
+        elif code in STOPPED_CODES:
             run.state = "ended early" if hopeless else "stopped"
         elif code == NonFiniteError.exit_code:
             run.state = "diverged"

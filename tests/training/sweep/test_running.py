@@ -159,6 +159,22 @@ def test_a_signal_stops_the_runs_with_a_checkpoint_and_starts_no_more(number: in
     assert place.states == ["done"] * 3
 
 
+def test_a_sweep_that_cannot_go_on_stops_what_it_has_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(tmp_path)
+    place.add("a", 1, [1.0], wait=0.2)
+    place.add("a", 2, [1.0], wait=60)
+
+    def full(*_: object) -> None:
+        while not (tmp_path / "a-2/metrics.jsonl").exists():
+            time.sleep(0.02)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Sweep, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        place.run([{}, {}])
+    assert (tmp_path / "logs/a-2.txt").read_text() == "saved\n"
+
+
 def test_hopeless_runs_are_ended_with_a_checkpoint_and_the_others_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,10 +33,13 @@ class Reporter:
         """Tell everyone the metrics of a step, and the text that was sampled at it."""
         try:
             self._run.append_metrics(metrics)
+        except OSError as error:
+            self.say(f"warning     {error.filename or self._run.path}: {error.strerror}; metrics are kept for later")
+        try:
             if sample is not None:
                 self._run.write_sample(int(metrics["step"]), sample)
         except OSError as error:
-            self.say(f"warning     {error.filename or self._run.path}: {error.strerror}; metrics are kept for later")
+            self.say(f"warning     {error.filename or self._run.path}: {error.strerror}; this sample is not kept")
         for tracker in list(self._trackers):
             try:
                 tracker.log(metrics, sample)

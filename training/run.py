@@ -33,6 +33,7 @@ class Result:
 
     run: RunFolder
     counters: Counters
+    num_steps: int
     is_main_process: bool
 
 
@@ -85,7 +86,8 @@ def train(
     finally:
         if run is not None:
             run.release()
-    return Result(run=run, counters=trainer.counters, is_main_process=accelerator.is_main_process)
+    is_main = accelerator.is_main_process
+    return Result(run=run, counters=trainer.counters, num_steps=trainer.num_steps, is_main_process=is_main)
 
 
 def _started(config: RunConfig) -> Runtime:

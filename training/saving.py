@@ -144,7 +144,7 @@ class Saver:
     def close(self, reporter: Reporter) -> None:
         """Wait for a checkpoint that is under way where a run ends without a save."""
         try:
-            self._background.wait()
+            self._background.close()
         except CommandError as error:
             reporter.say(f"warning     {error}; {self._newest}")
 

@@ -110,7 +110,7 @@ def show_next(result: "Result", config: RunConfig) -> None:
     """Print the commands for the curves, and for training on."""
     if config.tracking in ("tensorboard", "both"):
         print(f"  see curves:  {python_command('-m', 'tensorboard.main', '--logdir', result.run.path.parent)}")
-    options = longer(config, result.counters)
+    options = longer(config, result.counters, result.num_steps)
     print(f"  train on:    {result.run.resume_command} {options}")
     if "restart_step" in options:
         print("               (warms the learning rate up once more, where the schedule has come to its end;")
@@ -118,17 +118,19 @@ def show_next(result: "Result", config: RunConfig) -> None:
     print()
 
 
-def longer(config: RunConfig, counters: Counters) -> str:
-    """The options that let a run that has ended go on, without a learning rate that jumps."""
+def longer(config: RunConfig, counters: Counters, num_steps: int) -> str:
+    """The options that let a run of so many steps go on that has ended, without a learning rate that jumps."""
     training = config.training
-    if 0 < training.patience <= counters.stale_evaluations:
-        return f"--training.patience {2 * training.patience}"
+    lost = 0 < training.patience <= counters.stale_evaluations
+    patience = [f"--training.patience {2 * training.patience}"] if lost else []
+    if counters.step < num_steps:
+        return " ".join(patience)
     restart = "" if config.schedule.name == "constant" else f" --schedule.restart_step {counters.step}"
     if training.max_steps is not None and counters.step >= training.max_steps:
-        return f"--training.max_steps {2 * counters.step}{restart}"
+        return " ".join([*patience, f"--training.max_steps {2 * counters.step}"]) + restart
     epochs = [] if training.epochs is None else [f"--training.epochs {2 * training.epochs:g}"]
     tokens = [] if training.max_tokens is None else [f"--training.max_tokens {2 * training.max_tokens}"]
-    return " ".join(epochs + tokens) + restart
+    return " ".join(patience + epochs + tokens) + restart
 
 
 def script_command(script: Path, *options: Any) -> str:

@@ -279,6 +279,10 @@ def test_the_background_does_one_thing_after_another_and_tells_of_an_error_once(
     with pytest.raises(ZeroDivisionError):
         background.wait()
     background.wait()
+    background.start(lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        background.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint")]
 
 
 def test_a_snapshot_keeps_the_values_and_its_memory() -> None:

@@ -143,7 +143,7 @@ class TrainingConfig(Section):
     keep_checkpoints: int = setting(2, on_resume="same")
     background_saves: bool = setting(False, on_resume="same")
     on_save_error: Literal["stop", "continue"] = setting("stop", on_resume="same")
-    max_nonfinite_steps: int = 0
+    max_nonfinite_steps: int = setting(0, on_resume="same")
     deterministic: bool = False
     collective_timeout: float = setting(600.0, on_resume="same")
 

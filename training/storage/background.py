@@ -44,12 +44,13 @@ class Background:
     """Does one thing at a time in a thread of its own."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "checkpoint", _give_way)
+        self._pool: ThreadPoolExecutor | None = None
         self._pending: Future[object] | None = None
 
     def start(self, action: Callable[[], object]) -> None:
         """Begin; what was begun before was waited for."""
         assert self._pending is None
+        self._pool = self._pool or ThreadPoolExecutor(1, "checkpoint", _give_way)
         self._pending = self._pool.submit(action)
 
     def wait(self) -> None:
@@ -57,6 +58,15 @@ class Background:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def close(self) -> None:
+        """Wait as `wait` does, and end the thread."""
+        try:
+            self.wait()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = None
 
 
 def _give_way() -> None:

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import takewhile
@@ -30,6 +31,8 @@ from training.storage.reading import (
 )
 
 RUNS = Path("runs")
+LOOKS, LOOK_SECONDS = 10, 0.01
+"""How often a lock is asked for, and how long after each time: who looks whether a run is running holds it shortly."""
 PROGRESS = {
     *("step", "epoch", "tokens", "seconds", "learning_rate", "grad_norm", "tokens_per_second", "train_loss"),
     *("mfu", "gpu_memory_gib", "compile_seconds"),
@@ -88,7 +91,13 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = regular(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666), lock, "w")
             with doing_without("locks", self.path):
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for _ in range(LOOKS):
+                    with suppress(BlockingIOError):
+                        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    time.sleep(LOOK_SECONDS)
+                else:
+                    raise BlockingIOError
             if not os.path.samestat(os.fstat(self._lock.fileno()), os.stat(lock)):
                 raise BlockingIOError  # The folder was removed and made again meanwhile: this is no lock of it.
         except BlockingIOError as error:
@@ -195,7 +204,7 @@ class RunFolder:
 
     def read_sample(self, step: int) -> str | None:
         """The text that was sampled at a step, or None."""
-        with suppress(MissingFileError):
+        with suppress(MissingFileError, MalformedFileError):  # The latter where a full disk cut it short.
             return read_text(self._sample_file(step))
         return None
 

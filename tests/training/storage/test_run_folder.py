@@ -85,6 +85,30 @@ def test_a_run_has_one_writer_at_a_time() -> None:
     second.claim()
 
 
+def test_a_look_at_a_run_keeps_no_other_from_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    looking, waits = RunFolder(Path("run")), list[float]()
+    looking.claim()
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            looking.release()
+
+    monkeypatch.setattr("time.sleep", wait)
+    RunFolder(Path("run")).claim()
+    assert len(waits) == 3
+
+
+def test_a_sample_that_was_cut_short_is_none() -> None:
+    run = RunFolder(Path("run"))
+    run.create("")
+    run.write_sample(1, "dé")
+    assert run.read_sample(1) == "dé"
+    Path("run/samples/step-00000001.txt").write_bytes("dé".encode()[:-1])
+    assert run.read_sample(1) is None
+    assert run.read_sample(2) is None
+
+
 @pytest.mark.parametrize(
     ("made_again", "message"),
     [

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from training.runtime.errors import InputError
+from training.storage.finding import find_checkpoint
 from training.storage.reading import read_json, read_yaml
-from training.storage.run_folder import find_checkpoint
 
 ModelType = Literal["gpt", "seq2seq"]
 OLDER: dict[str, ModelType] = {"vocabulary.json": "seq2seq", "tokenizer.json": "gpt"}

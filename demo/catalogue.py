@@ -23,10 +23,11 @@ from gpt.task import LoadedGPT
 from seq2seq.task import LoadedSeq2Seq
 from training.runtime.errors import InputError
 from training.storage.checkpoint import STATE, CheckpointError, saved_step
+from training.storage.finding import find_checkpoint
 from training.storage.manifest import MANIFEST
 from training.storage.own_class import OwnClassError, own_class
 from training.storage.reading import MissingFileError, read_json, read_text
-from training.storage.run_folder import RunFolder, find_checkpoint
+from training.storage.run_folder import RunFolder
 
 KEPT = 2
 """Models in memory at once."""
@@ -237,7 +238,7 @@ _KINDS = {"gpt": "a GPT", "seq2seq": "an encoder-decoder"}
 
 def _in_use(folder: Path) -> bool:
     try:
-        return RunFolder(folder).in_use
+        return RunFolder(folder).holds_run
     except OSError:
         return False
 

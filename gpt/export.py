@@ -16,7 +16,7 @@ from training.publishing.folder import new_folder, write_json
 from training.publishing.model_card import Card, card_file, model_rows, name_alone
 from training.publishing.numbers import run_figures
 from training.runtime.errors import InputError
-from training.storage.run_folder import find_checkpoint, open_checkpoint
+from training.storage.finding import find_checkpoint, open_checkpoint
 from training.storage.tensor_file import file_order, write_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

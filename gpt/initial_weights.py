@@ -16,10 +16,10 @@ from gpt.formats.from_transformers import CONFIG, read_shape, read_weights
 from training.config.command_line import parse_config_text
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint
+from training.storage.finding import open_checkpoint
 from training.storage.manifest import verified_manifest
 from training.storage.own_class import own_class
 from training.storage.reading import FileError, MissingFileError, read_text
-from training.storage.run_folder import open_checkpoint
 from training.storage.state import saved_state
 from training.storage.tensor_file import SUFFIX
 

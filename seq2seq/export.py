@@ -20,7 +20,7 @@ from training.publishing.model_card import Card, card_file, model_rows, name_alo
 from training.publishing.numbers import run_figures
 from training.publishing.parts import foreign_part
 from training.runtime.errors import InputError
-from training.storage.run_folder import find_checkpoint, open_checkpoint
+from training.storage.finding import find_checkpoint, open_checkpoint
 from training.storage.tensor_file import file_order, write_tensors
 
 LOADER = Path(__file__).with_name("standalone.py")

@@ -27,7 +27,7 @@ from training.tracking import Tracker, start_trackers
 from training.trained import num_trained
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Result:
     """How a run ended."""
 
@@ -86,8 +86,7 @@ def train(
     finally:
         if run is not None:
             run.release()
-    is_main = accelerator.is_main_process
-    return Result(run=run, counters=trainer.counters, num_steps=trainer.num_steps, is_main_process=is_main)
+    return Result(run, trainer.counters, trainer.num_steps, accelerator.is_main_process)
 
 
 def _started(config: RunConfig) -> Runtime:

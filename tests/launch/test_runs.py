@@ -201,6 +201,25 @@ def test_what_a_removal_has_left_that_was_interrupted_goes_with_the_next(
     assert other.config_file.exists()
 
 
+def test_folders_of_others_are_no_runs_and_what_no_run_writes_is_never_removed(said: Said) -> None:
+    site, lightning, run = Path("runs/site"), Path("runs/lightning"), make_run(Path("runs/one"))
+    for folder in (site / ".git", lightning / "checkpoints"):
+        folder.mkdir(parents=True)
+    (site / "config.yaml").write_text("title: my site\n")
+    (lightning / "checkpoints/epoch=1.ckpt").write_text("weights")
+    (run.path / "thesis.tex").write_text("precious")
+    assert "site" not in said("list")[1]
+    assert "lightning" not in said("list")[1]
+    left = (
+        "left alone runs/one: 'thesis.tex' lies in it, which no run writes: take it out, or remove the folder yourself"
+    )
+    assert said("prune", "--keep_best", "0", "--state", "done", "--yes") == (0, f"{left}\nnothing to remove\n")
+    assert said("prune", str(site), "--yes")[0] == 2
+    (run.path / "thesis.tex").unlink()
+    assert "removed runs/one" in said("prune", "--state", "done", "--yes")[1]
+    assert (site / ".git").exists()
+
+
 def test_a_run_that_is_named_twice_is_one(said: Said) -> None:
     make_run(Path("elsewhere/one"))
     code, text = said("prune", "elsewhere/one", "elsewhere/../elsewhere/one", "--yes")

@@ -23,8 +23,8 @@ from seq2seq.task import load_seq2seq, train_seq2seq
 from training.config.command_line import parse_config_text
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint, DamagedCheckpointError
+from training.storage.finding import find_checkpoint
 from training.storage.manifest import seal
-from training.storage.run_folder import find_checkpoint
 
 
 @pytest.fixture(scope="module")

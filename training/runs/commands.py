@@ -26,7 +26,8 @@ from training.runtime.errors import CommandError, InputError
 from training.runtime.sizes import gigabytes
 from training.runtime.tables import print_table
 from training.storage.checkpoint import Checkpoint, CheckpointStore, checkpoint_name
-from training.storage.run_folder import RUNS, find_checkpoint
+from training.storage.finding import find_checkpoint
+from training.storage.run_folder import RUNS
 from training.train_command import script_command
 
 

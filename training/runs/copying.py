@@ -12,9 +12,10 @@ from training.runs.listing import base_of, measured, read_run
 from training.runtime.errors import InputError, refusal
 from training.storage.checkpoint import NAMES, Checkpoint, CheckpointError, CheckpointStore, checkpoint_name
 from training.storage.files import replace_link, sync, write_synced
+from training.storage.finding import find_checkpoint
 from training.storage.manifest import MANIFEST, DamagedCheckpointError, manifest_of, verified_manifest
 from training.storage.reading import open_file, read_yaml
-from training.storage.run_folder import RunFolder, find_checkpoint
+from training.storage.run_folder import RunFolder
 
 OPTIMIZER = "optimizer.safetensors"
 _BLOCK = 2**20

@@ -138,11 +138,11 @@ def walk_runs(folder: Path, depth: int = DEPTH, *, links: bool = False) -> Itera
     """The folders of these runs."""
     with os.scandir(folder) as entries:
         inside = sorted((e for e in entries if e.is_dir(follow_symlinks=links)), key=lambda entry: entry.name)
-    foreign = "wandb" if RunFolder(folder).in_use else None  # Which has files of our names.
+    foreign = "wandb" if RunFolder(folder).holds_run else None  # Which has files of our names.
     for path in (folder / entry.name for entry in inside if not entry.name.startswith(".") and entry.name != foreign):
         if is_checkpoint(path):
             continue
-        if RunFolder(path).in_use:
+        if RunFolder(path).holds_run:
             yield path
         if depth > 1:
             with suppress(PermissionError, FileNotFoundError):
@@ -165,7 +165,7 @@ def read_run(path: Path) -> Run:
     folder, run = RunFolder(path), Run(path)
     if is_checkpoint(path):
         raise InputError(f"{path} holds no run: it is a checkpoint")
-    if not folder.in_use:
+    if not folder.holds_run:
         raise InputError(f"{path} holds no run: expected the folder of one, with its config.yaml and checkpoints")
     running = folder.is_running
     run.size, run.changed = measured(path)

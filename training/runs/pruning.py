@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from training.config.sections import shown
 from training.runs.listing import Run, State, base_of, measured, walk_runs
 from training.runtime.errors import InputError, refusal
 from training.storage.checkpoint import Checkpoint, CheckpointStore, checkpoint_name
@@ -96,6 +97,8 @@ def obstacle(run: Run, runs: Iterable[Run], *, whole: bool = True) -> str | None
         return LINK
     if whole and (inner := next(walk_runs(run.path), None)) is not None:
         return f"the run {inner} lies in it"
+    if whole and (foreign := RunFolder(run.path).foreign_entries()):
+        return f"{shown(foreign[0])} lies in it, which no run writes: take it out, or remove the folder yourself"
     sweep = run.path.resolve().parent
     if whole and (sweep / SWEEP).exists() and RunFolder(sweep).is_running:
         return "its sweep is running"

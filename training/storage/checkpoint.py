@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.config.sections import shown
 from training.runtime.errors import InputError
+from training.runtime.sizes import gigabytes
 from training.storage.files import replace_link, sync
 from training.storage.manifest import MANIFEST, SealedFiles, add_sealed, verified_manifest, write_sealed
 from training.storage.manifest import CheckpointError as CheckpointError
@@ -40,6 +41,14 @@ _STATES = re.compile(r"state-([0-9]{1,9})[.]json")
 def checkpoint_name(step: int) -> str:
     """The folder of a step; names sort as steps do."""
     return f"step-{step:08d}"
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps of which there are checkpoints in a folder, in rising order."""
+    if not folder.is_dir():
+        return []
+    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return sorted(int(match[1]) for match in matches if match and checkpoint_name(int(match[1])) == match[0])
 
 
 @dataclass
@@ -148,10 +157,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, sound or not, in rising order."""
-        if not self.folder.is_dir():
-            return []
-        matches = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
-        return sorted(int(match[1]) for match in matches if match and checkpoint_name(int(match[1])) == match[0])
+        return checkpoint_steps(self.folder)
 
     def newest_first(self) -> list[Path]:
         """The folders of these checkpoints."""
@@ -236,14 +242,14 @@ class CheckpointStore:
         """
         path = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
         free = shutil.disk_usage(path).free
-        line = f"{_gigabytes(size)} each, {_gigabytes(free)} free"
+        line = f"{gigabytes(size)} each, {gigabytes(free)} free"
         if free < size:
             raise CheckpointError(
                 f"no space for a checkpoint in {path}: {line}; free some, or choose another --output_dir"
             )
         max_folders = self.keep + 2  # The best one, and one that is being written.
         if free < (max_folders - len(self.steps())) * size:
-            return line, f"up to {max_folders} checkpoints of {_gigabytes(size)} will not fit into {_gigabytes(free)}"
+            return line, f"up to {max_folders} checkpoints of {gigabytes(size)} will not fit into {gigabytes(free)}"
         return line, None
 
     def newest_sound(self) -> tuple[Checkpoint | None, list[str]]:
@@ -341,7 +347,3 @@ def _replace_counters(path: Path, state: Mapping[str, Any]) -> None:
     number = 1 if newest == STATE else 1 + int(newest.removeprefix("state-").removesuffix(".json"))
     text = json.dumps(saved.state | {"counters": counters}, indent=1)
     add_sealed(path, f"state-{number}.json", text, instead_of=None if newest == STATE else newest)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

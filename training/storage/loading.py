@@ -11,8 +11,8 @@ from training.config.command_line import parse_config_text
 from training.config.sections import RunConfig
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint, CheckpointError, DamagedCheckpointError
+from training.storage.finding import open_checkpoint
 from training.storage.own_class import OwnClassError, import_own_class, own_class
-from training.storage.run_folder import open_checkpoint
 from training.storage.state import saved_state
 from training.storage.whole import fill
 from training.trained import kept

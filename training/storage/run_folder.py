@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from training.runtime.errors import InputError
-from training.storage.checkpoint import NAMES, Checkpoint, CheckpointError, CheckpointStore, named_checkpoint
+from training.storage.checkpoint import checkpoint_steps
 from training.storage.files import doing_without, replace_text, sync
 from training.storage.manifest import MANIFEST
 from training.storage.reading import (
@@ -31,6 +31,9 @@ from training.storage.reading import (
 )
 
 RUNS = Path("runs")
+OWN = {"config.yaml", "metrics.jsonl", "samples", "checkpoints", "tensorboard", "wandb", ".lock", ".DS_Store"}
+"""What may lie in the folder of a run."""
+_BESIDE = re.compile(r"[.].*[.]new")
 LOOKS, LOOK_SECONDS = 10, 0.01
 """How often a lock is asked for, and how long after each time: who looks whether a run is running holds it shortly."""
 PROGRESS = {
@@ -57,8 +60,22 @@ class RunFolder:
 
     @property
     def in_use(self) -> bool:
-        """Whether a run was started here."""
+        """Whether a run cannot be started here: one was, or there is a file that it would write."""
         return self.config_file.exists() or self.checkpoints.exists() or self.metrics_file.exists()
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run was started here. Others call a file `config.yaml` too, or a folder `checkpoints`."""
+        with suppress(InputError, OSError):
+            if any(line.startswith("training:") for line in read_text(self.config_file).splitlines()):
+                return True
+        with suppress(InputError, OSError):  # Its configuration may be damaged, or have been left behind.
+            return bool(checkpoint_steps(self.checkpoints)) or next(self.iterate_metrics(), None) is not None
+        return False
+
+    def foreign_entries(self) -> list[str]:
+        """What lies in the folder that no run writes, by name."""
+        return sorted(name for name in os.listdir(self.path) if name not in OWN and not _BESIDE.fullmatch(name))
 
     @property
     def resume_command(self) -> str:
@@ -230,6 +247,9 @@ def choose_run_folder(name: str, output_dir: Path | None, *, resume: bool) -> Ru
         raise InputError(f"--output_dir {output_dir} is a file, not a folder")
     if (output_dir / MANIFEST).exists():
         raise InputError(f"--output_dir {output_dir} is a checkpoint, not a run's folder: choose another one")
+    if run.in_use and not run.holds_run:
+        found = next(name for name in ("config.yaml", "checkpoints", "metrics.jsonl") if (output_dir / name).exists())
+        raise InputError(f"{output_dir} holds a {found}, and no run: choose another --output_dir")
     if run.in_use and not resume:
         raise InputError(
             f"{output_dir} already holds a run: go on with it by adding --resume, or choose another --output_dir"
@@ -266,55 +286,6 @@ def _free_folder(name: str) -> Path:
             number += 1
         else:
             return folder
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The folder of a run's best checkpoint (its last where none is best yet), or of the checkpoint that `path` is.
-
-    Raises:
-        CheckpointError: There is none.
-        FileError: What says which one is the best cannot be read.
-    """
-    if (path / "checkpoints").is_dir():
-        found = CheckpointStore(path / "checkpoints").best()
-        if found is None:
-            raise CheckpointError(f"{path} holds no checkpoint yet")
-        return found
-    if _is_name(path):
-        return _named(path)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist: expected a run's folder or a checkpoint's")
-    if path.is_dir() and not (path / MANIFEST).exists():
-        names = (path / name for name in NAMES)
-        return CheckpointStore(path).best() or next((_named(name) for name in names if os.path.lexists(name)), path)
-    return path
-
-
-def _is_name(path: Path) -> bool:
-    """Whether a path is `best` or `last`, not what they lead to; a link that leads nowhere may have been one."""
-    own = path.is_file() or (path.is_symlink() and path.absolute().parent.name == "checkpoints")
-    return (path.name in NAMES and own) or (path.is_symlink() and not path.exists())
-
-
-def _named(path: Path) -> Path:
-    """The checkpoint that a name stands for, which must be there."""
-    found = named_checkpoint(path)
-    if not found.is_dir():
-        quoted = shlex.quote(str(path))
-        raise CheckpointError(
-            f"{path} is only the name of {found.name}, which is not beside it: a link was copied, not the checkpoint. "
-            f"With the run's folder for RUN, type: rm {quoted} && cp -r RUN/checkpoints/{found.name} {quoted}"
-        )
-    return found
-
-
-def open_checkpoint(path: Path, *, in_part: bool = False) -> Checkpoint:
-    """The checkpoint that `find_checkpoint` finds; `in_part` as of `Checkpoint`.
-
-    Raises:
-        CheckpointError: There is none, or it is damaged.
-    """
-    return Checkpoint(find_checkpoint(path), in_part=in_part)
 
 
 def _launch_settings() -> list[str]:

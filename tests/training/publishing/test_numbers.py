@@ -6,7 +6,7 @@ from pathlib import Path
 from run_folders import make_run
 
 from training.publishing.numbers import run_figures
-from training.storage.run_folder import open_checkpoint
+from training.storage.finding import open_checkpoint
 
 
 def test_measures_are_those_of_the_weights_that_leave(tmp_path: Path) -> None:

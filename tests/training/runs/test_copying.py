@@ -10,7 +10,7 @@ from training.runs.copying import copy_checkpoint, copy_run, needs
 from training.runs.listing import read_run
 from training.runtime.errors import InputError
 from training.storage.checkpoint import Checkpoint, CheckpointError
-from training.storage.run_folder import find_checkpoint
+from training.storage.finding import find_checkpoint
 
 
 @pytest.mark.parametrize(

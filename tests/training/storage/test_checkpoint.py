@@ -21,8 +21,9 @@ from training.storage import checkpoint as module
 from training.storage import files, hashing
 from training.storage import manifest as sealing
 from training.storage.checkpoint import Checkpoint, CheckpointError, CheckpointStore, checkpoint_name
+from training.storage.finding import open_checkpoint
 from training.storage.manifest import seal
-from training.storage.run_folder import open_checkpoint
+from training.storage.run_folder import RunFolder
 from training.storage.whole import wholes
 
 
@@ -490,6 +491,14 @@ def test_what_is_no_checkpoint_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing does not exist: expected a run's folder or a checkpoint's"):
         open_checkpoint(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="no manifest, so it is not a complete checkpoint"):
+        open_checkpoint(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file is a file: expected a run's folder or a checkpoint's"):
+        open_checkpoint(tmp_path / "file")
+    RunFolder(tmp_path / "run").create("training: {}\n")
+    with pytest.raises(CheckpointError, match="run holds no checkpoint yet"):
+        open_checkpoint(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="is no run, but holds some: name one of them, such as .*run$"):
         open_checkpoint(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoint yet"):

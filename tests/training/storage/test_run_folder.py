@@ -44,13 +44,23 @@ def test_resume_without_a_folder_takes_the_newest_run_or_starts_one() -> None:
 
 def test_a_folder_with_a_run_inside_is_refused_with_both_ways_out() -> None:
     run = choose_run_folder("a", Path("mine"), resume=False)
-    run.create("name: a\n")
+    run.create("name: a\ntraining:\n  max_steps: 1\n")
     with pytest.raises(InputError) as caught:
         choose_run_folder("a", Path("mine"), resume=False)
     assert str(caught.value) == (
         "mine already holds a run: go on with it by adding --resume, or choose another --output_dir"
     )
     assert choose_run_folder("a", Path("mine"), resume=True).path == Path("mine")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_files_of_others_are_never_written_over(resume: bool) -> None:
+    for name, make in (("config.yaml", lambda path: path.write_text("title: a\n")), ("checkpoints", Path.mkdir)):
+        Path(f"of {name}").mkdir()
+        make(Path(f"of {name}", name))
+        with pytest.raises(InputError, match=f"of {name} holds a {name}, and no run: choose another --output_dir"):
+            choose_run_folder("a", Path(f"of {name}"), resume=resume)
+    assert Path("of config.yaml/config.yaml").read_text() == "title: a\n"
 
 
 def test_a_copied_checkpoint_is_no_folder_for_a_run() -> None:

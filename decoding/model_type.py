@@ -11,6 +11,7 @@ from training.storage.finding import find_checkpoint
 from training.storage.reading import read_json, read_yaml
 
 ModelType = Literal["gpt", "seq2seq"]
+A_MODEL: dict[ModelType, str] = {"gpt": "a GPT", "seq2seq": "an encoder-decoder"}
 OLDER: dict[str, ModelType] = {"vocabulary.json": "seq2seq", "tokenizer.json": "gpt"}
 """Files that tell the model of a checkpoint which does not say it."""
 
@@ -49,3 +50,20 @@ def asked_model_type(arguments: Sequence[str]) -> ModelType | None:
     if asked.checkpoint is not None:
         return checkpoint_model_type(asked.checkpoint)
     return None if asked.config is None else config_model_type(asked.config)
+
+
+def check_model_type(arguments: Sequence[str], own: ModelType) -> None:
+    """Raise an `InputError` where a training is asked for with the configuration, or the run, of the other model."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--config", "--output_dir"):
+        parser.add_argument(option, type=Path, nargs="?")
+    parser.add_argument("--resume", action="store_true")
+    asked, _ = parser.parse_known_args(arguments)
+    file = asked.config
+    if file is None and asked.resume and asked.output_dir is not None:
+        file = asked.output_dir / "config.yaml"
+    # A file of an encoder-decoder says the task of its pairs; one that says none may be a part of either.
+    if own == "gpt" and file is not None and config_model_type(file) == "seq2seq":
+        raise InputError(f"{file} is of {A_MODEL['seq2seq']}: use launch/train_seq2seq.py")
+    if own == "seq2seq" and file != asked.config and file is not None and config_model_type(file) == "gpt":
+        raise InputError(f"{file} is of {A_MODEL['gpt']}: use launch/train_gpt.py")

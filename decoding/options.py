@@ -3,13 +3,13 @@
 A row is an option of one model or of both; a name has two rows where the models differ.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from decoding.choices import DEFAULT_TEMPERATURE, SAMPLE_LENGTH, WHEN_FULL, Mode, Precision, TargetMode, WhenFull
-from decoding.model_type import ModelType, asked_model_type
+from decoding.model_type import A_MODEL, ModelType, asked_model_type
 from training.config.command_line import Namespace, StrictParser
 from training.plots import check_output
 from training.runtime.errors import InputError
@@ -42,10 +42,14 @@ NO_PROMPT = Need(lambda o: o.prompt is None, "--prompt and {} both say what to c
 NO_FILE = Need(lambda o: o.prompt_file is None, "--prompt_file and {} both say what to continue: choose one", None)
 TO_MEASURE = Need(
     lambda o: o.split is not None,
-    "--precision auto or fp64 and --data.* are for --split: to continue a text use --prompt",
+    "{} is for --split, to measure",
     "{} is for --split, to measure",
 )
-TO_MEASURE_OR_USUAL = TO_MEASURE._replace(met=lambda o: o.split is not None or o.precision in get_args(Precision))
+TO_MEASURE_OR_USUAL = Need(
+    lambda o: o.split is not None or o.precision in get_args(Precision),
+    "--precision auto and fp64 are for --split: a text is continued in fp32, bf16, fp16 or int8",
+    "--precision auto and fp64 are for --split: a target is written in fp32, bf16, fp16 or int8",
+)
 OTHER_PAIRS = Need(lambda o: o.data.source is not None, None, "{} is for --data.source, other pairs than the run's")
 
 
@@ -203,10 +207,22 @@ def parse(arguments: Sequence[str]) -> Namespace:
     )
     for row in rows:
         row.add_to(parser)
+    _refuse_others(arguments, model_type, {row.name for row in rows})
     options = parser.parse_args(arguments)
     options.model_type = model_type or "gpt"
     _check(options, rows)
     return options
+
+
+def _refuse_others(arguments: Sequence[str], model_type: ModelType | None, own: Collection[str]) -> None:
+    """Name an option that is there, for the other model, instead of calling it unknown."""
+    if model_type is None:
+        return
+    asked = {word.partition("=")[0].removeprefix("--") for word in arguments if word.startswith("--")}
+    for row in TABLE:
+        if row.name in asked and row.name not in own:
+            (other,) = row.models
+            raise InputError(f"--{row.name} is for {A_MODEL[other]}, and this is {A_MODEL[model_type]}: see --help")
 
 
 def _check(options: Namespace, rows: Sequence[Option]) -> None:

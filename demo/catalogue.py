@@ -16,7 +16,7 @@ import gpt
 import seq2seq
 from decoding.choices import Precision
 from decoding.decoder import convert
-from decoding.model_type import ModelType, checkpoint_model_type
+from decoding.model_type import A_MODEL, ModelType, checkpoint_model_type
 from demo.curves import METRICS, version
 from demo.limits import shown
 from gpt.task import LoadedGPT
@@ -198,7 +198,7 @@ class Catalogue:
                 f"there is no trained run {shown(name, 60)}{why}: choose one of the list, which may have changed"
             )
         if entry.kind != kind:
-            raise InputError(f"{name} is {_KINDS[entry.kind]}, expected {_KINDS[kind]}")
+            raise InputError(f"{name} is {A_MODEL[entry.kind]}, expected {A_MODEL[kind]}")
         folder = find_checkpoint(self.runs / name)
         with self._lock:
             now = _version(folder)
@@ -231,9 +231,6 @@ class Catalogue:
 
 def _version(checkpoint: Path) -> Version:
     return os.path.realpath(checkpoint), version(checkpoint / MANIFEST)
-
-
-_KINDS = {"gpt": "a GPT", "seq2seq": "an encoder-decoder"}
 
 
 def _in_use(folder: Path) -> bool:

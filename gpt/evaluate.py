@@ -1,6 +1,7 @@
 """What `launch/evaluate.py` does with a GPT: text that streams, a conversation, a search, or the loss on a split."""
 
 import math
+import re
 import signal
 import sys
 import time
@@ -45,7 +46,7 @@ def read_prompts(options: Namespace, loaded: LoadedGPT) -> list[str]:
         text, note = decode_text(sys.stdin.buffer.read(), "standard input") if stdin else read_text(path)
         if note is not None:
             print(f"the prompt is {note}", file=sys.stderr)
-        return [text.removesuffix("\n") or text]
+        return [re.sub(r"(\r\n|\n|\r)\Z", "", text) or text]
     if options.prompt is None:
         return [default_prompt(loaded.tokenizer)]
     if "" in options.prompt:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gpt
+from decoding.model_type import check_model_type
 from gpt.initial_config import completed
 from training.runtime.errors import exit_code
 from training.storage.run_folder import RunFolder
@@ -24,6 +25,7 @@ def main(task: "type[gpt.GPTTask] | None" = None) -> None:
     Args:
         task: What to train, for a script of one's own; None for a `GPTTask`.
     """
+    check_model_type(sys.argv[1:], "gpt")
     train_command(
         "train_gpt.py",
         "Train a GPT on text.",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import seq2seq
+from decoding.model_type import check_model_type
 from training.runtime.errors import exit_code
 from training.train_command import evaluate_commands, show_losses, show_next, train_command
 
@@ -22,6 +23,7 @@ def main(task: "type[seq2seq.Seq2SeqTask] | None" = None) -> None:
     Args:
         task: What to train, for a script of one's own; None for a `Seq2SeqTask`.
     """
+    check_model_type(sys.argv[1:], "seq2seq")
     train_command(
         "train_seq2seq.py",
         "Train an encoder-decoder on pairs of texts.",

@@ -8,7 +8,7 @@ import pytest
 
 from data.config import OnBadRow, Unknown
 from data.pairs.strings import Split
-from decoding.model_type import asked_model_type, checkpoint_model_type, config_model_type
+from decoding.model_type import asked_model_type, check_model_type, checkpoint_model_type, config_model_type
 from decoding.options import BOTH, REQUIRED, TABLE, parse, rows_of
 from training.runtime.errors import InputError
 
@@ -48,6 +48,18 @@ def test_a_configuration_is_known_by_its_data(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("data:\n  source: auto\n")
     assert asked_model_type(["--config", str(tmp_path / "a.yaml")]) == "seq2seq"
     assert asked_model_type([f"--config={tmp_path}/b.yaml"]) == "gpt"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("data:\n  source: auto\n")
+    resume = ["--output_dir", str(tmp_path / "run"), "--resume"]
+    for own, given, other in (
+        ("gpt", ["--config", str(tmp_path / "a.yaml")], "a.yaml is of an encoder-decoder: use launch/train_seq2seq.py"),
+        ("seq2seq", resume, "run/config.yaml is of a GPT: use launch/train_gpt.py"),
+    ):
+        with pytest.raises(InputError, match=other):
+            check_model_type(given, own)
+    check_model_type(["--config", str(tmp_path / "b.yaml")], "seq2seq")
+    check_model_type(resume, "gpt")
+    check_model_type([*resume[:2]], "seq2seq")
 
 
 @pytest.mark.parametrize("model_type", BOTH)
@@ -90,10 +102,12 @@ def test_of_a_checkpoint_that_cannot_be_read_anything_can_be_asked() -> None:
         ("gpt", "--beams 2 --temperature 1", "--temperature is for texts that are drawn: leave out --beams"),
         ("gpt", "--beams 2 --temperature 0", None),
         ("gpt", "--precision int8", None),
-        ("gpt", "--precision auto", "--precision auto or fp64 and --data.[*] are for --split"),
+        ("gpt", "--precision auto", "--precision auto and fp64 are for --split: a text is continued in fp32"),
         ("gpt", "--split val --precision auto --data.subset a", None),
-        ("gpt", "--data.revision a", "--precision auto or fp64 and --data.[*] are for --split"),
+        ("gpt", "--data.revision a", "--data.revision is for --split, to measure"),
         ("gpt", "--temperature 0 --top_k 3 --seed 2", None),
+        ("gpt", "--source a", "--source is for an encoder-decoder, and this is a GPT: see --help"),
+        ("seq2seq", "--prompt=a", "--prompt is for a GPT, and this is an encoder-decoder: see --help"),
         ("seq2seq", "--source a --split test", "give either --source TEXT, to see its target, or --split"),
         ("seq2seq", "--source a --beams 2 --temperature 1", "--temperature is for targets that are drawn: leave out"),
         (

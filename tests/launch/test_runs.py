@@ -76,7 +76,7 @@ def test_nothing_is_removed_without_a_yes(said: Said) -> None:
     for answer in ("", "n\n", "yess\n"):
         code, text = said("prune", "runs/one", answer=answer)
         assert code == 0
-        assert "remove these 1 runs, " in text
+        assert "remove this run, " in text
         assert text.endswith("nothing was removed\n")
     assert said("prune", "runs/one", "--yes", "--dry_run")[1].endswith("nothing was removed (--dry_run)\n")
     assert Path("runs/one/config.yaml").exists()
@@ -111,6 +111,7 @@ def test_checkpoints_are_removed_from_runs_wherever_they_are(said: Said) -> None
     [
         ("prune", "say what to remove: RUN, --older_than, --worse_than, --state, --keep, --keep_best"),
         ("prune --keep -1", "keep must be at least 0, got -1"),
+        ("prune --checkpoints --keep 0", "keep must be at least 1, got 0"),
         ("prune none", "none holds no run: expected the folder of one"),
         ("list --runs none", "cannot look for runs in none: No such file or directory"),
         ("show .", ". holds no run: expected the folder of one"),

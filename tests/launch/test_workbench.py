@@ -80,7 +80,7 @@ def test_evaluate_measures_another_text_by_the_split_alone(folder: Path, tmp_pat
 
 
 def test_evaluate_reads_its_prompt_from_a_file_or_from_standard_input(folder: Path) -> None:
-    (folder / "prompt.txt").write_text("7 times\n")
+    (folder / "prompt.txt").write_bytes(b"7 times\r\n")
     options = ["--checkpoint", "plain", "--max_new_tokens", "20", "--top_p", "0.9"]
     given = command(EVALUATE, *options, "--prompt", "7 times", cwd=folder)
     assert given.stdout.startswith("7 times")
@@ -293,7 +293,7 @@ def test_curves_of_several_runs_with_legend_units_and_reference_lines(folder: Pa
         ),
         (
             [EVALUATE, "--checkpoint", "plain", "--data.source", "a"],
-            "--precision auto or fp64 and --data.[*] are for --split: to cont",
+            "--data.source is for --split, to measure",
         ),
         (
             [EVALUATE, "--checkpoint", "plain", "--weights", "ema"],
@@ -340,7 +340,10 @@ def test_curves_of_several_runs_with_legend_units_and_reference_lines(folder: Pa
             r"cannot write x.txt: expected a name that ends in \.json",
         ),
         ([BENCH, "--checkpoint", "plain", "--plot", "no/x.png"], "cannot write no/x.png: there is no folder no"),
-        ([EVALUATE, "--checkpoint", "plain", "--precision", "fp64"], "--precision auto or fp64 and --data.[*] are for"),
+        (
+            [EVALUATE, "--checkpoint", "plain", "--precision", "fp64"],
+            "--precision auto and fp64 are for --split: a text",
+        ),
         ([PLOT, "plain", "--output", "x.gif"], r"cannot write x.gif: expected a name that ends in \.png, \.svg, \.pdf"),
         ([PLOT, "nothing", "--output", "x.png"], "nothing does not exist: expected the folder of a run"),
         ([PLOT, ".", "--output", "x.png"], r"\. holds no metrics yet: expected the folder of a run"),

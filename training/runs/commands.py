@@ -156,10 +156,14 @@ def prune(words: Sequence[str]) -> None:
         print("nothing to remove")
         return
     print_table([table_row(run) for run in free])
-    if _agreed(options, f"remove these {len(free)} runs, {gigabytes(sum(run.size for run in free))}?"):
+    if _agreed(options, f"remove {_counted(len(free))}, {gigabytes(sum(run.size for run in free))}?"):
         for run in _free(free, options):  # An adapter may have begun while the question stood.
             remove_run(run.path, run.size)
             print(f"removed {run.path}")
+
+
+def _counted(number: int) -> str:
+    return "this run" if number == 1 else f"these {number} runs"
 
 
 def _free(runs: Sequence[Run], options: Namespace) -> list[Run]:
@@ -241,17 +245,17 @@ def _prune_options(words: Sequence[str]) -> Namespace:
     add("--worse_than", type=float | None, metavar="LOSS", help="Their best validation loss is above it.")
     add("--state", choices=["done", "stopped", "damaged"], help="What they are.")
     keep = "Leave so many of the newest runs alone; with --checkpoints, so many checkpoints of each run"
-    add("--keep", type=int, default=0, metavar="N", help=f"{keep}, at least 1, besides the best.")
-    add("--keep_best", type=int, default=0, metavar="N", help="Leave those with the lowest losses on a text alone.")
+    add("--keep", type=int | None, metavar="N", help=f"{keep}, at least 1, besides the best.")
+    add("--keep_best", type=int | None, metavar="N", help="Leave those with the lowest losses on a text alone.")
     add("--checkpoints", action="store_true", help="Remove checkpoints, not runs; and what is left of damaged ones.")
     add("--dry_run", action="store_true", help="Show what would be removed.")
     add("--yes", action="store_true", help="Do not ask.")
     options = parser.parse_args(words)
-    for name in ("keep", "keep_best"):
-        if options[name] < 0:
-            raise InputError(f"{name} must be at least 0, got {options[name]}")
-    given = ("names", "older_than", "worse_than", "state", "keep", "keep_best", "checkpoints")
-    if not any(options[name] for name in given):
+    for name, least in (("keep", int(options.checkpoints)), ("keep_best", 0)):
+        if options[name] is not None and options[name] < least:
+            raise InputError(f"{name} must be at least {least}, got {options[name]}")
+    given = ("older_than", "worse_than", "state", "keep", "keep_best")
+    if not (options.names or options.checkpoints or any(options[name] is not None for name in given)):
         raise InputError("say what to remove: RUN, --older_than, --worse_than, --state, --keep, --keep_best")
     return options
 
@@ -262,8 +266,8 @@ def _choice(options: Namespace) -> Choice:
         older_than=options.older_than,
         worse_than=options.worse_than,
         state=options.state,
-        keep=0 if options.checkpoints else options.keep,
-        keep_best=options.keep_best,
+        keep=0 if options.checkpoints else options.keep or 0,
+        keep_best=options.keep_best or 0,
     )
 
 

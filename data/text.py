@@ -192,17 +192,21 @@ def _write(source: Source, path: Path) -> _Written:
     # Beside its place: the file may be one of those that are read.
     beside = path if path.exists() and not path.is_file() else path.with_name(f".{path.name}.new")
     digest, size, length, validation, characters = hashlib.sha256(), 0, 0, 0, set[str]()
-    with beside.open("wb") as file:
-        for documents in (source.documents, source.validation or InMemory([])):
-            for text, _ in documents:
-                content = text.encode()
-                file.write(content)
-                digest.update(content)
-                characters.update(text)
-                size, length = size + len(content), length + len(text)
-                validation += len(text) * (documents is source.validation)
-    if beside != path:
-        beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            for documents in (source.documents, source.validation or InMemory([])):
+                for text, _ in documents:
+                    content = text.encode()
+                    file.write(content)
+                    digest.update(content)
+                    characters.update(text)
+                    size, length = size + len(content), length + len(text)
+                    validation += len(text) * (documents is source.validation)
+        if beside != path:
+            beside.replace(path)
+    finally:
+        if beside != path:  # What a bad row, or a full disk, has cut short.
+            beside.unlink(missing_ok=True)
     return _Written(size, length, len(characters), validation, digest.hexdigest())
 
 

@@ -215,7 +215,7 @@ def with_shared_rows(
             old_VM = weights[name]
             new_VM = old_VM.mean(0).repeat(len(new), 1)
             if name == TABLES[0]:
-                new_VM += torch.randn(new_VM.shape, generator=draws) * old_VM.std(0)
+                new_VM += torch.randn(new_VM.shape, generator=draws) * old_VM.std(0, correction=min(1, len(old) - 1))
             new_VM[to] = old_VM[of]
             changed[name] = new_VM
     return changed, len(kept)

@@ -83,7 +83,8 @@ def _tokens(text: str, name: str, vocabulary: Vocabulary, unknown: str) -> list[
     try:
         return vocabulary.encode(text, name)
     except InputError as error:
-        raise InputError(f"{error} (--data.unknown skip goes on without)") from error
+        hint = " (--data.unknown skip goes on without)" if strange and unknown != "skip" else ""
+        raise InputError(f"{error}{hint}") from error
 
 
 def _show_beams(options: Namespace, loaded: LoadedSeq2Seq, source: Sequence[int], number: int) -> list[tuple[int, ...]]:

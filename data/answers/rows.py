@@ -15,7 +15,7 @@ from data.sources.corpora import text_of
 from data.sources.files import list_files, look_into
 from data.sources.hub import Request, load_hub_rows
 from data.sources.row_streams import is_row_file, stream_rows
-from data.sources.rows import Row
+from data.sources.rows import Row, check_whole
 from data.tokenizers.chat import Chat, Message, Segment
 from training.runtime.errors import InputError
 
@@ -159,7 +159,6 @@ def _conversation(row: Row, column: str | None, chat: Chat) -> Answered:
     segments = chat.segments(messages)
     if not segments:
         raise ValueError(f"column {column} has no message of the role assistant")
-    "".join(segment.text for segment in segments).encode()
     return Answered(segments, next((m["content"] for m in messages if m["role"] == "user"), ""))
 
 
@@ -171,6 +170,7 @@ def _messages(value: Any, column: str) -> list[Message]:
         for name in ("role", "content"):
             if not isinstance(message.get(name), str):
                 raise ValueError(f"column {column} has a message without text as its {name}")
+            check_whole(message[name], column)
         if message["role"] == "assistant" and not message["content"].strip():
             raise ValueError(f"column {column} has an empty answer")
     return value

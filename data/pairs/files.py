@@ -12,7 +12,7 @@ from data.listing import describe, listed
 from data.pairs.strings import Pair, Split, split_of
 from data.sources.hub import Request, load_hub_rows
 from data.sources.row_streams import stream_rows
-from data.sources.rows import Row, read_rows
+from data.sources.rows import Row, check_whole, read_rows
 from data.tokenizers.symbols import UNITS, Symbols
 from data.tokenizers.vocabulary import Vocabulary
 from training.runtime.errors import InputError
@@ -165,8 +165,7 @@ def _text(row: Row, column: str) -> str:
         raise ValueError(f"column {column} must hold text, got {type(value).__name__}")
     if not value.strip():
         raise ValueError(f"column {column} is empty")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError(f"column {column} holds half of a surrogate pair, which is no character")
+    check_whole(value, column)
     return value
 
 

@@ -14,7 +14,7 @@ from data.sources.documents import CHUNK, Chunk, chunks
 from data.sources.encodings import opened
 from data.sources.files import FoundFile
 from data.sources.row_streams import is_row_file, stream_rows
-from data.sources.rows import Row
+from data.sources.rows import Row, check_whole
 from training.runtime.errors import InputError
 
 VERSION = 1
@@ -147,8 +147,5 @@ def text_of(row: Row, column: str, option: str = "column") -> str | None:
         return None
     if not isinstance(value, str):
         raise ValueError(f"column {column} must hold text, got {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"column {column} holds half of a surrogate pair, which is no character") from None
+    check_whole(value, column)
     return value

@@ -208,14 +208,17 @@ def _refuse_damaged(blocks: Blocks, offset: int, byte: int, name: Path | str) ->
 
 
 def _sample(blocks: Iterable[bytes]) -> bytes:
-    """Lines with bytes beyond ASCII, or parts of long ones: a few in ten thousand are in no sample of the whole.
+    """Lines with bytes beyond ASCII, or parts of long ones, each once: one that comes again makes a guess no surer.
 
-    No encoding here has a line break or a space in a character.
+    A few in ten thousand are in no sample of the whole. No encoding here has a line break or a space in a character.
     """
-    found, room = list[bytes](), SAMPLE_BYTES
+    found, room, seen = list[bytes](), SAMPLE_BYTES, set[bytes]()
     lines = (line for block in blocks for line in block.split(b"\n") if not line.isascii())
     parts = (part for line in lines for part in ([line] if len(line) < LONG_LINE else LINE_PART.findall(line)))
     for part in (part for part in parts if not part.isascii()):
+        if part in seen:
+            continue
+        seen.add(part)
         found.append(part[:room])
         room -= len(found[-1])
         if len(found) == SAMPLE_LINES or not room:

@@ -171,6 +171,8 @@ def _walk(path: Path, name: str, fits: Fits, *, is_named: bool) -> Iterator[List
 
 
 def _encoding(path: Path, *, is_named: bool) -> Encoding | str:
+    if is_named and os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"data.source {path} is no regular file: write what comes from it to one first")
     try:
         return Encoding() if path.suffix.lower() == ".parquet" and path.is_file() else find_encoding(path)
     except NoText as error:

@@ -78,6 +78,8 @@ def _check_columns(path: Path, file: "ParquetFile", columns: Sequence[str]) -> N
     for column in columns:
         if not any(f"{name}.".startswith(f"{column}.") for name in names):
             raise InputError(f"{path} has no column {column}: choose one of {listed(names, MAX_NAMES) or 'none'}")
+        if file.schema_arrow.names.count(column.partition(".")[0]) > 1:
+            raise InputError(f"{path} has two columns of the name {column.partition('.')[0]}: call one otherwise")
 
 
 def _row(batch: "RecordBatch", index: int) -> Row:

@@ -76,9 +76,10 @@ def _array(path: Path, text: str) -> Iterator[tuple[str, Row]]:
 def json_object(line: str) -> Row:
     """The row of a JSON line, or what is wrong with it."""
     try:
-        return flat_columns(_parse(line))
+        value = _parse(line)
     except (ValueError, RecursionError) as error:
         return f"expected a JSON object, got none ({_reason(error)})"
+    return flat_columns(value)
 
 
 def _parse(text: str) -> Any:
@@ -90,9 +91,22 @@ def _reason(error: Exception) -> str:
     return getattr(error, "msg", "nested too deep")
 
 
+def check_whole(text: str, column: str) -> None:
+    """Raise a `ValueError` where the text of a column holds half of a character of UTF-16, which has no bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"column {column} holds half of a surrogate pair, which is no character") from None
+
+
 def flat_columns(value: Any) -> Row:
     """The values of an object; of {"translation": {"en": "…"}} the column is translation.en."""
-    return dict(_leaves(value)) if isinstance(value, dict) else f"expected a JSON object, got {type(value).__name__}"
+    if not isinstance(value, dict):
+        return f"expected a JSON object, got {type(value).__name__}"
+    try:
+        return dict(_leaves(value))
+    except RecursionError as error:
+        return f"expected a JSON object, got none ({_reason(error)})"
 
 
 def _leaves(value: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -108,7 +122,7 @@ def _table(
 ) -> tuple[list[tuple[int, Row]], list[str]]:
     """The rows below the line of names, each with the line that it begins at, and what was guessed."""
     mark = re.fullmatch(r'"?sep=([^"])"?\s*', lines[0])  # Spreadsheets read such a line, and some write it.
-    begin = next((number for number in range(bool(mark), len(lines)) if lines[number].strip("\r\n")), None)
+    begin = next((number for number in range(bool(mark), len(lines)) if lines[number].strip()), None)
     if begin is None:
         return [], []
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -119,12 +133,15 @@ def _table(
     names: Sequence[str] = head if headed else [str(number) for number in range(1, width + 1)]
     if not headed and not set(columns) <= set(names):
         if chosen or width != len(columns) or _look_like_names(head):
+            lacking = next(name for name in columns if name not in {*head, *names})
             raise InputError(
-                f"{path}, line {begin + 1}: no column {next(name for name in columns if name not in head)}: choose "
+                f"{path}, line {begin + 1}: no column {lacking}: choose "
                 f"data.source_column and data.target_column ({shorten(', '.join(head), 200)}), or, where this line "
                 f"is a pair itself, numbers: --data.source_column 1 --data.target_column 2"
             )
         names = columns
+    if twice := next((name for name in columns if headed and head.count(name) > 1), None):
+        raise InputError(f"{path}, line {begin + 1}: two columns of the name {twice}: call one otherwise")
     needed = 1 + max(map(names.index, columns))
     dialect, rows = _find_quotes(lines, begin, dialect, rows, width, needed)
     if dialect["delimiter"] != usual:

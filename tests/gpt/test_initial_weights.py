@@ -482,3 +482,10 @@ def test_the_command_says_what_gives_way_and_resumes_by_itself(source: Path, tmp
     done = command(TRAIN, *options[:4], "--model.d_ff", "9", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: init_from: source does not exist: expected the folder of a run, ")
+
+
+def test_a_vocabulary_of_one_token_has_no_deviation() -> None:
+    old, new = CharTokenizer("a"), CharTokenizer("abc")
+    weights, kept = with_shared_rows({"embedding.weight": torch.ones(1, 4)}, old, new, torch.Generator())
+    assert kept == 1
+    assert weights["embedding.weight"].equal(torch.ones(3, 4))

@@ -4,14 +4,14 @@ import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
 
-from data.answers.rows import FoundRows
+from data.answers.rows import FoundRows, LeftOut, answered
 from data.answers.tokens import RowTokens, answer_tokens
 from data.answers.windows import AnswerData
 from data.cache.tokens import held_out_documents, sha256
@@ -20,6 +20,7 @@ from data.split import MIN_DOCUMENTS
 from data.text import Source, load_source
 from data.tokenizers.byte_tokenizer import ByteTokenizer
 from data.tokenizers.characters import CharTokenizer
+from data.tokenizers.chat import Chat
 from training.runtime.errors import InputError
 from training.task import IGNORED
 
@@ -134,6 +135,14 @@ BAD = [
     (["x"], "expected a JSON object, got list"),
     ({"prompt": "x" * 20, "answer": "y"}, "it has 22 tokens, at most 17 fit into model.max_len 16"),
 ]
+
+
+def test_half_a_character_anywhere_in_a_conversation_is_a_bad_row() -> None:
+    row = {"messages": [{"role": "assistant", "content": "A"}, {"role": "user", "content": "x\ud83d"}]}
+    left_out = LeftOut(skip=True)
+    data = TextConfig(source="a.jsonl", tokenizer="a/tokenizer.json", messages_column="messages")
+    assert list(answered([("line 1", row)], data, cast(Chat, object()), left_out)) == []
+    assert "column messages holds half of a surrogate pair" in left_out.notes[0]
 
 
 @pytest.mark.parametrize(("row", "reason"), BAD)

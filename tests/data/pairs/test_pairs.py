@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from small_hub import SmallHub, parquet, serving
 
@@ -182,6 +184,7 @@ NO_HEADER = "no header: column 1 is the source, column 2 the target"
         ("A.CSV", texts(";"), {}, ["separated by semicolons"]),
         ("a.csv", texts("|", header="target{0}note{0}source", row="{b}{s}{s}{a}"), {}, ["separated by bars"]),
         ("a.csv", texts(",", header="source, target", row='"{a}", "{b}"'), {}, ["without the space after it"]),
+        ("a.csv", " \n" + texts(",", quote='"'), {}, []),
         ("a.csv", "sep=;\n" + texts(";"), {}, ["separated by semicolons"]),
         ("a.csv", '"sep=*"\r\n' + texts("*"), {}, ["separated by '*'"]),
         ("a.csv", texts("\t").encode("utf-16"), {}, ["read as UTF-16LE; separated by tabs"]),
@@ -241,6 +244,25 @@ def test_a_table_without_the_columns_names_both_ways_on(tmp_path: Path, first: s
     assert len(all_pairs(load(path, **BY_NUMBER))) == 61
     with pytest.raises(InputError, match="no column 9: choose"):
         load(path, source_column="9")
+    with pytest.raises(InputError, match="no column 9: choose"):
+        load(path, source_column="1", target_column="9")
+
+
+def test_a_column_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", ["source,target,target", *(f"{n},b,c" for n in range(60))])
+    with pytest.raises(InputError, match="a.csv, line 1: two columns of the name target: call one otherwise"):
+        load(path)
+    columns = pyarrow.array(["a"] * 60)
+    pyarrow.parquet.write_table(pyarrow.table([columns] * 3, ["source", "target", "target"]), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match="a.parquet has two columns of the name target: call one otherwise"):
+        load(tmp_path / "a.parquet")
+
+
+def test_an_object_that_is_nested_too_deep_is_a_bad_row(tmp_path: Path) -> None:
+    deep = '{"a": ' * 900 + "1" + "}" * 900
+    (tmp_path / "a.json").write_text(f"[{json.dumps(NUMBERS[0])}, {deep}]")
+    with pytest.raises(InputError, match="a.json, row 2: expected a JSON object, got none .nested too deep"):
+        load(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("indent", [None, 1])

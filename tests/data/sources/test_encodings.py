@@ -30,7 +30,10 @@ RUSSIAN = (
     "ю и должны поступать в отношении друг друга в духе братства. Каждый человек должен обладать всеми пр"
     "авами и всеми свободами, провозглашенными настоящей Декларацией.\n"
 )
-CHINESE = "床前明月光，疑是地上霜。举头望明月，低头思故乡。\n白日依山尽，黄河入海流。欲穷千里目，更上一层楼。\n" * 2
+CHINESE = (
+    "床前明月光，疑是地上霜。举头望明月，低头思故乡。\n白日依山尽，黄河入海流。欲穷千里目，更上一层楼。\n"
+    "春眠不觉晓，处处闻啼鸟。夜来风雨声，花落知多少。\n红豆生南国，春来发几枝。愿君多采撷，此物最相思。\n"
+)
 JAPANESE = (
     "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。何でも薄暗いじめじめした所でニャーニャ"
     "ー泣いていた事だけは記憶している。吾輩はここで始めて人間というものを見た。\n"
@@ -89,6 +92,24 @@ def test_a_file_is_looked_at_a_block_at_a_time(
     assert found.note == note
     with opened(file, found) as content:
         assert content.read() == text * 20
+
+
+@pytest.mark.parametrize(
+    ("line", "clear"),
+    [
+        ("La forêt brûlait où nous étions déjà\n", True),
+        ("Fichier créé: forêt.txt où brûlé\n", True),
+        ("Échec à la connexion (déjà fermé)\n", False),
+        ("2024-01-01 Échec à la connexion du côté serveur (déjà fermé)\n", False),
+    ],
+)
+def test_a_line_that_comes_again_is_no_more_to_go_by_than_the_line(line: str, clear: bool) -> None:
+    for count in (1, 20):
+        if clear:
+            assert decode_text(line.encode("cp1252") * count, "a").text == line * count
+            continue
+        with pytest.raises(NoText, match="a is not UTF-8, perhaps WINDOWS-1252 or WINDOWS-1250: convert it"):
+            decode_text(line.encode("cp1252") * count, "a")
 
 
 def test_a_wrong_byte_far_behind_is_found_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,12 @@ def test_what_is_named_must_be_there_and_text(source: str, message: str) -> None
         find_files(source)
 
 
+def test_what_is_named_is_read_more_than_once_and_so_no_pipe() -> None:
+    os.mkfifo("pipe")
+    with pytest.raises(InputError, match="data.source pipe is no regular file: write what comes from it to one first"):
+        find_files("pipe")
+
+
 def test_a_plain_file_is_known_by_the_same_sha256_as_ever() -> None:
     put({"a.txt": "hello\n", "marked.txt": "\ufeffhello\n", "wide.txt": "hello\n".encode("utf-16")})
     shas = {sha256(load_source(TextConfig(source=f"{name}.txt"))) for name in ("a", "marked", "wide")}
@@ -155,6 +161,14 @@ def test_notes_are_told_by_the_task_and_by_the_command(
     data.main()
     assert Path("out.txt").read_text() == "hello " * 200, "a text may be written to a file that it is made of"
     assert sorted(os.listdir()) == ["a.txt", "out.txt"]
+
+
+def test_a_text_that_cannot_be_written_whole_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    put({"bad.jsonl": '{"text": "a"}\n{"text"\n'})
+    monkeypatch.setattr(sys, "argv", ["data", "--source", "bad.jsonl", "--output", "new.txt"])
+    with pytest.raises(InputError, match="bad.jsonl, line 2"):
+        data.main()
+    assert not [name for name in os.listdir() if "new" in name]
 
 
 def test_a_pattern_that_the_shell_has_replaced_is_said_to_want_quotes() -> None:

@@ -202,8 +202,8 @@ def parse(arguments: Sequence[str]) -> Namespace:
     parser = StrictParser(
         prog="evaluate.py",
         description="Continue a text with a trained GPT, or write the targets of sources with a trained "
-        "encoder-decoder; with --split, measure it instead. What a model of yours can be asked, and what it does "
-        "unless asked, says evaluate.py --checkpoint DIR --help.",
+        "encoder-decoder; with --split, measure it instead. For the options and defaults of one model: "
+        "evaluate.py --checkpoint DIR --help.",
     )
     for row in rows:
         row.add_to(parser)

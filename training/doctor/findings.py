@@ -12,6 +12,9 @@ Status = Literal["good", "warning", "fault", "not checked"]
 SECONDS = 15.0
 """How long a check may take: a file system or a driver that hangs is one of the things to find."""
 
+GRACE = 3.0
+"""How long a check goes on after Ctrl-C, at most."""
+
 
 class Finding(NamedTuple):
     """One line: on what, how it is, what was measured, and what to do about it."""
@@ -46,10 +49,19 @@ def examine(check: Check, seconds: float = SECONDS) -> Iterator[Finding]:
         _look(check, found)
     else:
         # A system call that hangs cannot be ended: its thread is left behind.
-        thread = threading.Thread(target=_look, args=(check, found), daemon=True)
-        thread.start()
-        thread.join(seconds)
-        if thread.is_alive():
+        ended = threading.Event()
+
+        def look() -> None:
+            _look(check, found)
+            ended.set()
+
+        try:
+            threading.Thread(target=look, daemon=True).start()
+            ended.wait(seconds)
+        except KeyboardInterrupt:
+            ended.wait(GRACE)  # Python cannot end well while torch computes in a thread.
+            raise
+        if not ended.is_set():
             found.append(Finding(check.name, "fault", f"no answer in {seconds:g} s", "a run would hang here, too"))
     yield from list(found)
 

@@ -1,5 +1,8 @@
 """Checks that fail or hang keep nobody waiting, and what others found is still told."""
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -9,6 +12,25 @@ from training.doctor.findings import Check, Finding, examine
 from training.runtime.errors import InputError
 
 GOOD = Finding("disk", "good", "fast")
+
+
+def test_ctrl_c_waits_for_what_computes() -> None:
+    done, begun = threading.Event(), threading.Event()
+
+    def look() -> Iterator[Finding]:
+        begun.set()
+        time.sleep(0.3)
+        done.set()
+        yield GOOD
+
+    def interrupt() -> None:
+        begun.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(examine(Check("threads", look), seconds=20))
+    assert done.is_set()
 
 
 def test_a_check_that_hangs_is_named_and_left_behind() -> None:

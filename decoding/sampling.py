@@ -86,16 +86,16 @@ def filtered_probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_k is not None or sampling.top_p is not None:
         order_BV = logits_BV.argsort(dim=-1, descending=True, stable=True)
         falling_BV = probabilities_BV.gather(-1, order_BV)
-        first_BV = torch.ones_like(kept_BV)
+        kept_ranks_BV = torch.ones_like(kept_BV)
         if sampling.top_k is not None:
-            first_BV[:, sampling.top_k :] = False
-            falling_BV = falling_BV * first_BV
+            kept_ranks_BV[:, sampling.top_k :] = False
+            falling_BV = falling_BV * kept_ranks_BV
             falling_BV = falling_BV / falling_BV.sum(-1, keepdim=True)
         if sampling.top_p is not None and sampling.top_p < 1:
-            likelier_BV = falling_BV.cumsum(-1) - falling_BV
-            likelier_BV[:, 0] = 0.0  # The likeliest one always stays.
-            first_BV &= likelier_BV < sampling.top_p
-        kept_BV.scatter_(-1, order_BV, first_BV)
+            before_BV = falling_BV.cumsum(-1) - falling_BV
+            before_BV[:, 0] = 0.0  # The likeliest one always stays.
+            kept_ranks_BV &= before_BV < sampling.top_p
+        kept_BV.scatter_(-1, order_BV, kept_ranks_BV)
     if sampling.min_p is not None:
         kept_BV &= probabilities_BV >= sampling.min_p * probabilities_BV.amax(-1, keepdim=True)
     return probabilities_BV * kept_BV
@@ -147,13 +147,13 @@ class Sampler:
     def choose(self, logits_BV: Tensor) -> Chosen:
         """Choose the next token of each sequence."""
         log_probabilities_BV = logits_BV.float().log_softmax(-1)
-        asked_BV = logits_BV.float()
+        penalised_BV = logits_BV.float()
         if self._sampling.repetition_penalty != 1:
-            asked_BV = penalise(asked_BV, self._seen_BV, self._sampling.repetition_penalty)
+            penalised_BV = penalise(penalised_BV, self._seen_BV, self._sampling.repetition_penalty)
         if self._sampling.temperature == 0:
-            tokens_B1 = asked_BV.argmax(-1, keepdim=True)
+            tokens_B1 = penalised_BV.argmax(-1, keepdim=True)
         else:
-            sums_BV = filtered_probabilities(asked_BV, self._sampling).cumsum(-1)
+            sums_BV = filtered_probabilities(penalised_BV, self._sampling).cumsum(-1)
             noise_B1 = self._next_noise(sums_BV)
             # The first token whose sum exceeds the noise: never one of probability 0, whose sum is that before it.
             tokens_B1 = torch.searchsorted(sums_BV, noise_B1 * sums_BV[:, -1:], right=True)

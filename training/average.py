@@ -49,6 +49,6 @@ class WeightAverage:
     @torch.no_grad()
     def _exchange(self) -> None:
         for weight, average in zip(self._weights, self._averages, strict=True):
-            kept = weight.clone()
+            own = weight.clone()
             weight.copy_(average)
-            average.copy_(kept)
+            average.copy_(own)

@@ -126,7 +126,7 @@ def validation_loss(
 def losses_by_part(
     name: str, accelerator: Accelerator, task: Task, batch_size: int, interrupted: Callable[[], bool], every: int
 ) -> dict[str, float]:
-    """The same of data that has parts, under `name`, and the mean of each part under `name/PART`."""
+    """As `validation_loss`, for data in parts: the mean of all under `name`, of each part under `name/PART`."""
     of_rank = batch_size, accelerator.process_index, accelerator.num_processes, every
     parts: Mapping[str, Iterable[Batch]] = task.data.validation_parts(*of_rank)  # type: ignore[attr-defined]
     with evaluating(task.model):
@@ -160,7 +160,7 @@ def mean_loss(
 def summed_loss(
     accelerator: Accelerator, model: nn.Module, batches: Iterable[Batch], interrupted: Callable[[], bool]
 ) -> tuple[float, float]:
-    """The sum of which that is the mean, and the number of targets."""
+    """The sum of the losses over all targets of all processes, and how many targets; see `mean_loss`."""
     # One sum, not a list: glibc would cut each small tensor that stays from the memory of logits that are freed.
     sum_of_losses = torch.zeros((), dtype=torch.float64, device=accelerator.device)
     loss_model = LossModel(model)

@@ -211,7 +211,7 @@ class Trainer:
         return outcome
 
     def _report_step(self, metrics: dict[str, float], reporter: Reporter) -> None:
-        """Report a step where that is due; one that is to be evaluated first has a pending evaluation from here on."""
+        """Report a step where that is due; of one that is to be evaluated first, keep what `_evaluate` reports then."""
         evaluating = self._is_due(self.config.training.eval_interval)
         logging = self._is_due(self.config.training.log_interval)
         if evaluating or logging:

@@ -93,8 +93,8 @@ class MicroBatching:
     def __init__(self, training: TrainingConfig, accelerator: Accelerator, tokens_per_sample: float) -> None:
         self._training, self._accelerator, self._num_processes = training, accelerator, accelerator.num_processes
         self._on_cpu = accelerator.device.type == "cpu"
-        self._before: int | None = None
-        self._goes_on, self._tried = False, ""
+        self._size_before: int | None = None
+        self._keeps_size, self._tried = False, ""
         if training.micro_batch_size != "auto":
             self.size, self._reason = training.micro_batch_size, "as configured"
         elif self._on_cpu:
@@ -110,7 +110,7 @@ class MicroBatching:
     @property
     def record(self) -> dict[str, Any]:
         """What a checkpoint says of it: `micro_batch`, and, where sizes were tried, which ones fitted."""
-        size = self._before if self.size == 0 and self._goes_on else self.size
+        size = self._size_before if self.size == 0 and self._keeps_size else self.size
         return {"micro_batch": size, "micro_batch_tried": self._tried}
 
     @property
@@ -123,9 +123,9 @@ class MicroBatching:
     @property
     def changes(self) -> list[str]:
         """What a run that goes on does otherwise than before, in words."""
-        if self._before is None or self.size == 0 or self._at_once(self._before) == self._at_once(self.size):
+        if self._size_before is None or self.size == 0 or self._at_once(self._size_before) == self._at_once(self.size):
             return []
-        was, now = self._at_once(self._before), self._at_once(self.size)
+        was, now = self._at_once(self._size_before), self._at_once(self.size)
         return [f"micro_batch was {was}, is now {now} ({self._reason}): the steps to come differ for it"]
 
     def turns(self, size: int) -> int:
@@ -141,9 +141,9 @@ class MicroBatching:
         before, tried = setup.get("micro_batch"), str(setup.get("micro_batch_tried") or "")
         if not isinstance(before, int) or before < 0:
             return
-        self._before = before
-        self._goes_on = self._training.micro_batch_size == "auto" and before > 0 and (tried == "") is self._on_cpu
-        if self._goes_on:
+        self._size_before = before
+        self._keeps_size = self._training.micro_batch_size == "auto" and before > 0 and (tried == "") is self._on_cpu
+        if self._keeps_size:
             self.size, self._tried, self._reason = before if self._on_cpu else 0, tried, "auto: as the run began"
 
     def choose(
@@ -181,7 +181,7 @@ class MicroBatching:
             MemoryError: Not a single one fits.
         """
         part = largest_part(self._training, self._num_processes)
-        limit = self._before if self._goes_on and self._before else part
+        limit = self._size_before if self._keeps_size and self._size_before else part
         sizes = [size for size in sizes_to_try(part) if size < limit] + [min(limit, part)]
         found: dict[int, bool] = {}
 
@@ -189,7 +189,7 @@ class MicroBatching:
             found[size] = self._lowest(fits(size)) == 1
             return found[size]
 
-        largest = largest_that_fits(sizes, limit if self._goes_on else self._lowest(estimate), fits_everywhere)
+        largest = largest_that_fits(sizes, limit if self._keeps_size else self._lowest(estimate), fits_everywhere)
         self._tried = ", ".join(f"{size} {'fits' if fitted else 'does not fit'}" for size, fitted in found.items())
         if not largest:
             raise MemoryError
@@ -203,7 +203,7 @@ class MicroBatching:
         """
         most = self._lowest(estimate)
         sizes = [size for size in sizes_to_try(largest_part(self._training, self._num_processes)) if size <= most]
-        self.size = self._before if self._goes_on and self._before else max(sizes, default=1)
+        self.size = self._size_before if self._keeps_size and self._size_before else max(sizes, default=1)
         self._tried = f"{self.size} by estimate"
         self._reason = f"auto: {self._tried}"
 

@@ -130,8 +130,10 @@ def _prepared(rows: FoundRows, data: TextConfig, tokenizer: Tokenizer | None) ->
             "data.messages_column needs a chat template: use --data.tokenizer FOLDER/tokenizer.json with a "
             "chat_template.jinja or a tokenizer_config.json beside it that has one"
         )
-    share, found = data.validation_share, [each for each in (rows.training, rows.validation) if each is not None]
-    scans = [_scan(each, data, chat, share if rows.validation is None else float(n)) for n, each in enumerate(found)]
+    if rows.validation is None:
+        scans = [_scan(rows.training, data, chat, data.validation_share)]
+    else:
+        scans = [_scan(rows.training, data, chat, 0.0), _scan(rows.validation, data, chat, 1.0)]
     return tokenizer or _learnt(rows, data, scans[0]), scans
 
 

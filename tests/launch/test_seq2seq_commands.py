@@ -122,7 +122,7 @@ def test_attention_is_drawn(trained: Path) -> None:
         (["--source", "a", "--attention", "x.txt"], "error: cannot write x.txt: expected a name that ends in .png"),
         (["--split", "test", "--lengths", "3", "15"], "error: lengths must rise from 1 at least to 14 at most"),
         (["--split", "test", "--count", "0"], "error: count must be at least 1, got 0"),
-        (["--prompt", "a"], "error: unknown option prompt: "),
+        (["--prompt", "a"], "error: --prompt is for a GPT, and this is an encoder-decoder: "),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(trained: Path, options: list[str], line: str) -> None:

@@ -620,6 +620,7 @@ def test_options_that_are_said_to_change_no_step_change_none(
         "keep_checkpoints": 4,
         "background_saves": True,
         "on_save_error": "continue",
+        "max_nonfinite_steps": 3,
         "collective_timeout": 60.0,
     }
     text = tmp_path / "the same text"

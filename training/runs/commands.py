@@ -116,7 +116,7 @@ def _print_run(run: Run, scripts: Path) -> None:
         "model": run.model,
         "step": f"{run.step:,}{steps}, {run.tokens:,} tokens in {run.seconds:,.0f} s",
         **{name: f"{loss:.4f}" for name, loss in losses.items() if loss is not None},
-        "computed on": ", ".join(f"{name} {value}" for name, value in run.setup.items() if value),
+        "computed on": run.setup.get("device") or ", ".join(f"{name} {value}" for name, value in run.setup.items()),
         "size": f"{gigabytes(run.size)}, changed {age(time.time() - run.changed)} ago",
         "left over": ", ".join(path.name for path in run.left_over),
     }

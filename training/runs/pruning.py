@@ -111,8 +111,8 @@ def obstacle(run: Run, runs: Iterable[Run], *, whole: bool = True) -> str | None
 def _needs(other: Run, run: Run) -> bool:
     """Whether a run cannot do without another one: as an adapter for it, or because nothing of it is saved yet."""
     source = other.config.get("init_from")
-    begun = not any(saved.fault is None for saved in other.checkpoints)
-    if not isinstance(source, str) or not (base_of(other.config) or begun):
+    nothing_saved = not any(saved.fault is None for saved in other.checkpoints)
+    if not isinstance(source, str) or not (base_of(other.config) or nothing_saved):
         return False
     own = run.path.resolve()
     # A place that is not absolute was meant from where the training was started, which nothing tells.

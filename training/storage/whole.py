@@ -36,7 +36,7 @@ def in_shards(groups: "Groups") -> bool:
 
 
 def take_part(groups: "Groups") -> None:
-    """Do what another rank's `wholes` asks of this one: of tensors in shards, send it the rows."""
+    """Join in what the main process gathers in `wholes`, in the same order: the rows of tensors in shards."""
     for tensors in groups.values():
         for name in file_order(tensors):
             if is_shard(tensors[name]):

@@ -22,6 +22,7 @@ from seq2seq.task import train_seq2seq
 from training.config.command_line import config_to_yaml
 from training.config.sections import RunConfig
 from training.storage.checkpoint import Checkpoint
+from training.storage.run_folder import RunFolder
 
 ENVIRONMENT = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
@@ -258,7 +259,7 @@ def test_processes_on_unequal_devices_agree_on_a_precision(tmp_path: Path, fast_
 def test_an_error_is_said_once_and_nobody_hangs(
     config: GPTConfig, tmp_path: Path, options: list[str], message: str
 ) -> None:
-    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    RunFolder(tmp_path / "run").create(config_to_yaml(config))
     train = [*torchrun(2), ROOT / "launch/train_gpt.py", "--config", write(config, tmp_path), *options]
     done = command(*train, cwd=tmp_path, WANDB_MODE="offlin", **ENVIRONMENT)
     assert done.returncode != 0

@@ -249,7 +249,7 @@ def choose_run_folder(name: str, output_dir: Path | None, *, resume: bool) -> Ru
         raise InputError(f"--output_dir {output_dir} is a checkpoint, not a run's folder: choose another one")
     if run.in_use and not run.holds_run:
         found = next(name for name in ("config.yaml", "checkpoints", "metrics.jsonl") if (output_dir / name).exists())
-        raise InputError(f"{output_dir} holds a {found}, and no run: choose another --output_dir")
+        raise InputError(f"{output_dir} holds {found}, but no run: choose another --output_dir")
     if run.in_use and not resume:
         raise InputError(
             f"{output_dir} already holds a run: go on with it by adding --resume, or choose another --output_dir"

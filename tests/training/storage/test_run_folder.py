@@ -58,7 +58,7 @@ def test_files_of_others_are_never_written_over(resume: bool) -> None:
     for name, make in (("config.yaml", lambda path: path.write_text("title: a\n")), ("checkpoints", Path.mkdir)):
         Path(f"of {name}").mkdir()
         make(Path(f"of {name}", name))
-        with pytest.raises(InputError, match=f"of {name} holds a {name}, and no run: choose another --output_dir"):
+        with pytest.raises(InputError, match=f"of {name} holds {name}, but no run: choose another --output_dir"):
             choose_run_folder("a", Path(f"of {name}"), resume=resume)
     assert Path("of config.yaml/config.yaml").read_text() == "title: a\n"
 
